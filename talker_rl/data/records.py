@@ -1,0 +1,130 @@
+"""Typed records that flow between stages, joined by ids and never by row number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+CODE_RATE_HZ = 50
+"""Codec tokens a second: one code is 2 mel frames of 240 samples at 24 kHz."""
+
+NUM_CODES = 8194
+"""Rows of the DiT's code table; any sampled id at or above it (a stop id aside) is invalid."""
+
+EndReason = Literal["eos", "max_tokens", "invalid_code", "empty"]
+
+
+def stable_hash(*parts: Any) -> str:
+    """Hex SHA-256 of JSON-serialisable parts; equal parts give equal ids on every machine."""
+    blob = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(blob.encode()).hexdigest()
+
+
+def derive_seed(*parts: Any) -> int:
+    """A seed in [0, 2**31) from parts, e.g. ``derive_seed(run_seed, prompt_id, k)``."""
+    return int(stable_hash("seed", *parts)[:8], 16) & 0x7FFFFFFF
+
+
+@dataclass
+class Prompt:
+    """A reply text to speak, with its context."""
+
+    text: str
+    """What the Talker must say, with punctuation."""
+    speaker: str
+    lang: str = "en"
+    """zh, en or mixed."""
+    messages: list[dict[str, Any]] | None = None
+    """Chat messages before the reply; None means the configured system prompt and instruction."""
+    reference_seconds: float | None = None
+    """Duration of a clean rendering of this text by this speaker, where one is known."""
+    prompt_id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.prompt_id:
+            self.prompt_id = stable_hash("prompt", self.text, self.speaker, self.messages)[:16]
+
+
+@dataclass
+class Candidate:
+    """One sampled sequence of codes. Masks and losses include the stop, durations do not."""
+
+    prompt_id: str
+    candidate_id: str
+    """``<prompt_id>-<k>``."""
+    speaker: str
+    seed: int
+    codes: list[int]
+    """Sampled ids < 8194, the stop id excluded (an invalid id that ended the sequence is excluded too)."""
+    stop_id: int | None
+    """The sampled stop id; None if the sequence was cut."""
+    end_reason: EndReason
+    token_logps: list[float]
+    """Raw natural-log probabilities; len(codes) + 1 entries if stopped, the stop last."""
+    processed_logps: list[float] = field(default_factory=list)
+    """Log-probs under the processed sampling distribution, same length."""
+
+    @property
+    def duration(self) -> float:
+        """Seconds of speech."""
+        return len(self.codes) / CODE_RATE_HZ
+
+
+@dataclass
+class ScoreRow:
+    """The score of one candidate: a value with components, or a failure. Never both."""
+
+    prompt_id: str
+    candidate_id: str
+    status: Literal["ok", "failed"]
+    reward: float | None = None
+    components: dict[str, float | None] = field(default_factory=dict)
+    transcript: list[str] = field(default_factory=list)
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    """Start and end of each transcript token, seconds."""
+    errors: str = ""
+    """JSON alignment: list of [op, ref, hyp], op in = S D I."""
+    error_code: str | None = None
+    error_message: str | None = None
+    retryable: bool = False
+
+
+@dataclass
+class Pair:
+    """Chosen and rejected candidate of one prompt."""
+
+    prompt_id: str
+    pair_id: str
+    text: str
+    speaker: str
+    chosen_id: str
+    rejected_id: str
+    chosen: list[int]
+    """Codes with the stop id last if it was sampled: what masks, losses and lengths count."""
+    rejected: list[int]
+    chosen_reward: float
+    rejected_reward: float
+    margin: float
+    chosen_seconds: float
+    rejected_seconds: float
+
+
+def to_row(record: Any) -> dict[str, Any]:
+    """A flat row for Parquet; nested dicts become JSON strings."""
+    row = asdict(record)
+    for key in ("messages", "components", "spans"):
+        if key in row:
+            row[key] = json.dumps(row[key], ensure_ascii=False)
+    return row
+
+
+def from_row(cls: type, row: dict[str, Any]) -> Any:
+    """The inverse of :func:`to_row`."""
+    names = {f.name for f in fields(cls)}
+    data = {k: v for k, v in row.items() if k in names}
+    for key in ("messages", "components", "spans"):
+        if key in data and isinstance(data[key], str):
+            data[key] = json.loads(data[key])
+    return cls(**data)

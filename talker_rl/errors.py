@@ -1,0 +1,50 @@
+"""Named errors. Each message says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class TalkerRLError(Exception):
+    """A mistake or a condition the user can act on; the CLI prints it as one message and exits non-zero.
+
+    Args:
+        what: what is wrong, one sentence.
+        where: the file, key or record concerned.
+        fix: what the user should do.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        parts = [what]
+        if where:
+            parts.append(f"  where: {where}")
+        if fix:
+            parts.append(f"  fix:   {fix}")
+        super().__init__("\n".join(parts))
+
+
+class ConfigError(TalkerRLError):
+    """An unknown key, a wrong type or values that contradict each other."""
+
+    exit_code = 2
+
+
+class CheckpointError(TalkerRLError):
+    """A model folder that is missing, incomplete or of another geometry."""
+
+
+class PromptError(TalkerRLError):
+    """A prompt (or prompt file) that cannot be spoken."""
+
+
+class DataError(TalkerRLError):
+    """A shard or record that cannot be read (truncated, wrong schema)."""
+
+
+class StageError(TalkerRLError):
+    """A stage that cannot go on: inputs missing, config changed, too many failures."""
+
+
+class TrainingError(TalkerRLError):
+    """Training that diverged (NaN loss) or cannot start."""
