@@ -1,0 +1,1 @@
+"""Evaluation: corpus figures with paired-bootstrap intervals, and what is measured but never rewarded."""

@@ -1,0 +1,157 @@
+"""Figures of an evaluation: one variant by itself, and trained against base, paired by prompt and seed.
+
+Rows are dictionaries, one an utterance: ``prompt_id, seed, status`` and, where status is ``ok``, the scorer's
+component columns (``wer, substitutions, deletions, insertions, ref_words, pause_error, pause_error_scorable,
+pause_scorable_share, duration, cap_hit``), ``reward_errors`` (word errors by the training recogniser),
+``reference_seconds`` (None where no clean rendering is known), ``speaker_similarity, f0_mean, f0_spread``.
+A failed row is counted and never becomes a number.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from talker_rl.errors import DataError
+from talker_rl.evaluation.bootstrap import bootstrap_ci, diff_of_ratios, ratio_of_sums
+
+Row = dict[str, Any]
+
+
+def _ok(rows: Iterable[Row]) -> list[Row]:
+    return [r for r in rows if r["status"] == "ok"]
+
+
+def _errors(row: Row) -> float:
+    return row["substitutions"] + row["deletions"] + row["insertions"]
+
+
+def _mean(rows: Sequence[Row], key: str) -> float | None:
+    values = [r[key] for r in rows if r.get(key) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def variant_summary(rows: Sequence[Row], *, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+    """Figures of one variant.
+
+    Returns:
+        ``wer`` is corpus-level (all errors over all reference words) with ``wer_ci95`` over prompts;
+        ``wer_mean, wer_median, wer_p95, share_above_50`` describe utterances; ``duration_ratio`` is total duration
+        over total duration of the clean renderings (None where unknown).
+
+    Raises:
+        DataError: no row was scored.
+    """
+    ok = _ok(rows)
+    if not ok:
+        raise DataError("No utterance of this variant was scored", fix="look at error_code in the evaluation rows")
+    wers = np.array([r["wer"] for r in ok])
+    per_prompt = _per_prompt(ok, lambda r: (_errors(r), r["ref_words"]))
+    errors, words = np.array(list(per_prompt.values()), dtype=float).T
+    timed = [r for r in ok if r.get("reference_seconds")]
+    reward = [r for r in ok if r.get("reward_errors") is not None]
+    return {
+        "n": len(ok),
+        "prompts": len(per_prompt),
+        "failed": len(rows) - len(ok),
+        "wer": float(ratio_of_sums(errors, words)),
+        "wer_ci95": bootstrap_ci((errors, words), ratio_of_sums, resamples=resamples, seed=seed),
+        "wer_mean": float(wers.mean()),
+        "wer_median": float(np.median(wers)),
+        "wer_p95": float(np.percentile(wers, 95)),
+        "share_above_50": float((wers > 0.5).mean()),
+        "substitution_rate": sum(r["substitutions"] for r in ok) / max(1, words.sum()),
+        "deletion_rate": sum(r["deletions"] for r in ok) / max(1, words.sum()),
+        "insertion_rate": sum(r["insertions"] for r in ok) / max(1, words.sum()),
+        "reward_wer": (
+            sum(r["reward_errors"] for r in reward) / max(1, sum(r["ref_words"] for r in reward)) if reward else None
+        ),
+        "pause_error": _mean(ok, "pause_error"),
+        "pause_error_scorable": _mean(ok, "pause_error_scorable"),
+        "pause_scorable_share": _mean(ok, "pause_scorable_share"),
+        "duration_mean": _mean(ok, "duration"),
+        "duration_p50": float(np.percentile([r["duration"] for r in ok], 50)),
+        "duration_p95": float(np.percentile([r["duration"] for r in ok], 95)),
+        "duration_ratio": (
+            sum(r["duration"] for r in timed) / sum(r["reference_seconds"] for r in timed) if timed else None
+        ),
+        "cap_hit_rate": float(np.mean([bool(r["cap_hit"]) for r in ok])),
+        "speaker_similarity": _mean(ok, "speaker_similarity"),
+        "f0_mean": _mean(ok, "f0_mean"),
+        "f0_spread": _mean(ok, "f0_spread"),
+    }
+
+
+def _per_prompt(rows: Iterable[Row], values: Any) -> dict[str, np.ndarray]:
+    """Sums of ``values(row)`` over the seeds of each prompt: the prompt is the unit that is resampled."""
+    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(1))
+    for row in rows:
+        sums[row["prompt_id"]] = sums[row["prompt_id"]] + np.array(values(row), dtype=float)
+    return dict(sorted(sums.items()))
+
+
+def _paired(base: Sequence[Row], trained: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows of both variants whose (prompt, seed) were scored in both, in the same order."""
+    left = {(r["prompt_id"], r["seed"]): r for r in _ok(base)}
+    right = {(r["prompt_id"], r["seed"]): r for r in _ok(trained)}
+    keys = sorted(left.keys() & right.keys())
+    if not keys:
+        raise DataError(
+            "No utterance was scored for both variants",
+            fix="evaluate both on the same prompts and seeds",
+        )
+    return [left[k] for k in keys], [right[k] for k in keys]
+
+
+def _diff_ci(
+    base: Sequence[Row], trained: Sequence[Row], value: Any, weight: Any, resamples: int, seed: int
+) -> tuple[float, float] | None:
+    a = _per_prompt(base, lambda r: (value(r), weight(r)))
+    b = _per_prompt(trained, lambda r: (value(r), weight(r)))
+    keys = sorted(a.keys() & b.keys())
+    (num_a, den_a), (num_b, den_b) = (np.array([side[k] for k in keys]).T for side in (a, b))
+    return bootstrap_ci((num_a, den_a, num_b, den_b), diff_of_ratios, resamples=resamples, seed=seed)
+
+
+def compare(
+    base: Sequence[Row], trained: Sequence[Row], *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, Any]:
+    """Trained against base on the same prompts and seeds, with paired-bootstrap 95 % intervals over prompts.
+
+    Returns:
+        ``base`` and ``trained`` (:func:`variant_summary`), ``wer_relative_reduction``, ``wer_diff`` and
+        ``*_diff_ci95`` (trained minus base), ``duration_ratio`` (trained over the clean renderings, or over base
+        where none is known: ``duration_ratio_to`` says which), ``n`` (utterances compared).
+    """
+    a, b = _paired(base, trained)
+    left = variant_summary(base, resamples=resamples, seed=seed)
+    right = variant_summary(trained, resamples=resamples, seed=seed)
+    to_base = sum(r["duration"] for r in b) / max(1e-9, sum(r["duration"] for r in a))
+    known = right["duration_ratio"] is not None
+
+    def mean_ci(key: str) -> tuple[float, float] | None:
+        both = [i for i, (x, y) in enumerate(zip(a, b, strict=True))
+                if x.get(key) is not None and y.get(key) is not None]
+        if not both:
+            return None
+        return _diff_ci([a[i] for i in both], [b[i] for i in both], lambda r: r[key], lambda r: 1.0, resamples, seed)
+
+    return {
+        "base": left,
+        "trained": right,
+        "n": len(a),
+        "prompts": len({r["prompt_id"] for r in a}),
+        "wer_diff": right["wer"] - left["wer"],
+        "wer_diff_ci95": _diff_ci(a, b, _errors, lambda r: r["ref_words"], resamples, seed),
+        "wer_relative_reduction": 1 - right["wer"] / left["wer"] if left["wer"] > 0 else None,
+        "pause_error_diff_ci95": mean_ci("pause_error"),
+        "pause_error_scorable_diff_ci95": mean_ci("pause_error_scorable"),
+        "speaker_similarity_diff_ci95": mean_ci("speaker_similarity"),
+        "f0_spread_diff_ci95": mean_ci("f0_spread"),
+        "duration_ratio": right["duration_ratio"] if known else to_base,
+        "duration_ratio_to": "clean rendering" if known else "base",
+        "duration_ratio_to_base": to_base,
+    }
