@@ -1,0 +1,1 @@
+"""Pages that people look at and listen to: one self-contained HTML file each."""

@@ -1,0 +1,88 @@
+"""The report's Plotly figures, from rows; None where there is nothing to draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+BASE, TRAINED, ACCENT = "#8a6d3b", "#1f77b4", "#b03a5b"
+Rows = list[dict[str, Any]]
+
+
+def _figure(x: str, y: str, **layout: Any) -> go.Figure:
+    return go.Figure(
+        layout=go.Layout(
+            template="none",
+            paper_bgcolor="rgba(0,0,0,0)",
+            plot_bgcolor="rgba(0,0,0,0)",
+            margin={"l": 56, "r": 12, "t": 12, "b": 44},
+            height=300,
+            xaxis={"title": {"text": x}, "gridcolor": "rgba(128,128,128,.18)", "zerolinecolor": "rgba(128,128,128,.4)"},
+            yaxis={"title": {"text": y}, "gridcolor": "rgba(128,128,128,.18)", "zerolinecolor": "rgba(128,128,128,.4)"},
+            legend={"orientation": "h", "y": 1.12, "x": 0},
+            font={"family": "system-ui, sans-serif", "size": 12, "color": "#888"},
+            **layout,
+        )
+    )
+
+
+def _column(rows: Rows, key: str) -> list[float]:
+    return [r[key] for r in rows if r.get("status", "ok") == "ok" and r.get(key) is not None]
+
+
+def wer_by_utterance(base: Rows, trained: Rows) -> go.Figure | None:
+    """Share of utterances at or below each word error rate, base against trained."""
+    if not base or not trained:
+        return None
+    fig = _figure("word error rate of an utterance", "share of utterances at or below", yaxis_range=[0, 1.02])
+    for name, rows, colour in (("base", base, BASE), ("trained", trained, TRAINED)):
+        values = np.sort(_column(rows, "wer"))
+        share = np.arange(1, values.size + 1) / values.size
+        fig.add_scatter(x=values, y=share, name=name, line={"color": colour, "shape": "hv"}, mode="lines")
+    return fig
+
+
+def duration_ratio(base: Rows, trained: Rows) -> go.Figure | None:
+    """Duration over that of the clean rendering."""
+    fig = _figure("duration / clean rendering", "utterances", barmode="overlay")
+    drawn = False
+    for name, rows, colour in (("base", base, BASE), ("trained", trained, TRAINED)):
+        ratios = [r["duration"] / r["reference_seconds"] for r in rows
+                  if r.get("status") == "ok" and r.get("reference_seconds")]
+        if ratios:
+            drawn = True
+            fig.add_histogram(x=ratios, name=name, marker_color=colour, opacity=0.6, xbins={"size": 0.02})
+    if not drawn:
+        return None
+    fig.add_vline(x=1.0, line={"dash": "dot", "color": "#888"})
+    return fig
+
+
+def training_curve(log: Rows, keys: dict[str, str], y: str) -> go.Figure | None:
+    """Metrics of the training log against step; ``keys`` maps log key to label."""
+    fig = _figure("step", y)
+    colours = [TRAINED, BASE, ACCENT, "#4c8c5c"]
+    drawn = False
+    for (key, label), colour in zip(keys.items(), colours, strict=False):
+        points = [(r["step"], r[key]) for r in log if r.get(key) is not None and "step" in r]
+        if points:
+            drawn = True
+            xs, ys = zip(*points, strict=True)
+            fig.add_scatter(x=xs, y=ys, name=label, mode="lines+markers", line={"color": colour}, marker={"size": 4})
+    return fig if drawn else None
+
+
+def margin_against_length(pairs: Rows) -> go.Figure | None:
+    """Each pair: how much longer the chosen is against how much better; a tilt here is what teaches a length bias."""
+    if not pairs:
+        return None
+    x = [p["chosen_seconds"] - p["rejected_seconds"] for p in pairs]
+    y = [p["margin"] for p in pairs]
+    fig = _figure("chosen longer by (seconds)", "reward margin")
+    fig.add_scatter(x=x, y=y, mode="markers", marker={"size": 5, "color": ACCENT, "opacity": 0.5}, name="pairs")
+    fig.add_vline(x=0, line={"dash": "dot", "color": "#888"})
+    mean = float(np.mean(x))
+    fig.add_vline(x=mean, line={"color": ACCENT}, annotation_text=f"mean {mean:+.2f} s")
+    return fig

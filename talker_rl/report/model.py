@@ -1,0 +1,56 @@
+"""What a report shows, as plain data: collected by the stage, drawn by the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Alignment = list[tuple[str, str, str]]
+"""(op, reference token, recognised token), op in ``= S D I``."""
+
+
+@dataclass
+class Clip:
+    """One utterance to listen to."""
+
+    label: str
+    audio: np.ndarray
+    """(samples,) float32 at 24 kHz."""
+    alignment: Alignment
+    caption: str = ""
+    """Short figures beside the player, e.g. ``WER 0.20 · 2.4 s``."""
+
+
+@dataclass
+class Comparison:
+    """Clips of one text side by side: before and after, or chosen and rejected."""
+
+    text: str
+    speaker: str
+    clips: list[Clip]
+
+
+@dataclass
+class ReportData:
+    """Everything on the page; empty parts are explained there rather than left out in silence."""
+
+    title: str
+    summary: dict[str, Any] | None
+    """:func:`talker_rl.evaluation.summary.compare` of base and trained."""
+    base_rows: list[dict[str, Any]] = field(default_factory=list)
+    trained_rows: list[dict[str, Any]] = field(default_factory=list)
+    train_log: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of train/<variant>/log.jsonl: ``step`` and metrics."""
+    dev_log: list[dict[str, Any]] = field(default_factory=list)
+    """One row a checkpoint tried on dev: ``step, wer, reward, duration_ratio``."""
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    """Pair records: ``margin, chosen_seconds, rejected_seconds, ...``."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Why prompts gave no pair, counted."""
+    before_after: list[Comparison] = field(default_factory=list)
+    pair_clips: list[Comparison] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+    """Model, commit, recognisers, counts: the lines of "How this was made"."""
+    config_yaml: str = ""

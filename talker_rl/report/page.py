@@ -1,0 +1,128 @@
+"""The report of one run: a table before and after, a few charts, and speech to listen to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.offline
+
+from talker_rl.report import charts
+from talker_rl.report.audio import data_uri
+from talker_rl.report.model import ReportData
+
+TABLE = (
+    # label, key, format, is lower better (None: neither)
+    ("WER, corpus", "wer", "{:.2%}", True),
+    ("WER, mean of utterances", "wer_mean", "{:.2%}", True),
+    ("WER, median", "wer_median", "{:.2%}", True),
+    ("WER, 95th percentile", "wer_p95", "{:.1%}", True),
+    ("utterances above 50 % WER", "share_above_50", "{:.2%}", True),
+    ("WER by the training recogniser", "reward_wer", "{:.2%}", True),
+    ("substitutions / words", "substitution_rate", "{:.2%}", True),
+    ("deletions / words", "deletion_rate", "{:.2%}", True),
+    ("insertions / words", "insertion_rate", "{:.2%}", True),
+    ("pause error", "pause_error", "{:.3f}", True),
+    ("pause error, scorable boundaries", "pause_error_scorable", "{:.3f}", True),
+    ("duration / clean rendering", "duration_ratio", "{:.3f}", None),
+    ("cap hits", "cap_hit_rate", "{:.2%}", True),
+    ("speaker similarity (not rewarded)", "speaker_similarity", "{:.3f}", False),
+    ("F0 mean, Hz (not rewarded)", "f0_mean", "{:.0f}", None),
+    ("F0 spread, semitones (not rewarded)", "f0_spread", "{:.2f}", None),
+    ("utterances scored", "n", "{:d}", None),
+    ("utterances failed", "failed", "{:d}", True),
+)
+
+
+def _show(value: Any, pattern: str) -> str:
+    return "–" if value is None else pattern.format(value)
+
+
+def table_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """Rows of the before/after table: label, base, trained, change, the change's 95 % interval, verdict class."""
+    rows = []
+    for label, key, pattern, lower in TABLE:
+        base, trained = summary["base"].get(key), summary["trained"].get(key)
+        interval = summary.get(f"{key}_diff_ci95")
+        change, verdict = "", ""
+        if isinstance(base, float) and isinstance(trained, float):
+            diff = trained - base
+            signed = pattern.replace("{:", "{:+")
+            change = signed.format(diff)
+            if interval:
+                change += f" [{signed.format(interval[0])}, {signed.format(interval[1])}]"
+                if lower is not None and (interval[0] > 0 or interval[1] < 0):
+                    verdict = "better" if (diff < 0) == lower else "worse"
+        rows.append({"label": label, "base": _show(base, pattern), "trained": _show(trained, pattern),
+                     "change": change, "verdict": verdict})
+    return rows
+
+
+def headline(summary: dict[str, Any] | None) -> str:
+    """One honest sentence: the change of corpus WER with its interval, or why there is none."""
+    if summary is None:
+        return "This run has no evaluation yet: the figures below come from training alone."
+    base, trained = summary["base"]["wer"], summary["trained"]["wer"]
+    low, high = summary["wer_diff_ci95"] or (float("nan"), float("nan"))
+    sure = "" if low > 0 or high < 0 else " The interval includes 0: no claim can be made."
+    return (
+        f"Corpus WER {base:.1%} before, {trained:.1%} after, on {summary['n']} utterances of {summary['prompts']} "
+        f"texts that were not trained on (difference {trained - base:+.1%}, 95 % interval {low:+.1%} to {high:+.1%})."
+        + sure
+    )
+
+
+def render(data: ReportData, *, audio_format: str = "opus") -> str:
+    """The page as one HTML string that opens from disk with no network."""
+    figures = {
+        "WER by utterance": charts.wer_by_utterance(data.base_rows, data.trained_rows),
+        "Duration against the clean rendering": charts.duration_ratio(data.base_rows, data.trained_rows),
+        "WER on dev by checkpoint": charts.training_curve(data.dev_log, {"wer": "dev WER"}, "word error rate"),
+        "Implicit rewards": charts.training_curve(
+            data.train_log, {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}, "implicit reward"
+        ),
+        "Preference accuracy": charts.training_curve(
+            data.train_log, {"rewards/accuracies": "train", "eval_rewards/accuracies": "held-out pairs"}, "accuracy"
+        ),
+        "Pairs: margin against length": charts.margin_against_length(data.pairs),
+    }
+    drawn = {
+        name: figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+        for name, figure in figures.items()
+        if figure is not None
+    }
+    env = jinja2.Environment(
+        loader=jinja2.PackageLoader("talker_rl.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    env.globals["data_uri"] = lambda audio: data_uri(audio, audio_format=audio_format)
+    return env.get_template("report.html.j2").render(
+        data=data,
+        headline=headline(data.summary),
+        rows=table_rows(data.summary) if data.summary else [],
+        figures=drawn,
+        missing=[name for name, figure in figures.items() if figure is None],
+        plotly_js=plotly.offline.get_plotlyjs(),
+    )
+
+
+def write_report(data: ReportData, path: Path, *, audio_format: str = "opus") -> Path:
+    """Renders the page and puts it at ``path`` in one atomic step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".html.partial")
+    partial.write_text(render(data, audio_format=audio_format), encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def text_table(summary: dict[str, Any]) -> str:
+    """The before/after table for a terminal."""
+    rows = table_rows(summary)
+    widths = [max(len(r[k]) for r in rows) for k in ("label", "base", "trained")]
+    head = f"{'':{widths[0]}}  {'base':>{widths[1]}}  {'trained':>{widths[2]}}  change [95 % interval over prompts]"
+    lines = [
+        f"{r['label']:{widths[0]}}  {r['base']:>{widths[1]}}  {r['trained']:>{widths[2]}}  {r['change']}".rstrip()
+        for r in rows
+    ]
+    return "\n".join([head, "-" * len(head), *lines])
