@@ -1,0 +1,68 @@
+"""Settings of the data room: how scored candidates become preference pairs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class PairsConfig(BaseModel):
+    """How the scored candidates of one prompt become (chosen, rejected) pairs.
+
+    Whatever these say: a failed score never enters a pair, a tie never makes one, and a candidate that was cut at
+    the token limit may be rejected but never chosen (it would teach the Talker not to stop).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    reward_key: str = Field(
+        "reward",
+        description="What ranks the candidates: `reward`, or the name of a score component. A leading minus means "
+        "that less is better, e.g. `-wer`. A candidate whose component is null counts as failed.",
+    )
+    margin: float = Field(
+        0.05, ge=0.0, description="Chosen must beat rejected by at least this much; exact ties are always dropped."
+    )
+    max_pairs_per_prompt: int = Field(1, ge=1, description="At most so many pairs of one prompt.")
+    strategy: Literal["best_vs_worst", "best_vs_random", "all_margin"] = Field(
+        "best_vs_worst",
+        description="best_vs_worst: widest margin first, each candidate used once. best_vs_random: the best against "
+        "rejected ones drawn with `seed`. all_margin: every pair that qualifies, widest first, up to the cap.",
+    )
+    length_match: int | None = Field(
+        None,
+        ge=0,
+        description="Chosen and rejected differ by at most so many codes (20 ms each); null lets any lengths meet. "
+        "Without it preference training learns `shorter` along with `better`.",
+    )
+    max_length_sd: float | None = Field(
+        None,
+        gt=0.0,
+        description="Chosen's length lies within so many standard deviations of the mean length of the prompt's "
+        "usable candidates; null is off.",
+    )
+    length_normalised: Literal["off", "residual", "per_second"] = Field(
+        "off",
+        description="residual: rank by the reward minus its linear dependence on duration (one slope, fitted within "
+        "prompts over all of them). per_second: rank by the reward divided by the duration (for rewards that are "
+        "sums over time). Margins are then in that unit; stored rewards stay raw.",
+    )
+    dedup: bool = Field(True, description="Of candidates with identical codes keep one (the first by id).")
+    prefer_min_edit: bool = Field(
+        False,
+        description="Among the rejected that qualify for a chosen, take the one with the smallest edit distance "
+        "between the code sequences: pairs that differ in one place carry a cleaner signal.",
+    )
+    min_chosen_reward: float | None = Field(
+        None, description="Chosen's rank value is at least this: among bad candidates the best is still bad."
+    )
+    seed: int = Field(0, description="Seed of best_vs_random.")
+
+    @model_validator(mode="after")
+    def _compatible(self) -> PairsConfig:
+        if self.prefer_min_edit and self.strategy == "best_vs_random":
+            raise ValueError("prefer_min_edit chooses the rejected itself: use strategy best_vs_worst or all_margin")
+        if not self.reward_key.lstrip("-"):
+            raise ValueError("reward_key is empty: write `reward` or the name of a component")
+        return self

@@ -1,0 +1,202 @@
+"""One's own preference pairs (JSONL or Parquet) as `Pair` records, with every row checked.
+
+A row names its prompt by `prompt_id` (of the prompts given) or by its text (`prompt` or `text`, with `speaker`), and
+holds `chosen` and `rejected`: lists of codec ids, the stop id last where the sequence ended by itself. Optional:
+`chosen_reward`, `rejected_reward`, `margin`, `lang`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import DataError
+from .pairs import pair_id_of
+from .records import CODE_RATE_HZ, NUM_CODES, Pair, Prompt
+
+STOP_IDS = (8292, 8294)
+"""Ids that end a sequence: codec pad and codec eos."""
+
+
+@dataclass
+class ImportedPairs:
+    """Pairs with the prompts they speak, and how many rows were left out for which reason."""
+
+    pairs: list[Pair]
+    prompts: list[Prompt]
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+def import_pairs(
+    path: str | Path,
+    prompts: Sequence[Prompt] = (),
+    *,
+    default_speaker: str | None = None,
+    append_stop: bool = False,
+    on_error: Literal["raise", "skip"] = "raise",
+) -> ImportedPairs:
+    """Read and check one's own pairs.
+
+    Args:
+        path: a `.jsonl` or `.parquet` file.
+        prompts: known prompts; rows may name them by id or by text and speaker.
+        default_speaker: the speaker of rows that name a text without one.
+        append_stop: end a chosen or rejected without a stop id with 8294, for data that leaves it out.
+        on_error: raise at the first bad row, or leave it out and count its reason.
+
+    Raises:
+        DataError: the file cannot be read, or (on_error="raise") a row is bad; the row's number is named.
+    """
+    path = Path(path)
+    by_id = {p.prompt_id: p for p in prompts}
+    by_text = {(p.text, p.speaker): p for p in prompts}
+    used: dict[str, Prompt] = {}
+    pairs: dict[str, Pair] = {}
+    skipped: Counter[str] = Counter()
+    for number, row in enumerate(_rows(path), start=1):
+        try:
+            prompt = _prompt_of(row, by_id, by_text, default_speaker)
+            pair = _pair_of(row, prompt, append_stop)
+            if pair.pair_id in pairs:
+                raise _BadRow("duplicate", "the same pair stands in an earlier row", "remove one of them")
+        except _BadRow as bad:
+            if on_error == "skip":
+                skipped[bad.reason] += 1
+                continue
+            raise DataError(
+                f"{bad.what} ({bad.reason})", where=f"{path}, row {number}", fix=f"{bad.fix}, or skip bad rows"
+            ) from None
+        used.setdefault(prompt.prompt_id, prompt)
+        pairs[pair.pair_id] = pair
+    if not pairs:
+        raise DataError(
+            "the file holds no usable pair" + (f" (skipped: {dict(skipped)})" if skipped else ""),
+            where=str(path),
+            fix="give at least one row with prompt, chosen and rejected",
+        )
+    return ImportedPairs(list(pairs.values()), list(used.values()), dict(sorted(skipped.items())))
+
+
+class _BadRow(Exception):
+    def __init__(self, reason: str, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.reason, self.what, self.fix = reason, what, fix
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise DataError("the pairs file does not exist", where=str(path), fix="check the path")
+    if path.suffix == ".parquet":
+        try:
+            yield from pq.read_table(path).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"the file cannot be read: {error}", where=str(path), fix="write it again") from None
+        return
+    if path.suffix not in (".jsonl", ".json"):
+        raise DataError(f"unknown file type {path.suffix!r}", where=str(path), fix="give a .jsonl or .parquet file")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8: {error}", where=str(path), fix="save the file as UTF-8") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"not JSON: {error.msg}", where=f"{path}, line {number}", fix="one object a line") from None
+        if not isinstance(row, dict):
+            raise DataError("the line is no object", where=f"{path}, line {number}", fix="one object a line")
+        yield row
+
+
+def _prompt_of(
+    row: dict[str, Any],
+    by_id: dict[str, Prompt],
+    by_text: dict[tuple[str, str], Prompt],
+    default_speaker: str | None,
+) -> Prompt:
+    prompt_id = row.get("prompt_id")
+    text = row.get("text") or row.get("prompt")
+    speaker = row.get("speaker") or default_speaker
+    if prompt_id in by_id:
+        return by_id[prompt_id]
+    if not isinstance(text, str) or not text.strip():
+        what = f"unknown prompt_id {prompt_id!r}" if prompt_id else "no prompt_id and no text"
+        raise _BadRow("unknown_prompt", what, "name a known prompt_id, or give the text as `prompt`")
+    if not isinstance(speaker, str):
+        raise _BadRow("no_speaker", "the row names no speaker", "add `speaker` or set a default speaker")
+    if (text, speaker) in by_text:
+        return by_text[text, speaker]
+    # A foreign prompt_id cannot be kept: ids are content hashes, and the conditioning is stored under them.
+    return Prompt(text=text, speaker=speaker, lang=row.get("lang") or "en")
+
+
+def _codes_of(row: dict[str, Any], side: str, append_stop: bool) -> list[int]:
+    codes = row.get(side)
+    if isinstance(codes, dict):
+        codes = codes.get("codes")
+    if not isinstance(codes, (list, tuple)) or not codes:
+        raise _BadRow("no_codes", f"`{side}` is no list of codec ids", "give the codec ids as integers")
+    if not all(isinstance(code, int) and not isinstance(code, bool) for code in codes):
+        raise _BadRow("no_codes", f"`{side}` holds something that is no integer", "give the codec ids as integers")
+    codes = list(codes)
+    if append_stop and codes[-1] not in STOP_IDS:
+        codes.append(STOP_IDS[1])
+    spoken = codes[:-1] if codes[-1] in STOP_IDS else codes
+    if not spoken:
+        raise _BadRow("empty", f"`{side}` holds no code before the stop", "leave empty sequences out")
+    wrong = [code for code in spoken if not 0 <= code < NUM_CODES]
+    if wrong:
+        raise _BadRow(
+            "invalid_code",
+            f"`{side}` holds the id {wrong[0]}, which is no speech code",
+            f"codes lie in 0..{NUM_CODES - 1}; a stop id ({STOP_IDS[0]} or {STOP_IDS[1]}) may only come last",
+        )
+    return codes
+
+
+def _pair_of(row: dict[str, Any], prompt: Prompt, append_stop: bool) -> Pair:
+    chosen, rejected = _codes_of(row, "chosen", append_stop), _codes_of(row, "rejected", append_stop)
+    if chosen == rejected:
+        raise _BadRow("identical", "chosen and rejected are the same codes", "leave such rows out")
+    if chosen[-1] not in STOP_IDS:
+        raise _BadRow(
+            "chosen_truncated",
+            "chosen does not end with a stop id: training on it would teach the Talker not to stop",
+            "end finished sequences with 8294 (append_stop does it), leave cut ones out",
+        )
+    rewards = [row.get("chosen_reward"), row.get("rejected_reward")]
+    if any(value is not None and not isinstance(value, (int, float)) for value in rewards):
+        raise _BadRow("bad_reward", "a reward is no number", "give numbers, or leave the rewards out")
+    # Without scores only the order is known: 1 against 0 says no more than that.
+    chosen_reward = 1.0 if rewards[0] is None else float(rewards[0])
+    rejected_reward = 0.0 if rewards[1] is None else float(rewards[1])
+    margin = row.get("margin")
+    pair_id = pair_id_of(prompt.prompt_id, chosen, rejected)
+    return Pair(
+        prompt_id=prompt.prompt_id,
+        pair_id=pair_id,
+        text=prompt.text,
+        speaker=prompt.speaker,
+        chosen_id=str(row.get("chosen_id") or f"{pair_id}-chosen"),
+        rejected_id=str(row.get("rejected_id") or f"{pair_id}-rejected"),
+        chosen=chosen,
+        rejected=rejected,
+        chosen_reward=chosen_reward,
+        rejected_reward=rejected_reward,
+        margin=float(margin) if isinstance(margin, (int, float)) else chosen_reward - rejected_reward,
+        chosen_seconds=_spoken(chosen) / CODE_RATE_HZ,
+        rejected_seconds=_spoken(rejected) / CODE_RATE_HZ,
+    )
+
+
+def _spoken(codes: list[int]) -> int:
+    return len(codes) - (codes[-1] in STOP_IDS)

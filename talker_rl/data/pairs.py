@@ -1,0 +1,296 @@
+"""From scored candidates to preference pairs, with a counted reason for every prompt that gives none.
+
+The order of the rows never matters: prompts and candidates are sorted by id, and the only random draw
+(`best_vs_random`) is seeded by the prompt's id.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from ..errors import DataError
+from .config import PairsConfig
+from .records import CODE_RATE_HZ, Candidate, Pair, Prompt, ScoreRow, derive_seed, stable_hash
+
+REASONS: dict[str, str] = {
+    "no_candidates": "no candidate was sampled for the prompt",
+    "not_scored": "candidates exist, none has a score row",
+    "all_failed": "every score is a failure (or its reward_key component is null)",
+    "one_scored": "only one candidate has a usable score",
+    "duplicates": "the usable candidates are all the same code sequence",
+    "all_truncated": "every usable candidate was cut at the token limit, none may be chosen",
+    "length_outlier": "no finished candidate lies within max_length_sd of the prompt's mean length",
+    "below_minimum": "no candidate reaches min_chosen_reward",
+    "no_margin": "no candidate beats another by the margin",
+    "length_mismatch": "candidates differ enough in reward, but not within length_match codes",
+}
+"""Why a prompt gave no pair; the first that applies, in this order."""
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A candidate with its rank value and raw reward."""
+
+    candidate: Candidate
+    reward: float
+    value: float
+
+    @property
+    def codes_with_stop(self) -> list[int]:
+        stop = self.candidate.stop_id
+        return self.candidate.codes + ([stop] if stop is not None else [])
+
+    @property
+    def length(self) -> int:
+        """Codes of speech, the stop not counted."""
+        return len(self.candidate.codes)
+
+
+def select_pairs(
+    prompts: Iterable[Prompt], candidates: Iterable[Candidate], scores: Iterable[ScoreRow], cfg: PairsConfig
+) -> tuple[list[Pair], dict[str, int]]:
+    """Preference pairs, sorted by prompt id, and how many prompts gave none for which reason (see `REASONS`).
+
+    Raises:
+        DataError: a candidate or score id appears twice with different content.
+    """
+    pairs, reason_of = explain_pairs(prompts, candidates, scores, cfg)
+    return pairs, dict(sorted(Counter(reason_of.values()).items()))
+
+
+def explain_pairs(
+    prompts: Iterable[Prompt], candidates: Iterable[Candidate], scores: Iterable[ScoreRow], cfg: PairsConfig
+) -> tuple[list[Pair], dict[str, str]]:
+    """Like `select_pairs`, with the reason of each prompt by its id."""
+    by_prompt: dict[str, dict[str, Candidate]] = defaultdict(dict)
+    for candidate in candidates:
+        group = by_prompt[candidate.prompt_id]
+        if group.setdefault(candidate.candidate_id, candidate) != candidate:
+            raise DataError(
+                f"candidate {candidate.candidate_id} appears twice with different content",
+                where="rollouts",
+                fix="use rollouts of one run, or give each run's candidates their own ids",
+            )
+    score_of = _index_scores(scores)
+    usable: dict[str, list[_Ranked]] = {}
+    reason_of: dict[str, str] = {}
+    known = {prompt.prompt_id: prompt for prompt in prompts}
+    for prompt_id in sorted(known):
+        group = by_prompt.get(prompt_id, {})
+        ranked, reason = _usable(group, score_of, cfg)
+        if reason is not None:
+            reason_of[prompt_id] = reason
+        else:
+            usable[prompt_id] = ranked
+    usable = _normalise_lengths(usable, cfg)
+
+    pairs: list[Pair] = []
+    for prompt_id, ranked in usable.items():
+        chosen_rejected, reason = _choose(prompt_id, ranked, cfg)
+        if reason is not None:
+            reason_of[prompt_id] = reason
+        pairs += [_make_pair(known[prompt_id], better, worse) for better, worse in chosen_rejected]
+    return pairs, reason_of
+
+
+def pairs_hash(pairs: Sequence[Pair]) -> str:
+    """Content hash of a set of pairs, independent of their order."""
+    return stable_hash("pairs", sorted((p.pair_id, p.chosen, p.rejected, p.margin) for p in pairs))
+
+
+def pair_id_of(prompt_id: str, chosen: Sequence[int], rejected: Sequence[int]) -> str:
+    """Id of a pair from its content."""
+    return stable_hash("pair", prompt_id, list(chosen), list(rejected))[:16]
+
+
+def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
+    """Levenshtein distance between two code sequences (insert, delete, substitute: 1 each)."""
+    b_codes = np.asarray(b, dtype=np.int64)
+    offsets = np.arange(len(b_codes) + 1)
+    row = offsets.copy()
+    for i, code in enumerate(a, start=1):
+        best = np.minimum(row[1:] + 1, row[:-1] + (b_codes != code))  # delete, or substitute / keep
+        # Inserting is a running minimum: new[j] = min over k <= j of (best[k] + j - k).
+        row = np.minimum.accumulate(np.concatenate(([i], best)) - offsets) + offsets
+    return int(row[-1])
+
+
+def _index_scores(scores: Iterable[ScoreRow]) -> dict[str, ScoreRow]:
+    """Score by candidate id; a retried failure gives way to the value that the retry found."""
+    found: dict[str, ScoreRow] = {}
+    for row in scores:
+        before = found.get(row.candidate_id)
+        if before is None or (before.status == "failed" and row.status == "ok"):
+            found[row.candidate_id] = row
+        elif before.status == row.status == "ok" and (before.reward, before.components) != (row.reward, row.components):
+            raise DataError(
+                f"candidate {row.candidate_id} has two different scores",
+                where="scores",
+                fix="use the scores of one run: two scorers must not be mixed in one ranking",
+            )
+    return found
+
+
+def _value(row: ScoreRow, key: str) -> float | None:
+    """The finite number that ranks the candidate, or None: failures never become numbers."""
+    if row.status != "ok":
+        return None
+    name = key.lstrip("-")
+    value = row.reward if name == "reward" else row.components.get(name)
+    if value is None or not math.isfinite(value):
+        return None
+    return -float(value) if key.startswith("-") else float(value)
+
+
+def _usable(
+    group: dict[str, Candidate], score_of: dict[str, ScoreRow], cfg: PairsConfig
+) -> tuple[list[_Ranked], str | None]:
+    """Candidates with codes, a speakable end and a score; or the reason why there are too few."""
+    if not group:
+        return [], "no_candidates"
+    if not any(candidate_id in score_of for candidate_id in group):
+        return [], "not_scored"
+    ranked: list[_Ranked] = []
+    for candidate_id in sorted(group):
+        candidate, row = group[candidate_id], score_of.get(candidate_id)
+        if row is None or candidate.end_reason not in ("eos", "max_tokens") or not candidate.codes:
+            continue
+        value = _value(row, cfg.reward_key)
+        if value is not None:
+            ranked.append(_Ranked(candidate, value if row.reward is None else row.reward, value))
+    if len(ranked) < 2:
+        return [], "all_failed" if not ranked else "one_scored"
+    if cfg.dedup:
+        unique: dict[tuple[int, ...], _Ranked] = {}
+        for item in ranked:
+            unique.setdefault(tuple(item.codes_with_stop), item)
+        ranked = list(unique.values())
+        if len(ranked) < 2:
+            return [], "duplicates"
+    return ranked, None
+
+
+def _normalise_lengths(usable: dict[str, list[_Ranked]], cfg: PairsConfig) -> dict[str, list[_Ranked]]:
+    """Rank values with the effect of duration removed, if the config asks for it."""
+    if cfg.length_normalised == "off":
+        return usable
+    if cfg.length_normalised == "per_second":
+        return {
+            prompt_id: [_Ranked(r.candidate, r.reward, r.value / r.candidate.duration) for r in ranked]
+            for prompt_id, ranked in usable.items()
+        }
+    # Within-prompt slope: texts differ in length and difficulty, only siblings are comparable.
+    covariance = variance = 0.0
+    for ranked in usable.values():
+        mean_s = math.fsum(r.candidate.duration for r in ranked) / len(ranked)
+        mean_v = math.fsum(r.value for r in ranked) / len(ranked)
+        covariance += math.fsum((r.candidate.duration - mean_s) * (r.value - mean_v) for r in ranked)
+        variance += math.fsum((r.candidate.duration - mean_s) ** 2 for r in ranked)
+    slope = covariance / variance if variance > 0 else 0.0
+    return {
+        prompt_id: [_Ranked(r.candidate, r.reward, r.value - slope * r.candidate.duration) for r in ranked]
+        for prompt_id, ranked in usable.items()
+    }
+
+
+def _choose(
+    prompt_id: str, ranked: list[_Ranked], cfg: PairsConfig
+) -> tuple[list[tuple[_Ranked, _Ranked]], str | None]:
+    """The pairs of one prompt, or the reason why there is none."""
+    eligible = [r for r in ranked if r.candidate.end_reason == "eos"]
+    if not eligible:
+        return [], "all_truncated"
+    if cfg.max_length_sd is not None:
+        lengths = np.array([r.length for r in ranked], dtype=np.float64)
+        eligible = [r for r in eligible if abs(r.length - lengths.mean()) <= cfg.max_length_sd * lengths.std() + 1e-9]
+        if not eligible:
+            return [], "length_outlier"
+    if cfg.min_chosen_reward is not None:
+        eligible = [r for r in eligible if r.value >= cfg.min_chosen_reward]
+        if not eligible:
+            return [], "below_minimum"
+
+    # Decimal margins meet binary floats: 0.8 - 0.7 must satisfy a margin of 0.1.
+    apart = [
+        (better, worse)
+        for better in eligible
+        for worse in ranked
+        if better.value > worse.value and better.value - worse.value >= cfg.margin - 1e-12
+    ]
+    if not apart:
+        return [], "no_margin"
+    if cfg.length_match is not None:
+        apart = [(better, worse) for better, worse in apart if abs(better.length - worse.length) <= cfg.length_match]
+        if not apart:
+            return [], "length_mismatch"
+    return list(islice(_STRATEGIES[cfg.strategy](prompt_id, apart, cfg), cfg.max_pairs_per_prompt)), None
+
+
+_Apart = list[tuple[_Ranked, _Ranked]]
+
+
+def _key(better: _Ranked, worse: _Ranked) -> tuple[str, str]:
+    return better.candidate.candidate_id, worse.candidate.candidate_id
+
+
+def _best_vs_worst(prompt_id: str, apart: _Apart, cfg: PairsConfig) -> Iterator[tuple[_Ranked, _Ranked]]:
+    """Widest margin first (or best chosen with its nearest rejected first); each candidate used once."""
+    taken: set[str] = set()
+    for better, worse in _all_margin(prompt_id, apart, cfg):
+        if not taken & set(_key(better, worse)):
+            taken |= set(_key(better, worse))
+            yield better, worse
+
+
+def _best_vs_random(prompt_id: str, apart: _Apart, cfg: PairsConfig) -> Iterator[tuple[_Ranked, _Ranked]]:
+    """The best chosen that has a rejected, against rejected ones in a random order fixed by seed and prompt."""
+    best = min((better for better, _ in apart), key=lambda r: (-r.value, r.candidate.candidate_id))
+    mine = sorted((p for p in apart if p[0] is best), key=lambda p: _key(*p))
+    random.Random(derive_seed(cfg.seed, "best_vs_random", prompt_id)).shuffle(mine)
+    yield from mine
+
+
+def _all_margin(prompt_id: str, apart: _Apart, cfg: PairsConfig) -> Iterator[tuple[_Ranked, _Ranked]]:
+    """Every pair that qualifies, widest margin first (or best chosen first, then by edit distance)."""
+    if not cfg.prefer_min_edit:
+        yield from sorted(apart, key=lambda p: (p[1].value - p[0].value, _key(*p)))
+        return
+    rejected_of: dict[str, _Apart] = defaultdict(list)
+    for pair in sorted(apart, key=lambda p: (-p[0].value, _key(*p))):
+        rejected_of[pair[0].candidate.candidate_id].append(pair)
+    for mine in rejected_of.values():  # lazily: with a cap of one, only the best chosen is compared
+        yield from sorted(mine, key=_distance_then_margin)
+
+
+_STRATEGIES = {"best_vs_worst": _best_vs_worst, "best_vs_random": _best_vs_random, "all_margin": _all_margin}
+
+
+def _distance_then_margin(pair: tuple[_Ranked, _Ranked]) -> tuple[int, float, str]:
+    better, worse = pair
+    return edit_distance(better.codes_with_stop, worse.codes_with_stop), worse.value, worse.candidate.candidate_id
+
+
+def _make_pair(prompt: Prompt, better: _Ranked, worse: _Ranked) -> Pair:
+    chosen, rejected = better.codes_with_stop, worse.codes_with_stop
+    return Pair(
+        prompt_id=prompt.prompt_id,
+        pair_id=pair_id_of(prompt.prompt_id, chosen, rejected),
+        text=prompt.text,
+        speaker=prompt.speaker,
+        chosen_id=better.candidate.candidate_id,
+        rejected_id=worse.candidate.candidate_id,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_reward=better.reward,
+        rejected_reward=worse.reward,
+        margin=better.value - worse.value,
+        chosen_seconds=len(better.candidate.codes) / CODE_RATE_HZ,
+        rejected_seconds=len(worse.candidate.codes) / CODE_RATE_HZ,
+    )
