@@ -1,0 +1,52 @@
+"""DPO and its nearest kin: the plain, the length-normalised and the hinge form."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from talker_rl.losses.config import DPOLossConfig, DPONormLossConfig, HingeLossConfig
+from talker_rl.losses.ops import finish, log_ratios, mean_over_tokens, non_empty
+from talker_rl.losses.types import LossOutput, PairBatch
+
+
+def sigmoid_loss(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """-(1 - e) log sigmoid(z) - e log sigmoid(-z); `logsigmoid` is exact at z = -1e4, `log(sigmoid)` is -inf. (B,)."""
+    loss = -F.logsigmoid(margin)
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-margin)
+    return loss
+
+
+def dpo_loss(batch: PairBatch, config: DPOLossConfig) -> LossOutput:
+    """Rafailov et al. 2023 (arXiv 2305.18290), eq. 7.
+
+    R = sum over the completion's tokens (EOS included) of log pi - log ref;
+    z = beta (R_w - R_l); loss = -log sigmoid(z), smoothed as in cDPO.
+    """
+    ratios_w, ratios_l = log_ratios(batch)
+    reward_w, reward_l = config.beta * ratios_w.sum(dim=1), config.beta * ratios_l.sum(dim=1)
+    margin = reward_w - reward_l
+    return finish(batch, sigmoid_loss(margin, config.label_smoothing), margin, (reward_w, reward_l))
+
+
+def dpo_norm_loss(batch: PairBatch, config: DPONormLossConfig) -> LossOutput:
+    """DPO on mean log-ratios (TRL's `sigmoid_norm`): z = beta (R_w / T_w - R_l / T_l).
+
+    The rewards in the metrics are the plain sums, as TRL reports them.
+    """
+    valid = non_empty(config, chosen=batch.chosen_mask, rejected=batch.rejected_mask)
+    ratios_w, ratios_l = log_ratios(batch)
+    mean_w = mean_over_tokens(ratios_w, batch.chosen_mask)
+    margin = config.beta * (mean_w - mean_over_tokens(ratios_l, batch.rejected_mask))
+    rewards = config.beta * ratios_w.sum(dim=1), config.beta * ratios_l.sum(dim=1)
+    return finish(batch, sigmoid_loss(margin), margin, rewards, valid)
+
+
+def hinge_loss(batch: PairBatch, config: HingeLossConfig) -> LossOutput:
+    """max(0, 1 - z) with DPO's z (SLiC-HF, arXiv 2305.10425, on DPO's rewards)."""
+    ratios_w, ratios_l = log_ratios(batch)
+    reward_w, reward_l = config.beta * ratios_w.sum(dim=1), config.beta * ratios_l.sum(dim=1)
+    margin = reward_w - reward_l
+    return finish(batch, torch.relu(1 - margin), margin, (reward_w, reward_l))

@@ -1,0 +1,38 @@
+"""SFT: the negative log-likelihood of the chosen completions."""
+
+from __future__ import annotations
+
+import torch
+
+from talker_rl.errors import DataError
+from talker_rl.losses.config import SFTLossConfig
+from talker_rl.losses.ops import finish, lengths, mean_over_tokens, non_empty, policy_logps
+from talker_rl.losses.types import LossOutput, PairBatch
+
+
+def sft_loss(batch: PairBatch, config: SFTLossConfig) -> LossOutput:
+    """-mean log pi(w), over a completion's own tokens and then over pairs (`sequence`), or over all tokens of the
+    batch (`token`: TRL's and the SimPO repository's, where long completions weigh more and micro-batches matter).
+
+    In the `token` form ``per_pair`` is scaled so that its mean is the loss. ``margin`` is 0: no pair is compared.
+    """
+    policy_w, _ = policy_logps(batch)
+    valid = None
+    if config.normalize == "sequence":
+        valid = non_empty(config, chosen=batch.chosen_mask)
+        per_pair = -mean_over_tokens(policy_w, batch.chosen_mask)
+    else:
+        tokens = lengths(batch.chosen_mask).sum()
+        if config.empty == "skip":
+            # An empty completion has no tokens to average, so only the count is left to report.
+            valid = batch.chosen_mask.any(dim=1)
+            per_pair = -policy_w.sum(dim=1) * (valid.sum() / tokens.clamp(min=1))
+        else:
+            if int(tokens) == 0:
+                raise DataError(
+                    "Loss `sft` averages over tokens, and no chosen completion of the batch has any.",
+                    where="every pair of the batch",
+                    fix='drop these pairs, or set "empty": "skip" in the loss to leave them out and count them',
+                )
+            per_pair = -policy_w.sum(dim=1) * (len(batch) / tokens)
+    return finish(batch, per_pair, torch.zeros_like(per_pair.detach()), None, valid)

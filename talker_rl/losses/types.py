@@ -1,0 +1,69 @@
+"""What goes into a loss and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class PairBatch:
+    """Per-token log-probabilities (natural log) of B pairs.
+
+    Chosen and rejected may be padded to different widths (T_w, T_l) and on either side. What stands at padding is
+    never read (NaN is fine) and gets a gradient of exactly 0. Nothing flows into the reference.
+    """
+
+    policy_chosen_logps: Tensor
+    """(B, T_w) float."""
+    policy_rejected_logps: Tensor
+    """(B, T_l) float."""
+    ref_chosen_logps: Tensor | None
+    """(B, T_w) float, or None where the loss needs no reference."""
+    ref_rejected_logps: Tensor | None
+    """(B, T_l) float, or None where the loss needs no reference."""
+    chosen_mask: Tensor
+    """(B, T_w) bool, True on completion tokens, EOS included."""
+    rejected_mask: Tensor
+    """(B, T_l) bool, True on completion tokens, EOS included."""
+    generator: torch.Generator | None = None
+    """Source of the draws of SamPO; None takes torch's global CPU generator."""
+
+    def __post_init__(self) -> None:
+        if (self.ref_chosen_logps is None) != (self.ref_rejected_logps is None):
+            raise ValueError("give both ref_chosen_logps and ref_rejected_logps, or neither")
+        for side in ("chosen", "rejected"):
+            mask, policy = getattr(self, f"{side}_mask"), getattr(self, f"policy_{side}_logps")
+            if mask.dtype != torch.bool:
+                raise TypeError(f"{side}_mask must be bool, not {mask.dtype}: use mask.bool()")
+            if mask.ndim != 2 or mask.shape[0] == 0:
+                raise ValueError(f"{side}_mask must be (B, T) with B >= 1, not {tuple(mask.shape)}")
+            for name in (f"policy_{side}_logps", f"ref_{side}_logps"):
+                logps = getattr(self, name)
+                if logps is None:
+                    continue
+                if logps.shape != mask.shape:
+                    raise ValueError(f"{name} is {tuple(logps.shape)}, but {side}_mask is {tuple(mask.shape)}")
+                if not logps.is_floating_point():
+                    raise TypeError(f"{name} must be floating point, not {logps.dtype}")
+            if policy.shape[0] != self.chosen_mask.shape[0]:
+                raise ValueError(f"{self.chosen_mask.shape[0]} chosen, but {policy.shape[0]} rejected completions")
+
+    def __len__(self) -> int:
+        return self.chosen_mask.shape[0]
+
+
+@dataclass
+class LossOutput:
+    """What a loss returns."""
+
+    loss: Tensor
+    """Scalar; the mean of ``per_pair`` over the pairs that count."""
+    per_pair: Tensor
+    """(B,) loss of each pair."""
+    margin: Tensor
+    """(B,) argument of the log-sigmoid; for hinge and IPO what the loss compares with its target; 0 for SFT."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Detached scalars under TRL's names."""
