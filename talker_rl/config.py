@@ -1,0 +1,309 @@
+"""The whole configuration of a run: the rooms' settings composed, read from YAML, overridden by ``key=value``.
+
+    config = load_config(["configs/demo.yaml"], ["pairs.margin=0.1", "train.default.loss.beta=0.2"])
+
+Importing this module loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from talker_rl.data.config import PairsConfig
+from talker_rl.errors import ConfigError
+from talker_rl.omni.config import ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
+from talker_rl.reward.config import RewardConfig
+from talker_rl.train.config import TrainConfig
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class SetLimits(_Settings):
+    """How many prompts of each file are used, from its beginning; null is all."""
+
+    train: int | None = Field(None, ge=1, description="Prompts that pairs are made of.")
+    dev: int | None = Field(None, ge=1, description="Prompts that every choice is made on.")
+    eval: int | None = Field(None, ge=1, description="Prompts that are touched once, for the final figures.")
+
+
+class PromptsConfig(_Settings):
+    """Three prompt sets, disjoint by text."""
+
+    train: str = Field("micro:train", description="A .jsonl, .txt or .parquet file, or micro:train.")
+    dev: str = Field("micro:dev", description="Likewise, for the choice of the checkpoint.")
+    eval: str = Field("micro:eval", description="Likewise, for the final figures.")
+    speaker: str | None = Field(None, description="Speaker of prompts that name none; null is the checkpoint's first.")
+    limit: SetLimits = Field(default_factory=SetLimits, description="Prompts used of each set.")
+
+
+class RolloutConfig(_Settings):
+    """How many candidates, of which prompts."""
+
+    num_candidates: int = Field(8, ge=2, description="Candidates a prompt.")
+    batch_size: int = Field(64, ge=1, description="Candidates a Talker forward.")
+    shard_size: int = Field(32, ge=1, description="Prompts a shard; what an interruption loses at most.")
+    prompts_per_round: int | None = Field(
+        None, ge=1, description="Of the train prompts, how many a round: round 1 the first so many, round 2 the next, "
+        "from the beginning again at the end. null: all of them in every round."
+    )
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How candidates are drawn.")
+
+
+class AudioConfig(_Settings):
+    """Which decoded speech is kept, under audio/."""
+
+    keep: Literal["none", "sample", "all"] = Field("sample", description="sample: that of the first prompts of a stage.")
+    format: Literal["opus", "flac"] = Field("opus", description="opus is small, flac is exact (16 bit).")
+    sample_prompts: int = Field(24, ge=0, description="Prompts whose audio `sample` keeps, a stage.")
+
+
+class DevConfig(_Settings):
+    """How the checkpoint is chosen: early stopping on held-out reward."""
+
+    metric: Literal["reward", "wer"] = Field(
+        "reward", description="Mean reward (largest wins) or corpus WER (smallest wins), both by the reward recogniser."
+    )
+    num_candidates: int = Field(2, ge=1, description="Candidates a dev prompt and checkpoint; same seeds for each.")
+    checkpoints: Literal["all", "last"] = Field("all", description="Try every saved checkpoint, or take the last.")
+    sampling: SamplingConfig | None = Field(None, description="null: as in rollouts.")
+
+
+class EvalConfig(_Settings):
+    """The final figures: base and trained side by side, by a second recogniser."""
+
+    seeds: int = Field(4, ge=1, description="Utterances an eval prompt.")
+    sampling: SamplingConfig | None = Field(None, description="null: as in rollouts.")
+    talkers: dict[str, str] = Field(
+        default_factory=dict,
+        description="More Talkers to evaluate: name -> folder or safetensors file; micro:clean is the clean micro one.",
+    )
+    bootstrap_samples: int = Field(10_000, ge=100, description="Resamples of the paired bootstrap over prompts.")
+    extras: bool = Field(True, description="Speaker similarity and F0: evaluated, never rewarded.")
+
+    @field_validator("talkers")
+    @classmethod
+    def _free_names(cls, value: dict[str, str]) -> dict[str, str]:
+        if "base" in value:
+            raise ValueError("the name `base` is taken by the model before training")
+        return value
+
+
+class ReportConfig(_Settings):
+    """The page."""
+
+    title: str | None = Field(None, description="null: the name of the run.")
+    before_after: int = Field(12, ge=0, description="Eval prompts to listen to, base beside trained.")
+    pairs: int = Field(8, ge=0, description="Pairs to listen to, chosen beside rejected.")
+    max_mib: int = Field(40, ge=1, description="Largest page; fewer clips are embedded rather than more.")
+
+
+class TrackingConfig(_Settings):
+    """Where metrics go besides the run folder."""
+
+    wandb: bool = Field(False, description="Log to Weights & Biases (needs `pip install talker-rl[wandb]`).")
+    project: str = Field("talker-rl", description="Its project.")
+
+
+class RunConfig(_Settings):
+    """One run: from prompts to a report."""
+
+    name: str = Field("run", description="Name of the run; its folder is runs/<name> unless --run-dir says otherwise.",
+                      pattern=r"^[\w.-]+$")
+    seed: int = Field(0, ge=0, description="Root of every seed but training's own (train.<variant>.args.seed).")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The checkpoint.")
+    prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="The texts to speak.")
+    conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig, description="The Thinker's part.")
+    rollouts: RolloutConfig = Field(default_factory=RolloutConfig, description="Candidates.")
+    token2wav: Token2WavConfig = Field(default_factory=Token2WavConfig, description="Codes to speech.")
+    audio: AudioConfig = Field(default_factory=AudioConfig, description="What speech is kept.")
+    reward: RewardConfig = Field(default_factory=RewardConfig, description="Speech to scores.")
+    pairs: PairsConfig = Field(default_factory=PairsConfig, description="Scores to pairs.")
+    train: dict[str, TrainConfig] = Field(
+        default_factory=lambda: {"default": TrainConfig()},
+        description="Variants by name; a single one may stand here without a name and is called `default`.",
+    )
+    iterations: int = Field(1, ge=1, description="On-policy rounds: sample, score, pair, train, again from the result.")
+    dev: DevConfig = Field(default_factory=DevConfig, description="Choice of the checkpoint.")
+    eval: EvalConfig = Field(default_factory=EvalConfig, description="Final figures.")
+    report: ReportConfig = Field(default_factory=ReportConfig, description="The page.")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Metrics elsewhere.")
+    workers: int = Field(
+        1, ge=1, description="Processes that sample, decode and score (one thread each); results don't depend on it."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_variant(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("train"), dict):
+            if data["train"].keys() & TrainConfig.model_fields.keys():
+                return {**data, "train": {"default": data["train"]}}
+        return data
+
+    @field_validator("train")
+    @classmethod
+    def _variant_names(cls, value: dict[str, TrainConfig]) -> dict[str, TrainConfig]:
+        if not value:
+            raise ValueError("at least one variant is needed")
+        for name in value:
+            if name == "base" or not all(c.isalnum() or c in "_-." for c in name):
+                raise ValueError(f"{name!r} cannot name a variant: letters, digits, _ - . only, and not `base`")
+        return value
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything, defaults included, as plain JSON data."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; loading it gives an equal one."""
+        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+
+
+def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> RunConfig:
+    """Read YAML files left to right (later ones win, mappings are merged), then apply ``dotted.key=value``.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown key (the nearest right one is named), a wrong value.
+    """
+    data: dict[str, Any] = {}
+    for file in files:
+        data = _merge(data, _read_yaml(Path(file)))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"Not an override: {override!r}", fix="write dotted.key=value, e.g. pairs.margin=0.1")
+        _set(data, key.strip().split("."), _parse_value(value, override), override)
+    return parse_config(data, where=", ".join(map(str, files)) or "overrides")
+
+
+def parse_config(data: dict[str, Any], where: str = "config") -> RunConfig:
+    """Validate plain data; every mistake is told at once, with its dotted path."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        problems, fixes = [], []
+        for item in error.errors():
+            path = [str(p) for p in item["loc"]]
+            dotted = ".".join(path)
+            if item["type"] == "extra_forbidden":
+                problems.append(f"unknown key `{dotted}`")
+                near = nearest_key(path)
+                if near:
+                    fixes.append(f"did you mean `{near}`?")
+            else:
+                problems.append(f"`{dotted}`: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r:.60})")
+        raise ConfigError("The configuration is wrong: " + "; ".join(problems), where=where,
+                          fix=" ".join(dict.fromkeys(fixes)) or "see the comments in configs/") from None
+    except ConfigError as error:  # a room's own parser, e.g. of the loss dictionary
+        raise ConfigError(error.what, where=f"{where}: {error.where}" if error.where else where, fix=error.fix) from None
+
+
+def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key; ``*`` stands for a name that the user gives, e.g. ``train.*.loss``."""
+    keys = []
+    for name, info in model.model_fields.items():
+        path = f"{prefix}{name}"
+        keys.append(path)
+        for part in (info.annotation, *typing.get_args(info.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                star = "*." if typing.get_origin(info.annotation) is dict else ""
+                keys += known_keys(part, f"{path}.{star}")
+    return keys
+
+
+def nearest_key(path: Sequence[str]) -> str | None:
+    """The right key nearest to a wrong one: first among its neighbours, then the same leaf elsewhere, then anywhere."""
+    keys = known_keys()
+    parent, leaf = _match_parent(list(path[:-1])), path[-1]
+    siblings = [k for k in keys if k.rpartition(".")[0] == parent]
+    by_leaf = {k.rpartition(".")[2]: k for k in reversed(siblings)}
+    close = difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.6)
+    shown = ".".join(path[:-1])
+    if close:
+        return f"{shown}.{close[0]}" if shown else close[0]
+    same_leaf = [k for k in keys if k.rpartition(".")[2] == leaf]
+    if same_leaf:
+        return same_leaf[0].replace("*", "default")
+    anywhere = difflib.get_close_matches(".".join(path), keys, n=1, cutoff=0.6)
+    leaves = {k.rpartition(".")[2]: k for k in reversed(keys)}
+    near_leaf = difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.75)
+    found = leaves[near_leaf[0]] if near_leaf else (anywhere[0] if anywhere else None)
+    return found.replace("*", "default") if found else None
+
+
+def _match_parent(path: list[str]) -> str:
+    """``train.default`` -> ``train.*``: names of variants become the star of ``known_keys``."""
+    if len(path) >= 2 and path[0] == "train":
+        return ".".join(["train", "*", *path[2:]])
+    return ".".join(path)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 5e-6 is a number (YAML 1.1 asks for a dot and a sign and takes it for a string)."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(), _Loader)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        raise ConfigError("There is no such configuration file", where=str(path),
+                          fix=f"did you mean {path.parent / near[0]}?" if near else "see configs/") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"Cannot read the configuration file: {error}", where=str(path),
+                          fix="correct the YAML at that place") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError("A configuration file holds a mapping of keys", where=str(path), fix="see configs/demo.yaml")
+    return data
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Mappings merge key by key; a loss of another type replaces the old one whole."""
+    if path and path[-1] == "loss" and "type" in new and new["type"] != old.get("type"):
+        return new
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(old.get(key), dict)
+        merged[key] = _merge(old[key], value, (*path, key)) if both else value
+    return merged
+
+
+def _parse_value(text: str, override: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"Cannot read the value of {override!r}: {error}", fix="quote it as in YAML") from None
+
+
+def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    if path[0] == "train" and len(path) > 2 and path[1] == "default" and isinstance(data.get("train"), dict):
+        if data["train"].keys() & TrainConfig.model_fields.keys():  # a single variant without a name
+            path = ["train", *path[2:]]
+    node = data
+    for key in path[:-1]:
+        child = node.setdefault(key, {})
+        if child is None:
+            child = node[key] = {}
+        if isinstance(child, list) or not isinstance(child, dict):
+            raise ConfigError(f"`{key}` in {override!r} has no keys of its own", fix="give the whole value in YAML")
+        node = child
+    if isinstance(value, dict) and isinstance(node.get(path[-1]), dict):
+        value = _merge(node[path[-1]], value, tuple(path))
+    node[path[-1]] = value
