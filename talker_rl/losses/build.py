@@ -52,7 +52,7 @@ def build_loss(config: Mapping[str, Any] | LossConfig, where: str = "loss") -> L
     """
     parsed = parse_loss(config, where)
     module, _, name = parsed.implementation.partition(":")
-    target: Callable[..., Any] = getattr(import_module(module), name)
+    target: Any = getattr(import_module(module), name)
     # Most losses are functions of (batch, config); those with parts to prepare once are classes.
-    function = target(parsed) if inspect.isclass(target) else partial(target, config=parsed)
-    return Loss(parsed, function)
+    is_class = inspect.isclass(target)
+    return Loss(parsed, target(parsed) if is_class else partial(target, config=parsed))
