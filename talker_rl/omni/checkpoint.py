@@ -1,0 +1,309 @@
+"""Load a Qwen2.5-Omni checkpoint, or only some of its parts, from the shipped model, a folder or a hub name.
+
+Nothing in a checkpoint folder may run code: weights are safetensors, ``spk_dict.pt`` is read with
+``weights_only=True``, classes are named here, and ``trust_remote_code`` is False.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from talker_rl.data.records import stable_hash
+from talker_rl.errors import CheckpointError, ConfigError
+from talker_rl.omni.config import ModelConfig
+from talker_rl.omni.files import content_hash, read_tensors, require_file, weight_files
+
+PARTS = ("thinker", "talker", "token2wav")
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "spk_dict.pt"]
+
+_IGNORED_STORED_KEYS = ("rotary_embed.inv_freq",)
+"""Stored by the published checkpoints, recomputed by transformers."""
+
+
+@dataclass
+class Omni:
+    """The loaded parts; a part that was not asked for is None."""
+
+    settings: ModelConfig
+    path: Path
+    """The folder that was read."""
+    config: Any
+    """transformers' Qwen2_5OmniConfig."""
+    speakers: dict[str, dict[str, Any]]
+    """name -> ``bos_token`` (text id), ``cond`` (1, 192), ``ref_mel`` (1, frames, 80), on the CPU, float32."""
+    device: torch.device
+    checkpoint_hash: str
+    """Content of the folder: what conditioning and speech depend on."""
+    model_hash: str
+    """The same with the Talker's replaced weights, where ``settings.talker`` names some."""
+    thinker: Any = None
+    talker: Any = None
+    token2wav: Any = None
+    tokenizer: Any = None
+    parts: tuple[str, ...] = field(default_factory=tuple)
+
+    def speaker(self, name: str) -> dict[str, Any]:
+        """The speaker's entry; CheckpointError with the known names otherwise."""
+        if name not in self.speakers:
+            raise CheckpointError(
+                f"unknown speaker {name!r}",
+                where=str(self.path / "spk_dict.pt"),
+                fix=f"use one of: {', '.join(sorted(self.speakers))}",
+            )
+        return self.speakers[name]
+
+    def need(self, part: str) -> Any:
+        """The part, or an error that says that it was not loaded."""
+        module = getattr(self, part)
+        if module is None:
+            raise ConfigError(f"the {part} was not loaded", fix=f'load_omni(..., parts=(..., "{part}"))')
+        return module
+
+
+def resolve_model_path(path: str) -> Path:
+    """``"micro"`` -> the shipped model; a folder -> itself; ``owner/name`` -> its hub snapshot (downloaded if need be)."""
+    if path == "micro":
+        from talker_rl import micro
+
+        folder = Path(micro.checkpoint_dir()) / "omni"
+        if not (folder / "config.json").is_file():
+            raise CheckpointError("the micro model is not there", where=str(folder), fix="run `talker-rl micro build`")
+        return folder
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    looks_like_hub_name = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    if folder.exists() or not looks_like_hub_name:
+        raise CheckpointError("no such model folder", where=path, fix='give a folder, "micro" or a hub name owner/name')
+    return _hub_snapshot(path)
+
+
+def _hub_snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"neither a folder nor a model that the hub gives: {type(error).__name__}: {error}",
+            where=name,
+            fix="check the name and the network, or download the model and give its folder",
+        ) from error
+
+
+def load_speakers(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read and check ``spk_dict.pt``: per speaker bos_token (int), cond (1, C) and ref_mel (1, frames, 80), finite."""
+    file = require_file(folder, "spk_dict.pt", "the speakers (bos_token, cond, ref_mel)")
+    try:
+        raw = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types here; all mean the same to the user
+        raise CheckpointError(
+            f"spk_dict.pt cannot be read as plain tensors: {error}", where=str(file), fix="restore the original file"
+        ) from error
+    if not isinstance(raw, dict) or not raw:
+        raise CheckpointError("spk_dict.pt holds no speakers", where=str(file), fix="restore the original file")
+    speakers: dict[str, dict[str, Any]] = {}
+    for name, entry in raw.items():
+        problem = _speaker_problem(entry)
+        if problem:
+            raise CheckpointError(
+                f"speaker {name!r}: {problem}",
+                where=str(file),
+                fix="needed: bos_token (int), cond [1, channels], ref_mel [1, frames, 80], finite floats",
+            )
+        speakers[str(name)] = {
+            "bos_token": int(entry["bos_token"]),
+            "cond": entry["cond"].float(),
+            "ref_mel": entry["ref_mel"].float(),
+        }
+    return speakers
+
+
+def _speaker_problem(entry: Any) -> str | None:
+    if not isinstance(entry, dict) or {"bos_token", "cond", "ref_mel"} - set(entry):
+        return "not a dictionary of bos_token, cond and ref_mel"
+    cond, mel = entry["cond"], entry["ref_mel"]
+    if not (torch.is_tensor(cond) and cond.ndim == 2 and cond.shape[0] == 1):
+        return f"cond has shape {tuple(getattr(cond, 'shape', ()))}"
+    if not (torch.is_tensor(mel) and mel.ndim == 3 and mel.shape[0] == 1 and mel.shape[1] > 0 and mel.shape[2] == 80):
+        return f"ref_mel has shape {tuple(getattr(mel, 'shape', ()))}"
+    if not (torch.isfinite(cond).all() and torch.isfinite(mel).all()):
+        return "cond or ref_mel is not finite"
+    return None
+
+
+def load_omni(
+    model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bool | None = None
+) -> Omni:
+    """Load the asked parts, frozen and in eval mode.
+
+    Args:
+        model: which checkpoint and how.
+        parts: any of ``thinker``, ``talker``, ``token2wav``; only their tensors are read.
+        tokenizer: whether to load the tokenizer; by default with the Thinker.
+
+    Raises:
+        CheckpointError: a missing, unreadable or misfitting file, named.
+    """
+    unknown = set(parts) - set(PARTS)
+    if unknown:
+        raise ConfigError(f"unknown model part {sorted(unknown)[0]!r}", fix=f"use any of {', '.join(PARTS)}")
+    folder = resolve_model_path(model.path)
+    config = _read_config(folder)
+    device = _device(model.device)
+    checkpoint_hash = content_hash(folder)
+    omni = Omni(
+        settings=model,
+        path=folder,
+        config=config,
+        speakers=load_speakers(folder),
+        device=device,
+        checkpoint_hash=checkpoint_hash,
+        model_hash=checkpoint_hash,
+        parts=tuple(parts),
+    )
+    replaced = Path(model.talker).expanduser() if model.talker else None
+    if replaced is not None:
+        omni.model_hash = stable_hash("model", checkpoint_hash, content_hash(replaced))
+    for part in parts:
+        setattr(omni, part, _load_part(part, folder, config, model, replaced if part == "talker" else None).to(device))
+    if tokenizer if tokenizer is not None else "thinker" in parts:
+        omni.tokenizer = _load_tokenizer(folder)
+    return omni
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import Qwen2_5OmniConfig
+
+    file = require_file(folder, "config.json", "the model's geometry")
+    try:
+        raw = json.loads(file.read_text())
+        if raw.get("model_type") != "qwen2_5_omni":
+            raise CheckpointError(
+                f"model_type is {raw.get('model_type')!r}, not 'qwen2_5_omni'",
+                where=str(file),
+                fix="give a Qwen2.5-Omni checkpoint",
+            )
+        return Qwen2_5OmniConfig.from_dict(raw)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"config.json cannot be used: {error}", where=str(file), fix="restore it") from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}", where="model.device", fix="auto, cpu, cuda, cuda:0 ...") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("no CUDA device is there", where="model.device", fix="use device: cpu or auto")
+    return device
+
+
+def part_class(part: str) -> tuple[type, str]:
+    """transformers' class of a part and the attribute of Qwen2_5OmniConfig that configures it."""
+    from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as qwen
+
+    return {
+        "thinker": (qwen.Qwen2_5OmniThinkerForConditionalGeneration, "thinker_config"),
+        "talker": (qwen.Qwen2_5OmniTalkerForConditionalGeneration, "talker_config"),
+        "token2wav": (qwen.Qwen2_5OmniToken2WavModel, "token2wav_config"),
+    }[part]
+
+
+def _load_part(part: str, folder: Path, config: Any, model: ModelConfig, replaced: Path | None) -> Any:
+    cls, attribute = part_class(part)
+    if replaced is None:
+        where, state = folder, read_tensors(weight_files(folder), prefix=f"{part}.")
+    else:
+        where, state = replaced, _talker_tensors(replaced)
+    if not state:
+        raise CheckpointError(f"no tensor named {part}.* is stored", where=str(where), fix="restore the checkpoint")
+    state = {k: v for k, v in state.items() if not k.endswith(_IGNORED_STORED_KEYS)}
+    speech = part == "token2wav"
+    with _quiet_transformers():
+        try:
+            module, info = cls.from_pretrained(  # type: ignore[attr-defined]
+                None,
+                config=getattr(config, attribute),
+                state_dict=state,
+                dtype=torch.float32 if speech else getattr(torch, model.dtype),
+                attn_implementation="sdpa" if speech else model.attn_implementation,
+                output_loading_info=True,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"the {part}'s weights do not fit its config: {error}", where=str(where), fix="use matching files"
+            ) from error
+    _check_loaded(part, module, info, where)
+    return module.eval().requires_grad_(False)
+
+
+def _check_loaded(part: str, module: Any, info: dict[str, Any], where: Path) -> None:
+    parameters = {name for name, _ in module.named_parameters()}
+    missing = sorted(set(info.get("missing_keys", ())) & parameters)
+    unexpected = sorted(info.get("unexpected_keys", ()))
+    mismatched = sorted(str(m[0]) if isinstance(m, tuple) else str(m) for m in info.get("mismatched_keys", ()))
+    for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
+        if names:
+            raise CheckpointError(
+                f"the {part}: {len(names)} tensors {what}, the first is {names[0]!r}",
+                where=str(where),
+                fix="restore the checkpoint; config.json and the weights must be of one model",
+            )
+
+
+def _talker_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a replacement Talker: a safetensors file or a folder of them, keys with or without ``talker.``."""
+    if path.is_file():
+        files: Iterable[Path] = [path]
+    elif path.is_dir():
+        files = weight_files(path)
+    else:
+        raise CheckpointError("no such Talker weights", where=str(path), fix="give a folder or a safetensors file")
+    tensors = read_tensors(files)
+    inside = {k.removeprefix("talker."): v for k, v in tensors.items() if k.startswith("talker.")}
+    return inside or tensors
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    """The text tokenizer with its chat template (kept in chat_template.json by the published checkpoints)."""
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        require_file(folder, "vocab.json", "the tokenizer (tokenizer.json, or vocab.json and merges.txt)")
+        require_file(folder, "merges.txt", "the tokenizer's merges")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the tokenizer cannot be loaded: {error}", where=str(folder)) from error
+    if not tokenizer.chat_template:
+        file = require_file(folder, "chat_template.json", "the chat template")
+        tokenizer.chat_template = json.loads(file.read_text())["chat_template"]
+    return tokenizer
+
+
+class _quiet_transformers:
+    """Silences loading bars and the notes about text ids outside the codec vocabulary, which are right."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._level, self._bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *exc: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._level)
+        if self._bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,132 @@
+"""Settings of the speech generator: model, conditioning, sampling, LoRA, token2wav. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SPEECH_SYSTEM_PROMPT = (
+    "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, "
+    "capable of perceiving auditory and visual inputs, as well as generating text and speech."
+)
+"""The publisher asks for exactly this system prompt when speech is wanted."""
+
+REFUSED_SEARCHES = {
+    "num_beams": "beam search",
+    "num_beam_groups": "group beam search",
+    "diversity_penalty": "group beam search",
+    "length_penalty": "beam search",
+    "early_stopping": "beam search",
+    "constraints": "constrained beam search",
+    "force_words_ids": "constrained beam search",
+    "penalty_alpha": "contrastive search",
+    "dola_layers": "DoLa decoding",
+    "assistant_model": "assisted decoding",
+    "assistant_early_exit": "assisted decoding",
+    "prompt_lookup_num_tokens": "assisted decoding",
+}
+"""transformers' options whose sequences are no samples of the policy, and what each asks for."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ModelConfig(_Settings):
+    """Which checkpoint, and how it is loaded."""
+
+    path: str = Field("micro", description='"micro" (the shipped model), a folder, or a hub name such as owner/name.')
+    talker: str | None = Field(
+        None, description="Folder or safetensors file with other weights for the Talker (same geometry), keys as in it."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Precision of Thinker and Talker; token2wav always runs in float32."
+    )
+    device: str = Field("auto", description='"auto" (CUDA when there is one), "cpu", "cuda" or "cuda:1".')
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="Attention of Thinker and Talker; token2wav uses sdpa."
+    )
+    system_prompt: str = Field(SPEECH_SYSTEM_PROMPT, description="System message of prompts that carry no messages.")
+    instruction: str = Field(
+        "{text}", description="User message of prompts that carry no messages; {text} is the prompt's text."
+    )
+
+
+class ConditioningConfig(_Settings):
+    """How the Thinker turns a prompt into what the Talker reads."""
+
+    mode: Literal["teacher_forced", "generate"] = Field(
+        "teacher_forced", description="The reply is the prompt's text, or what the Thinker answers (greedy)."
+    )
+    batch_size: int = Field(32, ge=1, description="Prompts a Thinker forward.")
+    max_reply_tokens: int = Field(256, ge=2, description="Longest reply of mode generate, text tokens.")
+
+
+class SamplingConfig(_Settings):
+    """How candidates are drawn: transformers' names, transformers' order, transformers' processors."""
+
+    do_sample: bool = Field(True, description="False: the most probable code at every step.")
+    temperature: float = Field(0.9, gt=0, description="Divides the logits.")
+    top_k: int = Field(40, ge=0, description="Keep the k most probable ids; 0 keeps all.")
+    top_p: float = Field(0.8, gt=0, le=1, description="Keep the smallest set of ids with this probability.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Drop ids below this share of the best one's probability.")
+    typical_p: float | None = Field(None, gt=0, le=1, description="Keep the most typical ids with this probability.")
+    epsilon_cutoff: float | None = Field(None, ge=0, lt=1, description="Drop ids with less probability than this.")
+    eta_cutoff: float | None = Field(None, ge=0, lt=1, description="Entropy-dependent cut-off (eta sampling).")
+    repetition_penalty: float = Field(
+        1.05, gt=0, description="Penalty of ids seen before; the prefix's mask, pad and bos ids count as seen."
+    )
+    no_repeat_ngram_size: int | None = Field(None, ge=0, description="n-grams of this size occur once.")
+    bad_words_ids: list[list[int]] | None = Field(None, description="Sequences of ids that never occur.")
+    suppress_tokens: list[int] | None = Field(None, description="Ids that never occur; codec-bos is always among them.")
+    begin_suppress_tokens: list[int] | None = Field(None, description="Ids that never occur first.")
+    sequence_bias: list[tuple[list[int], float]] | None = Field(
+        None, description="Pairs of a sequence of ids and a bias added to the logit that completes it."
+    )
+    exponential_decay_length_penalty: tuple[int, float] | None = Field(
+        None, description="(start, factor): from `start` codes on the stop's logit grows exponentially."
+    )
+    min_new_tokens: int | None = Field(None, ge=0, description="No stop before this many codes.")
+    max_new_tokens: int = Field(1024, ge=1, description="A candidate is cut after this many ids (50 codes a second).")
+    renormalize_logits: bool = Field(False, description="Normalise the processed scores to log-probabilities.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_searches(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        neutral = {"num_beams": (1, None), "num_beam_groups": (1, None)}
+        for name, kind in REFUSED_SEARCHES.items():
+            if name not in data:
+                continue
+            if data[name] is None or data[name] in neutral.get(name, ()):
+                data = {k: v for k, v in data.items() if k != name}
+                continue
+            raise ValueError(
+                f"{name}: {kind} is not supported, because candidates must be samples of the policy; "
+                "remove it and use do_sample with temperature, top_k or top_p (or do_sample: false)"
+            )
+        return data
+
+
+class Token2WavConfig(_Settings):
+    """How codes become speech: upstream's settings are the defaults."""
+
+    num_steps: int = Field(10, ge=2, description="Time points of the flow; the DiT runs 4 (num_steps - 1) times.")
+    guidance_scale: float = Field(0.5, ge=0, description="Classifier-free guidance; 0 halves the work.")
+    sway_coefficient: float | None = Field(-1.0, description="Sway sampling of the time points; null: evenly spaced.")
+    batch_size: int = Field(8, ge=1, description="Utterances a DiT forward.")
+
+
+class LoraSettings(_Settings):
+    """LoRA on the Talker; peft's names."""
+
+    r: int = Field(16, ge=1, description="Rank.")
+    lora_alpha: float = Field(32, gt=0, description="Scale: the update is multiplied by lora_alpha / r.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the update; not 0 makes DPO's margins noisy.")
+    target_modules: list[str] | Annotated[str, Field(description="regular expression")] = Field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        description="Talker modules that get an update: names, or one regular expression.",
+    )
+    use_rslora: bool = Field(False, description="Scale by lora_alpha / sqrt(r).")

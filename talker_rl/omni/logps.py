@@ -1,0 +1,53 @@
+"""Token log-probs of the Talker, teacher-forced. They equal the raw ones that rollouts record, within float error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from talker_rl.omni.layout import TalkerBatch, talker_inputs, unwrap_talker
+
+
+def selective_logps(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
+    """log softmax(logits)[ids] in float32, without the (N, V) array of log-probs. The same code serves rollouts."""
+    logits = logits_NV.float()
+    return logits.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+def token_logps(talker: Any, batch: TalkerBatch) -> torch.Tensor:
+    """Raw natural log-probs (B, T) float32 of the batch's ids; 0 at padding.
+
+    One forward through the model as it is given (DDP and PEFT wrappers included, so their hooks run); gradients
+    flow. The head runs on the completion's positions only: it is 8448 wide, and the prefix needs none.
+    Positions are explicit because ``forward`` without them changes its inputs in place.
+    """
+    inner = unwrap_talker(talker)
+    batch = batch.to(inner.codec_head.weight.device)
+    mask = batch.completion_mask_BT
+    rows = torch.arange(len(batch), device=mask.device)[:, None].expand_as(mask)[mask]
+    with _head_only_at(inner, rows, batch.predictor_BT[mask]):
+        out = talker(
+            inputs_embeds=talker_inputs(inner, batch),
+            attention_mask=None,
+            position_ids=batch.position_ids_3BS,
+            use_cache=False,
+        )
+    logps_N = selective_logps(out.logits, batch.codes_BT[mask])
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, logps_N)
+
+
+@contextmanager
+def _head_only_at(inner: Any, rows_N: torch.Tensor, columns_N: torch.Tensor) -> Iterator[None]:
+    """Give the codec head the hidden states (N, H) at these positions instead of all of (B, S, H)."""
+
+    def select(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        return (args[0][rows_N, columns_N],)
+
+    handle = inner.codec_head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()

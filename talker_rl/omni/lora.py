@@ -1,0 +1,142 @@
+"""LoRA on the Talker (peft), and the reference: the policy as this training began.
+
+A training that began at the base has the base as its reference: the adapter is switched off. One that began at an
+adapter has a frozen copy of that adapter, kept beside the one that is trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from talker_rl.errors import CheckpointError, ConfigError
+from talker_rl.omni.config import LoraSettings
+from talker_rl.omni.files import read_tensors, require_file
+from talker_rl.omni.layout import unwrap_talker
+
+POLICY, REFERENCE = "default", "reference"
+"""Adapter names inside the PeftModel; only the policy's is saved."""
+
+
+def attach_lora(talker: Any, settings: LoraSettings, *, base_model: str, seed: int = 0) -> Any:
+    """Wrap the Talker with a new adapter that changes nothing yet (B is zero). Returns a ``peft.PeftModel``.
+
+    Args:
+        talker: the base Talker; its own weights are frozen.
+        settings: rank, scale, target modules.
+        base_model: what ``adapter_config.json`` names as ``base_model_name_or_path``.
+        seed: of A's initialisation.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.lora_dropout,
+        target_modules=settings.target_modules,
+        use_rslora=settings.use_rslora,
+        base_model_name_or_path=base_model,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            # float32 adapters under a bf16 base are peft's default; autocast or matching inputs are its business
+            return get_peft_model(talker, config)
+        except ValueError as error:
+            raise ConfigError(
+                f"LoRA cannot be attached: {error}",
+                where="lora.target_modules",
+                fix=f"name some of the Talker's modules: {', '.join(_linear_names(talker))}",
+            ) from error
+
+
+def load_lora(talker: Any, folder: Path | str, *, trainable: bool = False) -> Any:
+    """Wrap the Talker with a saved adapter. With ``trainable``, a frozen copy is kept as the reference.
+
+    Raises:
+        CheckpointError: files missing or truncated, or the adapter is of another geometry.
+    """
+    from peft import PeftModel
+
+    folder = Path(folder)
+    check_adapter(talker, folder)
+    model = PeftModel.from_pretrained(talker, str(folder), adapter_name=POLICY, is_trainable=trainable)
+    if trainable:
+        model.load_adapter(str(folder), adapter_name=REFERENCE, is_trainable=False)
+        model.set_adapter(POLICY)
+    return model
+
+
+def check_adapter(talker: Any, folder: Path) -> None:
+    """Whether the adapter's tensors fit this Talker; CheckpointError names the first that does not."""
+    config_file = require_file(folder, "adapter_config.json", "the adapter's settings")
+    weights = require_file(folder, "adapter_model.safetensors", "the adapter's weights")
+    try:
+        if json.loads(config_file.read_text())["peft_type"] != "LORA":
+            raise CheckpointError("the adapter is not a LoRA", where=str(config_file), fix="give a LoRA adapter")
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"adapter_config.json cannot be read: {error}", where=str(config_file)) from error
+    modules = dict(unwrap_talker(talker).named_modules())
+    for key, tensor in read_tensors([weights]).items():
+        name = key.removeprefix("base_model.model.")
+        for side, axis in ((".lora_A.weight", 1), (".lora_B.weight", 0)):
+            if not name.endswith(side):
+                continue
+            module = modules.get(name.removesuffix(side))
+            shape = getattr(getattr(module, "weight", None), "shape", None)
+            if shape is None:
+                problem = "the model has no such module"
+            elif tensor.shape[axis] != shape[axis]:
+                problem = f"it has {tensor.shape[axis]} {'inputs' if axis else 'outputs'}, the model {shape[axis]}"
+            else:
+                continue
+            raise CheckpointError(
+                f"the adapter is of another geometry: {name.removesuffix(side)}: {problem}",
+                where=str(weights),
+                fix="load it on the model that adapter_config.json names as base_model_name_or_path",
+            )
+
+
+def save_lora(model: Any, folder: Path | str) -> None:
+    """Write the policy's adapter in PEFT's layout: ``peft.PeftModel.from_pretrained(talker, folder)`` loads it."""
+    model.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
+
+
+@contextmanager
+def reference_logps(model: Any) -> Iterator[None]:
+    """Inside, the model is the reference: the adapter off, or the frozen copy of the starting adapter on.
+
+    Raises:
+        ConfigError: the model has no adapter (full weights are trained): keep a frozen copy of the model instead.
+    """
+    peft_model = _peft(model)
+    if peft_model is None:
+        raise ConfigError("the model has no adapter to switch off", fix="use a frozen copy of the model as reference")
+    if REFERENCE not in peft_model.peft_config:
+        with peft_model.disable_adapter():
+            yield
+        return
+    trainable = [p for p in peft_model.parameters() if p.requires_grad]
+    peft_model.set_adapter(REFERENCE)
+    try:
+        yield
+    finally:
+        peft_model.set_adapter(POLICY)  # peft makes the active adapter trainable: restore exactly what was
+        chosen = {id(p) for p in trainable}
+        for p in peft_model.parameters():
+            p.requires_grad_(id(p) in chosen)
+
+
+def _peft(model: Any) -> Any | None:
+    while model is not None and not hasattr(model, "peft_config"):
+        model = getattr(model, "module", None)
+    return model
+
+
+def _linear_names(talker: Any) -> list[str]:
+    return sorted({n.rsplit(".", 1)[-1] for n, m in talker.named_modules() if isinstance(m, torch.nn.Linear)})
