@@ -1,0 +1,1 @@
+"""Recognisers: one protocol, FunASR and Whisper behind it."""

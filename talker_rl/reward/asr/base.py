@@ -1,0 +1,227 @@
+"""What a recogniser is, and the guards that every one of them stands behind.
+
+`GuardedRecognizer.transcribe` refuses audio that models crash or hallucinate on, trims silent ends, feeds the rest
+to `_recognize`, checks that as many results came back as went in, and, where a batch raises, hears its items one by
+one, so that a poisoned item takes none along. An item's result is a `Transcript` or a `Failure`, never a guess.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ...errors import CheckpointError, TalkerRLError
+from ..audio import frame_levels, peak_level
+from ..config import RecognizerConfig
+from ..normalize import tokens_of
+
+SAMPLE_RATE = 16_000
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was heard: normalised tokens and the (start, end) of each in seconds.
+
+    ``spans`` is empty where the times cannot be used; ``spans_fault`` then says why.
+    """
+
+    tokens: list[str]
+    spans: list[tuple[float, float]]
+    spans_fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no value. ``retryable``: the same item may succeed later (the machine's fault, not the item's)."""
+
+    code: str
+    message: str
+    retryable: bool = False
+
+
+class Recognizer(Protocol):
+    """Turns sound into tokens with times."""
+
+    def transcribe(self, audios: list[np.ndarray], lang: str) -> list[Transcript | Failure]:
+        """Results in the order of `audios` (each (samples,) float32 at 16 kHz)."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes whenever results may change: model files, settings, library version."""
+        ...
+
+
+def check_audio(audio: object, sample_rate: int, min_seconds: float, silence_dbfs: float) -> Failure | None:
+    """Why this audio must not reach a model, or None."""
+    if not isinstance(audio, np.ndarray) or audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
+        what = f"{audio.dtype} array of shape {audio.shape}" if isinstance(audio, np.ndarray) else type(audio).__name__
+        return Failure("bad_audio", f"audio must be a one-dimensional float array, got {what}")
+    if not np.isfinite(audio).all():
+        return Failure("non_finite", f"{np.sum(~np.isfinite(audio))} of {len(audio)} samples are NaN or infinite")
+    if len(audio) < min_seconds * sample_rate:
+        return Failure("too_short", f"{len(audio) / sample_rate:.4f} s of audio, at least {min_seconds} s are needed")
+    level = peak_level(audio, sample_rate)
+    if level < silence_dbfs:
+        return Failure("silent", f"the loudest 20 ms are at {level:.1f} dBFS, below the gate of {silence_dbfs} dBFS")
+    return None
+
+
+def trim(audio: np.ndarray, sample_rate: int, silence_dbfs: float, keep_seconds: float) -> tuple[np.ndarray, float]:
+    """Audio without long silent ends, and the seconds cut from its start."""
+    frame, hop = round(0.02 * sample_rate), round(0.01 * sample_rate)
+    loud = np.flatnonzero(frame_levels(audio, frame, hop) >= silence_dbfs)
+    if len(loud) == 0:
+        return audio, 0.0
+    keep = round(keep_seconds * sample_rate)
+    start = max(0, int(loud[0]) * hop - keep)
+    return audio[start : int(loud[-1]) * hop + frame + keep], start / sample_rate
+
+
+def transcript_of(pieces: Iterable[tuple[str, tuple[float, float]]]) -> Transcript:
+    """A transcript from timed pieces of text; a piece of several tokens shares its time among them by length."""
+    tokens: list[str] = []
+    spans: list[tuple[float, float]] = []
+    for text, (start, end) in pieces:
+        parts = [UNKNOWN] if text == UNKNOWN else tokens_of(text)
+        total = sum(map(len, parts))
+        position = 0
+        for part in parts:
+            left = start + (end - start) * position / total
+            position += len(part)
+            tokens.append(part)
+            spans.append((left, start + (end - start) * position / total))
+    return Transcript(tokens, spans)
+
+
+UNKNOWN = "<unk>"
+"""Token for speech outside the recogniser's vocabulary: it equals no reference token."""
+
+
+class GuardedRecognizer:
+    """Guards around `_recognize`, which a subclass implements for audio that passed them."""
+
+    def __init__(self, config: RecognizerConfig) -> None:
+        self.config = config
+        self._lock = threading.Lock()  # FunASR is not thread-safe by design; nor is a pipeline
+
+    def _recognize(self, audios: list[np.ndarray], lang: str) -> list[Transcript]:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        raise NotImplementedError
+
+    def transcribe(self, audios: list[np.ndarray], lang: str) -> list[Transcript | Failure]:
+        """See `Recognizer.transcribe`.
+
+        Raises:
+            TalkerRLError: the recogniser itself cannot work (never for the fault of one item).
+        """
+        config = self.config
+        results: list[Transcript | Failure | None] = []
+        accepted: list[tuple[int, np.ndarray, float]] = []
+        for i, audio in enumerate(audios):
+            fault = check_audio(audio, SAMPLE_RATE, config.min_seconds, config.silence_dbfs)
+            results.append(fault)
+            if fault is None:
+                sound, offset = np.ascontiguousarray(audio, dtype=np.float32), 0.0
+                if config.trim_silence:
+                    sound, offset = trim(sound, SAMPLE_RATE, config.silence_dbfs, config.trim_keep_seconds)
+                    sound = _at_least(sound, config.min_seconds)
+                accepted.append((i, sound, offset))
+        with self._lock, torch_threads(config.threads):
+            for at in range(0, len(accepted), config.batch_size):
+                batch = accepted[at : at + config.batch_size]
+                heard = self._guarded([sound for _, sound, _ in batch], lang)
+                for (i, _, offset), result in zip(batch, heard, strict=True):
+                    results[i] = _shift(result, offset)
+        return [r for r in results if r is not None]
+
+    def _guarded(self, batch: list[np.ndarray], lang: str) -> Sequence[Transcript | Failure]:
+        try:
+            heard = self._recognize(batch, lang)
+        except TalkerRLError:
+            raise
+        except Exception as error:
+            if len(batch) > 1:
+                return [r for sound in batch for r in self._guarded([sound], lang)]
+            return [Failure("recognizer_error", f"{type(error).__name__}: {error}", retryable=True)]
+        if len(heard) == len(batch):
+            return heard
+        if len(batch) > 1:  # FunASR answers once for several inputs when none has a token
+            return [r for sound in batch for r in self._guarded([sound], lang)]
+        return [Failure("result_count", f"{len(heard)} results for one input", retryable=True)]
+
+
+def _at_least(audio: np.ndarray, seconds: float) -> np.ndarray:
+    """Trimming may leave less than the shortest audio allowed: fill up with zeros."""
+    return np.pad(audio, (0, max(0, round(seconds * SAMPLE_RATE) - len(audio))))
+
+
+def _shift(result: Transcript | Failure, offset: float) -> Transcript | Failure:
+    if isinstance(result, Failure) or not offset:
+        return result
+    return Transcript(result.tokens, [(s + offset, e + offset) for s, e in result.spans], result.spans_fault)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run with so many torch threads, then restore the caller's count whatever happened (FunASR sets its own)."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def model_folder(path: str, required: Sequence[str]) -> Path:
+    """The absolute folder of a recogniser, with `micro:reward` and `micro:eval` resolved.
+
+    Libraries take a path that does not exist for the name of a model on a hub, so it is checked before they see it.
+
+    Raises:
+        CheckpointError: the folder is missing, or one of the `required` files is.
+    """
+    folder = resolve(path)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"the recogniser folder {path!r} does not exist",
+            where=str(folder),
+            fix="give a local folder (a hub name must be downloaded first), or micro:reward, or micro:eval",
+        )
+    for name in required:
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"the recogniser folder {path!r} is incomplete: {name} is missing",
+                where=str(folder / name),
+                fix="copy the whole folder again",
+            )
+    return folder
+
+
+def resolve(path: str) -> Path:
+    """A folder from a configured path: `micro:<name>` is `asr/<name>` of the micro world's checkpoint."""
+    if path.startswith("micro:"):
+        from talker_rl.micro import checkpoint_dir
+
+        return (checkpoint_dir() / "asr" / path.removeprefix("micro:")).absolute()
+    return Path(path).expanduser().absolute()
+
+
+def hash_files(folder: Path) -> str:
+    """SHA-256 over names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(str(file.relative_to(folder)).encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""Whisper by transformers, with word times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...data.records import stable_hash
+from ...errors import CheckpointError
+from ..config import RecognizerConfig
+from .base import SAMPLE_RATE, GuardedRecognizer, Transcript, hash_files, model_folder, transcript_of
+
+_LANGUAGES = {"zh": "zh", "en": "en"}
+"""A mixed text gets no language: Whisper then detects one."""
+
+
+class WhisperRecognizer(GuardedRecognizer):
+    """A Whisper folder (transformers layout) behind the `Recognizer` protocol.
+
+    Greedy, without temperature fallback and without conditioning on earlier text: the same audio gives the same
+    tokens. Word times come from cross-attention and need `alignment_heads` in the generation config; without them the
+    transcript has no times and pauses are null.
+
+    Raises:
+        CheckpointError: folder or a file of it missing, or not a speech-to-text model.
+    """
+
+    def __init__(self, path: str, device: str = "cpu", config: RecognizerConfig | None = None) -> None:
+        super().__init__(config or RecognizerConfig(type="whisper", path=path, device=device))
+        self.folder = model_folder(path, ["config.json", "preprocessor_config.json"])
+        from transformers import pipeline
+
+        try:
+            self._pipeline: Any = pipeline(
+                "automatic-speech-recognition",
+                model=str(self.folder),
+                device=self.config.device,
+                dtype="float32",
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"transformers cannot open this recogniser: {type(error).__name__}: {error}",
+                where=str(self.folder),
+                fix="use a folder written by save_pretrained, with weights, tokenizer and feature extractor",
+            ) from error
+        self._pipeline.model.eval()
+        generation = self._pipeline.model.generation_config
+        self._times = getattr(generation, "alignment_heads", None) is not None
+        self._multilingual = bool(getattr(generation, "is_multilingual", False))
+        self._hash: str | None = None
+
+    def fingerprint(self) -> str:
+        """Changes with model files, settings and the version of transformers."""
+        import transformers
+
+        if self._hash is None:
+            settings = self.config.model_dump(exclude={"path", "device"})
+            self._hash = stable_hash("whisper", hash_files(self.folder), settings, transformers.__version__)
+        return self._hash
+
+    def _recognize(self, audios: list[np.ndarray], lang: str) -> list[Transcript]:
+        generate: dict[str, Any] = {"do_sample": False, "num_beams": 1}
+        if self._multilingual:
+            generate["task"] = "transcribe"
+            if lang in _LANGUAGES:
+                generate["language"] = _LANGUAGES[lang]
+        outputs = self._pipeline(
+            [{"raw": audio, "sampling_rate": SAMPLE_RATE} for audio in audios],
+            batch_size=len(audios),
+            return_timestamps="word" if self._times else None,
+            generate_kwargs=generate,
+        )
+        return [
+            parse(output, len(audio) / SAMPLE_RATE, self._times) for output, audio in zip(outputs, audios, strict=True)
+        ]
+
+
+def parse(output: dict[str, Any], duration: float, times: bool = True) -> Transcript:
+    """A transcript from one result of the pipeline: ``{"text", "chunks": [{"text", "timestamp": (start, end)}]}``.
+
+    The last word's end is None where Whisper was cut; it then ends with the audio.
+    """
+    if not times:
+        plain = transcript_of([(str(output["text"]), (0.0, 0.0))])
+        return Transcript(plain.tokens, [], "the model has no alignment heads" if plain.tokens else None)
+    pieces: list[tuple[str, tuple[float, float]]] = []
+    for chunk in output["chunks"]:
+        start, end = chunk["timestamp"]
+        if start is None:
+            tokens = transcript_of([(c["text"], (0.0, 0.0)) for c in output["chunks"]]).tokens
+            return Transcript(tokens, [], f"no start time for {chunk['text']!r}")
+        pieces.append((chunk["text"], (float(start), float(end) if end is not None else max(float(start), duration))))
+    return transcript_of(pieces)

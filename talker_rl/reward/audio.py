@@ -1,0 +1,91 @@
+"""Sound measured: frame levels, silent runs, resampling. Numpy arrays, one channel, float32."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .config import PauseConfig
+
+_FLOOR = 1e-10
+"""RMS below which a level is no longer told apart: -200 dB."""
+
+
+@dataclass(frozen=True)
+class Silences:
+    """Silent runs of an utterance, in seconds, and what surrounds the speech.
+
+    ``runs`` are all silent runs in order; ``inner`` those with speech on both sides.
+    """
+
+    runs: list[tuple[float, float]]
+    inner: list[tuple[float, float]]
+    lead: float
+    tail: float
+    duration: float
+
+    @property
+    def longest_inner(self) -> float:
+        return max((end - start for start, end in self.inner), default=0.0)
+
+
+def frame_levels(audio: np.ndarray, frame: int, hop: int) -> np.ndarray:
+    """RMS level in dB (re 1.0) of each whole frame; audio shorter than a frame is one frame."""
+    if len(audio) < frame:
+        frame = max(1, len(audio))
+    if len(audio) == 0:
+        return np.empty(0)
+    windows = np.lib.stride_tricks.sliding_window_view(audio.astype(np.float64), frame)[::hop]
+    rms = np.sqrt(np.mean(np.square(windows), axis=1))
+    return 20.0 * np.log10(np.maximum(rms, _FLOOR))
+
+
+def peak_level(audio: np.ndarray, sample_rate: int) -> float:
+    """Level in dB of the loudest 20 ms."""
+    levels = frame_levels(audio, round(0.02 * sample_rate), round(0.01 * sample_rate))
+    return float(levels.max()) if len(levels) else -math.inf
+
+
+def find_silences(audio: np.ndarray, sample_rate: int, config: PauseConfig, silence_dbfs: float = -60.0) -> Silences:
+    """Silent runs: frames below a percentile of the levels minus some decibels, short sounds between them bridged.
+
+    A run reaches from the start of its first frame to the end of its last, so a silence with hard edges is measured
+    to within a hop, never too long. Audio that stays below `silence_dbfs` throughout is one run.
+    """
+    duration = len(audio) / sample_rate
+    frame, hop = round(config.frame_seconds * sample_rate), round(config.hop_seconds * sample_rate)
+    levels = frame_levels(audio, frame, hop)
+    if len(levels) == 0 or levels.max() < silence_dbfs:
+        whole = [(0.0, duration)] if duration else []
+        return Silences(whole, [], duration, duration, duration)
+    silent = levels < np.percentile(levels, config.level_percentile) - config.level_below_db
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], silent, [False])).astype(np.int8)))
+    spans = [(int(a) * hop, (int(b) - 1) * hop + frame) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    merged: list[tuple[int, int]] = []
+    for start, end in spans:
+        if merged and start - merged[-1][1] <= round(config.bridge_seconds * sample_rate):
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((start, end))
+    lead = tail = 0.0
+    last_frame_end = (len(levels) - 1) * hop + frame
+    runs = [(start / sample_rate, end / sample_rate) for start, end in merged]
+    inner = list(runs)
+    if merged and merged[0][0] == 0:
+        lead = inner.pop(0)[1]
+    if merged and merged[-1][1] >= last_frame_end and inner:
+        tail = duration - inner.pop()[0]
+    return Silences(runs, inner, lead, tail, duration)
+
+
+def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
+    """Polyphase resampling to float32; the same samples on every machine, whatever its neighbours in a batch."""
+    if source_rate == target_rate:
+        return np.ascontiguousarray(audio, dtype=np.float32)
+    from scipy.signal import resample_poly
+
+    common = math.gcd(source_rate, target_rate)
+    out = resample_poly(audio.astype(np.float64), target_rate // common, source_rate // common)
+    return np.ascontiguousarray(out, dtype=np.float32)

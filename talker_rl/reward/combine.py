@@ -1,0 +1,206 @@
+"""From components to one reward: weighted terms, gates, clip; and the removal of length, done over a whole set.
+
+    reward = clip(prod(gates) * sum(w_k * term_k) / sum(w_k))
+
+Every term lies within [0, 1] and so does the reward:
+
+    wer    1 - tanh(k * WER)             pause  1 - pause_error
+    cer    1 - tanh(k * CER)             rate   1 - tanh(excess / scale), excess >= 0: how far, in natural log, speech
+                                                is slower or faster than the free range
+A term of non-zero weight whose component is null makes the score a Failure: leaving it out would make that candidate's
+reward a different quantity from its neighbours'.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from .config import ComponentConfig, RewardConfig
+
+Components = dict[str, float | None]
+
+BUILT_IN_COMPONENTS = (
+    "wer cer substitutions deletions insertions ref_words "
+    "pause_error pause_error_scorable pause_precision pause_recall pause_f1 pause_scorable_share "
+    "pause_marks pause_hits pause_misses pause_false pause_out_of_bounds "
+    "duration duration_ratio rate lead_silence tail_silence max_inner_silence repeated_run repeated_ngram "
+    "cap_hit clipping non_finite gate"
+).split()
+
+
+class ComponentError(Exception):
+    """A component that cannot enter the reward; the scorer turns it into a Failure with this code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+def load_function(import_path: str) -> Callable[..., Any]:
+    """The function named by ``module:function``.
+
+    Raises:
+        ConfigError: it cannot be imported or called.
+    """
+    module_name, _, attribute = import_path.partition(":")
+    try:
+        target: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            target = getattr(target, part)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{import_path!r} cannot be imported: {error}",
+            where="reward.components",
+            fix="write `module:function` of a module on the Python path",
+        ) from error
+    if not callable(target):
+        raise ConfigError(f"{import_path!r} is not a function", where="reward.components")
+    return target
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The reward and what made it."""
+
+    value: float
+    terms: dict[str, float]
+    gate: float
+    """Product of the gates' factors."""
+
+
+class Combiner:
+    """Combines components as a `RewardConfig` says; own components are imported once, here.
+
+    Raises:
+        ConfigError: an own component cannot be imported or takes a built-in name, or a gate names no component.
+    """
+
+    def __init__(self, config: RewardConfig) -> None:
+        self.config = config
+        self.own: list[tuple[ComponentConfig, Callable[..., Any]]] = []
+        for component in config.components:
+            if component.name in BUILT_IN_COMPONENTS:
+                raise ConfigError(
+                    f"component {component.name!r} has the name of a built-in one",
+                    where="reward.components",
+                    fix="choose another name",
+                )
+            self.own.append((component, load_function(component.import_path)))
+        names = [*BUILT_IN_COMPONENTS, *(c.name for c in config.components)]
+        for gate in config.gates:
+            if gate.component not in names:
+                raise ConfigError(
+                    f"a gate names the unknown component {gate.component!r}",
+                    where="reward.gates",
+                    fix=f"use one of: {', '.join(names)}",
+                )
+
+    def own_components(self, item: Any, components: Components) -> Components:
+        """Values of one's own components for an item.
+
+        Raises:
+            ComponentError: a function raised, or returned something that is no finite number (None is allowed).
+        """
+        out: Components = {}
+        for spec, function in self.own:
+            try:
+                value = function(item, dict(components), **spec.kwargs)
+            except Exception as error:
+                raise ComponentError(
+                    "component_error", f"component {spec.name!r} raised {type(error).__name__}: {error}"
+                ) from error
+            if value is not None:
+                if not isinstance(value, int | float | np.number | bool) or not math.isfinite(value):
+                    raise ComponentError("component_invalid", f"component {spec.name!r} returned {value!r}")
+                value = float(value)
+            out[spec.name] = value
+        return out
+
+    def combine(self, components: Components) -> Combined:
+        """The reward of complete components.
+
+        Raises:
+            ComponentError: a weighted component is null or lies outside [0, 1].
+        """
+        config = self.config
+        weights = {k: w for k, w in config.weights.model_dump().items() if w > 0}
+        terms = {name: self._term(name, components) for name in weights}
+        for spec, _ in self.own:
+            if spec.weight > 0:
+                value = self._required(spec.name, components)
+                if not 0.0 <= value <= 1.0:
+                    raise ComponentError(
+                        "component_invalid", f"component {spec.name!r} is {value:g}; with a weight it must be in [0, 1]"
+                    )
+                weights[spec.name], terms[spec.name] = spec.weight, value
+        gate = 1.0
+        for g in config.gates:
+            found = components.get(g.component)
+            if found is not None and not (g.min if g.min is not None else -math.inf) <= found <= (
+                g.max if g.max is not None else math.inf
+            ):
+                gate *= g.factor
+        value = gate * sum(weights[k] * terms[k] for k in weights) / sum(weights.values())
+        low, high = config.clip
+        return Combined(min(max(value, low), high), terms, gate)
+
+    def _required(self, name: str, components: Components) -> float:
+        value = components.get(name)
+        if value is None:
+            raise ComponentError("null_component", f"{name} has no value, but its weight in the reward is not zero")
+        return value
+
+    def _term(self, name: str, components: Components) -> float:
+        if name in ("wer", "cer"):
+            return 1.0 - math.tanh(self.config.wer_scale * self._required(name, components))
+        if name == "pause":
+            return 1.0 - self._required("pause_error", components)
+        return 1.0 - math.tanh(self._rate_excess(components) / self.config.rate.scale)
+
+    def _rate_excess(self, components: Components) -> float:
+        """Natural-log distance outside the free range: of the duration ratio where one is known, else of the rate."""
+        rate = self.config.rate
+        ratio = components.get("duration_ratio")
+        if ratio is not None:
+            return max(0.0, abs(math.log(ratio)) - rate.tolerance) if ratio > 0 else math.inf
+        spoken = components.get("rate")
+        if spoken is None or spoken <= 0:
+            return math.inf  # nothing was said: as far from the range as can be
+        low, high = rate.units_per_second
+        return max(0.0, math.log(low / spoken), math.log(spoken / high))
+
+
+def remove_length(
+    rewards: Sequence[float | None], durations: Sequence[float], prompt_ids: Sequence[str]
+) -> tuple[list[float | None], float]:
+    """Rewards without their linear dependence on duration, and the slope that was removed (reward a second).
+
+    One slope for the whole set, from deviations within prompts (candidates of a prompt share its text, so a long text
+    being harder is no length bias); subtracted around each prompt's mean duration, so prompt means stay. A reward of
+    None (a failure) stays None and is not fitted. Slope 0 where no prompt has two durations.
+
+    This needs all candidates: call it once on a finished set, never on a batch, or a score depends on its neighbours.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, (reward, prompt_id) in enumerate(zip(rewards, prompt_ids, strict=True)):
+        if reward is not None:
+            groups[prompt_id].append(i)
+    deviation = np.zeros(len(rewards))
+    centred = np.zeros(len(rewards))
+    for members in groups.values():
+        d = np.array([durations[i] for i in members])
+        r = np.array([rewards[i] for i in members], dtype=np.float64)
+        deviation[members] = d - d.mean()
+        centred[members] = r - r.mean()
+    spread = float(deviation @ deviation)
+    slope = float(deviation @ centred) / spread if spread > 1e-12 else 0.0
+    out = [None if r is None else float(r - slope * deviation[i]) for i, r in enumerate(rewards)]
+    return out, slope

@@ -1,0 +1,207 @@
+"""Settings of the reward room. Imports no model library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Bounds = tuple[float, float]
+
+
+class RecognizerConfig(BaseModel):
+    """Which recogniser listens, and what it refuses to listen to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str = Field(
+        default="funasr", description="`funasr`, `whisper`, or the import path `module:factory` of one's own."
+    )
+    path: str = Field(
+        default="micro:reward",
+        description="Model folder; `micro:reward` and `micro:eval` are the shipped micro recognisers.",
+    )
+    device: str = Field(default="cpu", description="torch device of the recogniser.")
+    threads: int = Field(
+        default=1, ge=1, description="CPU threads while the recogniser works; the caller's count is restored."
+    )
+    batch_size: int = Field(
+        default=1,
+        ge=1,
+        description="Utterances a forward. Above 1 they are padded together, which moves floats by about 1e-6 and may "
+        "flip a token: then a result can depend on its neighbours.",
+    )
+    min_seconds: float = Field(
+        default=0.1, gt=0.0, description="Shorter audio is refused as `too_short` (FunASR crashes on it)."
+    )
+    silence_dbfs: float = Field(
+        default=-60.0, description="Audio whose loudest 20 ms stay below this level is refused as `silent`."
+    )
+    trim_silence: bool = Field(
+        default=True,
+        description="Cut leading and trailing parts below silence_dbfs before recognition; times are shifted back.",
+    )
+    trim_keep_seconds: float = Field(default=0.1, ge=0.0, description="Silence that trimming leaves at each end.")
+
+
+class PauseConfig(BaseModel):
+    """What counts as silence, as a pause, and as a wrong one. Seconds and decibels."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    frame_seconds: float = Field(default=0.02, gt=0.0, description="Length of an RMS frame.")
+    hop_seconds: float = Field(default=0.01, gt=0.0, description="Distance between RMS frames.")
+    level_percentile: float = Field(
+        default=95.0, ge=0.0, le=100.0, description="Percentile of frame levels that stands for speech."
+    )
+    level_below_db: float = Field(
+        default=35.0, gt=0.0, description="A frame this far below the speech level is silent."
+    )
+    bridge_seconds: float = Field(
+        default=0.03, ge=0.0, description="Sound of at most this length inside a silence is bridged."
+    )
+    hit_seconds: float = Field(
+        default=0.15, ge=0.0, description="A marked boundary with at least this silence is a hit."
+    )
+    spurious_seconds: float = Field(
+        default=0.25, ge=0.0, description="An unmarked boundary with at least this is a false pause."
+    )
+    weak_bounds: Bounds = Field(
+        default=(0.15, 0.8), description="A hit at a weak mark outside these durations costs extra."
+    )
+    strong_bounds: Bounds = Field(
+        default=(0.2, 1.5), description="A hit at a strong mark outside these durations costs extra."
+    )
+    out_of_bounds_cost: float = Field(
+        default=0.5, ge=0.0, le=1.0, description="What a hit of a wrong duration costs, in misses."
+    )
+    time_tolerance: float = Field(
+        default=0.25, ge=0.0, description="Times that exceed the audio by more make the timestamps unusable."
+    )
+
+
+class StabilityConfig(BaseModel):
+    """What the stability columns measure."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ngram: int = Field(default=8, ge=1, description="Length, in codes, of the n-grams whose repetition is counted.")
+    clip_level: float = Field(default=0.999, gt=0.0, description="A sample of at least this magnitude is clipped.")
+    silence_dbfs: float = Field(default=-60.0, description="Audio that never exceeds this level is silent throughout.")
+
+
+class RateConfig(BaseModel):
+    """The two-sided rate term: too fast and too slow both lose, so that neither hurry nor drawl pays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    units_per_second: Bounds = Field(
+        default=(2.0, 8.0),
+        description="Free range of the rate (syllables of speech a second) where no reference is known.",
+    )
+    tolerance: float = Field(
+        default=0.15, ge=0.0, description="Free deviation, in natural log, from the reference duration."
+    )
+    scale: float = Field(
+        default=0.25, gt=0.0, description="Natural-log deviation beyond the free range that costs tanh(1)."
+    )
+
+
+class WeightsConfig(BaseModel):
+    """Weights of the built-in terms, each within [0, 1]; the reward is their weighted mean."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wer: float = Field(default=0.7, ge=0.0, description="Weight of 1 - tanh(wer_scale * WER).")
+    cer: float = Field(default=0.0, ge=0.0, description="Weight of 1 - tanh(wer_scale * CER).")
+    pause: float = Field(default=0.3, ge=0.0, description="Weight of 1 - pause_error.")
+    rate: float = Field(default=0.0, ge=0.0, description="Weight of the two-sided rate term.")
+
+
+class GateConfig(BaseModel):
+    """Multiplies the reward by `factor` where a component lies outside [min, max]; a null component passes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    component: str = Field(description="Name of a score component.")
+    min: float | None = Field(default=None, description="Smallest value that passes.")
+    max: float | None = Field(default=None, description="Largest value that passes.")
+    factor: float = Field(default=0.0, ge=0.0, le=1.0, description="What the reward is multiplied by.")
+
+    @model_validator(mode="after")
+    def _has_a_side(self) -> GateConfig:
+        if self.min is None and self.max is None:
+            raise ValueError(f"gate on {self.component!r} has neither min nor max")
+        return self
+
+
+class ComponentConfig(BaseModel):
+    """A component of one's own: `function(item, components, **kwargs) -> float | None`, recorded under `name`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="Column name of the component.")
+    import_path: str = Field(description="`module:function`.", pattern=r"^[\w.]+:[\w.]+$")
+    weight: float = Field(
+        default=0.0, ge=0.0, description="Weight in the reward; above 0 the value must lie within [0, 1]."
+    )
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the function.")
+
+
+def default_gates() -> list[GateConfig]:
+    """Cut-off speech earns nothing; run-away, hurried, drawled or clipped speech earns half."""
+    return [
+        GateConfig(component="cap_hit", max=0.5, factor=0.0),
+        GateConfig(component="duration_ratio", min=0.6, max=1.6, factor=0.5),
+        GateConfig(component="rate", min=1.0, max=12.0, factor=0.5),
+        GateConfig(component="clipping", max=0.01, factor=0.5),
+    ]
+
+
+class RewardConfig(BaseModel):
+    """How candidates are scored.
+
+    The default reward, in [0, 1]: ``gates * (0.7 * (1 - tanh(3 * WER)) + 0.3 * (1 - pause_error))``.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    recognizer: RecognizerConfig = Field(default_factory=RecognizerConfig, description="The recogniser that rewards.")
+    evaluator: RecognizerConfig = Field(
+        default_factory=lambda: RecognizerConfig(path="micro:eval"),
+        description="Another recogniser, for evaluation: a policy may learn the weaknesses of the one that rewards.",
+    )
+    pauses: PauseConfig = Field(default_factory=PauseConfig, description="The pause score.")
+    stability: StabilityConfig = Field(default_factory=StabilityConfig, description="The stability columns.")
+    rate: RateConfig = Field(default_factory=RateConfig, description="The rate term.")
+    weights: WeightsConfig = Field(default_factory=WeightsConfig, description="Weights of the built-in terms.")
+    wer_scale: float = Field(default=3.0, gt=0.0, description="k in 1 - tanh(k * WER).")
+    gates: list[GateConfig] = Field(default_factory=default_gates, description="Gates, all applied.")
+    clip: Bounds = Field(default=(0.0, 1.0), description="The reward is clipped to this range.")
+    components: list[ComponentConfig] = Field(default_factory=list, description="Components of one's own.")
+    remove_length: bool = Field(
+        default=False,
+        description="Subtract the reward's linear dependence on duration, one slope fitted within prompts over the "
+        "whole set (done once all candidates are scored, never batch by batch).",
+    )
+    batch_size: int = Field(default=16, ge=1, description="Utterances a batch of the scoring stage.")
+    max_failure_rate: float = Field(
+        default=0.2, ge=0.0, le=1.0, description="The stage stops when more scores than this fail."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RewardConfig:
+        names = [c.name for c in self.components]
+        if len(set(names)) != len(names):
+            raise ValueError(f"component names repeat: {sorted(n for n in set(names) if names.count(n) > 1)}")
+        if sum((w := self.weights).model_dump().values()) + sum(c.weight for c in self.components) <= 0:
+            raise ValueError(f"all weights are zero ({w}): nothing is left to reward")
+        for label, (low, high) in (
+            ("clip", self.clip),
+            ("pauses.weak_bounds", self.pauses.weak_bounds),
+            ("pauses.strong_bounds", self.pauses.strong_bounds),
+            ("rate.units_per_second", self.rate.units_per_second),
+        ):
+            if not low < high:
+                raise ValueError(f"{label}: the lower bound {low} is not below the upper bound {high}")
+        return self

@@ -1,0 +1,149 @@
+"""The pause score: are there pauses where the text has marks, and none where it has not?
+
+Recogniser times only say where a boundary is (Paraformer caps a token's end and loses short gaps); the pause there is
+measured on the sound. See `PauseConfig` for every threshold.
+
+    pause_error = (FN + FP + 0.5 * out_of_bounds) / (marks + FP),   0 where marks + FP = 0
+
+FN: marked boundaries without a pause, among them those that cannot be scored; FP: pauses at unmarked boundaries;
+out_of_bounds: hits whose duration does not suit their mark. `pause_error_scorable` leaves unscorable marks out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .audio import Silences
+from .config import PauseConfig
+from .normalize import Mark
+
+_EPS = 1e-9  # 0.15 s of samples is 0.15 s, whatever the division left
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """One boundary between reference tokens ``index`` and ``index + 1``."""
+
+    index: int
+    mark: Mark
+    pause: float | None
+    """Seconds of silence there; None where the boundary cannot be scored."""
+
+
+@dataclass(frozen=True)
+class PauseScore:
+    """Counts, ratios and both errors; everything but ``marks`` is None where ``reason`` says why."""
+
+    marks: int
+    scorable_marks: int | None = None
+    hits: int | None = None
+    false_pauses: int | None = None
+    out_of_bounds: int | None = None
+    pause_error: float | None = None
+    pause_error_scorable: float | None = None
+    boundaries: list[Boundary] = field(default_factory=list)
+    reason: str | None = None
+
+    @property
+    def misses(self) -> int | None:
+        return None if self.hits is None else self.marks - self.hits
+
+    @property
+    def scorable_share(self) -> float | None:
+        """Share of the marks that could be scored; None without marks."""
+        return self.scorable_marks / self.marks if self.scorable_marks is not None and self.marks else None
+
+    @property
+    def precision(self) -> float | None:
+        """Hits among the pauses found; None where none was found."""
+        if self.hits is None or self.false_pauses is None or self.hits + self.false_pauses == 0:
+            return None
+        return self.hits / (self.hits + self.false_pauses)
+
+    @property
+    def recall(self) -> float | None:
+        """Hits among the marks; None without marks."""
+        return self.hits / self.marks if self.hits is not None and self.marks else None
+
+    @property
+    def f1(self) -> float | None:
+        if self.hits is None or self.false_pauses is None or self.marks + self.false_pauses == 0:
+            return None
+        return 2 * self.hits / (self.hits + self.false_pauses + self.marks)
+
+
+def timestamp_fault(spans: Sequence[tuple[float, float]], tokens: int, duration: float, tolerance: float) -> str | None:
+    """Why these (start, end) times cannot be used, or None."""
+    if len(spans) != tokens:
+        return f"{len(spans)} times for {tokens} tokens"
+    previous = -math.inf
+    for k, (start, end) in enumerate(spans):
+        if not (math.isfinite(start) and math.isfinite(end)):
+            return f"time of token {k} is not finite"
+        if end < start:
+            return f"token {k} ends before it starts"
+        if start < previous:
+            return f"token {k} starts before the one before it"
+        if start < -tolerance or end > duration + tolerance:
+            return f"time of token {k} lies outside the audio"
+        previous = start
+    return None
+
+
+def score_pauses(
+    marks: Sequence[Mark],
+    hits: Sequence[int | None],
+    spans: Sequence[tuple[float, float]],
+    silences: Silences,
+    config: PauseConfig,
+    transcript_tokens: int,
+    spans_fault: str | None = None,
+) -> PauseScore:
+    """The pause score of one utterance.
+
+    Args:
+        marks: the mark after each reference token (`normalize`); the last one is not a boundary.
+        hits: transcript position of each reference token, None where it was not recognised (`wer.align`).
+        spans: (start, end) in seconds of each transcript token.
+        silences: silent runs of the audio (`audio.find_silences`).
+        transcript_tokens: length of the transcript.
+        spans_fault: what the recogniser says is wrong with its times, if anything.
+    """
+    total = sum(m != "none" for m in marks[:-1])
+    fault = spans_fault or timestamp_fault(spans, transcript_tokens, silences.duration, config.time_tolerance)
+    if fault is not None:
+        return PauseScore(marks=total, reason=f"timestamps unusable: {fault}")
+
+    boundaries = [_boundary(i, marks[i], hits, spans, silences) for i in range(len(marks) - 1)]
+    scorable = found = spurious = out = 0
+    for b in boundaries:
+        if b.pause is None:
+            continue
+        if b.mark == "none":
+            spurious += b.pause >= config.spurious_seconds - _EPS
+            continue
+        scorable += 1
+        if b.pause >= config.hit_seconds - _EPS:
+            found += 1
+            low, high = config.weak_bounds if b.mark == "weak" else config.strong_bounds
+            out += not (low - _EPS <= b.pause <= high + _EPS)
+
+    def error(marked: int) -> float:
+        cost = (marked - found) + spurious + config.out_of_bounds_cost * out
+        return cost / (marked + spurious) if marked + spurious else 0.0
+
+    return PauseScore(total, scorable, found, spurious, out, error(total), error(scorable), boundaries)
+
+
+def _boundary(
+    i: int, mark: Mark, hits: Sequence[int | None], spans: Sequence[tuple[float, float]], silences: Silences
+) -> Boundary:
+    before, after = hits[i], hits[i + 1]
+    if before is None or after is None or after != before + 1:
+        return Boundary(i, mark, None)
+    # From the middle of one token to the middle of the next: an onset may be off by half a token. Leading and trailing
+    # silence are no pauses, even where the time of the last token reaches into the tail.
+    start, end = (sum(spans[before]) / 2, sum(spans[after]) / 2)
+    return Boundary(i, mark, max([0.0, *(min(e, end) - max(s, start) for s, e in silences.inner)]))

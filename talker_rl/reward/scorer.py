@@ -1,0 +1,264 @@
+"""From speech to a score: a value with its components, or a Failure.
+
+What is whose fault decides which. What the *candidate* did is scored, however bad: speech that decodes to silence, or
+is too short to hold a word because its codes are, counts as all words deleted (WER 1, empty transcript). What the
+*machinery* did is a Failure and never becomes a number: no audio, NaN in it, a recogniser that raised, a component
+without a value. Sequences that cannot be decoded (end reasons `invalid_code`, `empty`) are Failures too; they are
+refused before token2wav, so there is nothing to hear.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from ..data.records import Candidate, Prompt, ScoreRow, stable_hash
+from .asr.base import SAMPLE_RATE, Failure, Recognizer, Transcript, check_audio
+from .asr.registry import build_recognizer
+from .audio import find_silences, resample
+from .combine import Combiner, ComponentError, Components
+from .config import RewardConfig
+from .normalize import normalize
+from .pauses import PauseScore, score_pauses
+from .stability import CODES_PER_SECOND, stability_components
+from .wer import align, character_errors
+
+AUDIO_RATE = 24_000
+
+
+@dataclass
+class ScoreItem:
+    """One utterance to score."""
+
+    id: str
+    text: str
+    audio: np.ndarray | None
+    """(samples,) float32 at `sample_rate`; None where the candidate could not be decoded."""
+    lang: str = "en"
+    speaker: str = ""
+    codes: list[int] | None = None
+    """The candidate's codes without its stop; None where only audio is known."""
+    end_reason: str | None = None
+    seed: int | None = None
+    reference_seconds: float | None = None
+    """Duration of a clean rendering, where known."""
+    prompt_id: str = ""
+    sample_rate: int = AUDIO_RATE
+
+    @classmethod
+    def from_candidate(cls, prompt: Prompt, candidate: Candidate, audio: np.ndarray | None) -> ScoreItem:
+        """The item of a candidate; `audio` is its decoded speech, or None where it cannot be decoded."""
+        return cls(
+            id=candidate.candidate_id,
+            text=prompt.text,
+            audio=audio,
+            lang=prompt.lang,
+            speaker=candidate.speaker,
+            codes=candidate.codes,
+            end_reason=candidate.end_reason,
+            seed=candidate.seed,
+            reference_seconds=prompt.reference_seconds,
+            prompt_id=candidate.prompt_id,
+        )
+
+
+@dataclass
+class ScoreResult:
+    """A value and what made it."""
+
+    id: str
+    value: float
+    components: Components
+    transcript: list[str] = field(default_factory=list)
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    errors: str = "[]"
+    """JSON: the alignment's errors, [op, reference, transcript]."""
+    terms: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    """Why a component is null, by its name."""
+
+
+class Scorer:
+    """Scores items with one recogniser.
+
+    Args:
+        config: the reward.
+        recognizer: what listens; built from `config.recognizer` where None. Evaluation passes another one.
+    """
+
+    def __init__(self, config: RewardConfig, recognizer: Recognizer | None = None) -> None:
+        self.config = config
+        self.combiner = Combiner(config)
+        self.recognizer = recognizer if recognizer is not None else build_recognizer(config.recognizer)
+
+    def score(self, items: Sequence[ScoreItem]) -> list[ScoreResult | Failure]:
+        """Scores in the order of the items; no item's score depends on another.
+
+        Raises:
+            TalkerRLError: the recogniser as a whole cannot work.
+        """
+        results: list[ScoreResult | Failure | None] = [self._refuse(item) for item in items]
+        heard: dict[int, Transcript | Failure] = {}
+        by_language: dict[str, list[int]] = {}
+        for i, item in enumerate(items):
+            if results[i] is None:
+                by_language.setdefault(item.lang, []).append(i)
+        for lang, members in by_language.items():
+            sounds = [resample(_audio(items[i]), items[i].sample_rate, SAMPLE_RATE) for i in members]
+            answers = self.recognizer.transcribe(sounds, lang)
+            if len(answers) != len(members):
+                message = f"{len(answers)} results for {len(members)} inputs"
+                answers = [Failure("result_count", message, retryable=True)] * len(members)
+            heard.update(zip(members, answers, strict=True))
+        for i, answer in heard.items():
+            results[i] = self._finish(items[i], answer)
+        return [r for r in results if r is not None]
+
+    def fingerprint(self) -> str:
+        """Changes whenever a score may change: settings, recogniser, and this package's own code."""
+        settings = self.config.model_dump(exclude={"recognizer", "evaluator", "batch_size", "max_failure_rate"})
+        return stable_hash("scorer", settings, self.recognizer.fingerprint(), code_version())
+
+    def _refuse(self, item: ScoreItem) -> Failure | None:
+        """Why this item cannot reach the recogniser, or None. What the recogniser itself refuses is judged later."""
+        try:
+            reference = normalize(item.text, item.lang).tokens
+        except ValueError as error:
+            return Failure("bad_language", str(error))
+        if not reference:
+            return Failure("empty_reference", f"the text {item.text!r} has no word to say")
+        if item.end_reason == "invalid_code":
+            return Failure("invalid_code", "the sequence ended in an id that token2wav has no row for")
+        if item.end_reason == "empty" or (item.codes is not None and not item.codes):
+            return Failure("empty", "the candidate has no codes")
+        if item.audio is None:
+            return Failure("no_audio", "the item came without audio", retryable=True)
+        fault = check_audio(item.audio, item.sample_rate, 0.0, -math.inf)
+        if fault is None and len(item.audio) == 0:
+            fault = Failure("too_short", "the audio is empty")
+        return fault
+
+    def _finish(self, item: ScoreItem, answer: Transcript | Failure) -> ScoreResult | Failure:
+        if isinstance(answer, Failure):
+            own_doing = answer.code == "silent" or (answer.code == "too_short" and _codes_explain(item))
+            if not own_doing:
+                return answer
+            answer = Transcript([], [])
+        config = self.config
+        audio = _audio(item)
+        text = normalize(item.text, item.lang)
+        alignment = align(text.tokens, answer.tokens)
+        silences = find_silences(audio, item.sample_rate, config.pauses, config.stability.silence_dbfs)
+        pauses = score_pauses(
+            text.marks, alignment.hits, answer.spans, silences, config.pauses, len(answer.tokens), answer.spans_fault
+        )
+        counts = alignment.counts
+        components: Components = {
+            "wer": counts.rate,
+            "cer": character_errors(text.tokens, answer.tokens).rate,
+            "substitutions": float(counts.substitutions),
+            "deletions": float(counts.deletions),
+            "insertions": float(counts.insertions),
+            "ref_words": float(counts.length),
+            **pause_components(pauses),
+            **stability_components(
+                audio,
+                item.sample_rate,
+                silences,
+                text.tokens,
+                item.codes,
+                item.end_reason,
+                item.reference_seconds,
+                config.stability,
+            ),
+        }
+        try:
+            components |= self.combiner.own_components(item, components)
+            combined = self.combiner.combine(components)
+        except ComponentError as error:
+            reason = f" ({pauses.reason})" if pauses.reason else ""
+            return Failure(error.code, f"{error}{reason}")
+        components["gate"] = combined.gate
+        notes = {"pause_error": pauses.reason} if pauses.reason else {}
+        return ScoreResult(
+            id=item.id,
+            value=combined.value,
+            components=components,
+            transcript=answer.tokens,
+            spans=answer.spans,
+            errors=alignment.ops_json(),
+            terms=combined.terms,
+            notes=notes,
+        )
+
+
+def pause_components(pauses: PauseScore) -> Components:
+    """Columns of a pause score; all but the number of marks are None where times were unusable."""
+
+    def number(value: int | None) -> float | None:
+        return None if value is None else float(value)
+
+    return {
+        "pause_error": pauses.pause_error,
+        "pause_error_scorable": pauses.pause_error_scorable,
+        "pause_precision": pauses.precision,
+        "pause_recall": pauses.recall,
+        "pause_f1": pauses.f1,
+        "pause_scorable_share": pauses.scorable_share,
+        "pause_marks": float(pauses.marks),
+        "pause_hits": number(pauses.hits),
+        "pause_misses": number(pauses.misses),
+        "pause_false": number(pauses.false_pauses),
+        "pause_out_of_bounds": number(pauses.out_of_bounds),
+    }
+
+
+def to_score_row(item: ScoreItem, result: ScoreResult | Failure) -> ScoreRow:
+    """The stored record of a result. Notes on null components go into `error_message` of a row whose status is ok."""
+    if isinstance(result, Failure):
+        return ScoreRow(
+            prompt_id=item.prompt_id,
+            candidate_id=item.id,
+            status="failed",
+            error_code=result.code,
+            error_message=result.message,
+            retryable=result.retryable,
+        )
+    return ScoreRow(
+        prompt_id=item.prompt_id,
+        candidate_id=item.id,
+        status="ok",
+        reward=result.value,
+        components=dict(result.components),
+        transcript=result.transcript,
+        spans=result.spans,
+        errors=result.errors,
+        error_message="; ".join(f"{name}: {note}" for name, note in result.notes.items()) or None,
+    )
+
+
+def code_version() -> str:
+    """SHA-256 over this package's sources and jiwer's version."""
+    digest = hashlib.sha256(version("jiwer").encode())
+    root = Path(__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _codes_explain(item: ScoreItem) -> bool:
+    """The audio is short because the candidate has that few codes, not because decoding went wrong."""
+    if item.codes is None or item.audio is None:
+        return False
+    return abs(len(item.audio) / item.sample_rate - len(item.codes) / CODES_PER_SECOND) <= 1.5 / CODES_PER_SECOND
+
+
+def _audio(item: ScoreItem) -> np.ndarray:
+    assert item.audio is not None  # `_refuse` has seen to it
+    return item.audio
