@@ -101,7 +101,7 @@ def chosen_only(batch: PairBatch, scale: float = 1.0) -> LossOutput:
     return LossOutput(loss=-scale * logps.mean(), per_pair=-scale * logps, margin=logps.detach(), metrics={})
 
 
-chosen_only.needs_reference = False
+chosen_only.needs_reference = False  # type: ignore[attr-defined]
 
 
 def broken(batch: PairBatch):
