@@ -26,17 +26,18 @@ TAIL_SECONDS = 0.16
 
 @dataclass(frozen=True)
 class Voice:
-    """One speaker: an espeak-ng voice for each language, and its speaking rate (words a minute)."""
+    """One speaker: an espeak-ng voice for each language, and its speaking rates (espeak's words a minute)."""
 
     name: str
     en: str
     zh: str
     rate: int
+    zh_rate: int
 
 
 VOICES = {
-    "Chelsie": Voice("Chelsie", en="en-us+f3", zh="cmn+f3", rate=165),
-    "Ethan": Voice("Ethan", en="en-us", zh="cmn", rate=165),
+    "Chelsie": Voice("Chelsie", en="en-us+f1", zh="cmn+f1", rate=190, zh_rate=230),
+    "Ethan": Voice("Ethan", en="en-us", zh="cmn", rate=190, zh_rate=230),
 }
 
 # Label noise of the base Talker. Real noise is systematic: the same words stumble again and again,
