@@ -272,3 +272,10 @@ def test_half_precision_is_computed_in_float32():
     out = build_loss({"type": "dpo", "beta": 0.4})(half)
     assert out.loss.dtype == torch.float32
     check(out, [1.0, 0.2], [0.3132617, 0.5981389])  # these inputs are exact in bfloat16
+
+
+def test_a_watched_term_that_overflows_does_not_spoil_the_sum():
+    # IPO squares a margin of 1e30: inf in float32. At weight 0 it must stay out, since 0 * inf is NaN.
+    terms = [{"weight": 0.0, "loss": {"type": "ipo"}}, {"weight": 1.0, "loss": {"type": "hinge", "beta": 1.0}}]
+    out = build_loss({"type": "mix", "terms": terms})(make_batch([[1e30]], [[0.0]], [[0.0]], [[0.0]]))
+    assert out.metrics["loss/ipo"].item() == math.inf and out.loss.item() == 0.0
