@@ -51,7 +51,7 @@ def omni_config() -> Any:
     )
 
 
-def tiny_omni(seed: int = 0, spread: float = 6.0) -> Any:
+def tiny_omni(seed: int = 0, spread: float = 3.0) -> Any:
     """A random model whose Talker is sure enough of itself (``spread`` scales the head) to make sampling interesting."""
     from transformers import Qwen2_5OmniForConditionalGeneration
 
@@ -63,9 +63,19 @@ def tiny_omni(seed: int = 0, spread: float = 6.0) -> Any:
                 if name.startswith(("thinker.", "talker.")) and value.ndim == 2:
                     value.normal_(0, 0.2)
             model.talker.codec_head.weight.normal_(0, spread / 32**0.5)
+            model.talker.codec_head.weight[8294] *= 1.5  # some sequences stop
+            model.talker.codec_head.weight[8194:8292] *= 0.1  # and few of them at an invalid code
+            model.talker.codec_head.weight[8297:] *= 0.1
+            speakable = [3, *range(9, 9 + len(WORDS))]  # the Thinker answers in words, and ends
+            silent = [i for i in range(128) if i not in speakable]
+            model.thinker.lm_head.weight[silent] = 0
             for name, value in model.token2wav.code2wav_dit_model.named_parameters():
                 if value.ndim == 2:
                     value.normal_(0, 0.15)  # the library's own initialisation leaves the flow near zero
+            for value in model.token2wav.code2wav_bigvgan_model.parameters():
+                if value.ndim == 3:  # a vocoder that is heard: unit gain a layer
+                    value.normal_(0, (value.shape[1] * value.shape[2]) ** -0.5)
+            model.token2wav.code2wav_bigvgan_model.conv_post.weight.mul_(0.1)  # and does not clip
         model.speaker_map = speakers()
     model.requires_grad_(False)
     return model

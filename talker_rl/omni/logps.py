@@ -14,6 +14,7 @@ from talker_rl.omni.layout import TalkerBatch, talker_inputs, unwrap_talker
 def selective_logps(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
     """log softmax(logits)[ids] in float32, without the (N, V) array of log-probs. The same code serves rollouts."""
     logits = logits_NV.float()
+    logits = logits - logits.amax(-1, keepdim=True).detach()
     return logits.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
