@@ -96,7 +96,7 @@ def transcript_of(pieces: Iterable[tuple[str, tuple[float, float]]]) -> Transcri
             left = start + (end - start) * position / total
             position += len(part)
             tokens.append(part)
-            spans.append((left, start + (end - start) * position / total))
+            spans.append((left, end if position == total else start + (end - start) * position / total))
     return Transcript(tokens, spans)
 
 

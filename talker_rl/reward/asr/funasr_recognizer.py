@@ -2,7 +2,7 @@
 
 What FunASR does by itself and this module prevents: takes a missing path for a hub name; runs code that a model's yaml
 names; adds dither, so that scores are random; loads a checkpoint that lacks weights with a printed warning; reseeds
-the global random generators; sets the process's thread count at every call; loses `<unk>` from the text but not from
+and consumes the global random generators; sets the process's thread count at every call; loses `<unk>` from the text but not from
 the times; answers once for several inputs.
 """
 
@@ -78,9 +78,12 @@ class FunASRRecognizer(GuardedRecognizer):
         return self._hash
 
     def _recognize(self, audios: list[np.ndarray], lang: str) -> list[Transcript]:
-        results = self._model.generate(
-            input=list(audios), key="item", batch_size=len(audios), fs=SAMPLE_RATE, **self._runtime
-        )
+        import torch
+
+        with torch.random.fork_rng(devices=[]):  # SANM layers draw a random number even in evaluation
+            results = self._model.generate(
+                input=list(audios), key="item", batch_size=len(audios), fs=SAMPLE_RATE, **self._runtime
+            )
         return [parse(result, self._time_scale) for result in results]
 
     def _load(self) -> Any:
