@@ -1,0 +1,143 @@
+"""What happens beside the steps: the log file, the progress line, the alarm, early stopping."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+_WALL_CLOCK = ("runtime", "_per_second")
+"""Parts of the names of metrics that differ from run to run."""
+
+
+class JsonLog(TrainerCallback):
+    """One line per logging step and evaluation in `log.jsonl`; a resumed run continues it without a seam."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._started = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._started = time.monotonic()
+        if not state.is_world_process_zero:
+            return
+        kept = [line for line in read_log(self.path) if line["step"] <= state.global_step and state.global_step > 0]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self.path)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        logs = {k: v for k, v in (logs or {}).items() if not any(part in k for part in _WALL_CLOCK)}
+        if not state.is_world_process_zero or not {"loss", "eval_loss"} & set(logs):
+            return
+        line = {"step": state.global_step, **logs, "seconds": round(time.monotonic() - self._started, 3)}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Lines of a `log.jsonl`; a last line that a killed process left unfinished is dropped."""
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number != len(lines) - 1:
+                raise
+    return rows
+
+
+class ProgressLine(TrainerCallback):
+    """A short line on stderr at each log."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._started = (0, time.monotonic())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._started = (state.global_step, time.monotonic())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        prefix = "eval_" if "eval_loss" in logs else ""
+        if f"{prefix}loss" not in logs:
+            return
+        parts = [f"{self.name} {'eval ' if prefix else ''}step {state.global_step}/{state.max_steps}"]
+        for name, label in (
+            ("loss", "loss"),
+            ("rewards/accuracies", "accuracy"),
+            ("rewards/margins", "margin"),
+            ("logps/chosen_drift", "chosen drift"),
+        ):
+            parts.append(f"{label} {logs[prefix + name]:.4f}")
+        steps = state.global_step - self._started[0]
+        if steps and not prefix:
+            left = (state.max_steps - state.global_step) * (time.monotonic() - self._started[1]) / steps
+            parts.append(f"{left:.0f} s left")
+        print("  ".join(parts), file=sys.stderr, flush=True)
+
+
+class ChosenAlarm(TrainerCallback):
+    """Warns, and stops if asked, when the chosen's log-prob falls far below the reference's: training unlearns."""
+
+    def __init__(self, nats_per_code: float, stop: bool) -> None:
+        self.limit, self.stop = nats_per_code, stop
+        self.rang_at: int | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> Any:
+        drift = (logs or {}).get("logps/chosen_drift")
+        if drift is None or drift >= -self.limit:
+            return control
+        if self.rang_at is None:
+            self.rang_at = state.global_step
+            warnings.warn(
+                f"step {state.global_step}: the chosen's log-prob has fallen by {-drift:.3f} nats a code (alarm at "
+                f"{self.limit}). Fewer steps, a lower learning rate or an sft term in a mix keep it up.",
+                stacklevel=2,
+            )
+        if self.stop:
+            control.should_training_stop = True
+        return control
+
+
+class EarlyStopping(TrainerCallback):
+    """Stops after `patience` evaluations without a better metric; counts from the log, so it survives a resume."""
+
+    def __init__(self, metric: str, patience: int) -> None:
+        self.metric, self.patience = metric, patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        history = evaluations(state.log_history, self.metric)
+        best = best_step(history, self.metric)
+        if best is not None and sum(step > best for step in history) >= self.patience:
+            control.should_training_stop = control.should_save = True
+        return control
+
+
+def lower_is_better(metric: str) -> bool:
+    """By its name: losses fall, everything else rises."""
+    return metric.endswith("loss")
+
+
+def evaluations(history: list[dict[str, Any]], metric: str) -> dict[int, float]:
+    """Value of a metric by step; NaN counts as worst."""
+    worst = math.inf if lower_is_better(metric) else -math.inf
+    values = {int(row["step"]): float(row[metric]) for row in history if metric in row}
+    return {step: worst if math.isnan(value) else value for step, value in sorted(values.items())}
+
+
+def best_step(values: dict[int, float], metric: str) -> int | None:
+    """The first step with the best value."""
+    if not values:
+        return None
+    sign = 1.0 if lower_is_better(metric) else -1.0
+    return min(values, key=lambda step: (sign * values[step], step))

@@ -1,0 +1,137 @@
+"""Settings of the training room, and the refusal of TRL's loss fields. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..errors import ConfigError
+from ..losses.config import parse_loss
+from ..omni.config import LoraSettings
+
+LOSS_FIELDS: tuple[str, ...] = (
+    "loss_type",
+    "loss_weights",
+    "beta",
+    "label_smoothing",
+    "ld_alpha",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
+    "use_weighting",
+    "discopop_tau",
+)
+"""DPOConfig's fields that describe a loss: refused, because `loss:` is the only way to name one."""
+
+_TRL_TYPES = {"sigmoid": "dpo", "sigmoid_norm": "dpo_norm", "hinge": "hinge", "ipo": "ipo", "sft": "sft"}
+
+
+class TrainConfig(BaseModel):
+    """One variant: a loss, what is trained, and how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    loss: dict[str, Any] = Field(
+        default_factory=lambda: {"type": "dpo", "beta": 0.1},
+        description="The loss and its parameters, e.g. {type: ld_dpo, beta: 0.1, alpha: 0.5}; see talker_rl.losses.",
+    )
+    lora: LoraSettings | None = Field(
+        default_factory=lambda: LoraSettings(),
+        description="LoRA on these Talker modules; null trains the full weights.",
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Fields of TalkerDPOConfig (transformers.TrainingArguments and trl.DPOConfig by their own names): "
+        "learning_rate, max_steps, per_device_train_batch_size, gradient_accumulation_steps, save_steps, ...",
+    )
+    select: Literal["last", "best"] = Field(
+        "last",
+        description="Which step's weights become the variant: the last, or the best checkpoint by `select_metric` on "
+        "the held-out pairs. All checkpoints stay in the folder in either case.",
+    )
+    select_metric: str = Field(
+        "eval_loss",
+        description="Metric of select: best and of early stopping, e.g. eval_loss or eval_rewards/accuracies; lower "
+        "is better if the name ends in `loss`, else higher.",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Stop after so many evaluations without a better select_metric; null never stops early."
+    )
+    chosen_drop_alarm: float | None = Field(
+        0.5,
+        gt=0.0,
+        description="Warn when the chosen's log-prob has fallen by more than so many nats a code against the "
+        "reference, averaged over a logging window: the sign that training unlearns. Null is off.",
+    )
+    chosen_drop_stop: bool = Field(False, description="Stop training when the alarm rings.")
+    reference_batch_size: int = Field(
+        16, ge=1, description="Sequences at a time when reference log-probs are computed."
+    )
+    keep_optimizer: bool = Field(
+        False, description="Keep the optimizer state of every checkpoint after training has finished."
+    )
+
+    @model_validator(mode="after")
+    def _sound(self) -> TrainConfig:
+        parse_loss(self.loss)
+        refuse_loss_fields(self.args)
+        if self.lora is not None and self.lora.lora_dropout > 0 and self.args.get("disable_dropout", True):
+            raise ConfigError(
+                "lora_dropout > 0 and disable_dropout: true contradict each other",
+                where="train.lora.lora_dropout, train.args.disable_dropout",
+                fix="set lora_dropout: 0, or args: {disable_dropout: false}",
+            )
+        return self
+
+
+def refuse_loss_fields(values: Mapping[str, Any]) -> None:
+    """Raise when one of DPOConfig's loss fields is set, with the `loss:` dictionary to write instead.
+
+    Raises:
+        ConfigError: names the fields that were set.
+    """
+    given = {name: values[name] for name in LOSS_FIELDS if values.get(name) is not None}
+    if not given:
+        return
+    unknown = [t for t in _types(given) if t not in _TRL_TYPES]
+    if unknown:
+        fix = f"TRL's loss {unknown[0]!r} is not among the losses here: write it as {{type: custom, import_path: ...}}"
+    elif {"f_divergence_type", "f_alpha_divergence_coef", "use_weighting", "discopop_tau"} & set(given):
+        fix = "this modification of DPO is not offered: write your own loss as {type: custom, import_path: ...}"
+    else:
+        fix = f"remove it and write  loss: {json.dumps(suggest_loss(given))}"
+    raise ConfigError(
+        "the `loss:` dictionary is the only way to name a loss",
+        where="train.args: " + ", ".join(f"{name}={value!r}" for name, value in given.items()),
+        fix=fix,
+    )
+
+
+def suggest_loss(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The `loss:` dictionary that means what TRL's loss fields mean."""
+    terms = [_term(name, given) for name in _types(given)]
+    if len(terms) == 1:
+        return terms[0]
+    weights = given.get("loss_weights") or [1.0] * len(terms)
+    return {"type": "mix", "terms": [{"weight": w, "loss": term} for w, term in zip(weights, terms, strict=False)]}
+
+
+def _types(given: Mapping[str, Any]) -> list[str]:
+    types = given.get("loss_type") or ["sigmoid"]
+    return [types] if isinstance(types, str) else list(types)
+
+
+def _term(trl_type: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    kind = _TRL_TYPES[trl_type]
+    if kind == "sft":
+        return {"type": "sft", "normalize": "token"}  # TRL's normalisation
+    term: dict[str, Any] = {"type": kind, "beta": given.get("beta", 0.1)}
+    if kind == "dpo" and given.get("ld_alpha") is not None:
+        return term | {"type": "ld_dpo", "alpha": given["ld_alpha"]}
+    if kind == "dpo" and given.get("label_smoothing"):
+        term["label_smoothing"] = given["label_smoothing"]
+    if kind == "ipo":
+        term["normalize"] = "mean"  # TRL divides by the length
+    return term

@@ -1,0 +1,64 @@
+"""The model that is trained: an adapter on the Talker, or a copy of its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import ConfigError
+from ..omni.lora import attach_lora, load_lora
+from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from ..omni.checkpoint import Omni
+
+
+@contextmanager
+def policy(omni: Omni, cfg: TrainConfig, seed: int, start_adapter: str | Path | None = None) -> Iterator[Any]:
+    """The policy to train. On leaving, `omni.talker` is what it was: bare, frozen, with the base's weights.
+
+    Args:
+        omni: the loaded model; needs its Talker.
+        cfg: with `lora`, a `peft.PeftModel` around `omni.talker` is given; without, a trainable copy of it.
+        seed: of the adapter's initialisation.
+        start_adapter: folder of the adapter that training begins with; its rank and modules are kept, and a frozen
+            copy of it is the reference.
+
+    Raises:
+        ConfigError: a start adapter for full weights, or full weights in less than float32.
+        CheckpointError: the start adapter is incomplete or of another geometry.
+    """
+    talker = omni.need("talker")
+    if cfg.lora is None:
+        if start_adapter is not None:
+            raise ConfigError(
+                "a start adapter and full weights do not go together",
+                where="train.lora: null",
+                fix="set lora, or merge the adapter into the Talker and name the result in model.talker",
+            )
+        if next(talker.parameters()).dtype != torch.float32:
+            raise ConfigError(
+                f"full weights in {next(talker.parameters()).dtype} lose small updates",
+                where="model.dtype",
+                fix="load the model in float32 (and set train.args.bf16: true for speed), or train LoRA",
+            )
+        model = copy.deepcopy(talker).requires_grad_(True)
+        yield model
+        return
+    use_cache = talker.config.use_cache if hasattr(talker.config, "use_cache") else None
+    if start_adapter is not None:
+        model = load_lora(talker, start_adapter, trainable=True)
+    else:
+        model = attach_lora(talker, cfg.lora, base_model=str(omni.settings.path), seed=seed)
+    try:
+        yield model
+    finally:
+        model.unload()
+        talker.eval().requires_grad_(False)
+        if use_cache is not None:
+            talker.config.use_cache = use_cache

@@ -1,0 +1,298 @@
+"""Train one variant: from pairs and conditionings to a folder with weights, log and model card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from ..data.pairs import pairs_hash
+from ..data.records import Pair, stable_hash
+from ..errors import ConfigError, StageError
+from . import callbacks as cb
+from .arguments import TalkerDPOConfig, build_arguments
+from .card import model_card
+from .checkpoints import list_checkpoints, newest_complete, promote_checkpoint, strip_resume_state
+from .collate import PairExample, by_prompt, fit_length
+from .config import TrainConfig
+from .policy import policy
+from .reference import reference_logps
+from .trainer import TalkerDPOTrainer
+
+if TYPE_CHECKING:
+    from ..omni.checkpoint import Omni
+    from ..omni.conditioning import Conditioning
+
+RESULT, SETTINGS, LOG = "result.json", "variant.json", "log.jsonl"
+
+
+def train_variant(
+    omni: Omni,
+    pairs: Sequence[Pair],
+    conditionings: Mapping[str, Conditioning] | Iterable[Conditioning],
+    cfg: TrainConfig,
+    output_dir: str | Path,
+    *,
+    eval_pairs: Sequence[Pair] | None = None,
+    resume: bool = True,
+    start_adapter: str | Path | None = None,
+    progress: bool = True,
+    reference_cache: str | Path | None = None,
+    extra_callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Train, and return what happened (also in `output_dir/result.json`).
+
+    The folder then holds the weights (adapter_model.safetensors and adapter_config.json, or model.safetensors),
+    README.md, log.jsonl, variant.json (settings), and `checkpoint-<step>/` with the weights of every saved step, of
+    which `checkpoints.promote_checkpoint` can make another one the variant's.
+
+    Args:
+        omni: the model; its Talker is left as it was.
+        pairs, eval_pairs: to train on, and held out for `select` and early stopping.
+        conditionings: of every prompt of both, by prompt id or as a list.
+        cfg: loss, LoRA and arguments.
+        output_dir: the variant's folder; its name is the variant's.
+        resume: go on from the newest complete checkpoint, or return the result of a finished training; False starts
+            anew.
+        start_adapter: adapter that training begins with (a second round); the reference is that adapter.
+        progress: short lines on stderr.
+        reference_cache: folder of reference log-probs, to be shared between variants; default inside `output_dir`.
+        extra_callbacks: further `TrainerCallback`s.
+
+    Returns: {"name", "step", "steps", "selected_by", "train": last logged metrics, "eval": held-out metrics of the
+        step that was kept, "data", "reference": cache counts, "checkpoints", "alarm_step", "settings_hash"}.
+
+    Raises:
+        ConfigError: settings that do not fit together.
+        StageError: no pairs, a conditioning is missing, or the folder holds a training with other settings.
+        TrainingError: the loss is not finite.
+    """
+    output_dir = Path(output_dir)
+    args = _arguments(omni, cfg, output_dir, bool(eval_pairs))
+    train_pairs, length_limit = fit_length(pairs, args.max_length)
+    held_out, _ = fit_length(eval_pairs or [], args.max_length)
+    if not train_pairs:
+        raise StageError(
+            "there is no pair to train on" + (f" (left out: {length_limit})" if pairs else ""),
+            where=str(output_dir),
+            fix="lower the margin, sample more candidates, or raise max_length",
+        )
+    found = by_prompt(conditionings, [*train_pairs, *held_out])
+    settings = _settings(omni, cfg, args, train_pairs, held_out, start_adapter)
+    finished = _open_folder(output_dir, settings, resume)
+    if finished is not None:
+        return finished
+
+    with policy(omni, cfg, args.seed, start_adapter) as model:
+        model.to(args.device)
+        logps, cache_counts = reference_logps(
+            model,
+            [*train_pairs, *held_out],
+            found,
+            reference_cache or output_dir / "reference",
+            bf16=bool(args.bf16),
+            batch_size=cfg.reference_batch_size,
+            on_progress=_reference_line(output_dir.name) if progress else None,
+        )
+        examples = [
+            PairExample(pair, found[pair.prompt_id], *refs)
+            for pair, refs in zip([*train_pairs, *held_out], logps, strict=True)
+        ]
+        alarm = cb.ChosenAlarm(cfg.chosen_drop_alarm or float("inf"), cfg.chosen_drop_stop)
+        trainer = TalkerDPOTrainer(
+            model,
+            args,
+            loss=cfg.loss,
+            train_examples=examples[: len(train_pairs)],
+            eval_examples=examples[len(train_pairs) :],
+            callbacks=_callbacks(cfg, output_dir, alarm, progress, extra_callbacks),
+        )
+        for unwanted in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(unwanted)
+        checkpoint = newest_complete(output_dir)
+        if checkpoint is not None and progress:
+            print(f"{output_dir.name} resumes from {checkpoint.name}", file=sys.stderr, flush=True)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        history, last_step = trainer.state.log_history, trainer.state.global_step
+        trainer.save_model(str(output_dir))
+        _undo_autocast(trainer, model)
+
+    step, selected_by = _select(cfg, output_dir, history, last_step)
+    result: dict[str, Any] = {
+        "name": output_dir.name,
+        "step": step,
+        "steps": last_step,
+        "selected_by": selected_by,
+        "train": next((row for row in reversed(history) if "loss" in row), {}),
+        "eval": next((row for row in reversed(history) if "eval_loss" in row and row["step"] == step), {}),
+        "data": _data_facts(train_pairs, held_out, length_limit),
+        "reference": cache_counts,
+        "checkpoints": list(list_checkpoints(output_dir)),
+        "alarm_step": alarm.rang_at,
+        "settings_hash": stable_hash(settings),
+    }
+    (output_dir / "README.md").write_text(model_card(result, settings, adapter=cfg.lora is not None), encoding="utf-8")
+    _write_json(output_dir / RESULT, result)  # a folder with a result is finished: nothing resumes from it any more
+    if not cfg.keep_optimizer:
+        strip_resume_state(output_dir)
+    return result
+
+
+def _arguments(omni: Omni, cfg: TrainConfig, output_dir: Path, has_eval: bool) -> TalkerDPOConfig:
+    """Training arguments; held-out pairs are evaluated at every checkpoint unless the config says otherwise."""
+    values = dict(cfg.args)
+    if has_eval:
+        values.setdefault("eval_strategy", "steps")
+    elif values.get("eval_strategy", "no") != "no":
+        raise ConfigError("there are no held-out pairs to evaluate on", where="train.args.eval_strategy", fix='"no"')
+    overrides: dict[str, Any] = {"disable_tqdm": True}
+    if omni.device.type == "cpu":
+        overrides["use_cpu"] = True
+    if values.get("use_cpu") and omni.device.type != "cpu":
+        raise ConfigError("use_cpu with a model on another device", where="train.args.use_cpu", fix="model.device: cpu")
+    if values.get("eval_strategy") == "steps" and "eval_steps" not in values:
+        values["eval_steps"] = values.get("save_steps", TalkerDPOConfig.save_steps)
+    args = build_arguments(values, output_dir, **overrides)
+    if cfg.select == "best" or cfg.patience:
+        together = has_eval and args.eval_strategy == args.save_strategy
+        if together and args.eval_strategy == "steps":
+            together = args.eval_steps >= 1 and args.save_steps % args.eval_steps == 0
+        if not together:
+            raise ConfigError(
+                "select: best and patience need an evaluation on held-out pairs at every checkpoint",
+                where="train.select, train.patience",
+                fix="give held-out pairs, and save_steps a multiple of eval_steps (same strategy for both)",
+            )
+    return args
+
+
+def _settings(
+    omni: Omni,
+    cfg: TrainConfig,
+    args: TalkerDPOConfig,
+    train_pairs: Sequence[Pair],
+    held_out: Sequence[Pair],
+    start_adapter: str | Path | None,
+) -> dict[str, Any]:
+    """Everything that the trained weights depend on: a folder is only continued with the same."""
+    adapter_hash = None
+    if start_adapter is not None:
+        from ..omni.files import content_hash, require_file
+
+        weights = require_file(Path(start_adapter), "adapter_model.safetensors", "the adapter's weights")
+        adapter_hash = content_hash(weights)
+    return {
+        "config": cfg.model_dump(mode="json"),
+        "seed": args.seed,
+        "base_model": str(omni.settings.path),
+        "model_hash": omni.model_hash,
+        "start_adapter": str(start_adapter) if start_adapter is not None else None,
+        "start_adapter_hash": adapter_hash,
+        "pairs_hash": pairs_hash(train_pairs),
+        "eval_pairs_hash": pairs_hash(held_out) if held_out else None,
+    }
+
+
+def _open_folder(output_dir: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+    """Make the folder ready; the result of a finished training with the same settings, or None.
+
+    Raises:
+        StageError: it holds a training with other settings.
+    """
+    if not resume:
+        for path in [*output_dir.glob("checkpoint-*"), output_dir / SETTINGS, output_dir / RESULT, output_dir / LOG]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    settings_file = output_dir / SETTINGS
+    if settings_file.is_file():
+        before = json.loads(settings_file.read_text())
+        # Where the start adapter lies does not matter, its content does.
+        same = {k: v for k, v in settings.items() if k != "start_adapter"}
+        changed = _difference({k: v for k, v in before.items() if k != "start_adapter"}, same)
+        if changed:
+            raise StageError(
+                "the folder holds a training with other settings:\n    " + "\n    ".join(changed[:10]),
+                where=str(output_dir),
+                fix="choose another folder, restore the settings, or start anew (resume=False)",
+            )
+    else:
+        _write_json(settings_file, settings)
+    result_file = output_dir / RESULT
+    return json.loads(result_file.read_text()) if result_file.is_file() else None
+
+
+def _difference(before: Any, now: Any, at: str = "") -> list[str]:
+    """Lines `key: before -> now` of everything that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        lines: list[str] = []
+        for key in sorted(set(before) | set(now)):
+            lines += _difference(before.get(key), now.get(key), f"{at}.{key}" if at else key)
+        return lines
+    return [] if before == now else [f"{at}: {before!r} -> {now!r}"]
+
+
+def _callbacks(
+    cfg: TrainConfig, output_dir: Path, alarm: cb.ChosenAlarm, progress: bool, extra: Sequence[TrainerCallback]
+) -> list[TrainerCallback]:
+    result: list[TrainerCallback] = [cb.JsonLog(output_dir / LOG), alarm]
+    if cfg.patience is not None:
+        result.append(cb.EarlyStopping(cfg.select_metric, cfg.patience))
+    if progress:
+        result.append(cb.ProgressLine(output_dir.name))
+    return [*result, *extra]
+
+
+def _select(cfg: TrainConfig, output_dir: Path, history: list[dict[str, Any]], last_step: int) -> tuple[int, str]:
+    """Put the weights of the step that `select` names into the root; the step and how it was chosen."""
+    if cfg.select == "last":
+        return last_step, "last step"
+    saved = list_checkpoints(output_dir)
+    values = {s: v for s, v in cb.evaluations(history, cfg.select_metric).items() if s in saved}
+    best = cb.best_step(values, cfg.select_metric)
+    if best is None:
+        names = sorted({name for row in history for name in row if name.startswith("eval_")})
+        raise ConfigError(
+            f"no evaluation reported {cfg.select_metric!r} at a checkpoint",
+            where="train.select_metric",
+            fix=f"choose one of {', '.join(names)}" if names else "evaluate at least once (eval_steps)",
+        )
+    promote_checkpoint(output_dir, best)
+    return best, f"best {cfg.select_metric} on held-out pairs: {values[best]:.4f}"
+
+
+def _data_facts(train_pairs: Sequence[Pair], held_out: Sequence[Pair], limit: dict[str, int]) -> dict[str, Any]:
+    return {
+        "pairs": len(train_pairs),
+        "prompts": len({p.prompt_id for p in train_pairs}),
+        "eval_pairs": len(held_out),
+        "chosen_seconds": statistics.fmean(p.chosen_seconds for p in train_pairs),
+        "rejected_seconds": statistics.fmean(p.rejected_seconds for p in train_pairs),
+        "length_limit": limit,
+    }
+
+
+def _reference_line(name: str) -> Any:
+    def show(done: int, total: int) -> None:
+        if done == total or done % 256 < 16:
+            print(f"{name} reference log-probs {done}/{total}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _undo_autocast(trainer: TalkerDPOTrainer, model: nn.Module) -> None:
+    """accelerate replaces `forward` of the model it prepares; the base Talker must not keep that."""
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,75 @@
+"""A small trainable world for the trainer's tests: a random tiny Talker and pairs that differ in length and codes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from omni_factory import SPEAKERS, omni_config, random_conditionings, tiny_omni
+
+from talker_rl.data.pairs import pair_id_of
+from talker_rl.data.records import Pair
+from talker_rl.omni.checkpoint import Omni
+from talker_rl.omni.config import ModelConfig
+from talker_rl.train.config import TrainConfig
+
+EOS = 8294
+
+
+def make_omni(seed: int = 0) -> Omni:
+    """An `Omni` with only its Talker, in memory."""
+    return Omni(
+        settings=ModelConfig(path="tiny", device="cpu"),
+        path=Path("tiny"),
+        config=omni_config(),
+        speakers={name: {} for name in SPEAKERS},
+        device=torch.device("cpu"),
+        checkpoint_hash=f"tiny-{seed}",
+        model_hash=f"tiny-{seed}",
+        talker=tiny_omni(seed).talker.float(),
+        parts=("talker",),
+    )
+
+
+def make_pairs(n: int, seed: int = 0, prompts: int | None = None) -> tuple[list[Pair], list[Any]]:
+    """`n` pairs of `prompts` prompts (one each by default) with their conditionings."""
+    rng = random.Random(seed)
+    prompts = prompts or n
+    conditionings = random_conditionings([(rng.randint(5, 9), rng.randint(2, 6)) for _ in range(prompts)], seed)
+    pairs = []
+    for i in range(n):
+        prompt_id = conditionings[i % prompts].prompt_id
+        chosen = [rng.randrange(64) for _ in range(rng.randint(4, 12))] + [EOS]
+        cut = rng.random() < 0.2
+        rejected = [rng.randrange(64) for _ in range(rng.randint(4, 12))] + ([] if cut else [EOS])
+        pair_id = pair_id_of(prompt_id, chosen, rejected)
+        seconds = [(len(codes) - (codes[-1] == EOS)) / 50 for codes in (chosen, rejected)]
+        pairs.append(
+            Pair(prompt_id, pair_id, "stop go.", "Ann", f"{pair_id}-c", f"{pair_id}-r", chosen, rejected,
+                 1.0, 0.0, 1.0, *seconds)
+        )  # fmt: skip
+    return pairs, conditionings
+
+
+def make_config(**changes: Any) -> TrainConfig:
+    """Six steps of four pairs, a log line a step, a checkpoint every three."""
+    args = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 3,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_steps": 3,
+        "seed": 7,
+        **changes.pop("args", {}),
+    }
+    lora = changes.pop("lora", {"r": 4, "lora_alpha": 8})
+    return TrainConfig(args=args, lora=lora, **changes)
+
+
+def losses(folder: Path, key: str = "loss") -> list[tuple[int, float]]:
+    from talker_rl.train.callbacks import read_log
+
+    return [(row["step"], row[key]) for row in read_log(folder / "log.jsonl") if key in row]
