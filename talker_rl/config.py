@@ -62,7 +62,7 @@ class RolloutConfig(_Settings):
 class AudioConfig(_Settings):
     """Which decoded speech is kept, under audio/."""
 
-    keep: Literal["none", "sample", "all"] = Field("sample", description="sample: that of the first prompts of a stage.")
+    keep: Literal["none", "sample", "all"] = Field("sample", description="sample: of a stage's first prompts.")
     format: Literal["opus", "flac"] = Field("opus", description="opus is small, flac is exact (16 bit).")
     sample_prompts: int = Field(24, ge=0, description="Prompts whose audio `sample` keeps, a stage.")
 
@@ -76,6 +76,10 @@ class DevConfig(_Settings):
     num_candidates: int = Field(2, ge=1, description="Candidates a dev prompt and checkpoint; same seeds for each.")
     checkpoints: Literal["all", "last"] = Field("all", description="Try every saved checkpoint, or take the last.")
     sampling: SamplingConfig | None = Field(None, description="null: as in rollouts.")
+    held_out_share: float = Field(
+        0.0, ge=0, le=0.5, description="Share of the train prompts whose pairs are not trained on: their loss and "
+        "accuracy are logged, and train.<variant>.select: best and patience need them."
+    )
 
 
 class EvalConfig(_Settings):
@@ -159,6 +163,18 @@ class RunConfig(_Settings):
                 raise ValueError(f"{name!r} cannot name a variant: letters, digits, _ - . only, and not `base`")
         return value
 
+    @model_validator(mode="after")
+    def _sound(self) -> RunConfig:
+        full = [name for name, cfg in self.train.items() if cfg.lora is None]
+        if self.iterations > 1 and full:
+            raise ValueError(f"iterations above 1 need LoRA, and train.{full[0]}.lora is null")
+        waiting = [name for name, cfg in self.train.items() if cfg.select == "best" or cfg.patience]
+        if waiting and not self.dev.held_out_share:
+            raise ValueError(
+                f"train.{waiting[0]}: select: best and patience judge by held-out pairs: set dev.held_out_share"
+            )
+        return self
+
     def resolved(self) -> dict[str, Any]:
         """Everything, defaults included, as plain JSON data."""
         return self.model_dump(mode="json")
@@ -177,12 +193,17 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     data: dict[str, Any] = {}
     for file in files:
         data = _merge(data, _read_yaml(Path(file)))
+    return load_data(data, overrides, where=", ".join(map(str, files)) or "overrides")
+
+
+def load_data(data: dict[str, Any], overrides: Sequence[str] = (), where: str = "config") -> RunConfig:
+    """Plain data with ``dotted.key=value`` applied; see :func:`load_config`."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"Not an override: {override!r}", fix="write dotted.key=value, e.g. pairs.margin=0.1")
         _set(data, key.strip().split("."), _parse_value(value, override), override)
-    return parse_config(data, where=", ".join(map(str, files)) or "overrides")
+    return parse_config(data, where)
 
 
 def parse_config(data: dict[str, Any], where: str = "config") -> RunConfig:
@@ -204,7 +225,8 @@ def parse_config(data: dict[str, Any], where: str = "config") -> RunConfig:
         raise ConfigError("The configuration is wrong: " + "; ".join(problems), where=where,
                           fix=" ".join(dict.fromkeys(fixes)) or "see the comments in configs/") from None
     except ConfigError as error:  # a room's own parser, e.g. of the loss dictionary
-        raise ConfigError(error.what, where=f"{where}: {error.where}" if error.where else where, fix=error.fix) from None
+        place = f"{where}: {error.where}" if error.where else where
+        raise ConfigError(error.what, where=place, fix=error.fix) from None
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:

@@ -1,0 +1,248 @@
+"""The command line: a verb a stage, ``run`` for all of them. Parses before it imports anything heavy."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from talker_rl import __version__
+from talker_rl.errors import TalkerRLError
+
+if TYPE_CHECKING:
+    from talker_rl.config import RunConfig
+
+STAGES: dict[str, tuple[str, str]] = {
+    "prompts": ("read, check and keep disjoint the three prompt sets",
+                "talker-rl prompts -c configs/demo.yaml prompts.train=my_texts.txt"),
+    "condition": ("compute what the Thinker gives the Talker, once a prompt",
+                  "talker-rl condition -c configs/demo.yaml"),
+    "rollout": ("sample candidates of every train prompt",
+                "talker-rl rollout -c configs/demo.yaml rollouts.num_candidates=16"),
+    "score": ("decode and judge every candidate", "talker-rl score -c configs/demo.yaml workers=2"),
+    "pair": ("choose preference pairs among the scored candidates",
+             "talker-rl pair -c configs/demo.yaml pairs.length_match=3"),
+    "train": ("train every variant, and choose its checkpoint on dev",
+              "talker-rl train -c configs/demo.yaml train.default.loss.type=ld_dpo"),
+    "eval": ("evaluate base and trained by a second recogniser", "talker-rl eval -c configs/demo.yaml eval.seeds=4"),
+    "report": ("write report/index.html", "talker-rl report --run-dir runs/demo"),
+}
+
+EPILOG = """\
+A run is one folder. Start the same command again after an interruption: only what is missing is done.
+
+examples:
+  talker-rl run -c configs/demo.yaml                      the whole circle on the micro model
+  talker-rl run -c configs/demo.yaml --dry-run            what it would do, and the decode budget
+  talker-rl run -c a.yaml -c b.yaml pairs.margin=0.1      later files and overrides win
+  talker-rl score --run-dir runs/demo                     one stage, with the run's own configuration
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser."""
+    top = argparse.ArgumentParser(
+        prog="talker-rl", description="Preference training of the Qwen2.5-Omni Talker: from prompts to a better voice.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"talker-rl {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    run = _verb(verbs, "run", "all stages in order", "talker-rl run -c configs/demo.yaml --run-dir runs/demo")
+    _add_shared(run)
+    for name, (text, example) in STAGES.items():
+        stage = _verb(verbs, name, text, example)
+        _add_shared(stage)
+        if name in ("rollout", "score", "pair", "train"):
+            stage.add_argument("--round", type=int, metavar="N", help="on-policy round (default: the latest)")
+
+    validate = _verb(verbs, "validate", "check configuration files and print them resolved",
+                     "talker-rl validate configs/demo.yaml pairs.margin=0.1")
+    validate.add_argument("arguments", nargs="+", metavar="CONFIG|KEY=VALUE", help="YAML files and overrides")
+    validate.add_argument("--quiet", "-q", action="store_true", help="print nothing when all is well")
+    validate.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+
+    doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognisers",
+                   "talker-rl doctor -c configs/runs/qwen2.5-omni-7b-dpo.yaml")
+    _add_config(doctor)
+    doctor.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+
+    micro = _verb(verbs, "micro", "the micro world: build it, check it, say where it is", "talker-rl micro check")
+    micro.add_argument("what", choices=("build", "check", "path"), help="build: train every part from a seed. check: "
+                       "print every figure it must meet, fail where one is missed. path: print its folder.")
+    micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of build or check (try: micro build --help)")
+    return top
+
+
+def _verb(verbs: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    return verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
+                            epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", "-c", action="append", default=[], metavar="YAML",
+                         help="configuration file; several are merged left to right")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. rollouts.num_candidates=4")
+
+
+def _add_shared(command: argparse.ArgumentParser) -> None:
+    _add_config(command)
+    command.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: runs/<name>); without --config "
+                         "its own configuration is used")
+    command.add_argument("--dry-run", action="store_true", help="print resolved configuration and plan, and stop")
+    command.add_argument("--force-stage", action="append", default=[], metavar="STAGE",
+                         help="delete a stage's result, and all that depends on it, and do it again")
+    command.add_argument("--quiet", "-q", action="store_true", help="no progress, only the result")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. A user's mistake is one message, never a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parse(arguments)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return _dispatch(args, arguments)
+    except TalkerRLError as error:
+        if getattr(args, "debug", False):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted: what is finished is kept; start the same command again to go on", file=sys.stderr)
+        return 130
+    except Exception as error:  # whatever library wrote the file: a full disk is not a bug
+        if getattr(args, "debug", False) or not _is_disk_full(error):
+            raise
+        print("error: The disk is full\n  fix:   free some space and start the same command again: what is finished "
+              "is kept", file=sys.stderr)
+        return 1
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Overrides may stand before, between and after options, which argparse alone does not allow below a verb."""
+    command = parser()
+    args, rest = command.parse_known_args(arguments)
+    strange = [a for a in rest if a.startswith("-") or not hasattr(args, "overrides")]
+    if strange:
+        command.error(f"unrecognized arguments: {' '.join(strange)} (talker-rl {args.verb} --help)")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(seen):  # safetensors and torch raise their own kinds
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
+    if args.verb == "validate":
+        return _validate(args)
+    if args.verb == "micro":
+        return _micro(args)
+    if args.verb == "doctor":
+        from talker_rl.doctor import examine
+
+        return examine(_config(args))
+    return _stages(args, arguments)
+
+
+def _config(args: argparse.Namespace) -> RunConfig:
+    """The configuration of the files and overrides, or of the run folder where no file is given."""
+    from talker_rl.config import load_config
+
+    files = [*args.config, *(a for a in args.overrides if a.endswith((".yaml", ".yml")) and "=" not in a)]
+    overrides = [a for a in args.overrides if a not in files]
+    run_dir = getattr(args, "run_dir", None)
+    if not files and run_dir and (Path(run_dir) / "manifest.json").exists():
+        from talker_rl.config import load_data
+        from talker_rl.run_dir import read_json
+
+        stored = read_json(Path(run_dir) / "manifest.json").get("config")
+        if stored:
+            return load_data(stored, overrides, where=f"{run_dir}/manifest.json")
+    return load_config(files, overrides)
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from talker_rl.config import load_config
+
+    files = [a for a in args.arguments if "=" not in a]
+    config = load_config(files, [a for a in args.arguments if "=" in a])
+    if not args.quiet:
+        print(config.to_yaml(), end="")
+        print(f"# ok: {', '.join(files)}")
+    return 0
+
+
+def _micro(args: argparse.Namespace) -> int:
+    from talker_rl import micro
+
+    if args.what == "path":
+        folder = micro.checkpoint_dir()
+        print(folder)
+        return 0 if folder.is_dir() else 1
+    from importlib import import_module
+
+    command = import_module(f"talker_rl.micro.{args.what}")
+    return int(command.main(args.rest) or 0)
+
+
+def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
+    config = _config(args)
+    run_dir = Path(args.run_dir or Path("runs") / config.name)
+    from talker_rl.stages.plan import describe
+
+    if args.dry_run:
+        print(config.to_yaml(), end="")
+        print(f"\n# run folder: {run_dir}")
+        print(describe(config))
+        return 0
+    if args.verb == "run" and not args.quiet:
+        print(describe(config), flush=True)
+    from talker_rl.run_dir import RunDir
+    from talker_rl.stages.context import Context, device_name
+    from talker_rl.stages.pool import WorkerPool
+
+    device = device_name(config.model.device)
+    workers = config.workers if device == "cpu" else 1
+    with RunDir(run_dir, force=args.force_stage) as run, WorkerPool(workers) as pool:
+        run.record_command(config.resolved(), ["talker-rl", *arguments], device)
+        ctx = Context(config, run, pool, quiet=args.quiet)
+        if workers != config.workers:
+            ctx.say(f"workers: 1 instead of {config.workers}, because {device} cannot be shared")
+        from talker_rl.stages import pipeline
+
+        if args.verb != "run":
+            result = pipeline.run_verb(ctx, args.verb, getattr(args, "round", None))
+            if args.verb == "eval":
+                _print_summary(result, run_dir)
+            return 0
+        summary = pipeline.run_all(ctx)
+        _print_summary(summary, run_dir)
+        print(f"\nlook and listen: {(run_dir / 'report' / 'index.html').resolve()}")
+    return 0
+
+
+def _print_summary(summary: dict[str, Any], run_dir: Path) -> None:
+    from talker_rl.report.page import headline, text_table
+
+    print(f"\n{text_table(summary)}\n\n{headline(summary)}\nfigures: {run_dir / 'eval' / 'summary.json'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Choice: which checkpoint of a training is kept, by what it speaks on dev prompts (early stopping on held-out reward).
+
+Every checkpoint speaks the same prompts from the same seeds. The policy as training began is judged too, as step 0:
+it is what the others are measured against, and in later rounds it may win (then the round is undone).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from talker_rl.data.records import to_row
+from talker_rl.errors import StageError
+from talker_rl.evaluation.summary import variant_summary
+from talker_rl.run_dir import atomic_write, read_json, timed
+from talker_rl.stages import worker
+from talker_rl.stages.context import Context, choice_stage, train_stage
+from talker_rl.stages.scores import score_task
+from talker_rl.stages.shards import chunks
+
+
+def run(ctx: Context, variant: str, index: int) -> Path:
+    """Write ``round<index>/choice/<variant>/choice.json``; returns the folder of the policy that was chosen."""
+    from talker_rl.train.checkpoints import list_checkpoints
+
+    stage, trained = choice_stage(variant, index), train_stage(variant, index)
+    inputs = {"prompts": ctx.run.content("prompts"), "conditioning": ctx.run.content("conditioning"),
+              trained: ctx.run.content(trained), "reward": ctx.scorer_input("recognizer"), **ctx.model_input()}
+    cfg = ctx.config.dev
+    sampling = cfg.sampling or ctx.config.rollouts.sampling
+    key = ctx.begin(stage, "choice", inputs, {"sampling": sampling.model_dump(mode="json"),
+                                              "shard_size": ctx.config.rollouts.shard_size})
+    result = ctx.run.path / stage / "choice.json"
+    if ctx.run.is_done(stage) and result.exists():
+        return _policy_folder(ctx, read_json(result), variant, index)
+    checkpoints: dict[int, Path] = list_checkpoints(ctx.run.path / trained)
+    if not checkpoints:
+        raise StageError("Training left no checkpoint to choose from", where=str(ctx.run.path / trained),
+                         fix=f"set train.{variant}.args.save_steps within max_steps, and --force-stage {trained}")
+    if cfg.checkpoints == "last":
+        checkpoints = dict([max(checkpoints.items())])
+    before = None if index == 1 else chosen_policy(ctx, variant, index - 1)
+    policies: dict[int, Path | None] = {0: before, **checkpoints}
+    prompts = ctx.prompts("dev")
+    parts = chunks(prompts, ctx.config.rollouts.shard_size)
+    work = [(step, part) for step in policies for part in parts]
+
+    def task(i: int) -> worker.EvalTask:
+        step, part = work[i]
+        return eval_task(ctx, policies[step], "dev", part, cfg.num_candidates, sampling.model_dump(mode="json"))
+
+    with timed() as seconds:
+        folder = ctx.fill(stage, key, len(work), task, worker.sample_and_score,
+                          lambda f, i, made: f.write(i, [{"step": work[i][0], **row} for row in made["rows"]]))
+        table = _table(list(folder.all_rows()))
+        eligible = [row for row in table if row["step"] or index > 1]
+        sign = -1.0 if cfg.metric == "reward" else 1.0
+        best = min(eligible, key=lambda row: (sign * row[cfg.metric], row["step"]))
+        choice = {"round": index, "variant": variant, "step": best["step"], "metric": cfg.metric, "checkpoints": table}
+        ctx.write_json(f"{stage}/choice.json", choice)
+    start = table[0]
+    ctx.say(f"{stage}: step {best['step']} of {', '.join(str(s) for s in checkpoints)}: dev WER "
+            f"{start['wer']:.1%} -> {best['wer']:.1%}, reward {start['reward']:.3f} -> {best['reward']:.3f}")
+    if sign * best[cfg.metric] >= sign * start[cfg.metric]:
+        ctx.say(f"{stage}: WARNING: no checkpoint is better on dev than the policy that training began with")
+    ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts={"step": best["step"]})
+    return _policy_folder(ctx, choice, variant, index)
+
+
+def chosen_policy(ctx: Context, variant: str, index: int) -> Path:
+    """Folder of the policy that a finished choice named."""
+    ctx.run.content(choice_stage(variant, index))
+    return _policy_folder(ctx, read_json(ctx.run.path / choice_stage(variant, index) / "choice.json"), variant, index)
+
+
+def _policy_folder(ctx: Context, choice: dict[str, Any], variant: str, index: int) -> Path:
+    if choice["step"] == 0:
+        return chosen_policy(ctx, variant, index - 1)
+    return ctx.run.path / train_stage(variant, index) / f"checkpoint-{choice['step']}"
+
+
+def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a step: WER, reward, duration and what else the report draws."""
+    table = []
+    for step in sorted({row["step"] for row in rows}):
+        mine = [row for row in rows if row["step"] == step]
+        summary = variant_summary(mine, resamples=100)
+        rewards = [row["reward"] for row in mine if row["reward"] is not None]
+        table.append({"step": step, "reward": sum(rewards) / len(rewards), **{
+            name: summary[name] for name in ("n", "failed", "wer", "wer_mean", "pause_error", "duration_mean",
+                                             "duration_ratio", "cap_hit_rate", "deletion_rate", "insertion_rate",
+                                             "substitution_rate")}})
+    return table
+
+
+def eval_task(
+    ctx: Context, policy: Path | None, purpose: str, prompts: list, count: int, sampling: dict[str, Any],
+    *, model: dict[str, Any] | None = None, mode: Literal["dev", "eval"] = "dev", extras: bool = False,
+    audio: worker.AudioSpec | None = None,
+) -> worker.EvalTask:
+    """Sample from a policy and score what it says; the same seeds whatever the policy."""
+    rollout = worker.RolloutTask(
+        model=model or ctx.model_dump(), policy=str(policy) if policy else None,
+        conditioning=str(ctx.run.path / "conditioning"), prompt_ids=[p.prompt_id for p in prompts],
+        seeds=[ctx.seeds(purpose, p, count) for p in prompts], sampling=sampling,
+        batch_size=ctx.config.rollouts.batch_size,
+    )
+    scoring = score_task(ctx, [to_row(p) for p in prompts], [], audio)
+    scoring.mode, scoring.extras = mode, extras
+    return worker.EvalTask(rollout, scoring)
+
+
+def export_variant(ctx: Context, variant: str) -> Path:
+    """Put the chosen policy, its card and the whole training log at ``train/<variant>/``, where PEFT finds it."""
+    from talker_rl.train.callbacks import read_log
+    from talker_rl.train.card import model_card
+    from talker_rl.train.checkpoints import WEIGHT_FILES
+
+    target, last = ctx.run.path / "train" / variant, ctx.config.iterations
+    policy = chosen_policy(ctx, variant, last)
+    for name in WEIGHT_FILES:
+        if (policy / name).is_file():
+            atomic_write(target / name, (policy / name).read_bytes())
+    trained, step = policy.parent, int(policy.name.removeprefix("checkpoint-"))
+    result = read_json(trained / "result.json")
+    chosen = {"name": variant, "step": step, "selected_by": f"{ctx.config.dev.metric} of speech on dev prompts"}
+    card = model_card(result | chosen, read_json(trained / "variant.json"),
+                      adapter=(policy / "adapter_config.json").is_file())
+    atomic_write(target / "README.md", card)
+    rows = [{"round": index, **row} for index in range(1, last + 1)
+            for row in read_log(ctx.run.path / train_stage(variant, index) / "log.jsonl")]
+    atomic_write(target / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    ctx.write_json(f"train/{variant}/chosen.json", {"round": int(trained.parts[-3].removeprefix("round")), **chosen})
+    return target

@@ -1,0 +1,203 @@
+"""What every stage gets: configuration, run folder, workers; and what each stage's result depends on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from talker_rl.config import RunConfig
+from talker_rl.data.records import Prompt, derive_seed, from_row, stable_hash
+from talker_rl.run_dir import RunDir, atomic_write, read_json
+from talker_rl.stages.pool import WorkerPool
+from talker_rl.stages.shards import ShardFolder
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
+
+SETS = ("train", "dev", "eval")
+
+MODEL_KEYS = ("model.dtype", "model.attn_implementation")
+DEPENDS: dict[str, tuple[str, ...]] = {
+    "prompts": ("prompts",),
+    "conditioning": ("conditioning.mode", "conditioning.max_reply_tokens", "model.dtype", "model.system_prompt",
+                     "model.instruction"),
+    "rollouts": ("rollouts", "seed", *MODEL_KEYS),
+    "scores": ("token2wav", "seed"),
+    "pairs": ("pairs", "reward.remove_length"),
+    "train": (*MODEL_KEYS,),
+    "choice": ("dev", "token2wav", "seed", *MODEL_KEYS),
+    "report": ("report", "eval.bootstrap_samples"),
+}
+"""Stage -> the keys its result depends on. What is not here (workers, device, batch sizes of the machine's memory
+aside from rollouts.batch_size, audio) may change between two starts of the same run."""
+
+
+@dataclass
+class Context:
+    """One invocation on one run."""
+
+    config: RunConfig
+    run: RunDir
+    pool: WorkerPool
+    quiet: bool = False
+    said: list[str] = field(default_factory=list)
+
+    def say(self, message: str) -> None:
+        """A line for the user (kept, printed unless quiet)."""
+        self.said.append(message)
+        if not self.quiet:
+            print(message, file=sys.stderr, flush=True)
+
+    def begin(self, stage: str, kind: str, inputs: dict[str, str], extra: dict[str, Any] | None = None) -> str:
+        """``RunDir.begin`` with the part of the configuration that this kind of stage depends on."""
+        config = {path: pick(self.config.resolved(), path) for path in DEPENDS[kind]}
+        return self.run.begin(stage, config | (extra or {}), inputs)
+
+    def progress(self, items: Iterable[T], total: int, label: str, unit: str = "shard") -> Iterable[T]:
+        """A progress bar around an iterable."""
+        from tqdm import tqdm
+
+        return tqdm(items, total=total, desc=label, unit=unit, disable=self.quiet, leave=True)
+
+    def fill(
+        self,
+        stage: str,
+        key: str,
+        count: int,
+        tasks: Callable[[int], Any],
+        function: Callable[[Any], Any],
+        store: Callable[[ShardFolder, int, Any], None],
+    ) -> ShardFolder:
+        """Make the shards that are missing: ``store(folder, i, function(tasks(i)))``."""
+        folder = ShardFolder(self.run.path / stage, key)
+        missing = folder.missing(count)
+        if len(missing) < count:
+            self.say(f"{stage}: {count - len(missing)} of {count} shards are there already")
+        made = self.pool.imap(function, [tasks(i) for i in missing])
+        for at, result in self.progress(made, len(missing), stage):
+            store(folder, missing[at], result)
+        return folder
+
+    # -- what stages read ---------------------------------------------------------------------------------------
+
+    def prompts(self, which: str) -> list[Prompt]:
+        """Prompts of a set that the model can speak (conditioning may have skipped some)."""
+        self.run.content("prompts")
+        rows = ShardFolder(self.run.path / "prompts").rows(SETS.index(which))
+        skipped = self.skipped_prompts()
+        return [from_row(Prompt, row) for row in rows if row["prompt_id"] not in skipped]
+
+    def skipped_prompts(self) -> dict[str, str]:
+        """Prompt id -> why the conditioning stage left it out."""
+        file = self.run.path / "conditioning" / "skipped.json"
+        return read_json(file) if file.exists() else {}
+
+    def model_dump(self) -> dict[str, Any]:
+        """The model's settings as plain data."""
+        return self.config.model.model_dump(mode="json")
+
+    def model_input(self) -> dict[str, str]:
+        """Content hash of the model, as an input of a stage."""
+        from talker_rl.omni.checkpoint import resolve_model_path
+        from talker_rl.omni.files import content_hash
+
+        found = {"model": content_hash(resolve_model_path(self.config.model.path))}
+        if self.config.model.talker:
+            found["model.talker"] = content_hash(talker_path(self.config.model.talker))
+        return found
+
+    def seeds(self, purpose: str, prompt: Prompt, count: int) -> list[int]:
+        """Seeds of a prompt's candidates: they depend on nothing but the run's seed, the purpose and the prompt."""
+        return [derive_seed(self.config.seed, purpose, prompt.prompt_id, k) for k in range(count)]
+
+    def scorer_input(self, which: str) -> str:
+        """Fingerprint of the reward with its ``recognizer`` or ``evaluator``, without loading it."""
+        from talker_rl.reward.asr.base import hash_files, resolve
+        from talker_rl.reward.scorer import code_version
+
+        recognizer = getattr(self.config.reward, which)
+        folder = resolve(recognizer.path)
+        settings = self.config.reward.model_dump(
+            mode="json", exclude={"recognizer", "evaluator", "batch_size", "max_failure_rate", "remove_length"}
+        )
+        return stable_hash(settings, recognizer.model_dump(mode="json", exclude={"device"}), code_version(),
+                           hash_files(folder) if folder.is_dir() else recognizer.path)
+
+    def write_json(self, path: str, data: Any) -> Path:
+        """Write a JSON file of the run atomically."""
+        file = self.run.path / path
+        atomic_write(file, json.dumps(data, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
+        return file
+
+
+@dataclass(frozen=True)
+class Round:
+    """One on-policy round of one variant; the first round's samples serve all variants."""
+
+    index: int
+    """1-based."""
+    variant: str | None = None
+    """None in round 1."""
+
+    @property
+    def prefix(self) -> str:
+        """Folder prefix inside the run."""
+        return "" if self.index == 1 else f"round{self.index}/{self.variant}/"
+
+    def stage(self, name: str) -> str:
+        """Name of a stage of this round."""
+        return f"{self.prefix}{name}"
+
+
+def rounds_of(config: RunConfig, index: int) -> list[Round]:
+    """The rounds that run at this index: one for all variants first, one a variant then."""
+    return [Round(1)] if index == 1 else [Round(index, variant) for variant in config.train]
+
+
+def train_stage(variant: str, index: int) -> str:
+    """Name of the training stage of a variant's round."""
+    return f"round{index}/train/{variant}"
+
+
+def choice_stage(variant: str, index: int) -> str:
+    """Name of the stage that chooses among that training's checkpoints."""
+    return f"round{index}/choice/{variant}"
+
+
+def device_name(setting: str) -> str:
+    """``auto`` resolved: cuda where there is one."""
+    if setting != "auto":
+        return setting
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def talker_path(spec: str) -> Path:
+    """A Talker's weights: a path, or ``micro:clean``."""
+    if spec == "micro:clean":
+        from talker_rl.omni.checkpoint import resolve_model_path
+
+        return resolve_model_path("micro") / "talker_clean"
+    return Path(spec).expanduser()
+
+
+def pick(data: Any, dotted: str) -> Any:
+    """The value at a dotted path."""
+    for key in dotted.split("."):
+        data = data[key]
+    return data
+
+
+def some(items: Sequence[T], count: int, index: int) -> list[T]:
+    """``count`` items from ``(index - 1) * count`` on, going round at the end."""
+    if count >= len(items):
+        return list(items)
+    start = (index - 1) * count % len(items)
+    return [items[(start + i) % len(items)] for i in range(count)]

@@ -1,0 +1,109 @@
+"""Evaluation: base and trained side by side on prompts that nothing was chosen on, judged by a second recogniser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from talker_rl.errors import StageError
+from talker_rl.evaluation.summary import compare, variant_summary
+from talker_rl.run_dir import read_json, timed
+from talker_rl.stages import worker
+from talker_rl.stages.choice import chosen_policy, eval_task
+from talker_rl.stages.context import Context, choice_stage, talker_path
+from talker_rl.stages.scores import audio_spec
+from talker_rl.stages.shards import ShardFolder, chunks
+
+Row = dict[str, Any]
+
+
+def run(ctx: Context) -> dict[str, Any]:
+    """Write ``eval/<variant>/`` (rows and summary.json) and ``eval/summary.json``; returns the latter.
+
+    The variant of ``eval/summary.json`` is the one that was best on dev, so that eval chooses nothing.
+    """
+    if "base" in ctx.config.train or set(ctx.config.train) & set(ctx.config.eval.talkers):
+        raise StageError("eval.talkers and train share a name", where="eval.talkers", fix="rename one of them")
+    base = _variant(ctx, "base", None, {})
+    last = ctx.config.iterations
+    for name, weights in ctx.config.eval.talkers.items():
+        from talker_rl.omni.files import content_hash
+
+        path = talker_path(weights)
+        rows = _variant(ctx, name, None, {"talker": content_hash(path)}, talker=str(path))
+        _summary(ctx, name, base, rows)
+    found: dict[str, dict[str, Any]] = {}
+    for variant in ctx.config.train:
+        choice = choice_stage(variant, last)
+        rows = _variant(ctx, variant, chosen_policy(ctx, variant, last), {choice: ctx.run.content(choice)})
+        found[variant] = _summary(ctx, variant, base, rows)
+    ctx.write_json("eval/base/summary.json", variant_summary(base, resamples=ctx.config.eval.bootstrap_samples))
+    best = best_variant(ctx)
+    ctx.write_json("eval/summary.json", {"variant": best, **found[best]})
+    return found[best]
+
+
+def best_variant(ctx: Context) -> str:
+    """The variant whose chosen checkpoint was best on dev."""
+    metric, last = ctx.config.dev.metric, ctx.config.iterations
+    values = {}
+    for variant in ctx.config.train:
+        choice = read_json(ctx.run.path / choice_stage(variant, last) / "choice.json")
+        row = next(r for r in choice["checkpoints"] if r["step"] == choice["step"])
+        values[variant] = -row["reward"] if metric == "reward" else row["wer"]
+    return min(values, key=lambda name: values[name])
+
+
+def eval_rows(ctx: Context, name: str) -> list[Row]:
+    """Rows of an evaluated variant."""
+    ctx.run.content(f"eval/{name}")
+    return list(ShardFolder(ctx.run.path / "eval" / name).all_rows())
+
+
+def eval_candidates(ctx: Context, name: str) -> list[Row]:
+    """Candidate rows (with codes) of an evaluated variant."""
+    return list(ShardFolder(ctx.run.path / "eval" / name / "candidates").all_rows())
+
+
+def _variant(
+    ctx: Context, name: str, policy: Path | None, more: dict[str, str], *, talker: str | None = None
+) -> list[Row]:
+    """Speak and judge the eval prompts with one policy."""
+    stage, cfg = f"eval/{name}", ctx.config.eval
+    sampling = (cfg.sampling or ctx.config.rollouts.sampling).model_dump(mode="json")
+    inputs = {"prompts": ctx.run.content("prompts"), "conditioning": ctx.run.content("conditioning"),
+              "reward": ctx.scorer_input("recognizer"), "evaluator": ctx.scorer_input("evaluator"),
+              **ctx.model_input(), **more}
+    key = ctx.run.begin(stage, {
+        "seeds": cfg.seeds, "extras": cfg.extras, "sampling": sampling, "seed": ctx.config.seed,
+        "token2wav": ctx.config.token2wav.model_dump(mode="json"), "dtype": ctx.config.model.dtype,
+        "attn_implementation": ctx.config.model.attn_implementation, "shard_size": ctx.config.rollouts.shard_size,
+        "batch_size": ctx.config.rollouts.batch_size,
+    }, inputs)
+    prompts = ctx.prompts("eval")
+    parts = chunks(prompts, ctx.config.rollouts.shard_size)
+    model = ctx.model_dump() | ({"talker": talker} if talker else {})
+    audio = audio_spec(ctx, stage, [p.prompt_id for p in prompts])
+    candidates = ShardFolder(ctx.run.path / stage / "candidates", key)
+
+    def task(i: int) -> worker.EvalTask:
+        return eval_task(ctx, policy, "eval", parts[i], cfg.seeds, sampling, model=model, mode="eval",
+                         extras=cfg.extras, audio=audio)
+
+    def store(folder: ShardFolder, i: int, made: dict[str, list[Row]]) -> None:
+        candidates.write(i, made["candidates"])
+        folder.write(i, made["rows"])
+
+    with timed() as seconds:
+        folder = ctx.fill(stage, key, len(parts), task, worker.sample_and_score, store)
+    rows = list(folder.all_rows())
+    failed = sum(row["status"] != "ok" for row in rows)
+    ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
+                   counts={"ok": len(rows) - failed, "failed": failed})
+    return rows
+
+
+def _summary(ctx: Context, name: str, base: list[Row], rows: list[Row]) -> dict[str, Any]:
+    found = compare(base, rows, resamples=ctx.config.eval.bootstrap_samples)
+    ctx.write_json(f"eval/{name}/summary.json", found)
+    return found

@@ -1,0 +1,46 @@
+"""Pairs: chosen and rejected of each prompt, as one shard and as a Hugging Face preference dataset."""
+
+from __future__ import annotations
+
+from talker_rl.data.records import Candidate, Pair
+from talker_rl.errors import StageError
+from talker_rl.run_dir import timed
+from talker_rl.stages.context import Context, Round
+from talker_rl.stages.rollouts import prompts_of
+from talker_rl.stages.scores import load_scores
+from talker_rl.stages.shards import ShardFolder
+
+
+def run(ctx: Context, round_: Round) -> None:
+    """Write ``pairs/`` of a round; every prompt that gives no pair is counted by its reason.
+
+    Raises:
+        StageError: no prompt gives a pair.
+    """
+    from talker_rl.data.export import export_pairs
+    from talker_rl.data.pairs import REASONS, select_pairs
+
+    stage = round_.stage("pairs")
+    sources = [round_.stage("rollouts"), round_.stage("scores")]
+    key = ctx.begin(stage, "pairs", {name: ctx.run.content(name) for name in sources})
+    folder = ShardFolder(ctx.run.path / stage, key)
+    if ctx.run.is_done(stage) and folder.has(0):
+        return
+    with timed() as seconds:
+        prompts = prompts_of(ctx, round_.index)
+        candidates = ShardFolder(ctx.run.path / sources[0]).read_all(Candidate)
+        pairs, reasons = select_pairs(prompts, candidates, load_scores(ctx, round_), ctx.config.pairs)
+        for reason, count in sorted(reasons.items()):
+            if count:
+                ctx.say(f"{stage}: {count} prompts give no pair: {REASONS.get(reason, reason)}")
+        if not pairs:
+            raise StageError("No prompt gives a pair", where=str(ctx.run.path / stage),
+                             fix="sample more candidates, or lower pairs.margin")
+        folder.write(0, pairs, Pair)
+        export_pairs(pairs, ctx.run.path / stage, prompts=prompts, reasons=reasons,
+                     source={"run": ctx.config.name, **ctx.model_input()})
+    shorter = sum(p.chosen_seconds < p.rejected_seconds for p in pairs) / len(pairs)
+    ctx.say(f"{stage}: {len(pairs)} pairs of {len(prompts)} prompts, mean margin "
+            f"{sum(p.margin for p in pairs) / len(pairs):.3f}, chosen is shorter in {shorter:.0%}")
+    ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
+                   counts={"pairs": len(pairs), "prompts": len(prompts), "no_pair": dict(reasons)})

@@ -1,0 +1,112 @@
+"""All stages in order: prompts -> conditioning -> (rollouts -> scores -> pairs -> training -> choice) x rounds ->
+evaluation -> report. Each is also a function by itself, for the verbs of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from talker_rl.errors import StageError
+from talker_rl.stages import (
+    choice,
+    conditioning,
+    evaluate,
+    pairs,
+    prompts,
+    rollouts,
+    scores,
+    train,
+)
+from talker_rl.stages.context import Context, Round, choice_stage, rounds_of
+
+
+def start_of(ctx: Context, round_: Round, variant: str | None) -> tuple[Path | None, dict[str, str]]:
+    """The policy a round begins with and the stage it comes from; the base for round 1."""
+    if round_.index == 1 or variant is None:
+        return None, {}
+    before = choice_stage(variant, round_.index - 1)
+    return choice.chosen_policy(ctx, variant, round_.index - 1), {before: ctx.run.content(before)}
+
+
+def run_rollouts(ctx: Context, round_: Round) -> None:
+    """Sample a round's candidates from the policy it begins with."""
+    rollouts.run(ctx, round_, *start_of(ctx, round_, round_.variant))
+
+
+def run_scores(ctx: Context, round_: Round) -> None:
+    """Score a round's candidates."""
+    scores.run(ctx, round_)
+
+
+def run_pairs(ctx: Context, round_: Round) -> None:
+    """Make a round's pairs."""
+    pairs.run(ctx, round_)
+
+
+def run_training(ctx: Context, round_: Round) -> None:
+    """Train the round's variants and choose their checkpoints on dev."""
+    for variant in [round_.variant] if round_.variant else list(ctx.config.train):
+        train.run(ctx, variant, round_, *start_of(ctx, round_, variant))
+        choice.run(ctx, variant, round_.index)
+        if round_.index == ctx.config.iterations:
+            choice.export_variant(ctx, variant)
+
+
+ROUND_STAGES: dict[str, Callable[[Context, Round], None]] = {
+    "rollout": run_rollouts, "score": run_scores, "pair": run_pairs, "train": run_training,
+}
+"""Verb -> what it does in a round."""
+
+
+def run_verb(ctx: Context, verb: str, index: int | None = None) -> Any:
+    """One stage, from the folders before it.
+
+    Args:
+        index: the round, where the stage belongs to one; None is the latest that can begin.
+    """
+    if verb == "prompts":
+        return prompts.run(ctx)
+    if verb == "condition":
+        return conditioning.run(ctx)
+    if verb == "eval":
+        return evaluate.run(ctx)
+    if verb == "report":
+        return report(ctx)
+    for round_ in rounds_of(ctx.config, index or _latest_round(ctx)):
+        if round_.index > ctx.config.iterations:
+            raise StageError(f"There is no round {round_.index}", where=f"iterations: {ctx.config.iterations}",
+                             fix="raise iterations, or name an earlier round")
+        ROUND_STAGES[verb](ctx, round_)
+    return None
+
+
+def _latest_round(ctx: Context) -> int:
+    """The first round whose choice is not made for every variant; the last one if all are."""
+    for index in range(1, ctx.config.iterations + 1):
+        if not all(ctx.run.is_done(choice_stage(variant, index)) for variant in ctx.config.train):
+            return index
+    return ctx.config.iterations
+
+
+def report(ctx: Context) -> Path:
+    """Write the page."""
+    from talker_rl.stages import report as stage
+
+    path = stage.run(ctx)
+    ctx.say(f"report: {path}")
+    return path
+
+
+def run_all(ctx: Context) -> dict[str, Any]:
+    """The whole circle; finished stages and shards are kept. Returns the figures of ``eval/summary.json``."""
+    train.check_arguments(ctx)
+    prompts.run(ctx)
+    conditioning.run(ctx)
+    for index in range(1, ctx.config.iterations + 1):
+        for round_ in rounds_of(ctx.config, index):
+            for stage in ROUND_STAGES.values():
+                stage(ctx, round_)
+    summary = evaluate.run(ctx)
+    report(ctx)
+    return summary

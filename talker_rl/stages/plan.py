@@ -1,0 +1,101 @@
+"""What a configuration will do, counted before anything is loaded: the dry run, and the demo's budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from talker_rl.config import RunConfig, SetLimits
+from talker_rl.data.prompts import resolve_prompt_path
+from talker_rl.errors import TalkerRLError
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the plan."""
+
+    stage: str
+    what: str
+    decodes: int = 0
+    """Utterances that go through token2wav and a recogniser."""
+
+
+def count_prompts(config: RunConfig, which: str) -> int | None:
+    """Lines of a set within its limit (skips not known yet); None where the file is not there."""
+    path = resolve_prompt_path(getattr(config.prompts, which))
+    limit = getattr(config.prompts.limit, which)
+    if not path.is_file():
+        return limit
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        lines = pq.read_metadata(path).num_rows
+    else:
+        lines = sum(1 for line in path.read_bytes().splitlines() if line.strip())
+    return min(lines, limit) if limit else lines
+
+
+def plan(config: RunConfig) -> list[Step]:
+    """The steps of a run; counts are upper bounds, since prompts may be skipped and trainings may stop early."""
+    return list(_steps(config))
+
+
+def _steps(config: RunConfig) -> Iterator[Step]:
+    counts = {}
+    for name in SetLimits.model_fields:
+        found = count_prompts(config, name)
+        if found is None:
+            raise TalkerRLError(f"Cannot count the {name} prompts", fix=f"check prompts.{name}, or set prompts.limit")
+        counts[name] = found
+    total = sum(counts.values())
+    yield Step("prompts", ", ".join(f"{n} {name}" for name, n in counts.items()))
+    yield Step("conditioning", f"{total} prompts through the Thinker")
+    per_round = min(config.rollouts.prompts_per_round or counts["train"], counts["train"])
+    sampled = per_round * config.rollouts.num_candidates
+    for index in range(1, config.iterations + 1):
+        for variant in [None] if index == 1 else list(config.train):
+            label = f"round {index}" + (f", {variant}" if variant else "")
+            yield Step("rollouts", f"{label}: {sampled} candidates ({per_round} prompts x "
+                                   f"{config.rollouts.num_candidates})")
+            yield Step("scores", f"{label}: {sampled} utterances decoded and recognised", sampled)
+            yield Step("pairs", f"{label}: at most {per_round * config.pairs.max_pairs_per_prompt} pairs")
+        for variant, cfg in config.train.items():
+            steps = cfg.args.get("max_steps")
+            length = f"{steps} steps" if steps else f"{cfg.args.get('num_train_epochs', 3)} epochs"
+            yield Step("training", f"round {index}, {variant}: {cfg.loss['type']}, {length}")
+            tried = _checkpoints(config, variant)
+            spoken = counts["dev"] * config.dev.num_candidates
+            known = f"{tried} checkpoints and the start" if tried else "every saved checkpoint and the start"
+            yield Step("choice", f"round {index}, {variant}: {known}, {spoken} dev utterances each",
+                       spoken * ((tried or 1) + 1))
+    judged = 1 + len(config.eval.talkers) + len(config.train)
+    spoken = counts["eval"] * config.eval.seeds
+    yield Step("evaluation", f"{judged} Talkers x {spoken} utterances ({counts['eval']} texts x "
+                             f"{config.eval.seeds} seeds), two recognisers", judged * spoken)
+    yield Step("report", "one page")
+
+
+def _checkpoints(config: RunConfig, variant: str) -> int | None:
+    """How many checkpoints a training saves, where that is known beforehand."""
+    args = config.train[variant].args
+    if config.dev.checkpoints == "last":
+        return 1
+    if not args.get("max_steps") or args.get("save_strategy", "steps") != "steps":
+        return None
+    every = args.get("save_steps", 500)
+    return -(-args["max_steps"] // every) if every >= 1 else None
+
+
+def describe(config: RunConfig) -> str:
+    """The plan as text, with the decode budget."""
+    steps = plan(config)
+    width = max(len(step.stage) for step in steps)
+    cfg = config.token2wav
+    passes = 4 * (cfg.num_steps - 1) * (2 if cfg.guidance_scale >= 1e-5 else 1)
+    total = sum(step.decodes for step in steps)
+    lines = [f"  {step.stage:{width}}  {step.what}" for step in steps]
+    return "\n".join([
+        f"plan of run {config.name}:", *lines,
+        f"decode budget: {total} utterances x {passes} DiT passes ({cfg.num_steps} time points, guidance "
+        f"{cfg.guidance_scale:g}), {config.workers} worker{'s' if config.workers > 1 else ''}",
+    ])

@@ -1,0 +1,118 @@
+"""Worker processes for shards: started once a run, one thread each; with one worker the work is done here.
+
+What a task returns does not depend on where it ran, so the number of workers never changes a result.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from talker_rl.errors import StageError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def _start(parent: int) -> None:
+    """In a worker: Ctrl-C is the parent's business, and a parent that was killed takes its workers along."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+
+
+class WorkerPool:
+    """Runs a module-level function over tasks.
+
+    Args:
+        workers: processes; 1 works in this process.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = workers
+        self._executor: ProcessPoolExecutor | None = None
+
+    def imap(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+        """(index of the task, result) as they are finished.
+
+        Raises:
+            StageError: a worker died. Whatever the function raises is raised here.
+        """
+        if self.workers == 1 or (len(tasks) == 1 and self._executor is None):
+            for i, task in enumerate(tasks):
+                yield i, function(task)
+            return
+        executor = self._start()
+        waiting: dict[Future[R], int] = {}
+        queue = iter(enumerate(tasks))
+        try:
+            for _ in range(self.workers + 1):  # one task in reserve, so that no worker waits for this process
+                self._submit(executor, function, queue, waiting)
+            while waiting:
+                done, _pending = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    index = waiting.pop(future)
+                    result = future.result()
+                    self._submit(executor, function, queue, waiting)
+                    yield index, result
+        except BrokenProcessPool as error:
+            self._executor = None
+            raise StageError("A worker process died (killed, or out of memory?)", fix="start the same command again: "
+                             "finished shards are kept; fewer workers need less memory") from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    @staticmethod
+    def _submit(
+        executor: ProcessPoolExecutor, function: Callable[[T], R], queue: Iterator[tuple[int, T]],
+        waiting: dict[Future[R], int],
+    ) -> None:
+        for index, task in queue:
+            waiting[executor.submit(function, task)] = index
+            return
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._executor is None:
+            before: dict[str, Any] = {name: os.environ.get(name) for name in _THREADS}
+            os.environ.update(dict.fromkeys(_THREADS, "1"))
+            try:
+                self._executor = ProcessPoolExecutor(
+                    self.workers, mp_context=multiprocessing.get_context("spawn"),
+                    initializer=_start, initargs=(os.getpid(),),
+                )
+                # processes start at the first submit; they read the environment then
+                wait([self._executor.submit(os.getpid) for _ in range(self.workers)])
+            finally:
+                for name, value in before.items():
+                    os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+        return self._executor
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

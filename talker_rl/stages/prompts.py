@@ -1,0 +1,44 @@
+"""Prompts: read the three sets, check them, keep them disjoint. Shard 0 is train, 1 is dev, 2 is eval."""
+
+from __future__ import annotations
+
+from talker_rl.data.prompts import check_disjoint, read_prompts, resolve_prompt_path
+from talker_rl.data.records import Prompt
+from talker_rl.errors import PromptError
+from talker_rl.run_dir import file_hash, timed
+from talker_rl.stages.context import SETS, Context
+from talker_rl.stages.shards import ShardFolder
+
+
+def run(ctx: Context) -> None:
+    """Write ``prompts/``; what was skipped is told and noted in the manifest."""
+    from talker_rl.omni.checkpoint import load_speakers, resolve_model_path
+
+    cfg = ctx.config.prompts
+    inputs = {}
+    for name in SETS:
+        path = resolve_prompt_path(getattr(cfg, name))
+        inputs[f"prompts.{name}"] = file_hash(path) if path.is_file() else "missing"
+    speakers = sorted(load_speakers(resolve_model_path(ctx.config.model.path)))
+    key = ctx.begin("prompts", "prompts", inputs, {"speakers": speakers})
+    folder = ShardFolder(ctx.run.path / "prompts", key)
+    if ctx.run.is_done("prompts") and not folder.missing(len(SETS)):
+        return
+    if cfg.speaker is not None and cfg.speaker not in speakers:
+        raise PromptError(f"Unknown speaker {cfg.speaker!r}", where="prompts.speaker",
+                          fix=f"this checkpoint has: {', '.join(speakers)}")
+    with timed() as seconds:
+        sets = {
+            name: read_prompts(getattr(cfg, name), speakers=speakers, default_speaker=cfg.speaker,
+                               limit=getattr(cfg.limit, name))
+            for name in SETS
+        }
+        check_disjoint({name: found.prompts for name, found in sets.items()})
+        for i, name in enumerate(SETS):
+            for line in sets[name].describe_skips():
+                ctx.say(f"prompts: skipped {line}")
+            folder.write(i, sets[name].prompts, Prompt)
+    ctx.say("prompts: " + ", ".join(f"{len(sets[name].prompts)} {name}" for name in SETS))
+    ctx.run.finish("prompts", content=folder.content(), seconds=seconds[0],
+                   counts={name: len(found.prompts) for name, found in sets.items()},
+                   skipped={name: found.counts() for name, found in sets.items() if found.skips})

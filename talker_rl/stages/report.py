@@ -1,0 +1,157 @@
+"""Report: collect what the page shows from the finished stages, decode what is listened to, write one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from talker_rl.data.records import Candidate, Pair, Prompt, ScoreRow, from_row
+from talker_rl.report.model import Alignment, Clip, Comparison, ReportData
+from talker_rl.report.page import write_report
+from talker_rl.reward.normalize import normalize, tokens_of
+from talker_rl.reward.wer import align
+from talker_rl.run_dir import read_json
+from talker_rl.stages import worker
+from talker_rl.stages.context import Context, choice_stage, rounds_of
+from talker_rl.stages.evaluate import best_variant, eval_candidates, eval_rows
+from talker_rl.stages.scores import load_scores, score_task
+from talker_rl.stages.shards import ShardFolder
+
+T = TypeVar("T")
+
+
+def run(ctx: Context) -> Path:
+    """Write ``report/index.html``: the comparison of base with the variant that was best on dev."""
+    from talker_rl.train.callbacks import read_log
+
+    variant = best_variant(ctx)
+    base, trained = eval_rows(ctx, "base"), eval_rows(ctx, variant)
+    choice = read_json(ctx.run.path / choice_stage(variant, ctx.config.iterations) / "choice.json")
+    pairs: list[dict[str, Any]] = []
+    skipped: dict[str, int] = {}
+    for index in range(1, ctx.config.iterations + 1):
+        for round_ in rounds_of(ctx.config, index):
+            if round_.variant in (None, variant):
+                stage = round_.stage("pairs")
+                pairs += ShardFolder(ctx.run.path / stage).rows(0)
+                for reason, count in ctx.run.stages[stage]["counts"]["no_pair"].items():
+                    skipped[reason] = skipped.get(reason, 0) + count
+    data = ReportData(
+        title=ctx.config.report.title or f"Run {ctx.config.name}",
+        summary=read_json(ctx.run.path / "eval" / "summary.json"),
+        base_rows=base,
+        trained_rows=trained,
+        train_log=read_log(ctx.run.path / "train" / variant / "log.jsonl"),
+        dev_log=choice["checkpoints"],
+        pairs=pairs,
+        skipped={reason: count for reason, count in skipped.items() if count},
+        before_after=_before_after(ctx, variant, base, trained),
+        pair_clips=_pair_clips(ctx),
+        facts=_facts(ctx, variant, choice),
+        config_yaml=ctx.config.to_yaml(),
+    )
+    _fit(data, ctx.config.report.max_mib)
+    return write_report(data, ctx.run.path / "report" / "index.html", audio_format="opus")
+
+
+def _before_after(ctx: Context, variant: str, base: list[dict], trained: list[dict]) -> list[Comparison]:
+    """Half of the examples are evenly spaced, half are utterances that came out differently; none is hand-picked."""
+    after = {(r["prompt_id"], r["seed"]): r for r in trained if r["status"] == "ok"}
+    both = [(r, after[r["prompt_id"], r["seed"]]) for r in base
+            if r["status"] == "ok" and (r["prompt_id"], r["seed"]) in after]
+    changed = [pair for pair in both if pair[0]["transcript"] != pair[1]["transcript"]]
+    count = ctx.config.report.before_after
+    shown = spaced(changed, count // 2)
+    shown += spaced([pair for pair in both if pair not in shown], count - len(shown))
+    rows = {side: {c["candidate_id"]: c for c in eval_candidates(ctx, side)} for side in ("base", variant)}
+    sounds = [
+        _decode(ctx, ctx.prompts("eval"), [from_row(Candidate, rows[side][pair[i]["candidate_id"]]) for pair in shown])
+        for i, side in enumerate(("base", variant))
+    ]
+    return [
+        Comparison(pair[0]["text"], pair[0]["speaker"], [
+            Clip(label, sounds[i][row["candidate_id"]], alignment_of(row["text"], tokens_of(row["transcript"])),
+                 f"WER {row['wer']:.2f} · {row['duration']:.1f} s")
+            for i, (label, row) in enumerate(zip(("before", "after"), pair, strict=True))
+        ])
+        for pair in shown
+    ]
+
+
+def _pair_clips(ctx: Context) -> list[Comparison]:
+    """Evenly spaced pairs of the first round, chosen beside rejected."""
+    first = rounds_of(ctx.config, 1)[0]
+    pairs = spaced(ShardFolder(ctx.run.path / "pairs").read(0, Pair), ctx.config.report.pairs)
+    wanted = {candidate for p in pairs for candidate in (p.chosen_id, p.rejected_id)}
+    found = [from_row(Candidate, row) for row in ShardFolder(ctx.run.path / "rollouts").all_rows()
+             if row["candidate_id"] in wanted]
+    scores: dict[str, ScoreRow] = {r.candidate_id: r for r in load_scores(ctx, first) if r.candidate_id in wanted}
+    sounds = _decode(ctx, ctx.prompts("train"), found)
+    return [
+        Comparison(p.text, p.speaker, [
+            Clip(label, sounds[candidate], alignment_of(p.text, scores[candidate].transcript),
+                 f"reward {reward:.2f} · {seconds:.1f} s")
+            for label, candidate, reward, seconds in (
+                ("chosen", p.chosen_id, p.chosen_reward, p.chosen_seconds),
+                ("rejected", p.rejected_id, p.rejected_reward, p.rejected_seconds))
+        ])
+        for p in pairs
+    ]
+
+
+def _decode(ctx: Context, prompts: list[Prompt], candidates: list[Candidate]) -> dict[str, Any]:
+    """The speech that was judged, decoded again: same codes, same seeds, same sound."""
+    return worker.speech(score_task(ctx, [], []), candidates) if candidates and prompts else {}
+
+
+def alignment_of(text: str, heard: list[str]) -> Alignment:
+    """(op, reference, heard) of every token, ``=`` where it was said right."""
+    tokens = normalize(text).tokens
+    found = align(tokens, heard)
+    errors = iter(found.ops)
+    out: Alignment = []
+    i = j = 0
+    while i < len(tokens) or j < len(heard):
+        if i < len(tokens) and found.hits[i] == j:
+            out.append(("=", tokens[i], heard[j]))
+            i, j = i + 1, j + 1
+            continue
+        op = next(errors)
+        out.append(op)
+        i, j = i + (op[0] in "SD"), j + (op[0] in "SI")
+    return out
+
+
+def spaced(items: list[T], count: int) -> list[T]:
+    """``count`` items at even distances."""
+    if count >= len(items):
+        return list(items)
+    return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
+
+
+def _fit(data: ReportData, max_mib: int) -> None:
+    """Leave out examples from the end until the embedded speech fits (Opus: about 8 kB a second)."""
+    def mib() -> float:
+        clips = [clip for item in data.before_after + data.pair_clips for clip in item.clips]
+        return sum(clip.audio.size / worker.AUDIO_RATE for clip in clips) * 8_000 * 4 / 3 / 2**20
+
+    while mib() > max_mib - 6 and (data.before_after or data.pair_clips):  # plotly.js takes 5 MiB
+        (data.before_after if len(data.before_after) >= len(data.pair_clips) else data.pair_clips).pop()
+
+
+def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]:
+    command = ctx.run.manifest["commands"][-1]
+    code = command["code"]
+    cfg = ctx.config
+    seconds = sum(entry["seconds"] for entry in ctx.run.stages.values())
+    return {
+        "model": cfg.model.path,
+        "variant": f"{variant}: {cfg.train[variant].loss['type']}, round {choice['round']}, step {choice['step']}",
+        "recogniser that rewards": cfg.reward.recognizer.path,
+        "recogniser that evaluates": cfg.reward.evaluator.path,
+        "candidates": f"{cfg.rollouts.num_candidates} a prompt, {cfg.iterations} round(s)",
+        "time": f"{seconds / 60:.1f} min in all stages",
+        "commit": f"{(code['commit'] or 'unknown')[:12]}{' with uncommitted changes' if code['diff'] else ''}",
+        "device": command["device"],
+        "versions": ", ".join(f"{k} {v}" for k, v in command["versions"].items()),
+    }

@@ -1,0 +1,58 @@
+"""Rollouts: N candidates of every train prompt from the policy as the round begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from talker_rl.data.records import Candidate, Prompt, from_row
+from talker_rl.run_dir import timed
+from talker_rl.stages import worker
+from talker_rl.stages.context import Context, Round, some
+from talker_rl.stages.shards import chunks
+
+
+def prompts_of(ctx: Context, index: int) -> list[Prompt]:
+    """Train prompts of a round."""
+    prompts = ctx.prompts("train")
+    per_round = ctx.config.rollouts.prompts_per_round
+    return prompts if per_round is None else some(prompts, per_round, index)
+
+
+def run(ctx: Context, round_: Round, policy: Path | None = None, policy_inputs: dict[str, str] | None = None) -> None:
+    """Write ``rollouts/`` of a round.
+
+    Args:
+        policy: adapter to sample from; None is the base.
+        policy_inputs: stage that made the policy -> its content.
+    """
+    cfg = ctx.config.rollouts
+    stage = round_.stage("rollouts")
+    inputs = {"prompts": ctx.run.content("prompts"), "conditioning": ctx.run.content("conditioning"),
+              **ctx.model_input(), **(policy_inputs or {})}
+    key = ctx.begin(stage, "rollouts", inputs)
+    prompts = prompts_of(ctx, round_.index)
+    shards = chunks(prompts, cfg.shard_size)
+    purpose = "rollout" if round_.index == 1 else f"rollout{round_.index}"
+
+    def task(i: int) -> worker.RolloutTask:
+        return worker.RolloutTask(
+            model=ctx.model_dump(), policy=str(policy) if policy else None,
+            conditioning=str(ctx.run.path / "conditioning"), prompt_ids=[p.prompt_id for p in shards[i]],
+            seeds=[ctx.seeds(purpose, p, cfg.num_candidates) for p in shards[i]],
+            sampling=cfg.sampling.model_dump(mode="json"), batch_size=cfg.batch_size,
+        )
+
+    with timed() as seconds:
+        folder = ctx.fill(stage, key, len(shards), task, worker.sample,
+                          lambda f, i, rows: f.write(i, [from_row(Candidate, r) for r in rows], Candidate))
+    if ctx.run.is_done(stage) and seconds[0] < 0.5:
+        ctx.run.finish(stage, content=folder.content(), seconds=0.0)
+        return
+    reasons: dict[str, int] = {}
+    codes = 0
+    for row in folder.all_rows():
+        reasons[row["end_reason"]] = reasons.get(row["end_reason"], 0) + 1
+        codes += len(row["codes"])
+    ctx.say(f"{stage}: {sum(reasons.values())} candidates of {len(prompts)} prompts, {codes / 50:.0f} s of speech, "
+            + ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items())))
+    ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts=reasons)

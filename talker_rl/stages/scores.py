@@ -1,0 +1,95 @@
+"""Scores: decode every candidate and judge it. A failure is a row with a code, never a number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from talker_rl.data.records import Candidate, ScoreRow, from_row, to_row
+from talker_rl.errors import StageError
+from talker_rl.run_dir import timed
+from talker_rl.stages import worker
+from talker_rl.stages.context import Context, Round
+from talker_rl.stages.rollouts import prompts_of
+from talker_rl.stages.shards import ShardFolder
+
+
+def run(ctx: Context, round_: Round) -> None:
+    """Write ``scores/`` of a round: one shard a shard of rollouts, so that a batch never crosses one.
+
+    Raises:
+        StageError: more scores failed than reward.max_failure_rate allows.
+    """
+    stage, source = round_.stage("scores"), round_.stage("rollouts")
+    inputs = {source: ctx.run.content(source), "reward": ctx.scorer_input("recognizer"), **ctx.model_input()}
+    key = ctx.begin(stage, "scores", inputs)
+    prompts = prompts_of(ctx, round_.index)
+    rows = {p.prompt_id: to_row(p) for p in prompts}
+    rollouts = ShardFolder(ctx.run.path / source)
+    audio = audio_spec(ctx, stage, [p.prompt_id for p in prompts])
+
+    def task(i: int) -> worker.ScoreTask:
+        candidates = rollouts.rows(i)
+        return score_task(ctx, [rows[p] for p in dict.fromkeys(c["prompt_id"] for c in candidates)], candidates, audio)
+
+    with timed() as seconds:
+        folder = ctx.fill(stage, key, len(rollouts), task, worker.score,
+                          lambda f, i, made: f.write(i, [from_row(ScoreRow, r) for r in made], ScoreRow))
+    done = folder.read_all(ScoreRow)
+    failures = Counter(r.error_code for r in done if r.status == "failed")
+    rate = sum(failures.values()) / max(1, len(done))
+    if rate > ctx.config.reward.max_failure_rate:
+        first = next(r for r in done if r.status == "failed")
+        raise StageError(
+            f"{rate:.0%} of the scores failed (" + ", ".join(f"{n} {code}" for code, n in failures.most_common()) + ")",
+            where=f"{ctx.run.path / stage}; first: {first.candidate_id}: {first.error_message}",
+            fix="mend the cause and --force-stage " + stage + ", or raise reward.max_failure_rate",
+        )
+    rewards = [r.reward for r in done if r.reward is not None]
+    if seconds[0] >= 0.5 or not ctx.run.is_done(stage):
+        ctx.say(f"{stage}: {len(rewards)} scores, mean reward {sum(rewards) / max(1, len(rewards)):.3f}, "
+                f"{sum(failures.values())} failures")
+    ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
+                   counts={"ok": len(rewards), "failed": dict(failures)})
+
+
+def score_task(
+    ctx: Context, prompts: list[dict], candidates: list[dict], audio: worker.AudioSpec | None = None
+) -> worker.ScoreTask:
+    """A scoring task with the run's settings."""
+    return worker.ScoreTask(
+        model=ctx.model_dump(), token2wav=ctx.config.token2wav.model_dump(mode="json"),
+        reward=ctx.config.reward.model_dump(mode="json"), prompts=prompts, candidates=candidates,
+        seed=ctx.config.seed, audio=audio,
+    )
+
+
+def audio_spec(ctx: Context, stage: str, prompt_ids: list[str]) -> worker.AudioSpec | None:
+    """Whose speech is kept, by `audio.keep`."""
+    cfg = ctx.config.audio
+    if cfg.keep == "none":
+        return None
+    kept = None if cfg.keep == "all" else prompt_ids[: cfg.sample_prompts]
+    return worker.AudioSpec(str(Path(ctx.run.path) / "audio" / stage), cfg.format, kept)
+
+
+def load_scores(ctx: Context, round_: Round) -> list[ScoreRow]:
+    """Score rows of a round; with reward.remove_length their rewards without the dependence on duration.
+
+    That slope is fitted over the whole finished set, so it is applied when scores are read, never shard by shard; the
+    raw reward stays in the shards and in the component ``reward_raw``.
+    """
+    rows = ShardFolder(ctx.run.path / round_.stage("scores")).read_all(ScoreRow)
+    if not ctx.config.reward.remove_length:
+        return rows
+    from talker_rl.reward.combine import remove_length
+
+    candidates = ShardFolder(ctx.run.path / round_.stage("rollouts")).read_all(Candidate)
+    seconds = {c.candidate_id: c.duration for c in candidates}
+    rewards, slope = remove_length([r.reward for r in rows], [seconds[r.candidate_id] for r in rows],
+                                   [r.prompt_id for r in rows])
+    ctx.say(f"{round_.stage('scores')}: removed {slope:+.4f} of reward a second")
+    for row, reward in zip(rows, rewards, strict=True):
+        row.components["reward_raw"] = row.reward
+        row.reward = reward
+    return rows
