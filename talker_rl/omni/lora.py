@@ -40,19 +40,20 @@ def attach_lora(talker: Any, settings: LoraSettings, *, base_model: str, seed: i
         lora_dropout=settings.lora_dropout,
         target_modules=settings.target_modules,
         use_rslora=settings.use_rslora,
-        base_model_name_or_path=base_model,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             # float32 adapters under a bf16 base are peft's default; autocast or matching inputs are its business
-            return get_peft_model(talker, config)
+            model = get_peft_model(talker, config)
         except ValueError as error:
             raise ConfigError(
                 f"LoRA cannot be attached: {error}",
                 where="lora.target_modules",
                 fix=f"name some of the Talker's modules: {', '.join(_linear_names(talker))}",
             ) from error
+    model.peft_config[POLICY].base_model_name_or_path = base_model  # peft would put the module's own name here
+    return model
 
 
 def load_lora(talker: Any, folder: Path | str, *, trainable: bool = False) -> Any:

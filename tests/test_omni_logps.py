@@ -1,0 +1,223 @@
+"""Teacher-forced log-probs equal what rollouts recorded, what transformers' generate gives, and ignore padding."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from omni_factory import random_conditionings, tiny_omni
+
+from talker_rl.errors import DataError
+from talker_rl.omni.config import LoraSettings, SamplingConfig
+from talker_rl.omni.layout import TalkerExample, collate, prefix_inputs, talker_inputs
+from talker_rl.omni.logps import token_logps
+from talker_rl.omni.lora import attach_lora
+from talker_rl.omni.rollouts import sample_candidates
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def talker():
+    return tiny_omni().talker
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    """A Talker with a LoRA adapter that does change it."""
+    model = attach_lora(tiny_omni().talker, LoraSettings(r=4, lora_alpha=8), base_model="tiny")
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
+    return model.eval()
+
+
+def examples_of(candidates, conditionings):
+    by_id = {c.prompt_id: c for c in conditionings}
+    return [
+        TalkerExample(by_id[c.prompt_id], c.codes + ([c.stop_id] if c.stop_id is not None else [])) for c in candidates
+    ]
+
+
+def rollouts(model):
+    """64 candidates of mixed length over 16 prompts of mixed length, some past the end of their reply."""
+    conditionings = random_conditionings([(5 + 3 * i, 2 + i % 7) for i in range(16)])
+    seeds = [[100 * i + k for k in range(4)] for i in range(16)]
+    sampling = SamplingConfig(max_new_tokens=60, top_k=30, top_p=0.95, sequence_bias=[([8294], 5.0)])
+    candidates = sample_candidates(model, conditionings, seeds, sampling)
+    return conditionings, candidates
+
+
+def max_difference(model, candidates, conditionings, batch_size):
+    worst, count = 0.0, 0
+    examples = examples_of(candidates, conditionings)
+    pairs = [(c, e) for c, e in zip(candidates, examples, strict=True) if e.codes]
+    for start in range(0, len(pairs), batch_size):
+        chunk = pairs[start : start + batch_size]
+        with torch.no_grad():
+            logps = token_logps(model, collate([e for _, e in chunk]))
+        for row, (candidate, example) in zip(logps, chunk, strict=True):
+            stored = torch.tensor(candidate.token_logps)
+            assert len(stored) == len(example.codes)
+            worst = max(worst, float((row[: len(stored)] - stored).abs().max()))
+            assert not row[len(stored) :].any()
+            count += 1
+    return worst, count
+
+
+@pytest.mark.parametrize("batch_size", [64, 1])
+@pytest.mark.parametrize("which", ["base", "adapter on", "adapter off"])
+def test_equal_to_the_rollouts_own(talker, adapted, which, batch_size):
+    if which == "adapter off":
+        with adapted.disable_adapter():
+            conditionings, candidates = rollouts(adapted)
+            worst, count = max_difference(adapted, candidates, conditionings, batch_size)
+            base, _ = max_difference(talker, candidates, conditionings, batch_size)
+        assert base <= TOLERANCE  # off means the base
+        on, _ = max_difference(adapted, candidates, conditionings, 64)
+        assert on > 0.01  # and the adapter does something
+    else:
+        model = talker if which == "base" else adapted
+        conditionings, candidates = rollouts(model)
+        worst, count = max_difference(model, candidates, conditionings, batch_size)
+    lengths = {len(c.codes) for c in candidates}
+    assert len(candidates) == 64 and count >= 60 and len(lengths) >= 8
+    assert {"eos", "max_tokens"} <= {c.end_reason for c in candidates}
+    assert worst <= TOLERANCE
+
+
+def generate_with_pad_column(talker, conditionings, steps, **options):
+    """transformers' generate on a batch; every row is left-padded, which keeps upstream's codec embeddings in."""
+    width = max(len(c.prefix) for c in conditionings) + 1
+    batch = len(conditionings)
+    inputs = torch.zeros(batch, width, conditionings[0].prefix.shape[1])
+    mask = torch.zeros(batch, width, dtype=torch.long)
+    replies = max(len(c.reply_stream) for c in conditionings)
+    stream = torch.stack([c.reply_stream[torch.arange(replies).clamp(max=len(c.reply_stream) - 1)] for c in conditionings])
+    for i, c in enumerate(conditionings):
+        inputs[i, width - len(c.prefix) :], mask[i, width - len(c.prefix) :] = c.prefix, 1
+    ids = torch.full((batch, width), talker.codec_mask_token)
+    ids[:, -2], ids[:, -1] = talker.codec_pad_token, talker.codec_bos_token
+    talker.rope_deltas = None
+    return talker.generate(
+        input_ids=ids,
+        input_text_ids=torch.zeros(batch, width, dtype=torch.long),
+        thinker_reply_part=stream,
+        inputs_embeds=inputs,
+        attention_mask=mask,
+        suppress_tokens=[talker.codec_bos_token],
+        eos_token_id=[talker.codec_pad_token, talker.codec_eos_token],
+        pad_token_id=talker.codec_pad_token,
+        max_new_tokens=steps,
+        return_dict_in_generate=True,
+        output_logits=True,
+        output_scores=True,
+        **options,
+    ), width
+
+
+@pytest.mark.parametrize("lengths", [[(9, 4)], [(9, 4), (14, 6), (5, 2), (14, 20)]], ids=["alone", "batch"])
+def test_equal_to_transformers_generate(talker, lengths):
+    """Greedy codes are equal; raw log-probs of the same codes differ by float error only, past the reply's end too."""
+    conditionings = random_conditionings(lengths, seed=3)
+    steps = 40
+    result, width = generate_with_pad_column(talker, conditionings, steps, do_sample=False, repetition_penalty=1.05)
+    sampling = SamplingConfig(do_sample=False, repetition_penalty=1.05, max_new_tokens=steps)
+    candidates = sample_candidates(talker, conditionings, [[0]] * len(conditionings), sampling)
+    codes = result.sequences[:, width:]
+    longest = 0
+    for i, candidate in enumerate(candidates):
+        ids = candidate.codes + ([candidate.stop_id] if candidate.stop_id is not None else [])
+        assert codes[i, : len(ids)].tolist() == ids
+        raw = torch.stack([logits[i] for logits in result.logits[: len(ids)]]).log_softmax(-1)
+        processed = torch.stack([scores[i] for scores in result.scores[: len(ids)]]).log_softmax(-1)
+        theirs = raw.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+        theirs_processed = processed.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+        ours = token_logps(talker, collate([TalkerExample(conditionings[i], ids)]))[0]
+        assert float((ours - theirs).abs().max()) <= TOLERANCE
+        assert float((torch.tensor(candidate.processed_logps) - theirs_processed).abs().max()) <= TOLERANCE
+        longest = max(longest, len(ids))
+    assert longest > max(len(c.reply_stream) for c in conditionings)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, 1e30])
+def test_padding_content_changes_nothing(talker, poison):
+    conditionings = random_conditionings([(9, 4), (20, 3), (4, 1)])
+    examples = [TalkerExample(c, codes) for c, codes in zip(conditionings, [[5, 6], [7] * 30, [8, 9, 8294]])]
+    clean, dirty = collate(examples), collate(examples)
+    dirty.thinker_BSE[~dirty.mask_BS] = poison
+    dirty.codec_ids_BS[~dirty.mask_BS] = 8447
+    dirty.codes_BT[~dirty.completion_mask_BT] = 8000
+    dirty.predictor_BT[~dirty.completion_mask_BT] = 1
+    talker.requires_grad_(True)
+    try:
+        results = []
+        for batch in (clean, dirty):
+            talker.zero_grad()
+            logps = token_logps(talker, batch)
+            logps.sum().backward()
+            results.append((logps.detach(), [p.grad.clone() for p in talker.parameters()]))
+    finally:
+        talker.requires_grad_(False)
+        talker.zero_grad()
+    assert torch.equal(results[0][0], results[1][0])
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        assert torch.isfinite(b).all() and torch.equal(a, b)
+
+
+def test_order_of_a_batch_does_not_matter(talker):
+    conditionings = random_conditionings([(9, 4), (20, 3), (4, 1)])
+    examples = [TalkerExample(c, codes) for c, codes in zip(conditionings, [[5, 6], [7] * 30, [8, 9, 8294]])]
+    forward = token_logps(talker, collate(examples))
+    backward = token_logps(talker, collate(examples[::-1])).flip(0)
+    assert torch.allclose(forward, backward, atol=TOLERANCE)
+
+
+def test_layout_by_hand(talker):
+    """The sum of layout.py's table, position by position, and which output predicts which code."""
+    (c,) = random_conditionings([(4, 2)])
+    batch = collate([TalkerExample(c, [11, 12, 13, 8294])])
+    embed = talker.get_input_embeddings().weight
+    expected = torch.stack(
+        [
+            c.prefix[0],
+            c.prefix[1],
+            c.prefix[2] + embed[8292],
+            c.prefix[3] + embed[8293],
+            c.reply_stream[0] + embed[11],
+            c.reply_stream[1] + embed[12],
+            c.reply_stream[1] + embed[13],  # the last row repeats
+        ]
+    )
+    assert torch.equal(talker_inputs(talker, batch)[0], expected)
+    assert torch.equal(prefix_inputs(talker, c.prefix), expected[:4])
+    assert batch.predictor_BT.tolist() == [[3, 4, 5, 6]]
+    assert batch.completion_mask_BT.all() and batch.codes_BT.tolist() == [[11, 12, 13, 8294]]
+
+
+def test_inputs_are_left_as_they_are(talker):
+    (c,) = random_conditionings([(6, 3)])
+    before = c.prefix.clone(), c.reply_stream.clone()
+    first = token_logps(talker, collate([TalkerExample(c, [1, 2, 3])]))
+    second = token_logps(talker, collate([TalkerExample(c, [1, 2, 3])]))
+    assert torch.equal(first, second)
+    assert torch.equal(before[0], c.prefix) and torch.equal(before[1], c.reply_stream)
+
+
+def test_empty_sequences_are_refused():
+    (c,) = random_conditionings([(6, 3)])
+    with pytest.raises(DataError, match="without ids"):
+        collate([TalkerExample(c, [])])
+    with pytest.raises(DataError, match="empty batch"):
+        collate([])
+
+
+def test_bf16_is_close(talker):
+    conditionings = random_conditionings([(9, 4), (14, 6)])
+    examples = [TalkerExample(c, list(range(20, 40))) for c in conditionings]
+    exact = token_logps(talker, collate(examples))
+    rough = token_logps(tiny_omni().talker.bfloat16(), collate(examples))
+    assert rough.dtype == torch.float32
+    assert 0 < float((exact - rough).abs().max()) < 0.5

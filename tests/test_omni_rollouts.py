@@ -1,0 +1,218 @@
+"""Rollouts: transformers' processed distribution, one seed a candidate, records that say how each one ended."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from omni_factory import random_conditionings, tiny_omni
+from pydantic import ValidationError
+
+from talker_rl.errors import ConfigError, DataError, StageError
+from talker_rl.omni.config import SamplingConfig
+from talker_rl.omni.rollouts import sample_candidates
+from talker_rl.omni.sampling import CodeSampler, Uniforms
+
+EVERY_OPTION = [
+    {},
+    {"do_sample": False},
+    {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0},
+    {"temperature": 0.7, "top_k": 0, "top_p": 0.9},
+    {"top_k": 50, "top_p": 1.0, "min_p": 0.05},
+    {"top_k": 200, "top_p": 0.99, "typical_p": 0.8},
+    {"top_k": 0, "top_p": 1.0, "epsilon_cutoff": 3e-4},
+    {"top_k": 100, "top_p": 1.0, "eta_cutoff": 2e-3},
+    {"no_repeat_ngram_size": 2, "top_k": 10},
+    {"bad_words_ids": [[12], [7, 9]], "top_k": 500, "top_p": 1.0},
+    {"suppress_tokens": [1, 2, 3], "begin_suppress_tokens": [8294, 8292]},
+    {"sequence_bias": [([9], -3.0), ([7, 9], 8.0)], "top_k": 20},
+    {"exponential_decay_length_penalty": (2, 1.5), "min_new_tokens": 3},
+    {"min_new_tokens": 8, "renormalize_logits": True, "top_k": 30},
+]
+
+
+@pytest.fixture(scope="module")
+def talker():
+    return tiny_omni().talker
+
+
+def transformers_processors(talker, sampling, prefix_length):
+    """What ``talker.generate`` builds for these options."""
+    from transformers import GenerationConfig
+
+    options = sampling.model_dump(exclude_none=True)
+    if "sequence_bias" in options:
+        options["sequence_bias"] = [[list(ids), bias] for ids, bias in options["sequence_bias"]]
+    options["suppress_tokens"] = sorted({8293, *options.get("suppress_tokens", [])})
+    config = GenerationConfig(**options, eos_token_id=[8292, 8294], pad_token_id=8292)
+    talker._prepare_special_tokens(config, device="cpu")
+    return talker._get_logits_processor(generation_config=config, input_ids_seq_length=prefix_length, device="cpu")
+
+
+@pytest.mark.parametrize("options", EVERY_OPTION, ids=lambda o: "+".join(o) or "defaults")
+def test_processed_scores_are_transformers_own(talker, options):
+    """Step by step on random logits and histories, against the list that transformers builds itself."""
+    sampling = SamplingConfig(**options)
+    sampler = CodeSampler(sampling, talker, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    batch, prefix_length = 3, 17
+    theirs = transformers_processors(talker, sampling, prefix_length)
+    prefix = torch.full((batch, prefix_length), 8296)
+    prefix[:, -2], prefix[:, -1] = 8292, 8293
+    history = torch.tensor([[7, 9, 7, 30, 7], [8, 8, 8, 8, 8], [11, 12, 7, 9, 7]])
+    for step in range(history.shape[1] + 1):
+        logits = 4 * torch.randn(batch, 8448, generator=generator)
+        logits[:, [7, 8, 9, 12, 8292, 8294]] += 12
+        ids = torch.cat([sampler.start(batch, logits.device), history[:, :step]], dim=-1)
+        expected = theirs(torch.cat([prefix, history[:, :step]], dim=-1), logits.clone())
+        scores, support = sampler.scores(ids, logits.clone())
+        dense = scores if support is None else torch.full_like(logits, -torch.inf).scatter(-1, support, scores)
+        assert torch.equal(torch.isfinite(dense), torch.isfinite(expected))
+        kept = torch.isfinite(expected)
+        assert torch.allclose(dense[kept], expected[kept], rtol=1e-6, atol=1e-6)
+        assert not torch.isfinite(dense[:, 8293]).any()
+        _, logps = sampler.choose(ids, logits.clone(), torch.full((batch,), 0.5, dtype=torch.float64))
+        assert (logps <= 0).all()
+
+
+def test_ties_at_the_kth_place_survive_as_in_transformers(talker):
+    sampling = SamplingConfig(top_k=2, top_p=1.0, repetition_penalty=1.0, temperature=1.0)
+    sampler = CodeSampler(sampling, talker, torch.device("cpu"))
+    logits = torch.full((2, 8448), -9.0)
+    logits[0, [3, 5, 6]] = torch.tensor([1.0, 0.0, 0.0])
+    logits[1, [3, 5]] = torch.tensor([1.0, 0.0])
+    scores, ids = sampler.scores(sampler.start(2, logits.device), logits)
+    survivors = [set(i[torch.isfinite(s)].tolist()) for s, i in zip(scores, ids, strict=True)]
+    assert survivors == [{3, 5, 6}, {3, 5}]
+
+
+def test_draws_follow_the_distribution(talker):
+    """4,000 draws from a known distribution: every frequency within five standard errors."""
+    sampling = SamplingConfig(top_k=4, top_p=1.0, repetition_penalty=1.0, temperature=1.0)
+    sampler = CodeSampler(sampling, talker, torch.device("cpu"))
+    probabilities = {100: 0.5, 7: 0.3, 8294: 0.15, 4000: 0.05}
+    logits = torch.full((1, 8448), -100.0)
+    for code, p in probabilities.items():
+        logits[0, code] = math.log(p)
+    n = 4_000
+    uniforms = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ids, logps = sampler.choose(sampler.start(n, logits.device), logits.expand(n, -1), uniforms)
+    for code, p in probabilities.items():
+        share = float((ids == code).double().mean())
+        assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / n)
+        assert torch.allclose(logps[ids == code], torch.tensor(math.log(p), dtype=torch.float64), atol=1e-6)
+    edge, _ = sampler.choose(sampler.start(1, logits.device), logits, torch.tensor([1 - 2**-53], dtype=torch.float64))
+    assert edge.item() == 8294  # the last id with any probability, never one without
+
+
+def test_a_candidate_does_not_depend_on_its_batch(talker):
+    conditionings = random_conditionings([(6, 3), (15, 5), (9, 2), (21, 9)])
+    seeds = [[1, 2], [3], [4, 5, 6], [7, 8]]
+    sampling = SamplingConfig(max_new_tokens=50)
+    together = sample_candidates(talker, conditionings, seeds, sampling)
+    assert [c.candidate_id for c in together] == ["p0-0", "p0-1", "p1-0", "p2-0", "p2-1", "p2-2", "p3-0", "p3-1"]
+    small = sample_candidates(talker, conditionings, seeds, sampling, batch_size=3)
+    alone = [
+        sample_candidates(talker, [conditioning], [[seed]], sampling)[0]
+        for conditioning, group in zip(conditionings, seeds, strict=True)
+        for seed in group
+    ]
+    for a, b, c in zip(together, small, alone, strict=True):
+        assert a.codes == b.codes == c.codes and a.end_reason == c.end_reason and a.seed == c.seed
+        for x, y in ((a, b), (a, c)):
+            assert torch.allclose(torch.tensor(x.token_logps), torch.tensor(y.token_logps), atol=1e-5)
+            assert torch.allclose(torch.tensor(x.processed_logps), torch.tensor(y.processed_logps), atol=1e-5)
+    assert len({tuple(c.codes) for c in together}) == len(together)  # other seeds, other speech
+
+
+def test_a_longer_budget_only_continues(talker):
+    conditionings = random_conditionings([(6, 3), (15, 5)])
+    seeds = [[1, 2, 3], [4, 5, 6]]
+    for short, long in zip(
+        sample_candidates(talker, conditionings, seeds, SamplingConfig(max_new_tokens=20)),
+        sample_candidates(talker, conditionings, seeds, SamplingConfig(max_new_tokens=300)),
+        strict=True,
+    ):
+        assert long.codes[: len(short.codes)] == short.codes
+
+
+def test_uniforms_do_not_depend_on_neighbours():
+    one, three = Uniforms([5]), Uniforms([9, 5, 2])
+    for step in range(600):
+        assert one.at(step, torch.tensor([0])) == three.at(step, torch.tensor([1, 2]))[0]
+
+
+class Scripted:
+    """Makes the Talker say given ids, whatever it hears: its head is replaced by a table indexed by the step."""
+
+    def __init__(self, script):
+        self.script = script
+
+    def __call__(self, _module, _args, output):
+        step = self.step
+        self.step += 1
+        output = torch.zeros_like(output)
+        for row, ids in enumerate(self.script):
+            output[row, ids[min(step, len(ids) - 1)]] = 50.0
+        return output
+
+    step = 0
+
+
+@pytest.mark.parametrize(
+    ("said", "codes", "stop", "reason", "entries"),
+    [
+        ([4, 0, 6, 8294], [4, 0, 6], 8294, "eos", 4),
+        ([4, 5, 8292], [4, 5], 8292, "eos", 3),
+        ([4, 5, 6, 7, 8], [4, 5, 6, 7, 8], None, "max_tokens", 5),
+        ([4, 8194], [4], None, "invalid_code", 1),
+        ([8294], [], 8294, "empty", 1),
+        ([8300], [], None, "empty", 0),
+    ],
+)
+def test_how_a_candidate_ends(said, codes, stop, reason, entries):
+    talker = tiny_omni().talker
+    talker.codec_head.register_forward_hook(Scripted([said]))
+    sampling = SamplingConfig(max_new_tokens=5, repetition_penalty=1.0)
+    (candidate,) = sample_candidates(talker, random_conditionings([(5, 2)]), [[1]], sampling)
+    assert (candidate.codes, candidate.stop_id, candidate.end_reason) == (codes, stop, reason)
+    assert len(candidate.token_logps) == len(candidate.processed_logps) == entries
+    assert candidate.duration == len(codes) / 50
+
+
+def test_logits_that_are_not_finite_stop_the_run():
+    talker = tiny_omni().talker
+    talker.codec_head.weight[5] = math.nan
+    with pytest.raises(StageError, match="not finite"):
+        sample_candidates(talker, random_conditionings([(5, 2)]), [[1]], SamplingConfig(max_new_tokens=5))
+
+
+def test_options_that_are_no_samples_are_refused_by_name():
+    for name, value in {"num_beams": 4, "assistant_model": "x", "penalty_alpha": 0.6, "prompt_lookup_num_tokens": 3}.items():
+        with pytest.raises(ValidationError, match=f"{name}: .* is not supported"):
+            SamplingConfig(**{name: value})
+    assert SamplingConfig(num_beams=1) == SamplingConfig()
+    with pytest.raises(ValidationError, match="tempreature"):
+        SamplingConfig(tempreature=1.0)
+
+
+def test_bad_calls(talker):
+    with pytest.raises(DataError, match="lists of seeds"):
+        sample_candidates(talker, random_conditionings([(5, 2)]), [], SamplingConfig())
+    with pytest.raises(ConfigError, match="refuses"):
+        CodeSampler(SamplingConfig(bad_words_ids=[[-1]]), talker, torch.device("cpu"))
+
+
+def test_progress_and_training_mode(talker):
+    seen = []
+    talker.train()
+    try:
+        sample_candidates(
+            talker, random_conditionings([(5, 2)]), [[1, 2, 3]], SamplingConfig(max_new_tokens=3), batch_size=2,
+            progress=lambda done, total: seen.append((done, total)),
+        )  # fmt: skip
+        assert talker.training
+    finally:
+        talker.eval()
+    assert seen == [(2, 3), (3, 3)]
