@@ -38,6 +38,7 @@ PEAK = 0.7
 """Peak of each voice's calibration words; one gain a voice, never one an utterance."""
 DITHER_DBFS = -70.0
 _TRIM_DBFS = -55.0
+_CACHED_PIECES = 1000
 _CALIBRATION = {"en": ("garden", "window", "happy"), "zh": ("老师", "海洋", "太阳")}
 
 
@@ -124,7 +125,7 @@ def dither_tile() -> np.ndarray:
 
 
 class Renderer:
-    """Renders requests in this process (one that has no threads: espeak is forked). Clauses are cached."""
+    """Renders requests; make it early in a process without threads, since espeak is forked. Clauses are cached."""
 
     def __init__(self) -> None:
         from talker_rl.micro.espeak import Espeak
@@ -158,6 +159,8 @@ class Renderer:
     def _piece(self, voice: str, lang: str, rate: int, words: tuple[str, ...]) -> tuple[np.ndarray, list[float]]:
         key = (voice, rate, words)
         if key not in self._pieces:
+            if len(self._pieces) >= _CACHED_PIECES:
+                self._pieces.clear()
             audio, onsets = self._speak(voice, rate, words)
             self._pieces[key] = (np.clip(audio * self._gain(voice, lang), -0.99, 0.99), onsets)
         return self._pieces[key]

@@ -8,9 +8,11 @@ library, with a fixed seed: the same clause always gives the same samples, whate
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import struct
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 
@@ -69,6 +71,7 @@ class Espeak:
         self._phonemes: list[tuple[int, int, bytes]] = []  # (character position, ms, name)
         self._callback = _CALLBACK(self._receive)  # kept alive: C holds no reference
         self._lib.espeak_SetSynthCallback(self._callback)
+        self._start_server()
 
     def _receive(self, wave, count: int, events) -> int:
         if wave and count > 0:
@@ -106,28 +109,44 @@ class Espeak:
         return Speech(samples, onsets)
 
     def say(self, voice: str, rate: int, words: tuple[str, ...]) -> Speech:
-        """Speak ``words`` in a forked child; the result depends on the arguments only."""
-        read_end, write_end = os.pipe()
-        child = os.fork()
-        if child == 0:
-            code = 1
+        """Speak ``words``; the result depends on the arguments only. Raises RuntimeError with what espeak lacks."""
+        request = json.dumps([voice, rate, list(words)]).encode()
+        self._requests.write(struct.pack("<i", len(request)) + request)
+        self._requests.flush()
+        count, samples = struct.unpack("<ii", self._answers.read(8))
+        if count < 0:
+            raise RuntimeError(f"espeak-ng: {self._answers.read(samples).decode()}")
+        onsets = list(struct.unpack(f"<{count}d", self._answers.read(8 * count)))
+        return Speech(np.frombuffer(self._answers.read(2 * samples), np.int16), onsets)
+
+    def _start_server(self) -> None:
+        """Fork a child that stays as it is now (small, no synthesis done) and forks once more for every clause."""
+        request_read, request_write = os.pipe()
+        answer_read, answer_write = os.pipe()
+        if os.fork() == 0:
             try:
-                os.close(read_end)
-                speech = self._say_here(voice, rate, words)
-                with os.fdopen(write_end, "wb") as out:
-                    out.write(struct.pack(f"<i{len(words)}d", len(words), *speech.onsets))
-                    out.write(speech.samples.tobytes())
-                code = 0
-            except Exception as error:  # noqa: BLE001 - reported by the parent through the exit code and stderr
-                os.write(2, f"espeak: {error}\n".encode())
+                os.close(request_write)
+                os.close(answer_read)
+                self._serve(os.fdopen(request_read, "rb"), answer_write)
             finally:
-                os._exit(code)
-        os.close(write_end)
-        with os.fdopen(read_end, "rb") as pipe:
-            data = pipe.read()
-        _, status = os.waitpid(child, 0)
-        if status != 0:
-            raise RuntimeError(f"espeak-ng failed on {words!r} with voice {voice!r} (status {status})")
-        (count,) = struct.unpack_from("<i", data)
-        onsets = list(struct.unpack_from(f"<{count}d", data, 4))
-        return Speech(np.frombuffer(data, np.int16, offset=4 + 8 * count), onsets)
+                os._exit(0)
+        os.close(request_read)
+        os.close(answer_write)
+        self._requests, self._answers = os.fdopen(request_write, "wb"), os.fdopen(answer_read, "rb")
+
+    def _serve(self, requests: BinaryIO, answer_fd: int) -> None:
+        """Until the parent closes its end: (length, JSON) -> (word count, samples, onsets, int16) by a grandchild."""
+        while head := requests.read(4):
+            voice, rate, words = json.loads(requests.read(struct.unpack("<i", head)[0]))
+            child = os.fork()
+            if child == 0:
+                with os.fdopen(answer_fd, "wb", closefd=False) as out:
+                    try:
+                        speech = self._say_here(voice, rate, tuple(words))
+                        out.write(struct.pack("<ii", len(words), len(speech.samples)))
+                        out.write(struct.pack(f"<{len(words)}d", *speech.onsets) + speech.samples.tobytes())
+                    except (RuntimeError, ValueError) as error:
+                        message = str(error).encode()
+                        out.write(struct.pack("<ii", -1, len(message)) + message)
+                os._exit(0)
+            os.waitpid(child, 0)

@@ -22,7 +22,8 @@ def mel_filters(n_fft: int = N_FFT, bins: int = MEL_DIM) -> Tensor:
     """Slaney's triangular filters with area 1, shape (bins, n_fft // 2 + 1)."""
 
     def to_mel(hz: Tensor) -> Tensor:
-        return torch.where(hz < 1000, hz * 3 / 200, 15 + torch.log(hz.clamp(min=1) / 1000) * 27 / torch.tensor(6.4).log())
+        high = 15 + torch.log(hz.clamp(min=1) / 1000) * 27 / torch.tensor(6.4).log()
+        return torch.where(hz < 1000, hz * 3 / 200, high)
 
     def to_hz(mel: Tensor) -> Tensor:
         return torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * torch.tensor(6.4).log() / 27))
