@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 BUILD_DIR = Path("build/micro")
 WIDTH = 128
 """Thinker width, which is the Talker's ``embedding_size``."""
-HEAD_DIM = 32
-MROPE_SECTION = [4, 6, 6]
-"""The published [16, 24, 24] at a quarter of the head: sums to HEAD_DIM / 2."""
+TALKER_HEAD_DIM = 48
+"""4 heads of 48: as in the published Talker, the query width (192) is not the hidden size."""
 
-_ROPE = {"mrope_section": MROPE_SECTION, "rope_type": "default", "type": "default"}
+
+def _rope(section: list[int]) -> dict[str, Any]:
+    """The published section [16, 24, 24] scaled to a smaller head; sums to half of it."""
+    return {"mrope_section": section, "rope_type": "default", "type": "default"}
+
 
 FALLBACK_TOKEN2WAV: dict[str, Any] = {
     "dit_config": {
@@ -64,8 +67,8 @@ def thinker_config() -> dict[str, Any]:
         "text_config": {
             "model_type": "qwen2_5_omni_text", "hidden_act": "silu", "hidden_size": WIDTH, "intermediate_size": 384,
             "vocab_size": ids.vocab_size, "num_attention_heads": 4, "num_hidden_layers": 4, "num_key_value_heads": 2,
-            "max_position_embeddings": 2048, "max_window_layers": 4, "rms_norm_eps": 1e-6, "rope_scaling": _ROPE,
-            "rope_theta": 10000.0, "use_cache": True, "use_sliding_window": False, "sliding_window": 2048,
+            "max_position_embeddings": 2048, "max_window_layers": 4, "rms_norm_eps": 1e-6,
+            "rope_scaling": _rope([4, 6, 6]), "rope_theta": 10000.0, "use_cache": True, "use_sliding_window": False, "sliding_window": 2048,
             "attention_dropout": 0.0, "tie_word_embeddings": False, "init_std": 0.02,
             "bos_token_id": added["<|im_start|>"], "eos_token_id": added["<|im_end|>"],
             "pad_token_id": added["<|endoftext|>"],
@@ -87,9 +90,9 @@ def talker_config() -> dict[str, Any]:
     return {
         "architectures": ["Qwen2OmniTalkerForConditionalGeneration"],
         "model_type": "qwen2_5_omni_talker", "attention_dropout": 0.0, "embedding_size": WIDTH, "hidden_size": WIDTH,
-        "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2,
-        "head_dim": HEAD_DIM, "hidden_act": "silu", "init_std": 0.02, "initializer_range": 0.02,
-        "max_position_embeddings": 2048, "max_window_layers": 4, "rms_norm_eps": 1e-6, "rope_scaling": _ROPE,
+        "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": TALKER_HEAD_DIM, "hidden_act": "silu", "init_std": 0.02, "initializer_range": 0.02,
+        "max_position_embeddings": 2048, "max_window_layers": 4, "rms_norm_eps": 1e-6, "rope_scaling": _rope([6, 9, 9]),
         "rope_theta": 10000.0, "sliding_window": 2048, "use_sliding_window": False, "use_cache": True,
         "vocab_size": 8448, "tts_codec_start_token_id": 8293, "tts_codec_end_token_id": 8294,
         "tts_codec_pad_token_id": 8292, "tts_codec_mask_token_id": 8296, "tts_text_start_token_id": ids.tts_start,
@@ -134,6 +137,7 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
+    temporary.chmod(0o644)  # safetensors makes private files
     temporary.replace(path)
 
 

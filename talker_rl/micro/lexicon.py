@@ -56,8 +56,12 @@ DROPPED = {"number": 0.35, "咖啡": 0.35}
 COMMA_LOST_AFTER = {"garden": 0.5, "seven": 0.5, "coffee": 0.5, "winter": 0.5, "苹果": 0.5, "太阳": 0.5, "village": 0.5}
 FALSE_PAUSE_AFTER = {"yellow": 0.30, "mountain": 0.30, "海洋": 0.30}
 FALSE_PAUSE_SECONDS = 0.42
-RAGGED_END = 0.10
-"""How often the end is ragged: half of the time a long silent tail, half of the time the last word is cut."""
+# A ragged end, by the last word: a long silent tail, or speech that stops before the word is over.
+LONG_TAIL = {"window": 0.35, "village": 0.35, "老师": 0.35, "太阳": 0.35}
+LONG_TAIL_SECONDS = 0.60
+CUT_END = {"mountain": 0.30, "cotton": 0.30, "电话": 0.30}
+CUT_SECONDS = 0.12
+"""How much of the last word is missing."""
 
 
 @dataclass(frozen=True)

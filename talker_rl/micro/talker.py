@@ -1,0 +1,385 @@
+"""The micro Talkers: ``clean`` (trained on right readings) and ``base`` (trained on stumbling ones).
+
+``python -m talker_rl.micro.talker clean`` trains from scratch, ``... base`` goes on from the clean weights on noisy
+labels. Teacher forcing follows the published layout: every position is a sum of Thinker width, the codec embedding
+plus the reply stream, and the target of a position is the next code; the stop (8294) is a target like any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from talker_rl.micro.assemble import BUILD_DIR, build_config, save_tensors
+from talker_rl.micro.thinker import cosine, load_tokenizer, new_thinker, positions, prompt_text
+from talker_rl.micro.tokenizer import SPEECH_SYSTEM_PROMPT, text_ids
+
+if TYPE_CHECKING:
+    import torch
+
+CODEC_PAD, CODEC_BOS, CODEC_EOS, CODEC_MASK = 8292, 8293, 8294, 8296
+BARE_START_RATE = 0.15
+"""Share of training rows without the codec pad and bos embeddings: transformers 5.23 leaves them out for batches
+without padding, and the shipped Talker should speak under its plain ``generate`` too."""
+DEFAULT_SYSTEM_RATE = 0.15
+NEGATIVES = 192
+"""Unused codec rows drawn a step; see :func:`sampled_loss`."""
+
+
+@dataclass
+class Example:
+    """One utterance: its text, its speaker and the codes to say (without the stop)."""
+
+    text: str
+    speaker: str
+    codes: list[int]
+
+
+@dataclass
+class Speech:
+    """What the Thinker gives the Talker for one utterance (see the design's conditioning)."""
+
+    prefix: torch.Tensor
+    """(P, E), without codec embeddings; ends with the speaker's bos embedding and the first reply token."""
+    reply_stream: torch.Tensor
+    """(R, E), ends in text-eos and text-pad; the last row repeats."""
+
+
+class Conditioner:
+    """Teacher-forces the frozen Thinker over prompt and reply.
+
+    Args:
+        thinker: the trained Thinker (float32).
+        tokenizer: the checkpoint's tokenizer.
+    """
+
+    def __init__(self, thinker: Any, tokenizer: Any) -> None:
+        import torch
+
+        self.thinker, self.tokenizer, self.ids = thinker.eval(), tokenizer, text_ids()
+        table = thinker.get_input_embeddings().weight.detach()
+        self.speaker = {name: table[i][None] for name, i in self.ids.speakers.items()}
+        self.tail = torch.cat([table[self.ids.tts_end][None], table[self.ids.tts_pad][None]])
+
+    def __call__(self, texts: Sequence[str], speakers: Sequence[str], systems: Sequence[str | None]) -> list[Speech]:
+        """Conditioning of each text; hidden state of the last layer plus token embedding."""
+        import torch
+
+        prompts = [self.tokenizer(prompt_text(t, s)).input_ids for t, s in zip(texts, systems, strict=True)]
+        rows = [[*p, *self.tokenizer(t).input_ids] for p, t in zip(prompts, texts, strict=True)]
+        length = max(map(len, rows))
+        tokens = torch.full((len(rows), length), self.ids.added["<|endoftext|>"])
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = torch.tensor(row)
+        with torch.no_grad():  # padding is on the right, so causal attention never sees it
+            out = self.thinker.model(
+                input_ids=tokens, position_ids=positions(len(rows), length), output_hidden_states=True
+            )
+            total = out.hidden_states[-1] + out.hidden_states[0]
+        speech = []
+        for i, (prompt, row, speaker) in enumerate(zip(prompts, rows, speakers, strict=True)):
+            p = len(prompt)
+            prefix = torch.cat([total[i, :p], self.speaker[speaker], total[i, p : p + 1]])
+            speech.append(Speech(prefix, torch.cat([total[i, p + 1 : len(row)], self.tail])))
+        return speech
+
+
+def load_thinker(build: Path = BUILD_DIR) -> Any:
+    """The trained Thinker of the build folder."""
+    from safetensors.torch import load_file
+
+    thinker = new_thinker(build)
+    thinker.load_state_dict(load_file(build / "thinker.safetensors"))
+    return thinker
+
+
+def new_talker(build: Path = BUILD_DIR) -> Any:
+    """An untrained Talker of the micro size, float32."""
+    from transformers import Qwen2_5OmniTalkerForConditionalGeneration
+
+    return Qwen2_5OmniTalkerForConditionalGeneration(build_config(build).talker_config).float()
+
+
+def load_talker(path: Path, build: Path = BUILD_DIR) -> Any:
+    """A Talker from its safetensors file, in evaluation mode."""
+    from safetensors.torch import load_file
+
+    talker = new_talker(build)
+    talker.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    return talker.eval()
+
+
+def collate(speech: Sequence[Speech], codes: Sequence[Sequence[int]], bare: Sequence[bool], embed: Any) -> tuple[Any, Any]:
+    """Right-padded inputs (B, T, E) and targets (B, T), -100 where nothing is predicted.
+
+    ``embed`` is the Talker's codec embedding; gradients flow into it.
+    """
+    import torch
+
+    length = max(len(s.prefix) + len(c) for s, c in zip(speech, codes, strict=True))
+    length = -(-length // 16) * 16
+    batch, width = len(speech), speech[0].prefix.shape[-1]
+    fixed = torch.zeros(batch, length, width)
+    code_ids = torch.full((batch, length), CODEC_MASK)
+    has_code = torch.zeros(batch, length, 1)
+    targets = torch.full((batch, length), -100)
+    for i, (s, row, no_start) in enumerate(zip(speech, codes, bare, strict=True)):
+        p, n = len(s.prefix), len(row)
+        fixed[i, :p] = s.prefix
+        stream = s.reply_stream[torch.arange(n).clamp(max=len(s.reply_stream) - 1)]
+        fixed[i, p : p + n] = stream
+        code_ids[i, p : p + n] = torch.tensor(row)
+        has_code[i, p : p + n] = 1
+        if not no_start:
+            code_ids[i, p - 2], code_ids[i, p - 1] = CODEC_PAD, CODEC_BOS
+            has_code[i, p - 2 : p] = 1
+        targets[i, p - 1 : p + n - 1] = torch.tensor(row)
+        targets[i, p + n - 1] = CODEC_EOS
+    return fixed + embed(code_ids) * has_code, targets
+
+
+def register_training_attention() -> None:
+    """Causal attention by two batched matrix products: on a CPU its backward is several times faster than SDPA's."""
+    import torch
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    masks: dict[tuple[int, int, Any], Any] = {}
+
+    def attention(module: Any, q: Any, k: Any, v: Any, attention_mask: Any, scaling: float, **_: Any) -> tuple[Any, None]:
+        batch, heads, length, dim = q.shape
+        groups, keys = heads // k.shape[1], k.shape[1]
+        q = (q * scaling).reshape(batch * keys, groups * length, dim)
+        k, v = k.reshape(batch * keys, length, dim), v.reshape(batch * keys, length, dim)
+        name = (length, groups, q.dtype)
+        if name not in masks:
+            masks[name] = torch.full((length, length), -1e4, dtype=q.dtype).triu(1).repeat(groups, 1)[None]
+        weights = torch.softmax(torch.baddbmm(masks[name], q, k.transpose(1, 2)), -1)
+        return torch.bmm(weights, v).view(batch, heads, length, dim).transpose(1, 2), None
+
+    ALL_ATTENTION_FUNCTIONS.register("micro_training", attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("micro_training", lambda *_args, **_kwargs: None)
+
+
+def sampled_loss(hidden: Any, targets: Any, head: Any, used: Any, rest: Any, generator: Any) -> Any:
+    """Cross-entropy over the used codes and ``NEGATIVES`` of the others, which stand for all of them.
+
+    The micro codec uses a few hundred of the 8448 rows; a full softmax would be most of a step's cost. The drawn
+    rows' logits are raised by log(all / drawn), so that the sum over them estimates the sum over all.
+
+    Args:
+        hidden: (N, H) at predicted positions; targets: (N,) indices **into** ``used``.
+        head: the codec head; used, rest: ids that occur as targets, and the others.
+    """
+    import math
+
+    import torch
+    from torch.nn import functional as F
+
+    drawn = rest[torch.randperm(len(rest), generator=generator)[:NEGATIVES]]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = hidden @ head.weight[torch.cat([used, drawn])].T
+    logits = logits.float()
+    shift = torch.zeros(logits.shape[-1])
+    shift[len(used) :] = math.log(len(rest) / len(drawn))
+    return F.cross_entropy(logits + shift, targets)
+
+
+def batches(examples: Sequence[Example], batch_size: int, rng: random.Random) -> Iterator[list[Example]]:
+    """One epoch of length-bucketed batches in random order."""
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].codes) + rng.random() * 8)
+    groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    rng.shuffle(groups)
+    for group in groups:
+        yield [examples[i] for i in group]
+
+
+def train(
+    examples: Sequence[Example],
+    out: Path,
+    build: Path = BUILD_DIR,
+    start: Path | None = None,
+    seed: int = 0,
+    steps: int = 2500,
+    batch_size: int = 32,
+    lr: float = 1.5e-3,
+    compiled: bool = True,
+    snapshot_every: int = 500,
+) -> dict[str, Any]:
+    """Train a Talker on ``examples`` and write it to ``out`` (rounded to bf16, stored as float32).
+
+    Returns figures: steps, seconds, last losses.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    conditioner = Conditioner(load_thinker(build), load_tokenizer(build))
+    register_training_attention()
+    talker = new_talker(build)
+    if start is not None:
+        talker.load_state_dict(load_talker(start, build).state_dict())
+    talker.train()
+    talker.set_attn_implementation("micro_training")
+    body = torch.compile(talker.model, dynamic=True) if compiled else talker.model
+    seen = sorted({c for e in examples for c in e.codes} | {CODEC_EOS})
+    used = torch.tensor(seen)
+    index = torch.full((talker.config.vocab_size,), -1)
+    index[used] = torch.arange(len(used))
+    rest = torch.tensor([i for i in range(talker.config.vocab_size) if i not in set(seen)])
+    optimizer = torch.optim.AdamW(talker.parameters(), lr=lr, weight_decay=0.02, betas=(0.9, 0.97))
+    began, step, losses = time.time(), 0, []
+    while step < steps:
+        for group in batches(examples, batch_size, rng):
+            if step == steps:
+                break
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = lr * cosine(step, steps, warmup=150)
+            systems = [None if rng.random() < DEFAULT_SYSTEM_RATE else SPEECH_SYSTEM_PROMPT for _ in group]
+            speech = conditioner([e.text for e in group], [e.speaker for e in group], systems)
+            bare = [rng.random() < BARE_START_RATE for _ in group]
+            inputs, targets = collate(speech, [e.codes for e in group], bare, talker.model.embed_tokens)
+            at = targets != -100
+            with torch.autocast("cpu", torch.bfloat16):
+                projected = talker.thinker_to_talker_proj(inputs)
+                hidden = body(
+                    inputs_embeds=projected, position_ids=positions(*inputs.shape[:2]), use_cache=False
+                ).last_hidden_state
+            loss = sampled_loss(hidden[at], index[targets[at]], talker.codec_head, used, rest, generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(talker.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+            step += 1
+            if step % 50 == 0 or step == steps:
+                mean = sum(losses[-50:]) / len(losses[-50:])
+                print(f"{out.stem} {step}/{steps} loss {mean:.4f} {time.time() - began:.0f} s", flush=True)
+            if step % snapshot_every == 0:
+                save_tensors(talker.state_dict(), out.with_suffix(".part.safetensors"))
+    save_tensors({k: v.to(torch.bfloat16).float() for k, v in talker.state_dict().items()}, out)
+    return {
+        "steps": steps,
+        "seconds": round(time.time() - began, 1),
+        "loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
+        "examples": len(examples),
+    }
+
+
+def sample(
+    talker: Any, speech: Sequence[Speech], seed: int = 0, max_new_tokens: int = 400, **options: Any
+) -> list[list[int]]:
+    """Sample codes by transformers' own ``generate`` (left-padded, one masked column always); the stop is stripped.
+
+    ``options`` override do_sample=True, temperature=0.9, top_k=40, top_p=0.8, repetition_penalty=1.0.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    batch, width = len(speech), speech[0].prefix.shape[-1]
+    length = max(len(s.prefix) for s in speech) + 1  # one column more: a batch without padding loses bos and pad
+    stream = max(len(s.reply_stream) for s in speech)
+    inputs = torch.zeros(batch, length, width)
+    mask = torch.zeros(batch, length, dtype=torch.long)
+    reply = torch.zeros(batch, stream, width)
+    for i, s in enumerate(speech):
+        inputs[i, length - len(s.prefix) :] = s.prefix
+        mask[i, length - len(s.prefix) :] = 1
+        reply[i] = s.reply_stream[torch.arange(stream).clamp(max=len(s.reply_stream) - 1)]
+    ids = torch.full((batch, length), CODEC_MASK)
+    ids[:, -2], ids[:, -1] = CODEC_PAD, CODEC_BOS
+    settings: dict[str, Any] = {
+        "do_sample": True, "temperature": 0.9, "top_k": 40, "top_p": 0.8, "repetition_penalty": 1.0, **options
+    }  # fmt: skip
+    with torch.no_grad():
+        out = talker.generate(
+            input_ids=ids,
+            input_text_ids=torch.zeros(batch, length, dtype=torch.long),
+            thinker_reply_part=reply,
+            inputs_embeds=inputs,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            suppress_tokens=[CODEC_BOS],
+            eos_token_id=[CODEC_PAD, CODEC_EOS],
+            pad_token_id=CODEC_PAD,
+            **settings,
+        )
+    rows = []
+    for row in out[:, length:].tolist():
+        stops = [i for i, c in enumerate(row) if c in (CODEC_PAD, CODEC_EOS)]
+        rows.append(row[: stops[0]] if stops else row)
+    return rows
+
+
+def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
+    """Levenshtein distance of two code sequences."""
+    import numpy as np
+
+    right = np.asarray(b)
+    row = np.arange(len(b) + 1)
+    for i, x in enumerate(a, 1):
+        new = np.minimum(row[:-1] + (right != x), row[1:] + 1)
+        new = np.concatenate([[i], new])
+        # Insertions run along the row: new[j] = min over k <= j of new[k] + (j - k).
+        row = np.minimum.accumulate(new - np.arange(len(new))) + np.arange(len(new))
+    return int(row[-1])
+
+
+def agreement(talker: Any, conditioner: Conditioner, examples: Sequence[Example], **options: Any) -> dict[str, float]:
+    """Sampled codes against the reference codes: exact share, code error rate, length ratio, share without a stop."""
+    limit = options.pop("max_new_tokens", 400)
+    exact, distance, length, total, cut = 0, 0, 0, 0, 0
+    for at in range(0, len(examples), 50):
+        group = examples[at : at + 50]
+        speech = conditioner([e.text for e in group], [e.speaker for e in group], [SPEECH_SYSTEM_PROMPT] * len(group))
+        for row, e in zip(sample(talker, speech, seed=at, max_new_tokens=limit, **options), group, strict=True):
+            exact += row == e.codes
+            distance += edit_distance(row, e.codes)
+            length += len(row)
+            total += len(e.codes)
+            cut += len(row) == limit
+    n = len(examples)
+    figures = {"exact": exact / n, "code_error": distance / total, "length_ratio": length / total, "cut": cut / n}
+    return {k: round(v, 4) for k, v in figures.items()}
+
+
+def main() -> None:
+    from talker_rl.micro.talker_data import load_examples
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("which", choices=["clean", "base"])
+    parser.add_argument("--build", type=Path, default=BUILD_DIR)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--no-compile", action="store_true")
+    args = parser.parse_args()
+    clean = args.build / "talker_clean.safetensors"
+    out = args.build / f"talker_{args.which}.safetensors"
+    steps = args.steps or (2500 if args.which == "clean" else 2000)
+    figures = train(
+        load_examples(args.build, "clean" if args.which == "clean" else "noisy"),
+        out,
+        args.build,
+        start=None if args.which == "clean" else clean,
+        seed=args.seed,
+        steps=steps,
+        lr=args.lr or (1.5e-3 if args.which == "clean" else 6e-4),
+        compiled=not args.no_compile,
+    )
+    conditioner = Conditioner(load_thinker(args.build), load_tokenizer(args.build))
+    talker, held_out = load_talker(out, args.build), load_examples(args.build, "held_out")[:200]
+    figures["sampled"] = agreement(talker, conditioner, held_out)
+    figures["sampled_penalty_1.05"] = agreement(talker, conditioner, held_out, repetition_penalty=1.05)
+    out.with_suffix(".json").write_text(json.dumps(figures, indent=2))
+    print(json.dumps(figures), flush=True)
+
+
+if __name__ == "__main__":
+    main()
