@@ -1,0 +1,116 @@
+"""Whisper behind the protocol, on a tiny one with random weights: the pipeline, word times and guards are the real ones."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from talker_rl.errors import CheckpointError
+from talker_rl.reward.asr.base import Transcript
+from talker_rl.reward.asr.whisper_recognizer import WhisperRecognizer, parse
+
+RATE = 16_000
+
+
+def write_model(folder, alignment_heads=True):
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+
+    folder.mkdir(parents=True)
+    vocabulary = {c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|zh|>", "<|translate|>", "<|transcribe|>"]
+    special += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+    tokenizer = WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.add_tokens([f"<|{k * 0.02:.2f}|>" for k in range(1501)], special_tokens=True)
+    ids = {t: tokenizer.convert_tokens_to_ids(t) for t in special}
+    torch.manual_seed(1)
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_target_positions=64,
+        pad_token_id=ids["<|endoftext|>"],
+        bos_token_id=ids["<|endoftext|>"],
+        eos_token_id=ids["<|endoftext|>"],
+        decoder_start_token_id=ids["<|startoftranscript|>"],
+    )
+    model = WhisperForConditionalGeneration(config)
+    generation = model.generation_config
+    settings: dict = dict(
+        _from_model_config=False,  # else it is made anew from config.json when the folder is opened
+        no_timestamps_token_id=ids["<|notimestamps|>"],
+        is_multilingual=True,
+        lang_to_id={"<|en|>": ids["<|en|>"], "<|zh|>": ids["<|zh|>"]},
+        task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
+        max_length=16,
+        max_initial_timestamp_index=50,
+        return_timestamps=False,
+        suppress_tokens=[i for c, i in vocabulary.items() if not ("a" <= c <= "z" or c == "\u0120")]
+        + list(ids.values()),  # it babbles letters until max_length
+        begin_suppress_tokens=[ids["<|endoftext|>"]],
+    )
+    if alignment_heads:
+        settings["alignment_heads"] = [[0, 0], [1, 1]]
+    else:
+        settings["suppress_tokens"] += range(ids["<|notimestamps|>"] + 1, len(tokenizer))
+    for name, value in settings.items():  # GenerationConfig.update ignores names it does not know
+        setattr(generation, name, value)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+    return folder
+
+
+def noise(seed: int, seconds: float = 1.0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
+def test_parse():
+    chunks = [{"text": " River", "timestamp": (0.1, 0.4)}, {"text": " 苹果,", "timestamp": (0.4, None)}]
+    result = parse({"text": " River 苹果,", "chunks": chunks}, 1.0)
+    assert result.tokens == ["river", "苹", "果"]
+    assert np.allclose(result.spans, [(0.1, 0.4), (0.4, 0.7), (0.7, 1.0)])
+    assert parse({"text": "", "chunks": []}, 1.0) == Transcript([], [])
+    lost = parse({"text": "a", "chunks": [{"text": "a", "timestamp": (None, 0.2)}]}, 1.0)
+    assert lost.tokens == ["a"] and "no start time" in lost.spans_fault
+    assert "alignment heads" in parse({"text": "river"}, 1.0, times=False).spans_fault
+
+
+def test_a_tiny_whisper_transcribes_with_word_times(tmp_path):
+    recognizer = WhisperRecognizer(str(write_model(tmp_path / "w")))
+    sounds = [noise(0), noise(1, 0.7)]
+    for lang in ("en", "mixed"):
+        results = recognizer.transcribe([sounds[0], np.zeros(RATE, np.float32), sounds[1]], lang)
+        assert results[1].code == "silent"
+        heard = [results[0], results[2]]
+        assert all(isinstance(r, Transcript) and r.spans_fault is None for r in heard), heard
+        assert all(len(r.spans) == len(r.tokens) for r in heard)
+        assert [recognizer.transcribe([s], lang)[0] for s in sounds] == heard
+        assert all(r.tokens for r in heard)
+    assert recognizer.fingerprint() == WhisperRecognizer(str(tmp_path / "w")).fingerprint()
+
+
+def test_without_alignment_heads_there_are_no_times(tmp_path):
+    [result] = WhisperRecognizer(str(write_model(tmp_path / "w", alignment_heads=False))).transcribe([noise(0)], "en")
+    assert isinstance(result, Transcript) and result.tokens and result.spans == []
+    assert "alignment heads" in result.spans_fault
+
+
+def test_a_hub_name_is_not_looked_up(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        WhisperRecognizer("openai/whisper-large-v3")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="preprocessor_config.json"):
+        WhisperRecognizer(str(tmp_path))
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="cannot open"):
+        WhisperRecognizer(str(tmp_path))
