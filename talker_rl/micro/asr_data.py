@@ -16,10 +16,11 @@ from torch import Tensor
 from talker_rl.micro.asr_augment import AUGMENTS, Utterance, augment, mask_bands, vocoder_damage
 from talker_rl.micro.asr_model import IGNORE_ID, TOKENS, build_frontend, word_tokens
 from talker_rl.micro.corpus import Rendered, RenderRequest, WordSpan, render_all
-from talker_rl.micro.lexicon import CHINESE, ENGLISH, VOICES, Clause
+from talker_rl.micro.lexicon import CHINESE, ENGLISH, LEAD_SECONDS, TAIL_SECONDS, VOICES, Clause
 
 TOKEN_ID = {token: number for number, token in enumerate(TOKENS)}
 EXTRA_VARIANTS = ("+m1", "+m2", "+m3", "+m4", "+f1", "+f2", "+f4")
+POOL_SEED = 11
 HELD_OUT_SEED = 990_017
 CACHE = Path(os.environ.get("TALKER_RL_CACHE", "build/micro/cache"))
 
@@ -62,7 +63,8 @@ def render_cached(requests: list[RenderRequest]) -> list[Rendered]:
     """`render_all` (some 25 utterances a second), kept on disk by the requests and the synthesiser's source."""
     here = Path(__file__).parent
     key = hashlib.sha256(json.dumps([asdict(r) for r in requests], ensure_ascii=False).encode())
-    for source in ("corpus.py", "espeak.py", "lexicon.py"):
+    key.update(repr((VOICES, LEAD_SECONDS, TAIL_SECONDS)).encode())
+    for source in ("corpus.py", "espeak.py"):
         key.update((here / source).read_bytes())
     path = CACHE / f"speech-{key.hexdigest()[:16]}.npz"
     if not path.exists():
@@ -126,9 +128,10 @@ def random_requests(count: int, seed: int, plain: bool = False) -> list[RenderRe
 
 
 def build_pool(settings: PoolSettings, seed: int) -> list[Utterance]:
-    """Renderings for training; a share is damaged as by a vocoder."""
-    rng = random.Random(seed + 1)
-    pool = [to_utterance(r) for r in render_cached(random_requests(settings.utterances, seed))]
+    """Three quarters (by seed) of the shared renderings for training; a share is damaged as by a vocoder."""
+    rng = random.Random(seed)
+    rendered = render_cached(random_requests(settings.utterances, POOL_SEED))
+    pool = [to_utterance(r) for r in rng.sample(rendered, 3 * len(rendered) // 4)]
     for i, utterance in enumerate(pool):
         if rng.random() < settings.damaged:
             worse = vocoder_damage(utterance.audio.astype(np.float32) / 32768, rng, rng.randint(4, 16))
@@ -143,6 +146,10 @@ def decoded_pool(settings: PoolSettings, seed: int, decoder: Path) -> list[Utter
 def held_out(count: int, decoder: Path | None = None) -> list[Utterance]:
     """Test utterances of the two speakers, of a seed that no training uses."""
     return [to_utterance(r) for r in render_cached(random_requests(count, HELD_OUT_SEED, plain=True))]
+
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor, list[list[tuple[float, float]]]]
+"""Features (B, T, D), lengths (B,), text (B, L) padded with -1, text lengths (B,), spans in seconds."""
 
 
 class Batches:
@@ -160,6 +167,7 @@ class Batches:
         self.setting, self.plain, self.decoded, self.size = AUGMENTS[name], plain, decoded, size
         self.rng, self.noise = random.Random(seed), np.random.default_rng(seed)
         self.frontend = build_frontend()
+        self.ready: list[Batch] = []
         self.cmvn = self._read_cmvn(cmvn_file) if cmvn_file else self._measure_cmvn()
 
     def _read_cmvn(self, path: Path) -> tuple[Tensor, Tensor]:
@@ -184,13 +192,22 @@ class Batches:
 
         return extract_fbank([u.audio for u in utterances], frontend=self.frontend)
 
-    def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor, list[list[tuple[float, float]]]]:
-        """Features (B, T, D), lengths (B,), text (B, L) padded with -1, text lengths (B,), spans in seconds."""
-        utterances = [self._one() for _ in range(self.size)]
+    def draw(self) -> Batch:
+        """The next batch. Six are prepared at once, sorted by length so that little is padding, and drawn three
+        times (features cost more than a training step on one core), with other bands masked."""
+        if not self.ready:
+            fresh = sorted((self._one() for _ in range(6 * self.size)), key=lambda u: len(u.audio))
+            groups = [self._collate(fresh[i : i + self.size]) for i in range(0, len(fresh), self.size)]
+            for _ in range(3):
+                self.rng.shuffle(groups)
+                self.ready += groups
+        features, *labels = self.ready.pop()
+        return mask_bands(features.clone(), self.rng), *labels
+
+    def _collate(self, utterances: list[Utterance]) -> Batch:
         features, lengths = self._features(utterances)
         inside = torch.arange(features.size(1))[None] < lengths[:, None]
         features = (features - self.cmvn[0]) / self.cmvn[1] * inside[..., None]
-        features = mask_bands(features, self.rng)
         text_lengths = torch.tensor([len(u.tokens) for u in utterances])
         text = torch.full((len(utterances), max(1, int(text_lengths.max()))), IGNORE_ID)
         for b, utterance in enumerate(utterances):
