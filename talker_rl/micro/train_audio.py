@@ -19,6 +19,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniTo
 
 from talker_rl.micro.codec import CODES, Codec, code_features, fit_kmeans
 from talker_rl.micro.corpus import Rendered, make_requests, render_all
+from talker_rl.micro.fast_snake import accelerate
 from talker_rl.micro.files import save_tensors
 from talker_rl.micro.mel import log_mel
 from talker_rl.micro.vocoder import fit_vocoder, segments, vocoder_config
@@ -55,7 +56,7 @@ def train_vocoder(
     seed: int = 0,
     steps: int = 2500,
     sentences: int = VOCODER_SENTENCES,
-    batch: int = 12,
+    batch: int = 8,
     frames: int = 48,
     learning_rate: float = 1e-3,
     resume: bool = False,
@@ -66,6 +67,8 @@ def train_vocoder(
     model = Qwen2_5OmniToken2WavBigVGANModel._from_config(vocoder_config())
     if resume:
         model.load_state_dict(load_file(str(out / "vocoder.safetensors")))
+    if not accelerate(model):
+        tqdm.write("no C compiler: the vocoder trains several times slower")
     audios, mels = audio_and_mels(render_corpus(sentences, seed * 1000 + 2))
     generator = torch.Generator().manual_seed(seed)
     bar = tqdm(total=steps, desc="vocoder", mininterval=5.0)
