@@ -2,8 +2,8 @@
 
 What FunASR does by itself and this module prevents: takes a missing path for a hub name; runs code that a model's yaml
 names; adds dither, so that scores are random; loads a checkpoint that lacks weights with a printed warning; reseeds
-and consumes the global random generators; sets the process's thread count at every call; loses `<unk>` from the text but not from
-the times; answers once for several inputs.
+and consumes the global random generators; sets the process's thread count at every call; loses `<unk>` from the text
+but not from the times; answers once for several inputs.
 """
 
 from __future__ import annotations
