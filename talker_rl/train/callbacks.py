@@ -7,6 +7,7 @@ import math
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from transformers import TrainerCallback
 
 _WALL_CLOCK = ("runtime", "_per_second")
 """Parts of the names of metrics that differ from run to run."""
+
+
+def without_wall_clock(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics that two runs with the same settings share."""
+    return {name: value for name, value in metrics.items() if not any(part in name for part in _WALL_CLOCK)}
 
 
 class JsonLog(TrainerCallback):
@@ -33,7 +39,7 @@ class JsonLog(TrainerCallback):
         temporary.replace(self.path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        logs = {k: v for k, v in (logs or {}).items() if not any(part in k for part in _WALL_CLOCK)}
+        logs = without_wall_clock(logs or {})
         if not state.is_world_process_zero or not {"loss", "eval_loss"} & set(logs):
             return
         line = {"step": state.global_step, **logs, "seconds": round(time.monotonic() - self._started, 3)}

@@ -38,7 +38,7 @@ class TrainConfig(BaseModel):
         description="The loss and its parameters, e.g. {type: ld_dpo, beta: 0.1, alpha: 0.5}; see talker_rl.losses.",
     )
     lora: LoraSettings | None = Field(
-        default_factory=lambda: LoraSettings(),
+        default_factory=lambda: LoraSettings.model_validate({}),
         description="LoRA on these Talker modules; null trains the full weights.",
     )
     args: dict[str, Any] = Field(

@@ -51,6 +51,7 @@ def policy(omni: Omni, cfg: TrainConfig, seed: int, start_adapter: str | Path | 
         yield model
         return
     use_cache = talker.config.use_cache if hasattr(talker.config, "use_cache") else None
+    recompute = {m: m.gradient_checkpointing for m in talker.modules() if hasattr(m, "gradient_checkpointing")}
     if start_adapter is not None:
         model = load_lora(talker, start_adapter, trainable=True)
     else:
@@ -60,5 +61,7 @@ def policy(omni: Omni, cfg: TrainConfig, seed: int, start_adapter: str | Path | 
     finally:
         model.unload()
         talker.eval().requires_grad_(False)
+        for module, flag in recompute.items():
+            module.gradient_checkpointing = flag
         if use_cache is not None:
             talker.config.use_cache = use_cache

@@ -131,8 +131,10 @@ def train_variant(
         "step": step,
         "steps": last_step,
         "selected_by": selected_by,
-        "train": next((row for row in reversed(history) if "loss" in row), {}),
-        "eval": next((row for row in reversed(history) if "eval_loss" in row and row["step"] == step), {}),
+        "train": cb.without_wall_clock(next((row for row in reversed(history) if "loss" in row), {})),
+        "eval": cb.without_wall_clock(
+            next((row for row in reversed(history) if "eval_loss" in row and row["step"] == step), {})
+        ),
         "data": _data_facts(train_pairs, held_out, length_limit),
         "reference": cache_counts,
         "checkpoints": list(list_checkpoints(output_dir)),
