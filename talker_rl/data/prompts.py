@@ -200,7 +200,10 @@ def _to_prompt(record: dict[str, Any], default_speaker: str, where: str) -> Prom
     text = record["text"].strip()
     messages = record.get("messages")
     if isinstance(messages, str):  # a Parquet column holds it as JSON
-        messages = json.loads(messages)
+        try:
+            messages = json.loads(messages)
+        except ValueError:
+            pass  # told below
     if messages is not None and not (
         isinstance(messages, list) and all(isinstance(m, dict) and "role" in m and "content" in m for m in messages)
     ):

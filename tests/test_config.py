@@ -1,0 +1,135 @@
+"""The configuration: shipped files load, files merge, mistakes are answered with the right key."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from talker_rl.config import known_keys, load_config, load_data, parse_config
+from talker_rl.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = sorted(ROOT.glob("configs/**/*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_configs_load_and_survive_a_round_trip(path: Path) -> None:
+    config = load_config([path])
+    assert parse_config(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_the_demo_and_a_real_model_are_shipped() -> None:
+    assert {"demo", "smoke", "qwen2.5-omni-7b-dpo"} <= {p.stem for p in SHIPPED}
+
+
+def test_files_merge_left_to_right_and_overrides_win(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("pairs: {margin: 0.2, max_pairs_per_prompt: 3}\nseed: 1\n")
+    (tmp_path / "b.yaml").write_text("pairs: {margin: 0.3}\n")
+    config = load_config([tmp_path / "a.yaml", tmp_path / "b.yaml"], ["seed=7", "rollouts.sampling.top_k=5"])
+    assert (config.pairs.margin, config.pairs.max_pairs_per_prompt, config.seed) == (0.3, 3, 7)
+    assert config.rollouts.sampling.top_k == 5
+
+
+def test_another_loss_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("train: {loss: {type: dpo, beta: 0.3, label_smoothing: 0.1}}\n")
+    (tmp_path / "b.yaml").write_text("train: {loss: {type: simpo, gamma: 1.0}}\n")
+    assert load_config([tmp_path / "a.yaml", tmp_path / "b.yaml"]).train["default"].loss == {
+        "type": "simpo", "gamma": 1.0}
+    same = load_config([tmp_path / "a.yaml"], ["train.loss.beta=0.5"])
+    assert same.train["default"].loss == {"type": "dpo", "beta": 0.5, "label_smoothing": 0.1}
+    by_name = load_config([tmp_path / "a.yaml"], ["train.default.loss.beta=0.5"])
+    assert by_name == same
+
+
+def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("train: {loss: {type: dpo}, args: {learning_rate: 5e-6, warmup_ratio: 1E+0}}\n")
+    config = load_config([tmp_path / "a.yaml"], ["train.args.weight_decay=1e-2"])
+    args = config.train["default"].args
+    assert (args["learning_rate"], args["warmup_ratio"], args["weight_decay"]) == (5e-6, 1.0, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("pair.margin=1", "did you mean `pairs`?"),
+        ("rollouts.sampling.temprature=1", "did you mean `rollouts.sampling.temperature`?"),
+        ("temperature=1", "did you mean `rollouts.sampling.temperature`?"),
+        ("train.lora.rank=3", "did you mean"),
+        ("train.mine.los={type: dpo}", "did you mean `train.mine.loss`?"),
+        ("train.loss={type: dpo, bta: 1}", "did you mean `beta`?"),
+        ("train.args.beta=0.2", '"type": "dpo"'),
+        ("rollouts.sampling.num_beams=4", "beam search is not supported"),
+        ("pairs.margin=wide", "`pairs.margin`"),
+        ("train.base={loss: {type: dpo}}", "'base' cannot name a variant"),
+        ("name=a/b", "`name`"),
+        ("eval.talkers={base: x}", "taken by the model before training"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_is_right(override: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config([], [override])
+    assert told in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_every_mistake_of_a_file_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("sed: 1\npairs: {margn: 2}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config([tmp_path / "a.yaml"])
+    for told in ("`sed`", "`pairs.margn`", "did you mean `seed`?", "did you mean `pairs.margin`?", str(tmp_path)):
+        assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "told"), [("a: [", "Cannot read"), ("- 1\n", "mapping"), (None, "no such")])
+def test_files_that_are_no_configuration(tmp_path: Path, text: str | None, told: str) -> None:
+    file = tmp_path / "x.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        load_config([file])
+
+
+def test_a_file_name_nearly_right_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text("seed: 1\n")
+    with pytest.raises(ConfigError, match="demo.yaml"):
+        load_config([tmp_path / "dmo.yaml"])
+
+
+def test_rounds_and_selection_that_cannot_work_are_refused_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match="need LoRA"):
+        load_data({"iterations": 2, "train": {"lora": None}})
+    with pytest.raises(ConfigError, match="held_out_share"):
+        load_data({"train": {"select": "best"}})
+    load_data({"train": {"select": "best"}, "dev": {"held_out_share": 0.1}})
+
+
+def test_every_key_has_a_description() -> None:
+    from pydantic import BaseModel
+
+    from talker_rl.config import RunConfig
+
+    silent: list[str] = []
+
+    def walk(model: type[BaseModel], at: str) -> None:
+        import typing
+
+        for name, info in model.model_fields.items():
+            if not info.description:
+                silent.append(f"{at}{name}")
+            for part in (info.annotation, *typing.get_args(info.annotation)):
+                if isinstance(part, type) and issubclass(part, BaseModel):
+                    walk(part, f"{at}{name}.")
+
+    walk(RunConfig, "")
+    assert not silent
+    assert "train.*.lora.r" in known_keys()
+
+
+def test_loading_a_config_imports_no_model_library() -> None:
+    code = ("import sys; from talker_rl.config import load_config; load_config([sys.argv[1]]); "
+            "bad = {'torch', 'transformers', 'funasr', 'trl'} & set(sys.modules); assert not bad, bad")
+    subprocess.run([sys.executable, "-c", code, str(ROOT / "configs" / "demo.yaml")], check=True, cwd=ROOT)

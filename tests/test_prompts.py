@@ -1,0 +1,111 @@
+"""Prompt sets: three file kinds, counted skips, clear errors, disjoint sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from talker_rl.data.prompts import check_disjoint, check_text, detect_lang, read_prompts, text_key
+from talker_rl.data.records import Prompt
+from talker_rl.errors import PromptError
+
+
+@pytest.mark.parametrize(
+    ("text", "lang"),
+    [("Hello there.", "en"), ("你好，世界。", "zh"), ("我爱 coffee。", "mixed"), ("42", "en"), ("Ｈｅｌｌｏ", "en"),
+     ("㐀", "zh")],
+)
+def test_language_by_script(text: str, lang: str) -> None:
+    assert detect_lang(text) == lang
+
+
+@pytest.mark.parametrize("text", ["", "   ", "...", "?! …", "—", "a\x00b", None, 3, ["a"]])
+def test_what_cannot_be_spoken_is_an_error_when_given_singly(text: object) -> None:
+    with pytest.raises(PromptError, match="cannot be spoken"):
+        check_text(text)
+
+
+def test_a_text_file_skips_and_counts_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "p.txt"
+    file.write_bytes("﻿one two.\n\n...\nred blue.\nONE  two.\n".encode() + b"\xff\xfe broken\n" + "你好。\n".encode())
+    found = read_prompts(str(file), speakers=["Ann", "Bob"])
+    assert [p.text for p in found.prompts] == ["one two.", "red blue.", "你好。"]
+    assert [p.lang for p in found.prompts] == ["en", "en", "zh"]
+    assert {p.speaker for p in found.prompts} == {"Ann"}
+    assert [(s.line, s.reason) for s in found.skips] == [(2, "empty"), (3, "unspeakable"), (5, "duplicate"),
+                                                       (6, "not_text")]
+    assert found.counts() == {"empty": 1, "unspeakable": 1, "duplicate": 1, "not_text": 1}
+    assert any("lines 3 of" in line for line in found.describe_skips())
+
+
+def test_jsonl_holds_the_fields_of_a_prompt_or_a_bare_text(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    rows = [{"text": "one.", "speaker": "Bob", "reference_seconds": 1.5}, "two.", {"text": 7}, {"text": "three."}]
+    file.write_text("\n".join(json.dumps(r) for r in rows) + "\n{broken\n")
+    found = read_prompts(str(file), speakers=["Ann", "Bob"], default_speaker="Ann")
+    assert [(p.text, p.speaker, p.reference_seconds) for p in found.prompts] == [
+        ("one.", "Bob", 1.5), ("two.", "Ann", None), ("three.", "Ann", None)]
+    assert found.counts() == {"not_text": 2}
+
+
+def test_parquet_and_jsonl_give_the_same_prompts(tmp_path: Path) -> None:
+    rows = [{"text": "one two.", "speaker": "Ann", "messages": None}, {"text": "red.", "speaker": "Bob",
+            "messages": json.dumps([{"role": "user", "content": "hi"}])}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    (tmp_path / "p.jsonl").write_text("\n".join(
+        json.dumps({**r, "messages": json.loads(r["messages"]) if r["messages"] else None}) for r in rows))
+    first, second = (read_prompts(str(tmp_path / f"p.{kind}")).prompts for kind in ("parquet", "jsonl"))
+    assert first == second
+    assert first[1].messages == [{"role": "user", "content": "hi"}]
+
+
+def test_a_limit_takes_the_first_usable_ones(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("...\none.\ntwo.\nthree.\n")
+    assert [p.text for p in read_prompts(str(tmp_path / "p.txt"), limit=2).prompts] == ["one.", "two."]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("p.txt", "...\n\n", "No prompt in this file can be used"),
+        ("p.txt", "", "No prompt in this file can be used"),
+        ("p.csv", "a\n", "Unknown kind"),
+        ("p.jsonl", '{"text": "one.", "speaker": "Carl"}\n', "Unknown speaker 'Carl'"),
+        ("p.jsonl", '{"text": "one.", "voice": "Ann"}\n', "Unknown field 'voice'"),
+        ("p.jsonl", '{"text": "one.", "lang": "fr"}\n', "Unknown language"),
+        ("p.jsonl", '{"text": "one.", "messages": "hello"}\n', "messages"),
+        ("p.jsonl", '{"text": "one.", "reference_seconds": -1}\n', "reference_seconds"),
+        ("p.parquet", "not parquet", "Cannot read"),
+    ],
+)
+def test_files_that_cannot_be_used_name_the_place(tmp_path: Path, name: str, content: str, told: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(PromptError) as caught:
+        read_prompts(str(tmp_path / name), speakers=["Ann", "Bob"])
+    assert told in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    if "Carl" in content:
+        assert "Ann, Bob" in str(caught.value) and "line 1" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="no such prompt file"):
+        read_prompts(str(tmp_path / "none.txt"))
+
+
+def test_sets_that_share_a_text_are_refused() -> None:
+    def prompts(*texts: str, speaker: str = "Ann") -> list[Prompt]:
+        return [Prompt(text=t, speaker=speaker) for t in texts]
+
+    check_disjoint({"train": prompts("one.", "two."), "dev": prompts("three."), "eval": prompts("four.")})
+    with pytest.raises(PromptError, match="train and eval share 1 texts"):
+        check_disjoint({"train": prompts("one.", "Two."), "dev": prompts("three."),
+                        "eval": prompts("two.", speaker="Bob")})
+    with pytest.raises(PromptError, match="occur twice"):
+        check_disjoint({"train": [Prompt(text="a", speaker="Ann", prompt_id="x"),
+                                  Prompt(text="b", speaker="Ann", prompt_id="x")]})
+    assert text_key("Ｏne   TWO") == text_key("one two")
