@@ -153,7 +153,7 @@ def default_gates() -> list[GateConfig]:
     return [
         GateConfig(component="cap_hit", max=0.5, factor=0.0),
         GateConfig(component="duration_ratio", min=0.6, max=1.6, factor=0.5),
-        GateConfig(component="rate", min=1.0, max=12.0, factor=0.5),
+        GateConfig(component="rate", min=2.0, max=9.0, factor=0.5),
         GateConfig(component="clipping", max=0.01, factor=0.5),
     ]
 
