@@ -22,6 +22,8 @@ TOKEN_ID = {token: number for number, token in enumerate(TOKENS)}
 EXTRA_VARIANTS = ("+m1", "+m2", "+m3", "+m4", "+f1", "+f2", "+f4")
 POOL_SEED = 11
 HELD_OUT_SEED = 990_017
+DECODE_STEPS = 3
+"""Time points of token2wav's flow, as the demo uses it."""
 CACHE = Path(os.environ.get("TALKER_RL_CACHE", "build/micro/cache"))
 
 
@@ -30,9 +32,10 @@ class PoolSettings:
     """How much speech to train on."""
 
     utterances: int = 4000
-    damaged: float = 0.25
+    damaged: float = 0.15
     """Share that goes through `vocoder_damage`."""
-    decoded: int = 1500
+    decoded: int = 600
+    """Utterances that also exist as codes -> speech."""
 
 
 def to_utterance(rendered: Rendered) -> Utterance:
@@ -68,15 +71,12 @@ def render_cached(requests: list[RenderRequest]) -> list[Rendered]:
         key.update((here / source).read_bytes())
     path = CACHE / f"speech-{key.hexdigest()[:16]}.npz"
     if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
         rendered = render_all(requests)
         words = [[[w.word, w.start, w.end] for w in r.words] for r in rendered]
         meta = [[r.text, r.lang, r.speaker, r.pauses, spans] for r, spans in zip(rendered, words, strict=True)]
         samples = [np.round(r.audio * 32767).astype(np.int16) for r in rendered]
-        part = path.with_suffix(f".{os.getpid()}.npz")
-        lengths = np.array([len(s) for s in samples])
-        np.savez(part, audio=np.concatenate(samples), lengths=lengths, meta=json.dumps(meta, ensure_ascii=False))
-        os.replace(part, path)
+        lengths, told = np.array([len(s) for s in samples]), np.array(json.dumps(meta, ensure_ascii=False))
+        _keep(path, audio=np.concatenate(samples), lengths=lengths, meta=told)
     with np.load(path, allow_pickle=False) as kept:
         clips = np.split(kept["audio"].astype(np.float32) / 32767, np.cumsum(kept["lengths"])[:-1])
         meta = json.loads(str(kept["meta"]))
@@ -139,13 +139,69 @@ def build_pool(settings: PoolSettings, seed: int) -> list[Utterance]:
     return pool
 
 
-def decoded_pool(settings: PoolSettings, seed: int, decoder: Path) -> list[Utterance]:
-    raise NotImplementedError
+def decoded(rendered: list[Rendered], build: Path, seed: int) -> list[Utterance]:
+    """The same utterances as codes -> speech: by token2wav where its DiT is trained, by the vocoder alone before.
+
+    Kept on disk by the utterances and the weights. ``build`` holds ``{codec,vocoder,dit}.safetensors``.
+    """
+    from talker_rl.micro.assemble import build_model, speaker_table
+    from talker_rl.micro.codec import Codec
+    from talker_rl.omni import token2wav
+    from talker_rl.omni.config import Token2WavConfig
+
+    key = hashlib.sha256(repr([(r.text, r.speaker, len(r.audio), seed) for r in rendered]).encode())
+    for name in ("codec", "vocoder", "dit"):
+        if (build / f"{name}.safetensors").exists() or name != "dit":
+            key.update((build / f"{name}.safetensors").read_bytes())
+    path = CACHE / f"decoded-{key.hexdigest()[:16]}.npz"
+    if not path.exists():
+        codec = Codec.load(build / "codec.safetensors")
+        codes = [codec.encode(r.audio) for r in rendered]
+        model = build_model(build).token2wav
+        if (build / "dit.safetensors").exists():
+            table = speaker_table(build)
+            cfg = Token2WavConfig(num_steps=DECODE_STEPS, guidance_scale=0.0, batch_size=8)
+            seeds = [seed + i for i in range(len(codes))]
+            audio = token2wav.decode(model, codes, [table[r.speaker] for r in rendered], seeds, cfg, progress=_tell)
+        else:
+            vocoder, audio = model.code2wav_bigvgan_model, []
+            for i, sequence in enumerate(codes):
+                mel = codec.centroids[torch.tensor(sequence)].reshape(-1, 80)
+                with torch.inference_mode():
+                    audio.append(vocoder(mel.T[None]).reshape(-1).float().numpy())
+                _tell(i + 1, len(codes))
+        samples = [np.round(np.clip(a, -1, 1) * 32767).astype(np.int16) for a in audio]
+        _keep(path, audio=np.concatenate(samples), lengths=np.array([len(s) for s in samples]))
+    with np.load(path, allow_pickle=False) as kept:
+        clips = np.split(kept["audio"].astype(np.float32) / 32767, np.cumsum(kept["lengths"])[:-1])
+    return [make_utterance(clip, r.words) for clip, r in zip(clips, rendered, strict=True)]
 
 
-def held_out(count: int, decoder: Path | None = None) -> list[Utterance]:
-    """Test utterances of the two speakers, of a seed that no training uses."""
-    return [to_utterance(r) for r in render_cached(random_requests(count, HELD_OUT_SEED, plain=True))]
+def _tell(done: int, total: int) -> None:
+    if done % 80 == 0 or done == total:
+        print(f"decoded {done} of {total}", flush=True)
+
+
+def _keep(path: Path, **arrays: np.ndarray) -> None:
+    """``np.savez`` under a temporary name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(part, **arrays)
+    os.replace(part, path)
+
+
+def decoded_pool(settings: PoolSettings, seed: int, build: Path) -> list[Utterance]:
+    """Decoded speech for training: the first of the shared renderings that the two speakers speak at their rate."""
+    requests = random_requests(settings.utterances, POOL_SEED)
+    rendered = render_cached(requests)
+    usual = [r for q, r in zip(requests, rendered, strict=True) if q.en_voice is None and q.rate is None]
+    return decoded(usual[: settings.decoded], build, seed)
+
+
+def held_out(count: int, build: Path | None = None) -> list[Utterance]:
+    """Test utterances of the two speakers, of a seed that no training uses; decoded if ``build`` is given."""
+    rendered = render_cached(random_requests(200, HELD_OUT_SEED, plain=True))[:count]
+    return decoded(rendered, build, HELD_OUT_SEED) if build else [to_utterance(r) for r in rendered]
 
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, list[list[tuple[float, float]]]]
