@@ -13,7 +13,9 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,6 +92,7 @@ class PieceBank:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._espeak: Any = None
         self._index: dict[Key, tuple[int, int, int]] = {}
         """Key -> (offset of the onsets, words, samples)."""
         self._scan()
@@ -99,11 +102,14 @@ class PieceBank:
         self._data = self.path.read_bytes() if self.path.exists() else b""
         at = 0
         while at < len(self._data):
-            head, samples = struct.unpack_from("<ii", self._data, at)
-            voice, rate, words = json.loads(self._data[at + 8 : at + 8 + head])
+            try:
+                head, samples = struct.unpack_from("<ii", self._data, at)
+                voice, rate, words = json.loads(self._data[at + 8 : at + 8 + head])
+            except (struct.error, ValueError):
+                break  # a writer that was killed; what follows is spoken again
             start = at + 8 + head
             if start + 8 * len(words) + 2 * samples > len(self._data):
-                break  # a writer that was killed; the piece is spoken again
+                break
             self._index[voice, rate, tuple(words)] = (start, len(words), samples)
             at = start + 8 * len(words) + 2 * samples
         self._good = at
@@ -126,11 +132,12 @@ class PieceBank:
         self._scan()
 
     def say(self, voice: str, rate: int, words: tuple[str, ...]):
-        """As ``Espeak.say``."""
-        from talker_rl.micro.espeak import Speech
+        """As ``Espeak.say``; the few words that calibrate a voice's level are spoken here."""
+        from talker_rl.micro.espeak import Espeak, Speech
 
         if (voice, rate, words) not in self._index:
-            self.add({(voice, rate, words)})
+            self._espeak = self._espeak or Espeak()
+            return self._espeak.say(voice, rate, words)
         start, count, samples = self._index[voice, rate, words]
         onsets = list(struct.unpack_from(f"<{count}d", self._data, start))
         return Speech(np.frombuffer(self._data, np.int16, samples, start + 8 * count), onsets)
@@ -174,7 +181,16 @@ def _write(path: Path, rows: list[Example]) -> None:
     temporary.replace(path)
 
 
-def make_data(build: Path = BUILD_DIR, seed: int = 1, sentences: int = SENTENCES, only_speak: bool = False) -> None:
+PARTS = ("clean", "held_out", "noisy")
+
+
+def make_data(
+    build: Path = BUILD_DIR,
+    seed: int = 1,
+    sentences: int = SENTENCES,
+    only_speak: bool = False,
+    parts: Sequence[str] = PARTS,
+) -> None:
     """Write clean, held-out and noisy examples. ``only_speak`` fills the piece bank (it needs no codec)."""
     from talker_rl.micro.codec import Codec
 
@@ -201,11 +217,11 @@ def make_data(build: Path = BUILD_DIR, seed: int = 1, sentences: int = SENTENCES
         return
     codec = Codec.load(build / "codec.safetensors")
     for which, requests, rows in (("clean", clean, train), ("held_out", fresh, held_out)):
-        if not data_path(build, which).exists():
+        if which in parts and not data_path(build, which).exists():
             codes = encode_requests(requests, bank, codec)
             examples = [Example(sentence_text(c), s, k) for (c, s), k in zip(rows, codes, strict=True)]
             _write(data_path(build, which), examples)
-    if not data_path(build, "noisy").exists():
+    if "noisy" in parts and not data_path(build, "noisy").exists():
         codes = encode_requests([s.request for s in spoken], bank, codec)
         examples = []
         for (clauses, speaker), s, k in zip(train, spoken, codes, strict=True):
@@ -215,4 +231,5 @@ def make_data(build: Path = BUILD_DIR, seed: int = 1, sentences: int = SENTENCES
 
 
 if __name__ == "__main__":
-    make_data(only_speak="speak" in sys.argv[1:])
+    arguments = sys.argv[1:]
+    make_data(only_speak="speak" in arguments, parts=[p for p in PARTS if p in arguments] or PARTS)
