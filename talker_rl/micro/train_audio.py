@@ -10,23 +10,41 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniToken2WavBigVGANModel
+from transformers import Qwen2_5OmniToken2WavConfig
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
+    Qwen2_5OmniToken2WavBigVGANModel,
+    Qwen2_5OmniToken2WavDiTModel,
+    Qwen2_5OmniToken2WavModel,
+)
 
 from talker_rl.micro.codec import CODES, Codec, code_features, fit_kmeans
 from talker_rl.micro.corpus import Rendered, make_requests, render_all
+from talker_rl.micro.dit import (
+    REF_FRAMES,
+    crops,
+    dit_config,
+    fit_dit,
+    new_dit,
+    sample_mel,
+    speaker_vector,
+)
 from talker_rl.micro.fast_snake import accelerate
-from talker_rl.micro.files import save_tensors
+from talker_rl.micro.files import save_json, save_tensors, save_torch
 from talker_rl.micro.mel import log_mel
-from talker_rl.micro.vocoder import fit_vocoder, segments, vocoder_config
+from talker_rl.micro.vocoder import fit_vocoder, segments, vocode, vocoder_config
 
 CODEC_SENTENCES = 600
 VOCODER_SENTENCES = 600
+DIT_SENTENCES = 1000
 SNAPSHOT_STEPS = 200
+HELD_OUT = 16
 
 
 def render_corpus(n: int, seed: int) -> list[Rendered]:
@@ -78,26 +96,138 @@ def train_vocoder(
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if step % SNAPSHOT_STEPS == 0 or step == steps:
             save_tensors(model.state_dict(), out / "vocoder.safetensors")
+            write_token2wav(out)
 
     batches = segments(audios, mels, batch, frames, generator, mel_noise=0.15)
     loss = fit_vocoder(model, batches, steps, learning_rate, on_step=on_step)
     return {"loss": loss}
 
 
+def train_dit(
+    out: str | Path,
+    seed: int = 0,
+    steps: int = 3000,
+    sentences: int = DIT_SENTENCES,
+    batch: int = 12,
+    learning_rate: float = 2e-3,
+) -> dict[str, float]:
+    """Flow matching on crops -> ``out/dit.safetensors``, ``out/spk_dict.pt``. Returns mel L1 by steps and guidance."""
+    out = Path(out)
+    torch.manual_seed(seed)
+    codec = Codec.load(out / "codec.safetensors")
+    rendered = render_corpus(sentences, seed * 1000 + 3)
+    _, mels = audio_and_mels(rendered)
+    codes = [codec.encode_mel(m) for m in mels]
+    speakers = [r.speaker for r in rendered]
+    voices = speaker_parameters(mels, speakers)
+    save_torch(voices, out / "spk_dict.pt")
+    conds = {name: voice["cond"][0] for name, voice in voices.items()}
+
+    generator = torch.Generator().manual_seed(seed)
+    model = new_dit(torch.cat(mels).mean(0))
+    train = slice(HELD_OUT, None)
+    batches = crops(mels[train], codes[train], speakers[train], conds, batch, generator)
+    bar = tqdm(total=steps, desc="DiT", mininterval=5.0)
+
+    def on_step(step: int, loss: float, average: Qwen2_5OmniToken2WavDiTModel) -> None:
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        if step % SNAPSHOT_STEPS == 0 or step == steps:
+            save_tensors(average.state_dict(), out / "dit.safetensors")
+            write_token2wav(out)
+
+    average = fit_dit(model, batches, steps, generator, learning_rate, on_step=on_step)
+    held_out = list(zip(mels[:HELD_OUT], codes[:HELD_OUT], speakers[:HELD_OUT], strict=True))
+    return mel_errors(average, held_out, voices)
+
+
+def mel_errors(
+    model: Qwen2_5OmniToken2WavDiTModel, items: list[tuple[Tensor, Tensor, str]], voices: dict[str, dict[str, Any]]
+) -> dict[str, float]:
+    """Mean |mel - mel| of decoded codes against the recording, for several numbers of time points and guidances."""
+    errors: dict[str, float] = {}
+    for num_steps, guidance in ((2, 0.0), (3, 0.0), (4, 0.0), (10, 0.0), (3, 0.5), (10, 0.5)):
+        each = [
+            (sample_mel(model, c[None], voices[s]["cond"], voices[s]["ref_mel"], i, num_steps, guidance)[0] - m)
+            for i, (m, c, s) in enumerate(items)
+        ]
+        errors[f"mel_l1_{num_steps}_points_guidance_{guidance}"] = float(torch.cat(each).abs().mean())
+    return errors
+
+
+def speaker_parameters(mels: list[Tensor], speakers: list[str]) -> dict[str, dict[str, Any]]:
+    """``spk_dict``: name -> bos_token (None: the checkpoint's writer knows), cond (1, 192), ref_mel (1, 300, 80)."""
+    voices: dict[str, dict[str, Any]] = {}
+    for name in sorted(set(speakers)):
+        own = [m for m, s in zip(mels, speakers, strict=True) if s == name]
+        reference = torch.cat(own[:4])[:REF_FRAMES]
+        voices[name] = {"bos_token": None, "cond": speaker_vector(own)[None], "ref_mel": reference[None].clone()}
+    return voices
+
+
+def token2wav_config() -> Qwen2_5OmniToken2WavConfig:
+    """The micro token2wav as the checkpoint's config.json holds it."""
+    return Qwen2_5OmniToken2WavConfig(dit_config=dit_config().to_dict(), bigvgan_config=vocoder_config().to_dict())
+
+
+def write_token2wav(out: str | Path) -> bool:
+    """Join ``dit.safetensors`` and ``vocoder.safetensors`` into ``token2wav.safetensors``; False if one is missing."""
+    out = Path(out)
+    parts = {"code2wav_dit_model": out / "dit.safetensors", "code2wav_bigvgan_model": out / "vocoder.safetensors"}
+    if not all(path.is_file() for path in parts.values()):
+        return False
+    state = {f"{prefix}.{k}": v for prefix, path in parts.items() for k, v in load_file(str(path)).items()}
+    save_tensors(state, out / "token2wav.safetensors")
+    save_json(token2wav_config().to_dict(), out / "token2wav_config.json")
+    return True
+
+
+def load_token2wav(out: str | Path) -> Qwen2_5OmniToken2WavModel:
+    """The trained module of a work folder, in eval mode."""
+    model = Qwen2_5OmniToken2WavModel._from_config(token2wav_config(), attn_implementation="sdpa")
+    model.load_state_dict(load_file(str(Path(out) / "token2wav.safetensors")))
+    return model.eval()
+
+
+@torch.no_grad()
+def decode_codes(
+    token2wav: Qwen2_5OmniToken2WavModel,
+    codes: list[list[int]],
+    speakers: list[dict[str, Any]],
+    seed: int,
+    num_steps: int = 3,
+    guidance: float = 0.0,
+) -> list[np.ndarray]:
+    """Code sequences of one length (a batch of 1 always is) -> waveforms, float32 at 24 kHz, 480 samples a code."""
+    lengths = {len(c) for c in codes}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"decode_codes wants sequences of one length of at least 1, got {sorted(lengths)}")
+    cond = torch.cat([s["cond"] for s in speakers])
+    reference = torch.cat([s["ref_mel"] for s in speakers])
+    dit = token2wav.code2wav_dit_model
+    mel = sample_mel(dit, torch.tensor(codes), cond, reference, seed, num_steps, guidance)
+    wave = vocode(token2wav.code2wav_bigvgan_model, mel).clamp(-1, 1)
+    return list(wave.numpy())
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["codec", "vocoder"])
+    parser.add_argument("part", choices=["codec", "vocoder", "dit"])
     parser.add_argument("--out", default="build/micro")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="vocoder: start from the weights in --out")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    extra = {} if args.steps is None else {"steps": args.steps}
+    extra: dict[str, Any] = {} if args.steps is None else {"steps": args.steps}
     if args.part == "codec":
-        print(train_codec(args.out, args.seed))
+        figures = train_codec(args.out, args.seed)
+    elif args.part == "vocoder":
+        figures = train_vocoder(args.out, args.seed, resume=args.resume, **extra)
     else:
-        print(train_vocoder(args.out, args.seed, resume=args.resume, **extra))
+        figures = train_dit(args.out, args.seed, **extra)
+    for name, value in figures.items():
+        print(f"{name}: {value:.4f}")
 
 
 if __name__ == "__main__":
