@@ -52,7 +52,7 @@ def omni_config() -> Any:
 
 
 def tiny_omni(seed: int = 0, spread: float = 3.0) -> Any:
-    """A random model whose Talker is sure enough of itself (``spread`` scales the head) to make sampling interesting."""
+    """A random model whose Talker is sure enough of itself to be sampled (``spread`` scales its head)."""
     from transformers import Qwen2_5OmniForConditionalGeneration
 
     with torch.random.fork_rng():
@@ -69,7 +69,9 @@ def tiny_omni(seed: int = 0, spread: float = 3.0) -> Any:
             speakable = [3, *range(9, 9 + len(WORDS))]  # the Thinker answers in words, and ends
             silent = [i for i in range(128) if i not in speakable]
             model.thinker.lm_head.weight[silent] = 0
-            for name, value in model.token2wav.code2wav_dit_model.named_parameters():
+            end = torch.randn(EMBED, generator=torch.Generator().manual_seed(52)) * 0.3  # at several lengths
+            model.thinker.lm_head.weight[3] = end
+            for value in model.token2wav.code2wav_dit_model.parameters():
                 if value.ndim == 2:
                     value.normal_(0, 0.15)  # the library's own initialisation leaves the flow near zero
             for value in model.token2wav.code2wav_bigvgan_model.parameters():

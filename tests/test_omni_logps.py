@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from omni_factory import random_conditionings, tiny_omni
 
 from talker_rl.errors import DataError
 from talker_rl.omni.config import LoraSettings, SamplingConfig
-from talker_rl.omni.layout import TalkerExample, collate, prefix_inputs, talker_inputs
+from talker_rl.omni.layout import TalkerExample, collate, prefix_inputs, reply_rows, talker_inputs
 from talker_rl.omni.logps import token_logps
 from talker_rl.omni.lora import attach_lora
 from talker_rl.omni.rollouts import sample_candidates
 
 TOLERANCE = 1e-5
+MIXED = [[5, 6], [7] * 30, [8, 9, 8294]]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,14 @@ def examples_of(candidates, conditionings):
     return [
         TalkerExample(by_id[c.prompt_id], c.codes + ([c.stop_id] if c.stop_id is not None else [])) for c in candidates
     ]
+
+
+@pytest.fixture(scope="module", params=["base", "adapter on", "adapter off"])
+def rolled(request, talker, adapted):
+    """(which, model, conditionings, candidates) of each state of the adapter."""
+    model = talker if request.param == "base" else adapted
+    with adapted.disable_adapter() if request.param == "adapter off" else nullcontext():
+        return request.param, model, *rollouts(model)
 
 
 def rollouts(model):
@@ -68,20 +78,15 @@ def max_difference(model, candidates, conditionings, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [64, 1])
-@pytest.mark.parametrize("which", ["base", "adapter on", "adapter off"])
-def test_equal_to_the_rollouts_own(talker, adapted, which, batch_size):
-    if which == "adapter off":
-        with adapted.disable_adapter():
-            conditionings, candidates = rollouts(adapted)
-            worst, count = max_difference(adapted, candidates, conditionings, batch_size)
-            base, _ = max_difference(talker, candidates, conditionings, batch_size)
-        assert base <= TOLERANCE  # off means the base
-        on, _ = max_difference(adapted, candidates, conditionings, 64)
-        assert on > 0.01  # and the adapter does something
-    else:
-        model = talker if which == "base" else adapted
-        conditionings, candidates = rollouts(model)
+def test_equal_to_the_rollouts_own(talker, rolled, batch_size):
+    which, model, conditionings, candidates = rolled
+    with model.disable_adapter() if which == "adapter off" else nullcontext():
         worst, count = max_difference(model, candidates, conditionings, batch_size)
+    if which == "adapter off":
+        base, _ = max_difference(talker, candidates, conditionings, 64)
+        assert base <= TOLERANCE  # off means the base
+        on, _ = max_difference(model, candidates, conditionings, 64)
+        assert on > 0.01  # and the adapter does something
     lengths = {len(c.codes) for c in candidates}
     assert len(candidates) == 64 and count >= 60 and len(lengths) >= 8
     assert {"eos", "max_tokens"} <= {c.end_reason for c in candidates}
@@ -95,7 +100,7 @@ def generate_with_pad_column(talker, conditionings, steps, **options):
     inputs = torch.zeros(batch, width, conditionings[0].prefix.shape[1])
     mask = torch.zeros(batch, width, dtype=torch.long)
     replies = max(len(c.reply_stream) for c in conditionings)
-    stream = torch.stack([c.reply_stream[torch.arange(replies).clamp(max=len(c.reply_stream) - 1)] for c in conditionings])
+    stream = torch.stack([reply_rows(c.reply_stream, replies) for c in conditionings])
     for i, c in enumerate(conditionings):
         inputs[i, width - len(c.prefix) :], mask[i, width - len(c.prefix) :] = c.prefix, 1
     ids = torch.full((batch, width), talker.codec_mask_token)
@@ -145,7 +150,7 @@ def test_equal_to_transformers_generate(talker, lengths):
 @pytest.mark.parametrize("poison", [math.nan, math.inf, 1e30])
 def test_padding_content_changes_nothing(talker, poison):
     conditionings = random_conditionings([(9, 4), (20, 3), (4, 1)])
-    examples = [TalkerExample(c, codes) for c, codes in zip(conditionings, [[5, 6], [7] * 30, [8, 9, 8294]])]
+    examples = [TalkerExample(c, codes) for c, codes in zip(conditionings, MIXED, strict=True)]
     clean, dirty = collate(examples), collate(examples)
     dirty.thinker_BSE[~dirty.mask_BS] = poison
     dirty.codec_ids_BS[~dirty.mask_BS] = 8447
@@ -169,7 +174,7 @@ def test_padding_content_changes_nothing(talker, poison):
 
 def test_order_of_a_batch_does_not_matter(talker):
     conditionings = random_conditionings([(9, 4), (20, 3), (4, 1)])
-    examples = [TalkerExample(c, codes) for c, codes in zip(conditionings, [[5, 6], [7] * 30, [8, 9, 8294]])]
+    examples = [TalkerExample(c, codes) for c, codes in zip(conditionings, MIXED, strict=True)]
     forward = token_logps(talker, collate(examples))
     backward = token_logps(talker, collate(examples[::-1])).flip(0)
     assert torch.allclose(forward, backward, atol=TOLERANCE)

@@ -7,7 +7,7 @@ Nothing in a checkpoint folder may run code: weights are safetensors, ``spk_dict
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class Omni:
 
 
 def resolve_model_path(path: str) -> Path:
-    """``"micro"`` -> the shipped model; a folder -> itself; ``owner/name`` -> its hub snapshot (downloaded if need be)."""
+    """``"micro"`` -> the shipped model; a folder -> itself; ``owner/name`` -> its hub snapshot (downloaded)."""
     if path == "micro":
         from talker_rl import micro
 
@@ -139,9 +139,7 @@ def _speaker_problem(entry: Any) -> str | None:
     return None
 
 
-def load_omni(
-    model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bool | None = None
-) -> Omni:
+def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bool | None = None) -> Omni:
     """Load the asked parts, frozen and in eval mode.
 
     Args:
@@ -171,6 +169,8 @@ def load_omni(
     )
     replaced = Path(model.talker).expanduser() if model.talker else None
     if replaced is not None:
+        if not replaced.exists():
+            raise CheckpointError("no such Talker weights", where=model.talker, fix="give a folder or safetensors file")
         omni.model_hash = stable_hash("model", checkpoint_hash, content_hash(replaced))
     for part in parts:
         setattr(omni, part, _load_part(part, folder, config, model, replaced if part == "talker" else None).to(device))
@@ -202,7 +202,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}", where="model.device", fix="auto, cpu, cuda, cuda:0 ...") from error
+        raise ConfigError(f"unknown device {name!r}", where="model.device", fix="auto, cpu, cuda or cuda:0") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("no CUDA device is there", where="model.device", fix="use device: cpu or auto")
     return device
@@ -237,6 +237,7 @@ def _load_part(part: str, folder: Path, config: Any, model: ModelConfig, replace
                 state_dict=state,
                 dtype=torch.float32 if speech else getattr(torch, model.dtype),
                 attn_implementation="sdpa" if speech else model.attn_implementation,
+                ignore_mismatched_sizes=True,  # reported below, by name
                 output_loading_info=True,
             )
         except (RuntimeError, ValueError) as error:
@@ -263,13 +264,7 @@ def _check_loaded(part: str, module: Any, info: dict[str, Any], where: Path) -> 
 
 def _talker_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a replacement Talker: a safetensors file or a folder of them, keys with or without ``talker.``."""
-    if path.is_file():
-        files: Iterable[Path] = [path]
-    elif path.is_dir():
-        files = weight_files(path)
-    else:
-        raise CheckpointError("no such Talker weights", where=str(path), fix="give a folder or a safetensors file")
-    tensors = read_tensors(files)
+    tensors = read_tensors([path] if path.is_file() else weight_files(path))
     inside = {k.removeprefix("talker."): v for k, v in tensors.items() if k.startswith("talker.")}
     return inside or tensors
 

@@ -1,7 +1,8 @@
-"""Conditioning: what the Thinker gives the Talker for a prompt, as ``Qwen2_5OmniForConditionalGeneration.generate`` does.
+"""Conditioning: what the Thinker gives the Talker for a prompt.
 
-With h(x) the Thinker's last hidden state at token x and e(x) its token embedding, prompt tokens x_1..x_n, the
-reply's tokens y_1..y_m (its end token excluded) and the speaker's bos token b:
+As ``Qwen2_5OmniForConditionalGeneration.generate`` does it, with h(x) the Thinker's last hidden state at token x and
+e(x) its token embedding, prompt tokens x_1..x_n, the reply's tokens y_1..y_m (its end token excluded) and the
+speaker's bos token b:
 
     prefix       = h(x_1) + e(x_1), ..., h(x_n) + e(x_n),  e(b),  h(y_1) + e(y_1)
     reply_stream = h(y_2) + e(y_2), ..., h(y_m) + e(y_m),  e(text-eos),  e(text-pad)

@@ -85,9 +85,7 @@ class ConditioningCache:
         """
         from safetensors.torch import save_file
 
-        entries = {
-            c.prompt_id: {"key": key, "speaker": c.speaker, "reply_text": c.reply_text} for c, key in items
-        }
+        entries = {c.prompt_id: {"key": key, "speaker": c.speaker, "reply_text": c.reply_text} for c, key in items}
         tensors = {}
         for c, _ in items:
             tensors[f"{c.prompt_id}.prefix"] = c.prefix.contiguous()

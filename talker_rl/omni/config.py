@@ -1,4 +1,4 @@
-"""Settings of the speech generator: model, conditioning, sampling, LoRA, token2wav. Imports neither torch nor transformers."""
+"""Settings of the speech generator: model, conditioning, sampling, LoRA, token2wav. Imports no torch."""
 
 from __future__ import annotations
 
@@ -36,20 +36,24 @@ class _Settings(BaseModel):
 class ModelConfig(_Settings):
     """Which checkpoint, and how it is loaded."""
 
-    path: str = Field("micro", description='"micro" (the shipped model), a folder, or a hub name such as owner/name.')
+    path: str = Field(
+        default="micro", description='"micro" (the shipped model), a folder, or a hub name such as owner/name.'
+    )
     talker: str | None = Field(
-        None, description="Folder or safetensors file with other weights for the Talker (same geometry), keys as in it."
+        default=None, description="Folder or safetensors file with other weights for the Talker, keys as in it."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Precision of Thinker and Talker; token2wav always runs in float32."
+        default="float32", description="Precision of Thinker and Talker; token2wav always runs in float32."
     )
-    device: str = Field("auto", description='"auto" (CUDA when there is one), "cpu", "cuda" or "cuda:1".')
+    device: str = Field(default="auto", description='"auto" (CUDA when there is one), "cpu", "cuda" or "cuda:1".')
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
-        "sdpa", description="Attention of Thinker and Talker; token2wav uses sdpa."
+        default="sdpa", description="Attention of Thinker and Talker; token2wav uses sdpa."
     )
-    system_prompt: str = Field(SPEECH_SYSTEM_PROMPT, description="System message of prompts that carry no messages.")
+    system_prompt: str = Field(
+        default=SPEECH_SYSTEM_PROMPT, description="System message of prompts that carry no messages."
+    )
     instruction: str = Field(
-        "{text}", description="User message of prompts that carry no messages; {text} is the prompt's text."
+        default="{text}", description="User message of prompts that carry no messages; {text} is the prompt's text."
     )
 
 
@@ -57,39 +61,47 @@ class ConditioningConfig(_Settings):
     """How the Thinker turns a prompt into what the Talker reads."""
 
     mode: Literal["teacher_forced", "generate"] = Field(
-        "teacher_forced", description="The reply is the prompt's text, or what the Thinker answers (greedy)."
+        default="teacher_forced", description="The reply is the prompt's text, or what the Thinker answers (greedy)."
     )
-    batch_size: int = Field(32, ge=1, description="Prompts a Thinker forward.")
-    max_reply_tokens: int = Field(256, ge=2, description="Longest reply of mode generate, text tokens.")
+    batch_size: int = Field(default=32, ge=1, description="Prompts a Thinker forward.")
+    max_reply_tokens: int = Field(default=256, ge=2, description="Longest reply of mode generate, text tokens.")
 
 
 class SamplingConfig(_Settings):
     """How candidates are drawn: transformers' names, transformers' order, transformers' processors."""
 
-    do_sample: bool = Field(True, description="False: the most probable code at every step.")
-    temperature: float = Field(0.9, gt=0, description="Divides the logits.")
-    top_k: int = Field(40, ge=0, description="Keep the k most probable ids; 0 keeps all.")
-    top_p: float = Field(0.8, gt=0, le=1, description="Keep the smallest set of ids with this probability.")
-    min_p: float | None = Field(None, ge=0, le=1, description="Drop ids below this share of the best one's probability.")
-    typical_p: float | None = Field(None, gt=0, le=1, description="Keep the most typical ids with this probability.")
-    epsilon_cutoff: float | None = Field(None, ge=0, lt=1, description="Drop ids with less probability than this.")
-    eta_cutoff: float | None = Field(None, ge=0, lt=1, description="Entropy-dependent cut-off (eta sampling).")
-    repetition_penalty: float = Field(
-        1.05, gt=0, description="Penalty of ids seen before; the prefix's mask, pad and bos ids count as seen."
+    do_sample: bool = Field(default=True, description="False: the most probable code at every step.")
+    temperature: float = Field(default=0.9, gt=0, description="Divides the logits.")
+    top_k: int = Field(default=40, ge=0, description="Keep the k most probable ids; 0 keeps all.")
+    top_p: float = Field(default=0.8, gt=0, le=1, description="Keep the smallest set of ids with this probability.")
+    min_p: float | None = Field(default=None, ge=0, le=1, description="Drop ids below this share of the best id's.")
+    typical_p: float | None = Field(
+        default=None, gt=0, le=1, description="Keep the most typical ids with this probability."
     )
-    no_repeat_ngram_size: int | None = Field(None, ge=0, description="n-grams of this size occur once.")
-    bad_words_ids: list[list[int]] | None = Field(None, description="Sequences of ids that never occur.")
-    suppress_tokens: list[int] | None = Field(None, description="Ids that never occur; codec-bos is always among them.")
-    begin_suppress_tokens: list[int] | None = Field(None, description="Ids that never occur first.")
+    epsilon_cutoff: float | None = Field(
+        default=None, ge=0, lt=1, description="Drop ids with less probability than this."
+    )
+    eta_cutoff: float | None = Field(default=None, ge=0, lt=1, description="Entropy-dependent cut-off (eta sampling).")
+    repetition_penalty: float = Field(
+        default=1.05, gt=0, description="Penalty of ids seen before; the prefix's mask, pad and bos ids count as seen."
+    )
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0, description="n-grams of this size occur once.")
+    bad_words_ids: list[list[int]] | None = Field(default=None, description="Sequences of ids that never occur.")
+    suppress_tokens: list[int] | None = Field(
+        default=None, description="Ids that never occur; codec-bos is always among them."
+    )
+    begin_suppress_tokens: list[int] | None = Field(default=None, description="Ids that never occur first.")
     sequence_bias: list[tuple[list[int], float]] | None = Field(
-        None, description="Pairs of a sequence of ids and a bias added to the logit that completes it."
+        default=None, description="Pairs of a sequence of ids and a bias added to the logit that completes it."
     )
     exponential_decay_length_penalty: tuple[int, float] | None = Field(
-        None, description="(start, factor): from `start` codes on the stop's logit grows exponentially."
+        default=None, description="(start, factor): from `start` codes on the stop's logit grows exponentially."
     )
-    min_new_tokens: int | None = Field(None, ge=0, description="No stop before this many codes.")
-    max_new_tokens: int = Field(1024, ge=1, description="A candidate is cut after this many ids (50 codes a second).")
-    renormalize_logits: bool = Field(False, description="Normalise the processed scores to log-probabilities.")
+    min_new_tokens: int | None = Field(default=None, ge=0, description="No stop before this many codes.")
+    max_new_tokens: int = Field(
+        default=1024, ge=1, description="A candidate is cut after this many ids (50 codes a second)."
+    )
+    renormalize_logits: bool = Field(default=False, description="Normalise the processed scores to log-probabilities.")
 
     @model_validator(mode="before")
     @classmethod
@@ -113,20 +125,26 @@ class SamplingConfig(_Settings):
 class Token2WavConfig(_Settings):
     """How codes become speech: upstream's settings are the defaults."""
 
-    num_steps: int = Field(10, ge=2, description="Time points of the flow; the DiT runs 4 (num_steps - 1) times.")
-    guidance_scale: float = Field(0.5, ge=0, description="Classifier-free guidance; 0 halves the work.")
-    sway_coefficient: float | None = Field(-1.0, description="Sway sampling of the time points; null: evenly spaced.")
-    batch_size: int = Field(8, ge=1, description="Utterances a DiT forward.")
+    num_steps: int = Field(
+        default=10, ge=2, description="Time points of the flow; the DiT runs 4 (num_steps - 1) times."
+    )
+    guidance_scale: float = Field(default=0.5, ge=0, description="Classifier-free guidance; 0 halves the work.")
+    sway_coefficient: float | None = Field(
+        default=-1.0, description="Sway sampling of the time points; null: evenly spaced."
+    )
+    batch_size: int = Field(default=8, ge=1, description="Utterances a DiT forward.")
 
 
 class LoraSettings(_Settings):
     """LoRA on the Talker; peft's names."""
 
-    r: int = Field(16, ge=1, description="Rank.")
-    lora_alpha: float = Field(32, gt=0, description="Scale: the update is multiplied by lora_alpha / r.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the update; not 0 makes DPO's margins noisy.")
+    r: int = Field(default=16, ge=1, description="Rank.")
+    lora_alpha: float = Field(default=32, gt=0, description="Scale: the update is multiplied by lora_alpha / r.")
+    lora_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Dropout before the update; it makes DPO's margins noisy."
+    )
     target_modules: list[str] | Annotated[str, Field(description="regular expression")] = Field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         description="Talker modules that get an update: names, or one regular expression.",
     )
-    use_rslora: bool = Field(False, description="Scale by lora_alpha / sqrt(r).")
+    use_rslora: bool = Field(default=False, description="Scale by lora_alpha / sqrt(r).")

@@ -93,7 +93,8 @@ def collate(examples: Sequence[TalkerExample]) -> TalkerBatch:
         if steps == 0:
             raise DataError("a sequence without ids has no log-probs", where=example.conditioning.prompt_id)
         if width < 2 or stream.shape[0] < 1:
-            raise DataError("a conditioning needs two prefix rows and one reply row", where=example.conditioning.prompt_id)
+            where = example.conditioning.prompt_id
+            raise DataError("a conditioning needs two prefix rows and one reply row", where=where)
         codes = torch.tensor(example.codes, dtype=torch.long)
         codec = torch.full((width + steps - 1,), NO_CODE, dtype=torch.long)
         codec[width - 2], codec[width - 1], codec[width:] = PAD_SLOT, BOS_SLOT, codes[:-1]

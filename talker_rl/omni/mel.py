@@ -1,4 +1,8 @@
-"""The mel that token2wav and its speaker encoder use: natural-log amplitude, 80 bins, hop 240, at 24 kHz."""
+"""The mel that token2wav and its speaker encoder use: natural-log amplitude, 80 bins, hop 240, at 24 kHz.
+
+The publisher's code for ``ref_mel`` is not public; window and band are the customary ones (HiFi-GAN's, CosyVoice's),
+and the micro model was trained with them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ SAMPLE_RATE = 24_000
 N_FFT = 1024
 HOP = 240
 N_MELS = 80
+FMAX = 8_000.0
 FLOOR = 1e-5
 """Smallest amplitude: log(1e-5) = -11.5, as in HiFi-GAN and BigVGAN."""
 
@@ -28,7 +33,7 @@ def _mel_to_hz(mel: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache(maxsize=4)
-def mel_filters(fmin: float = 0.0, fmax: float = SAMPLE_RATE / 2) -> torch.Tensor:
+def mel_filters(fmin: float = 0.0, fmax: float = FMAX) -> torch.Tensor:
     """Triangular filters (80, 513) of equal area (Slaney), as ``librosa.filters.mel`` makes them."""
     bins = torch.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1, dtype=torch.float64)
     ends = _hz_to_mel(torch.tensor([fmin, fmax], dtype=torch.float64))
@@ -55,5 +60,5 @@ def log_mel(audio: torch.Tensor) -> torch.Tensor:
     padded = torch.nn.functional.pad(audio[None], (pad, pad), mode="reflect")[0]
     window = torch.hann_window(N_FFT, device=audio.device)
     spectrum = torch.stft(padded, N_FFT, HOP, window=window, center=False, return_complex=True)
-    amplitude = torch.sqrt(spectrum.abs().square() + 1e-9)
+    amplitude = torch.sqrt(spectrum.abs().square() + 1e-12)
     return (mel_filters().to(audio.device) @ amplitude).clamp(min=FLOOR).log().T

@@ -135,7 +135,7 @@ def score_warpers(sampling: SamplingConfig, device: torch.device) -> hf.LogitsPr
 
 
 class Uniforms:
-    """One stream of uniforms in [0, 1) a candidate, from its own generator on the CPU; drawn in chunks of fixed size."""
+    """One stream of uniforms in [0, 1) a candidate, from its own CPU generator; drawn in chunks of fixed size."""
 
     def __init__(self, seeds: list[int]) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]

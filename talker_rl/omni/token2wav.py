@@ -115,7 +115,13 @@ class _Flow:
     """The velocity field of a batch: (time, state (B, N, mel)) -> (B, N, mel). Guided rows follow the plain ones."""
 
     def __init__(
-        self, dit: Any, codes: Sequence[Sequence[int]], speakers: Sequence[dict[str, Any]], *, guided: bool, scale: float
+        self,
+        dit: Any,
+        codes: Sequence[Sequence[int]],
+        speakers: Sequence[dict[str, Any]],
+        *,
+        guided: bool,
+        scale: float,
     ) -> None:
         self.dit, self.guided, self.scale = dit, guided, scale
         self.device = dit.proj_out.weight.device
