@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -279,6 +280,27 @@ def test_nan_stops_with_step_and_pairs(data, cache, tmp_path):
     assert "after step 2" in str(error.value)
     assert any(pair.pair_id in str(error.value) for pair in pairs)
     assert 1 in list_checkpoints(tmp_path)
+
+
+def test_a_full_disk_is_named_and_training_goes_on_afterwards(omni, data, cache, tmp_path, monkeypatch):
+    from talker_rl.train import trainer
+
+    def full(model, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class FillTheDisk(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 4:
+                monkeypatch.setattr(trainer, "save_lora", full)
+
+    pairs, conditionings = data
+    run = dict(progress=False, reference_cache=cache)
+    with pytest.raises(TrainingError, match="disk is full"):
+        train_variant(omni, pairs, conditionings, make_config(), tmp_path, extra_callbacks=[FillTheDisk()], **run)
+    monkeypatch.undo()
+    watch = Watch()
+    train_variant(omni, pairs, conditionings, make_config(), tmp_path, extra_callbacks=[watch], **run)
+    assert watch.steps == 3
 
 
 def test_best_checkpoint_is_kept_and_another_can_be_promoted(omni, data, cache, tmp_path):

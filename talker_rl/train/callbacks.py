@@ -115,6 +115,13 @@ class ChosenAlarm(TrainerCallback):
         return control
 
 
+def first_alarm(history: list[dict[str, Any]], nats_per_code: float | None) -> int | None:
+    """The step at which the alarm rang first, also if that was before a resume."""
+    if nats_per_code is None:
+        return None
+    return next((int(row["step"]) for row in history if row.get("logps/chosen_drift", 0.0) < -nats_per_code), None)
+
+
 class EarlyStopping(TrainerCallback):
     """Stops after `patience` evaluations without a better metric; counts from the log, so it survives a resume."""
 

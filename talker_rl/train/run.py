@@ -138,7 +138,7 @@ def train_variant(
         "data": _data_facts(train_pairs, held_out, length_limit),
         "reference": cache_counts,
         "checkpoints": list(list_checkpoints(output_dir)),
-        "alarm_step": alarm.rang_at,
+        "alarm_step": cb.first_alarm(history, cfg.chosen_drop_alarm),
         "settings_hash": stable_hash(settings),
     }
     (output_dir / "README.md").write_text(model_card(result, settings, adapter=cfg.lora is not None), encoding="utf-8")

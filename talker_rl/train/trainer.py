@@ -8,6 +8,7 @@ one that was never interrupted. Names of arguments and metrics are TRL's.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from peft import set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
@@ -163,6 +165,15 @@ class TalkerDPOTrainer(Trainer):
         self._staging = staging
         try:
             super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own word for a full disk
+            full = getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(output_dir).free < 1 << 20
+            if not full:
+                raise
+            raise TrainingError(
+                f"the disk is full: {name} could not be written",
+                where=str(output_dir),
+                fix="make room (or set save_total_limit) and start again: training goes on from the last checkpoint",
+            ) from error
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()
