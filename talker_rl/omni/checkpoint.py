@@ -191,7 +191,8 @@ def _read_config(folder: Path) -> Any:
                 where=str(file),
                 fix="give a Qwen2.5-Omni checkpoint",
             )
-        return Qwen2_5OmniConfig.from_dict(raw)
+        with _quiet_transformers():
+            return Qwen2_5OmniConfig.from_dict(raw)
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"config.json cannot be used: {error}", where=str(file), fix="restore it") from error
 
