@@ -177,6 +177,8 @@ def test_two_steps_of_every_loss(omni, data, cache, tmp_path, loss):
     result = train_variant(omni, pairs[:12], conditionings, make_config(loss=loss, args={"max_steps": 2}), tmp_path,
                            eval_pairs=pairs[12:], progress=False, reference_cache=cache)  # fmt: skip
     (_, first), (_, second) = losses(tmp_path)
+    # Two is no multiple of save_steps: the last step is saved and evaluated all the same.
+    assert result["checkpoints"] == [2] and result["eval"]["step"] == 2
     assert first != second and all(map(torch.isfinite, torch.tensor([first, second])))
     assert any(bool(v.any()) for k, v in weights(tmp_path).items() if "lora_B" in k)
     for name in ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/chosen_eos", "logps/chosen_drift",
@@ -333,6 +335,7 @@ def test_early_stopping_and_alarm(omni, data, cache, tmp_path):
         result = train_variant(omni, pairs, conditionings, cfg, tmp_path / "alarm", progress=False,
                                reference_cache=cache)  # fmt: skip
     assert result["alarm_step"] is not None and result["steps"] == result["alarm_step"] < 40
+    assert result["checkpoints"][-1] == result["steps"]
 
 
 def test_best_step_reads_the_direction_from_the_name():

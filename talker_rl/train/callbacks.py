@@ -92,6 +92,17 @@ class ProgressLine(TrainerCallback):
         print("  ".join(parts), file=sys.stderr, flush=True)
 
 
+class LastStep(TrainerCallback):
+    """The last step is always saved (and evaluated, where there are held-out pairs), multiple of save_steps or not."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+            control.should_save = args.save_strategy != "no"
+            control.should_evaluate = args.eval_strategy != "no"
+        return control
+
+
 class ChosenAlarm(TrainerCallback):
     """Warns, and stops if asked, when the chosen's log-prob falls far below the reference's: training unlearns."""
 
@@ -112,6 +123,8 @@ class ChosenAlarm(TrainerCallback):
             )
         if self.stop:
             control.should_training_stop = True
+            control.should_save = args.save_strategy != "no"
+            control.should_evaluate = args.eval_strategy != "no"
         return control
 
 

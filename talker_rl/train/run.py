@@ -244,7 +244,7 @@ def _difference(before: Any, now: Any, at: str = "") -> list[str]:
 def _callbacks(
     cfg: TrainConfig, output_dir: Path, alarm: cb.ChosenAlarm, progress: bool, extra: Sequence[TrainerCallback]
 ) -> list[TrainerCallback]:
-    result: list[TrainerCallback] = [cb.JsonLog(output_dir / LOG), alarm]
+    result: list[TrainerCallback] = [cb.JsonLog(output_dir / LOG), alarm, cb.LastStep()]
     if cfg.patience is not None:
         result.append(cb.EarlyStopping(cfg.select_metric, cfg.patience))
     if progress:
