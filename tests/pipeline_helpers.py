@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import random
+import shutil
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -29,12 +33,20 @@ def write_prompts(folder: Path, counts: dict[str, int], seed: int = 0) -> dict[s
     return files
 
 
+@lru_cache(maxsize=1)
+def _checkpoint() -> Path:
+    """The tiny model, made once a test session."""
+    kept = TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    return write_checkpoint(Path(kept.name) / "omni")
+
+
 def write_world(folder: Path, **overrides: Any) -> Path:
     """Model, prompts and ``config.yaml`` in a folder; returns the configuration file."""
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / "omni"
     if not model.exists():
-        write_checkpoint(model)
+        shutil.copytree(_checkpoint(), model)
     config: dict[str, Any] = {
         "name": "tiny",
         "model": {"path": str(model), "device": "cpu", "instruction": "{text}", "system_prompt": ""},
@@ -64,7 +76,8 @@ def write_world(folder: Path, **overrides: Any) -> Path:
         "report": {"before_after": 2, "pairs": 2},
     }
     for key, value in overrides.items():
-        config[key] = {**config[key], **value} if isinstance(config.get(key), dict) and isinstance(value, dict) else value
+        merge = isinstance(config.get(key), dict) and isinstance(value, dict)
+        config[key] = {**config[key], **value} if merge else value
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config))
     return file
