@@ -68,7 +68,8 @@ def thinker_config() -> dict[str, Any]:
             "model_type": "qwen2_5_omni_text", "hidden_act": "silu", "hidden_size": WIDTH, "intermediate_size": 384,
             "vocab_size": ids.vocab_size, "num_attention_heads": 4, "num_hidden_layers": 4, "num_key_value_heads": 2,
             "max_position_embeddings": 2048, "max_window_layers": 4, "rms_norm_eps": 1e-6,
-            "rope_scaling": _rope([4, 6, 6]), "rope_theta": 10000.0, "use_cache": True, "use_sliding_window": False, "sliding_window": 2048,
+            "rope_scaling": _rope([4, 6, 6]), "rope_theta": 10000.0, "use_cache": True,
+            "use_sliding_window": False, "sliding_window": 2048,
             "attention_dropout": 0.0, "tie_word_embeddings": False, "init_std": 0.02,
             "bos_token_id": added["<|im_start|>"], "eos_token_id": added["<|im_end|>"],
             "pad_token_id": added["<|endoftext|>"],
@@ -161,7 +162,9 @@ def _load_part(module: torch.nn.Module, path: Path, prefix: str = "") -> bool:
     return True
 
 
-def build_model(build: Path = BUILD_DIR, seed: int = 0, talker: str = "talker_base") -> Qwen2_5OmniForConditionalGeneration:
+def build_model(
+    build: Path = BUILD_DIR, seed: int = 0, talker: str = "talker_base"
+) -> Qwen2_5OmniForConditionalGeneration:
     """The model with every trained part of the build folder, the rest at its seeded initial weights (float32)."""
     import torch
     from transformers import Qwen2_5OmniForConditionalGeneration

@@ -57,11 +57,13 @@ class Conditioner:
     Args:
         thinker: the trained Thinker (float32).
         tokenizer: the checkpoint's tokenizer.
+        fast: bf16 autocast, for training only.
     """
 
-    def __init__(self, thinker: Any, tokenizer: Any) -> None:
+    def __init__(self, thinker: Any, tokenizer: Any, fast: bool = False) -> None:
         import torch
 
+        self.fast = fast
         self.thinker, self.tokenizer, self.ids = thinker.eval(), tokenizer, text_ids()
         table = thinker.get_input_embeddings().weight.detach()
         self.speaker = {name: table[i][None] for name, i in self.ids.speakers.items()}
@@ -77,11 +79,12 @@ class Conditioner:
         tokens = torch.full((len(rows), length), self.ids.added["<|endoftext|>"])
         for i, row in enumerate(rows):
             tokens[i, : len(row)] = torch.tensor(row)
-        with torch.no_grad():  # padding is on the right, so causal attention never sees it
+        # Padding is on the right, so causal attention never sees it.
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.fast):
             out = self.thinker.model(
                 input_ids=tokens, position_ids=positions(len(rows), length), output_hidden_states=True
             )
-            total = out.hidden_states[-1] + out.hidden_states[0]
+            total = out.hidden_states[-1].float() + out.hidden_states[0].float()
         speech = []
         for i, (prompt, row, speaker) in enumerate(zip(prompts, rows, speakers, strict=True)):
             p = len(prompt)
@@ -115,7 +118,9 @@ def load_talker(path: Path, build: Path = BUILD_DIR) -> Any:
     return talker.eval()
 
 
-def collate(speech: Sequence[Speech], codes: Sequence[Sequence[int]], bare: Sequence[bool], embed: Any) -> tuple[Any, Any]:
+def collate(
+    speech: Sequence[Speech], codes: Sequence[Sequence[int]], bare: Sequence[bool], embed: Any
+) -> tuple[Any, Any]:
     """Right-padded inputs (B, T, E) and targets (B, T), -100 where nothing is predicted.
 
     ``embed`` is the Talker's codec embedding; gradients flow into it.
@@ -152,7 +157,7 @@ def register_training_attention() -> None:
 
     masks: dict[tuple[int, int, Any], Any] = {}
 
-    def attention(module: Any, q: Any, k: Any, v: Any, attention_mask: Any, scaling: float, **_: Any) -> tuple[Any, None]:
+    def attention(module: Any, q: Any, k: Any, v: Any, mask: Any, scaling: float, **_: Any) -> tuple[Any, None]:
         batch, heads, length, dim = q.shape
         groups, keys = heads // k.shape[1], k.shape[1]
         q = (q * scaling).reshape(batch * keys, groups * length, dim)
@@ -207,9 +212,8 @@ def train(
     start: Path | None = None,
     seed: int = 0,
     steps: int = 2500,
-    batch_size: int = 32,
+    batch_size: int = 16,
     lr: float = 1.5e-3,
-    compiled: bool = True,
     snapshot_every: int = 500,
 ) -> dict[str, Any]:
     """Train a Talker on ``examples`` and write it to ``out`` (rounded to bf16, stored as float32).
@@ -220,27 +224,26 @@ def train(
 
     torch.manual_seed(seed)
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    conditioner = Conditioner(load_thinker(build), load_tokenizer(build))
+    conditioner = Conditioner(load_thinker(build), load_tokenizer(build), fast=True)
     register_training_attention()
     talker = new_talker(build)
     if start is not None:
         talker.load_state_dict(load_talker(start, build).state_dict())
     talker.train()
     talker.set_attn_implementation("micro_training")
-    body = torch.compile(talker.model, dynamic=True) if compiled else talker.model
     seen = sorted({c for e in examples for c in e.codes} | {CODEC_EOS})
     used = torch.tensor(seen)
     index = torch.full((talker.config.vocab_size,), -1)
     index[used] = torch.arange(len(used))
     rest = torch.tensor([i for i in range(talker.config.vocab_size) if i not in set(seen)])
-    optimizer = torch.optim.AdamW(talker.parameters(), lr=lr, weight_decay=0.02, betas=(0.9, 0.97))
+    optimizer = torch.optim.AdamW(talker.parameters(), lr=lr, weight_decay=0.02, betas=(0.9, 0.97), fused=True)
     began, step, losses = time.time(), 0, []
     while step < steps:
         for group in batches(examples, batch_size, rng):
             if step == steps:
                 break
             for parameters in optimizer.param_groups:
-                parameters["lr"] = lr * cosine(step, steps, warmup=150)
+                parameters["lr"] = lr * cosine(step, steps, warmup=60)
             systems = [None if rng.random() < DEFAULT_SYSTEM_RATE else SPEECH_SYSTEM_PROMPT for _ in group]
             speech = conditioner([e.text for e in group], [e.speaker for e in group], systems)
             bare = [rng.random() < BARE_START_RATE for _ in group]
@@ -248,7 +251,7 @@ def train(
             at = targets != -100
             with torch.autocast("cpu", torch.bfloat16):
                 projected = talker.thinker_to_talker_proj(inputs)
-                hidden = body(
+                hidden = talker.model(
                     inputs_embeds=projected, position_ids=positions(*inputs.shape[:2]), use_cache=False
                 ).last_hidden_state
             loss = sampled_loss(hidden[at], index[targets[at]], talker.codec_head, used, rest, generator)
@@ -258,8 +261,8 @@ def train(
             optimizer.step()
             losses.append(loss.item())
             step += 1
-            if step % 50 == 0 or step == steps:
-                mean = sum(losses[-50:]) / len(losses[-50:])
+            if step % 25 == 0 or step == steps:
+                mean = sum(losses[-25:]) / len(losses[-25:])
                 print(f"{out.stem} {step}/{steps} loss {mean:.4f} {time.time() - began:.0f} s", flush=True)
             if step % snapshot_every == 0:
                 save_tensors(talker.state_dict(), out.with_suffix(".part.safetensors"))
@@ -358,20 +361,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--lr", type=float)
-    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--start", type=Path, help="weights to go on from (base: the clean Talker's)")
     args = parser.parse_args()
     clean = args.build / "talker_clean.safetensors"
     out = args.build / f"talker_{args.which}.safetensors"
-    steps = args.steps or (2500 if args.which == "clean" else 2000)
+    steps = args.steps or (2600 if args.which == "clean" else 2000)
     figures = train(
         load_examples(args.build, "clean" if args.which == "clean" else "noisy"),
         out,
         args.build,
-        start=None if args.which == "clean" else clean,
+        start=args.start or (None if args.which == "clean" else clean),
         seed=args.seed,
         steps=steps,
         lr=args.lr or (1.5e-3 if args.which == "clean" else 6e-4),
-        compiled=not args.no_compile,
     )
     conditioner = Conditioner(load_thinker(args.build), load_tokenizer(args.build))
     talker, held_out = load_talker(out, args.build), load_examples(args.build, "held_out")[:200]

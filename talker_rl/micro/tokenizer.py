@@ -86,7 +86,8 @@ def _segment(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]
     """BPE: merge the pair of lowest rank until none is left."""
     symbols = list(symbols)
     while len(symbols) > 1:
-        rank, at = min((ranks.get((a, b), len(ranks)), i) for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False)))
+        pairs = zip(symbols, symbols[1:], strict=False)
+        rank, at = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(pairs))
         if rank == len(ranks):
             break
         symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
@@ -94,7 +95,10 @@ def _segment(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]
 
 
 def make_merges() -> list[tuple[str, str]]:
-    """Merges that make one token of each word; a later merge has a lower priority, so it never splits an earlier word."""
+    """Merges that make one token of each word.
+
+    A later merge has a lower priority, so it never splits an earlier word.
+    """
     table = byte_alphabet()
     pieces: list[str] = []
     for word in (*MARKS, *ENGLISH, *CHINESE, *_PROMPT_WORDS):
@@ -168,7 +172,8 @@ def write_tokenizer(out: Path) -> None:
             "add_bos_token": False,
             "add_prefix_space": False,
             "added_tokens_decoder": {
-                str(i): {"content": token, **special, "special": token in SPECIAL_TOKENS} for token, i in ids.added.items()
+                str(i): {"content": token, **special, "special": token in SPECIAL_TOKENS}
+                for token, i in ids.added.items()
             },
             "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
             "audio_bos_token": "<|audio_bos|>",
