@@ -1,6 +1,6 @@
 """Training of the speech side of the micro world: codec, vocoder, DiT.
 
-    python -m talker_rl.micro.train_audio codec|vocoder|dit --out build/micro
+    python -m talker_rl.micro.train_audio codec|vocoder|dit|finetune --out build/micro
 
 Each part writes its own file and, once both exist, ``token2wav.safetensors`` (the state of
 Qwen2_5OmniToken2WavModel) with ``token2wav_config.json``; snapshots appear while training goes on.
@@ -78,8 +78,12 @@ def train_vocoder(
     frames: int = 48,
     learning_rate: float = 1e-3,
     resume: bool = False,
+    data: tuple[list[Tensor], list[Tensor]] | None = None,
 ) -> dict[str, float]:
-    """Spectral training on random crops -> ``out/vocoder.safetensors``. ``resume`` starts from that file."""
+    """Spectral training on random crops -> ``out/vocoder.safetensors``. ``resume`` starts from that file.
+
+    ``data``: waveforms and mels to train on instead of freshly rendered ones.
+    """
     out = Path(out)
     torch.manual_seed(seed)
     model = Qwen2_5OmniToken2WavBigVGANModel._from_config(vocoder_config())
@@ -87,7 +91,7 @@ def train_vocoder(
         model.load_state_dict(load_file(str(out / "vocoder.safetensors")))
     if not accelerate(model):
         tqdm.write("no C compiler: the vocoder trains several times slower")
-    audios, mels = audio_and_mels(render_corpus(sentences, seed * 1000 + 2))
+    audios, mels = data or audio_and_mels(render_corpus(sentences, seed * 1000 + 2))
     generator = torch.Generator().manual_seed(seed)
     bar = tqdm(total=steps, desc="vocoder", mininterval=5.0)
 
@@ -98,9 +102,29 @@ def train_vocoder(
             save_tensors(model.state_dict(), out / "vocoder.safetensors")
             write_token2wav(out)
 
-    batches = segments(audios, mels, batch, frames, generator, mel_noise=0.15)
+    batches = segments(audios, mels, batch, frames, generator, mel_noise=0.0 if data else 0.15)
     loss = fit_vocoder(model, batches, steps, learning_rate, on_step=on_step)
     return {"loss": loss}
+
+
+def finetune_vocoder(
+    out: str | Path, seed: int = 0, steps: int = 600, sentences: int = 300, learning_rate: float = 4e-4
+) -> dict[str, float]:
+    """Go on with the vocoder on mels as the DiT makes them from codes, against the recordings they stand for."""
+    out = Path(out)
+    torch.manual_seed(seed)
+    codec, token2wav = Codec.load(out / "codec.safetensors"), load_token2wav(out)
+    voices = torch.load(out / "spk_dict.pt", weights_only=True)
+    rendered = render_corpus(sentences, seed * 1000 + 4)
+    audios, mels = audio_and_mels(rendered)
+    decoded = []
+    for i, r in enumerate(tqdm(rendered, desc="DiT mels", mininterval=5.0)):
+        codes, voice = codec.encode_mel(mels[i])[None], voices[r.speaker]
+        points = 2 + i % 2
+        decoded.append(
+            sample_mel(token2wav.code2wav_dit_model, codes, voice["cond"], voice["ref_mel"], seed + i, points)[0]
+        )
+    return train_vocoder(out, seed, steps, learning_rate=learning_rate, resume=True, data=(audios, decoded))
 
 
 def train_dit(
@@ -212,7 +236,7 @@ def decode_codes(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["codec", "vocoder", "dit"])
+    parser.add_argument("part", choices=["codec", "vocoder", "dit", "finetune"])
     parser.add_argument("--out", default="build/micro")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int)
@@ -224,6 +248,8 @@ def main(argv: list[str] | None = None) -> None:
         figures = train_codec(args.out, args.seed)
     elif args.part == "vocoder":
         figures = train_vocoder(args.out, args.seed, resume=args.resume, **extra)
+    elif args.part == "finetune":
+        figures = finetune_vocoder(args.out, args.seed, **extra)
     else:
         figures = train_dit(args.out, args.seed, **extra)
     for name, value in figures.items():
