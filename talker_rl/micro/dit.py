@@ -24,6 +24,7 @@ BLOCK = 24
 COND_DIM = 192
 REF_FRAMES = 300
 DROP_CONDITIONING = 0.1
+SPEAKER_WEIGHT = 0.05
 
 
 def dit_config() -> Qwen2_5OmniDiTConfig:
@@ -127,17 +128,60 @@ def flow_loss(model: Qwen2_5OmniToken2WavDiTModel, b: Batch, generator: torch.Ge
     return (velocity.float() - (b.mel - noise)).square().mean()
 
 
+def voice_crops(
+    mels: list[Tensor], speakers: list[str], batch: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless (B, R, 80) crops of pairs of sentences by one voice, and (B,) voice numbers; batch is even."""
+
+    def rand(n: int) -> int:
+        return int(torch.randint(n, (1,), generator=generator))
+
+    names = sorted(set(speakers))
+    own = [[m for m, s in zip(mels, speakers, strict=True) if s == name] for name in names]
+    while True:
+        length = 80 + rand(140)
+        rows, labels = [], []
+        for _ in range(batch // 2):
+            voice = rand(len(names))
+            for _ in range(2):
+                mel = own[voice][rand(len(own[voice]))]
+                while len(mel) <= length:
+                    mel = torch.cat([mel, own[voice][rand(len(own[voice]))]])
+                start = rand(len(mel) - length)
+                rows.append(mel[start : start + length])
+                labels.append(voice)
+        yield torch.stack(rows), torch.tensor(labels)
+
+
+def speaker_loss(model: Qwen2_5OmniToken2WavDiTModel, mel: Tensor, voice: Tensor, temperature: float = 0.1) -> Tensor:
+    """Supervised contrastive loss (Khosla et al., arXiv 2004.11362, L_out) of the ECAPA embeddings.
+
+    Two voices with disjoint codes would leave the encoder without a task and its embeddings all alike; with this they
+    measure speaker similarity. mel (B, R, 80), voice (B,).
+    """
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embedding = model.input_embed.spk_encoder(mel)
+    unit = nn.functional.normalize(embedding.float(), dim=1)
+    others = ~torch.eye(len(mel), dtype=torch.bool)
+    logits = (unit @ unit.T / temperature).masked_fill(~others, -1e4)
+    same = (voice[:, None] == voice[None]) & others
+    return -((logits.log_softmax(1) * same).sum(1) / same.sum(1)).mean()
+
+
 def fit_dit(
     model: Qwen2_5OmniToken2WavDiTModel,
     batches: Iterator[Batch],
     steps: int,
     generator: torch.Generator,
+    voices: Iterator[tuple[Tensor, Tensor]] | None = None,
     learning_rate: float = 2e-3,
     warmup: int = 100,
     ema: float = 0.998,
     on_step: Callable[[int, float, Qwen2_5OmniToken2WavDiTModel], None] | None = None,
 ) -> Qwen2_5OmniToken2WavDiTModel:
     """AdamW, warm-up and cosine; returns the moving average of the weights (also given to ``on_step``).
+
+    ``voices`` (of ``voice_crops``) adds the speaker encoder's contrastive loss.
 
     Raises TrainingError when the loss is not finite.
     """
@@ -156,7 +200,7 @@ def fit_dit(
         if not torch.isfinite(loss):
             raise TrainingError("the DiT's loss is not finite", where=f"step {step}", fix="lower the learning rate")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + SPEAKER_WEIGHT * speaker_loss(model, *next(voices)) if voices else loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

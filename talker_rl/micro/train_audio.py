@@ -9,6 +9,7 @@ Qwen2_5OmniToken2WavModel) with ``token2wav_config.json``; snapshots appear whil
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from talker_rl.micro.dit import (
     new_dit,
     sample_mel,
     speaker_vector,
+    voice_crops,
 )
 from talker_rl.micro.fast_snake import accelerate
 from talker_rl.micro.files import save_json, save_tensors, save_torch
@@ -45,6 +47,7 @@ VOCODER_SENTENCES = 600
 DIT_SENTENCES = 1000
 SNAPSHOT_STEPS = 200
 HELD_OUT = 16
+OTHER_VOICES = ("m1", "m3", "m4", "m7", "f2", "f3", "f4", "f5")
 
 
 def render_corpus(n: int, seed: int) -> list[Rendered]:
@@ -134,8 +137,12 @@ def train_dit(
     sentences: int = DIT_SENTENCES,
     batch: int = 12,
     learning_rate: float = 2e-3,
+    resume: bool = False,
 ) -> dict[str, float]:
-    """Flow matching on crops -> ``out/dit.safetensors``, ``out/spk_dict.pt``. Returns mel L1 by steps and guidance."""
+    """Flow matching on crops -> ``out/dit.safetensors``, ``out/spk_dict.pt``. Returns mel L1 by steps and guidance.
+
+    ``resume`` starts from the weights in ``out`` and keeps the speaker parameters there.
+    """
     out = Path(out)
     torch.manual_seed(seed)
     codec = Codec.load(out / "codec.safetensors")
@@ -143,12 +150,17 @@ def train_dit(
     _, mels = audio_and_mels(rendered)
     codes = [codec.encode_mel(m) for m in mels]
     speakers = [r.speaker for r in rendered]
-    voices = speaker_parameters(mels, speakers)
-    save_torch(voices, out / "spk_dict.pt")
+    if resume:
+        voices = torch.load(out / "spk_dict.pt", weights_only=True)
+    else:
+        voices = speaker_parameters(mels, speakers)
+        save_torch(voices, out / "spk_dict.pt")
     conds = {name: voice["cond"][0] for name, voice in voices.items()}
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + int(resume))
     model = new_dit(torch.cat(mels).mean(0))
+    if resume:
+        model.load_state_dict(load_file(str(out / "dit.safetensors")))
     train = slice(HELD_OUT, None)
     batches = crops(mels[train], codes[train], speakers[train], conds, batch, generator)
     bar = tqdm(total=steps, desc="DiT", mininterval=5.0)
@@ -160,9 +172,21 @@ def train_dit(
             save_tensors(average.state_dict(), out / "dit.safetensors")
             write_token2wav(out)
 
-    average = fit_dit(model, batches, steps, generator, learning_rate, on_step=on_step)
+    voice_mels, voice_names = other_voices(seed * 1000 + 5)
+    voice_batches = voice_crops(voice_mels + mels[train][:200], voice_names + speakers[train][:200], 16, generator)
+    average = fit_dit(model, batches, steps, generator, voice_batches, learning_rate, on_step=on_step)
     held_out = list(zip(mels[:HELD_OUT], codes[:HELD_OUT], speakers[:HELD_OUT], strict=True))
     return mel_errors(average, held_out, voices)
+
+
+def other_voices(seed: int, sentences: int = 25) -> tuple[list[Tensor], list[str]]:
+    """Mels of voices that are nobody's here, and their names: what the speaker encoder is told to keep apart."""
+    requests = []
+    for i, name in enumerate(OTHER_VOICES):
+        for request in make_requests(sentences, seed + i, speakers=("Ethan",)):
+            requests.append(replace(request, speaker=name, en_voice=f"en-us+{name}", zh_voice=f"cmn+{name}"))
+    rendered = render_all(requests)
+    return audio_and_mels(rendered)[1], [r.speaker for r in rendered]
 
 
 def mel_errors(
@@ -240,10 +264,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", default="build/micro")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--resume", action="store_true", help="vocoder: start from the weights in --out")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--resume", action="store_true", help="vocoder, dit: start from the weights in --out")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     extra: dict[str, Any] = {} if args.steps is None else {"steps": args.steps}
+    if args.learning_rate is not None:
+        extra["learning_rate"] = args.learning_rate
     if args.part == "codec":
         figures = train_codec(args.out, args.seed)
     elif args.part == "vocoder":
@@ -251,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     elif args.part == "finetune":
         figures = finetune_vocoder(args.out, args.seed, **extra)
     else:
-        figures = train_dit(args.out, args.seed, **extra)
+        figures = train_dit(args.out, args.seed, resume=args.resume, **extra)
     for name, value in figures.items():
         print(f"{name}: {value:.4f}")
 
