@@ -129,6 +129,7 @@ class RunDir:
         self.manifest: dict[str, Any] = read_json(manifest) if manifest.exists() else {
             "format": 1, "created": _now(), "stages": {}, "commands": [], "parents": {}
         }
+        self._config_before: dict[str, Any] | None = None
         for name in force:
             if name not in self.stages:
                 raise StageError(f"There is no stage {name!r} to force in this run", where=str(self.path),
@@ -157,12 +158,14 @@ class RunDir:
 
     def record_command(self, config: dict[str, Any], argv: list[str], device: str) -> None:
         """Note what was started: resolved config, command line, code state, versions, device, seed."""
-        self.manifest["config"] = config
-        self.manifest["config_hash"] = stable_hash(config)
-        self.manifest["seed"] = config.get("seed")
+        self._config_before = self.manifest.get("config")
+        self._set_config(config)
         self.manifest["commands"].append({"argv": argv, "started": _now(), "python": sys.version.split()[0],
                                           "device": device, "code": code_state(), "versions": versions()})
         self.save()
+
+    def _set_config(self, config: dict[str, Any]) -> None:
+        self.manifest.update(config=config, config_hash=stable_hash(config), seed=config.get("seed"))
 
     def begin(self, name: str, config: dict[str, Any], inputs: dict[str, str]) -> str:
         """Start or resume a stage.
@@ -187,6 +190,9 @@ class RunDir:
             else:
                 lines = config_diff(entry["config"], config)
                 lines += [f"input {line}" for line in config_diff(entry["inputs"], inputs)]
+                if self._config_before is not None:  # the manifest describes what was done, not what was refused
+                    self._set_config(self._config_before)
+                    self.save()
                 raise StageError(
                     f"Stage {name} was {'finished' if entry['state'] == 'done' else 'begun'} with another "
                     "configuration:\n    " + "\n    ".join(lines),
