@@ -12,11 +12,12 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talker_rl.micro.assemble import BUILD_DIR, build_config, save_tensors
+from talker_rl.micro.lexicon import WORDS
 from talker_rl.micro.thinker import cosine, load_tokenizer, new_thinker, positions, prompt_text
 from talker_rl.micro.tokenizer import SPEECH_SYSTEM_PROMPT, text_ids
 
@@ -39,6 +40,9 @@ class Example:
     text: str
     speaker: str
     codes: list[int]
+    words: list[str] = field(default_factory=list)
+    """The words spoken, and below the code at which each begins; empty where no alignment is known."""
+    starts: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -196,6 +200,39 @@ def sampled_loss(hidden: Any, targets: Any, head: Any, used: Any, rest: Any, gen
     return F.cross_entropy(logits + shift, targets)
 
 
+def word_targets(group: Sequence[Example], prefixes: Sequence[int], length: int) -> Any:
+    """For each position the word being spoken and the one after it, (2, B, T) of lexicon indices, -100 where unknown.
+
+    The end counts as a word. Knowing the next word is what a Talker finds hardest: it must find its place in the text,
+    and the codes alone tell it only once a word. This loss tells it at every code.
+    """
+    import torch
+
+    number = {word: i for i, word in enumerate(WORDS)}
+    targets = torch.full((2, len(group), length), -100)
+    for i, (e, p) in enumerate(zip(group, prefixes, strict=True)):
+        ids = [number[w] for w in e.words] + [len(WORDS)]
+        bounds = [*e.starts, len(e.codes)]
+        if not e.starts:
+            continue
+        targets[1, i, p - 1 : p - 1 + bounds[0]] = ids[0]
+        for k in range(len(e.words)):
+            # Position p - 1 + t sees the codes before t and predicts code t.
+            targets[0, i, p - 1 + bounds[k] : p - 1 + bounds[k + 1]] = ids[k]
+            targets[1, i, p - 1 + bounds[k] : p - 1 + bounds[k + 1]] = ids[k + 1]
+    return targets
+
+
+def word_loss(logits: Any, targets: Any) -> Any:
+    """Sum of the cross-entropies of the word now and the word next. logits (B, T, 2 * classes), targets (2, B, T)."""
+    from torch.nn import functional as F
+
+    now, following = logits.chunk(2, dim=-1)
+    return sum(
+        F.cross_entropy(x[t != -100], t[t != -100]) for x, t in ((now, targets[0]), (following, targets[1]))
+    )
+
+
 def batches(examples: Sequence[Example], batch_size: int, rng: random.Random) -> Iterator[list[Example]]:
     """One epoch of length-bucketed batches in random order."""
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].codes) + rng.random() * 8)
@@ -214,6 +251,8 @@ def train(
     steps: int = 2500,
     batch_size: int = 16,
     lr: float = 1.5e-3,
+    lr_floor: float = 0.02,
+    alignment_weight: float = 0.5,
     snapshot_every: int = 500,
 ) -> dict[str, Any]:
     """Train a Talker on ``examples`` and write it to ``out`` (rounded to bf16, stored as float32).
@@ -236,14 +275,15 @@ def train(
     index = torch.full((talker.config.vocab_size,), -1)
     index[used] = torch.arange(len(used))
     rest = torch.tensor([i for i in range(talker.config.vocab_size) if i not in set(seen)])
-    optimizer = torch.optim.AdamW(talker.parameters(), lr=lr, weight_decay=0.02, betas=(0.9, 0.97), fused=True)
-    began, step, losses = time.time(), 0, []
+    reader = torch.nn.Linear(talker.config.hidden_size, 2 * (len(WORDS) + 1))  # thrown away after training
+    optimizer = torch.optim.AdamW([*talker.parameters(), *reader.parameters()], lr=lr, weight_decay=0.02, betas=(0.9, 0.97), fused=True)
+    began, step, losses, extra = time.time(), 0, [], []
     while step < steps:
         for group in batches(examples, batch_size, rng):
             if step == steps:
                 break
             for parameters in optimizer.param_groups:
-                parameters["lr"] = lr * cosine(step, steps, warmup=60)
+                parameters["lr"] = lr * cosine(step, steps, warmup=60, floor=lr_floor)
             systems = [None if rng.random() < DEFAULT_SYSTEM_RATE else SPEECH_SYSTEM_PROMPT for _ in group]
             speech = conditioner([e.text for e in group], [e.speaker for e in group], systems)
             bare = [rng.random() < BARE_START_RATE for _ in group]
@@ -255,15 +295,22 @@ def train(
                     inputs_embeds=projected, position_ids=positions(*inputs.shape[:2]), use_cache=False
                 ).last_hidden_state
             loss = sampled_loss(hidden[at], index[targets[at]], talker.codec_head, used, rest, generator)
+            spoken = word_targets(group, [len(s.prefix) for s in speech], inputs.shape[1])
+            total = loss
+            if group[0].starts:
+                total = loss + alignment_weight * word_loss(reader(hidden.float()), spoken)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            total.backward()
             torch.nn.utils.clip_grad_norm_(talker.parameters(), 1.0)
             optimizer.step()
             losses.append(loss.item())
+            extra.append((total - loss).item())
             step += 1
             if step % 25 == 0 or step == steps:
                 mean = sum(losses[-25:]) / len(losses[-25:])
-                print(f"{out.stem} {step}/{steps} loss {mean:.4f} {time.time() - began:.0f} s", flush=True)
+                aligned = sum(extra[-25:]) / len(extra[-25:])
+                line = f"{out.stem} {step}/{steps} loss {mean:.4f} words {aligned:.4f}"
+                print(f"{line} {time.time() - began:.0f} s", flush=True)
             if step % snapshot_every == 0:
                 save_tensors(talker.state_dict(), out.with_suffix(".part.safetensors"))
     save_tensors({k: v.to(torch.bfloat16).float() for k, v in talker.state_dict().items()}, out)
@@ -361,10 +408,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--lr-floor", type=float, default=0.02)
+    parser.add_argument("--out", type=Path, help="other name for the weights")
     parser.add_argument("--start", type=Path, help="weights to go on from (base: the clean Talker's)")
     args = parser.parse_args()
     clean = args.build / "talker_clean.safetensors"
-    out = args.build / f"talker_{args.which}.safetensors"
+    out = args.out or args.build / f"talker_{args.which}.safetensors"
     steps = args.steps or (2600 if args.which == "clean" else 2000)
     figures = train(
         load_examples(args.build, "clean" if args.which == "clean" else "noisy"),
@@ -373,6 +422,7 @@ def main() -> None:
         start=args.start or (None if args.which == "clean" else clean),
         seed=args.seed,
         steps=steps,
+        lr_floor=args.lr_floor,
         lr=args.lr or (1.5e-3 if args.which == "clean" else 6e-4),
     )
     conditioner = Conditioner(load_thinker(args.build), load_tokenizer(args.build))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,7 @@ from talker_rl.micro.corpus import CODE_SAMPLES, SAMPLE_RATE, Renderer, RenderRe
 from talker_rl.micro.lexicon import (
     CHINESE,
     ENGLISH,
-    STRONG_MARKS,
     VOICES,
-    WEAK_MARKS,
     Clause,
     random_sentence,
     sentence_text,
@@ -160,6 +159,17 @@ def encode_requests(requests: list[RenderRequest], bank: PieceBank, codec) -> li
     return codes
 
 
+def word_starts(requests: list[RenderRequest], bank: PieceBank) -> list[list[int]]:
+    """The code at which each spoken word begins."""
+    renderer = Renderer()
+    renderer._espeak = bank
+    starts = []
+    for request in requests:
+        starts.append([int(w.start * SAMPLE_RATE / CODE_SAMPLES) for w in renderer.render(request).words])
+        renderer._pieces.clear()
+    return starts
+
+
 def data_path(build: Path, which: str) -> Path:
     return build / "talker_data" / f"{which}.jsonl"
 
@@ -177,7 +187,7 @@ def _write(path: Path, rows: list[Example]) -> None:
     temporary = path.with_suffix(".tmp")
     with open(temporary, "w", encoding="utf-8") as out:
         for e in rows:
-            out.write(json.dumps({"text": e.text, "speaker": e.speaker, "codes": e.codes}, ensure_ascii=False) + "\n")
+            out.write(json.dumps(asdict(e), ensure_ascii=False) + "\n")
     temporary.replace(path)
 
 
@@ -219,7 +229,12 @@ def make_data(
     for which, requests, rows in (("clean", clean, train), ("held_out", fresh, held_out)):
         if which in parts and not data_path(build, which).exists():
             codes = encode_requests(requests, bank, codec)
-            examples = [Example(sentence_text(c), s, k) for (c, s), k in zip(rows, codes, strict=True)]
+            starts = word_starts(requests, bank)
+            spoken_words = [[w for clause in c for w in clause.words] for c, _ in rows]
+            examples = [
+                Example(sentence_text(c), s, k, w, at)
+                for (c, s), k, w, at in zip(rows, codes, spoken_words, starts, strict=True)
+            ]
             _write(data_path(build, which), examples)
     if "noisy" in parts and not data_path(build, "noisy").exists():
         codes = encode_requests([s.request for s in spoken], bank, codec)

@@ -1,0 +1,126 @@
+"""``talker-rl micro build``: trains every part of the micro world from one seed and puts the checkpoint together.
+
+Hours on two cores. A step whose files are there is skipped, so an interrupted build goes on where it stopped;
+``--quick`` trains each part for a few steps, to see that the machinery turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from talker_rl.errors import StageError
+from talker_rl.micro.assemble import BUILD_DIR
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training, run in a process of its own."""
+
+    name: str
+    makes: str
+    """The file that shows that it is finished."""
+    command: tuple[str, ...]
+    """Module and arguments after ``python -m``."""
+    quick: tuple[str, ...]
+    """Arguments added by ``--quick``."""
+
+
+def steps(work: Path, seed: int) -> list[Step]:
+    """Every training in order; each needs only those before it."""
+    w, s = str(work), ("--seed", str(seed))
+    audio, micro = "talker_rl.micro.train_audio", "talker_rl.micro"
+    few = ("--steps", "4")
+    asr = [
+        Step(
+            f"recogniser {name}",
+            f"asr/{name}/model.pt",
+            (f"{micro}.asr_train", name, "--out", f"{w}/asr/{name}", "--decoded", w),
+            (*few, "--utterances", "60", "--decoded-utterances", "20"),
+        )
+        for name in ("reward", "eval")
+    ]
+    return [
+        Step("codec", "codec.safetensors", (audio, "codec", "--out", w, *s), ()),
+        Step("vocoder", "vocoder.safetensors", (audio, "vocoder", "--out", w, *s), few),
+        Step("DiT", "dit.safetensors", (audio, "dit", "--out", w, *s), few),
+        Step("Thinker", "thinker.json", (f"{micro}.thinker", "--build", w, *s), few),
+        Step("Talker, clean", "talker_clean.json", (f"{micro}.talker", "clean", "--build", w, *s), few),
+        Step("Talker, base", "talker_base.json", (f"{micro}.talker", "base", "--build", w, *s), few),
+        *asr,
+    ]
+
+
+def build(out: Path, seed: int = 0, quick: bool = False, work: Path = BUILD_DIR) -> Path:
+    """Train what is missing in ``work``, then write the checkpoint folder ``out``.
+
+    Raises:
+        StageError: a step failed; its output is above.
+    """
+    from talker_rl.micro.prompts import write_prompts
+
+    work.mkdir(parents=True, exist_ok=True)
+    todo = steps(work, seed)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TALKER_RL_CACHE": str(work / "cache")}
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in [str(Path.cwd()), *sys.path] if p)
+    for number, step in enumerate(todo, 1):
+        label = f"[{number}/{len(todo)}] {step.name}"
+        if (work / step.makes).exists():
+            print(f"{label}: there already", flush=True)
+            continue
+        print(f"{label}: python -m {' '.join(step.command)}", flush=True)
+        began = time.time()
+        arguments = [*step.command, *(step.quick if quick else ())]
+        done = subprocess.run([sys.executable, "-m", *arguments], env=environment)
+        if done.returncode != 0 or not (work / step.makes).exists():
+            raise StageError(
+                f"building the {step.name} failed (exit {done.returncode})",
+                where=str(work / step.makes),
+                fix="see the output above; the same command goes on from here",
+            )
+        print(f"{label}: {time.time() - began:.0f} s", flush=True)
+    if not (work / "prompts" / "eval.jsonl").exists():
+        write_prompts(work / "prompts")
+    return collect(out, work, seed)
+
+
+def collect(out: Path, work: Path = BUILD_DIR, seed: int = 0) -> Path:
+    """Copy the finished parts of ``work`` into the checkpoint folder ``out``: omni/, asr/, prompts/, the codec."""
+    from talker_rl.micro.assemble import assemble
+
+    out.mkdir(parents=True, exist_ok=True)
+    assemble(out / "omni", work, seed)
+    for name in ("asr/reward", "asr/eval", "prompts"):
+        if (work / name).is_dir():
+            shutil.copytree(work / name, out / name, dirs_exist_ok=True)
+    shutil.copyfile(work / "codec.safetensors", out / "codec.safetensors")
+    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    print(f"{out}: {size / 2**20:.1f} MiB", flush=True)
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="talker-rl micro build", description=__doc__)
+    parser.add_argument("--out", type=Path, default=BUILD_DIR / "checkpoint", help="folder of the finished checkpoint")
+    parser.add_argument("--work", type=Path, default=BUILD_DIR, help="folder of the parts")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a few steps each: a test of the machinery, not a model")
+    parser.add_argument("--collect", action="store_true", help="train nothing, only put finished parts together")
+    args = parser.parse_args(argv)
+    if args.collect:
+        collect(args.out, args.work, args.seed)
+    else:
+        build(args.out, args.seed, args.quick, args.work)
+    print(f"use it with TALKER_RL_MICRO_DIR={args.out}; check it with talker-rl micro check --folder {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
