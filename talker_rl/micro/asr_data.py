@@ -134,7 +134,7 @@ def build_pool(settings: PoolSettings, seed: int) -> list[Utterance]:
     pool = [to_utterance(r) for r in rng.sample(rendered, 3 * len(rendered) // 4)]
     for i, utterance in enumerate(pool):
         if rng.random() < settings.damaged:
-            worse = vocoder_damage(utterance.audio.astype(np.float32) / 32768, rng, rng.randint(4, 16))
+            worse = vocoder_damage(utterance.audio.astype(np.float32) / 32768, rng, rng.randint(3, 8))
             pool[i] = replace(utterance, audio=np.round(worse * 32767).astype(np.int16))
     return pool
 
@@ -190,12 +190,12 @@ def _keep(path: Path, **arrays: np.ndarray) -> None:
     os.replace(part, path)
 
 
-def decoded_pool(settings: PoolSettings, seed: int, build: Path) -> list[Utterance]:
+def decoded_pool(settings: PoolSettings, build: Path) -> list[Utterance]:
     """Decoded speech for training: the first of the shared renderings that the two speakers speak at their rate."""
     requests = random_requests(settings.utterances, POOL_SEED)
     rendered = render_cached(requests)
     usual = [r for q, r in zip(requests, rendered, strict=True) if q.en_voice is None and q.rate is None]
-    return decoded(usual[: settings.decoded], build, seed)
+    return decoded(usual[: settings.decoded], build, POOL_SEED)
 
 
 def held_out(count: int, build: Path | None = None) -> list[Utterance]:

@@ -133,10 +133,10 @@ def train(
     size = SIZES[name]
     model: Any = build_model(size)
     utterances = build_pool(pool, seed)
-    spoken = decoded_pool(pool, seed, decoded) if decoded else []
+    spoken = decoded_pool(pool, decoded) if decoded else []
     tests = {"clean": held_out(200)}
     if spoken:
-        tests["decoded"] = held_out(150, decoded)
+        tests["decoded"] = held_out(100, decoded)
     batches = Batches(name, utterances, spoken, settings.batch_size, seed, init / "am.mvn" if init else None)
     if init:
         model.load_state_dict(torch.load(init / "model.pt", weights_only=True))
