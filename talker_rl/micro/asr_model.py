@@ -285,8 +285,10 @@ def training_loss(
         stamp = F.binary_cross_entropy_with_logits(logits2[mask2], goal2[mask2], reduction="sum")
         alphas, alphas2 = logits1.sigmoid() * mask, logits2.sigmoid() * mask2
         number = target_lens.float()
-        total, each = mass_errors(alphas, spans, target_lens)
-        count = total + each + 0.5 * (alphas2.sum(1) - number).abs().sum()
+        edges1, edges2 = token_edges(spans)
+        mass = mass_errors(alphas, goal1, edges1)
+        mass2 = mass_errors(alphas2, goal2, edges2)
+        count = (alphas.sum(1) - number).abs().sum() + (alphas2.sum(1) - number).abs().sum()
 
         scaled = alphas * (number / alphas.sum(1).clamp(min=1e-3))[:, None]
         embeds = integrate_and_fire(hidden, scaled, int(target_lens.max()))
@@ -295,7 +297,7 @@ def training_loss(
     attention = model.criterion_att(decoded.float(), target)
 
     n = number.sum()
-    loss = attention + (0.3 * align + 0.2 * stamp + count) / n
+    loss = attention + (0.3 * align + 0.2 * stamp + mass + mass2 + count) / n
     keep = target != IGNORE_ID
     accuracy = (first_pass.argmax(-1) == target)[keep].float().mean()
     wrong_count = ((alphas.sum(1) + 0.45).floor() != number).float().mean()
@@ -305,33 +307,43 @@ def training_loss(
         "align": float(align.detach() / n),
         "stamp": float(stamp.detach() / n),
         "acc": float(accuracy),
-        "mass": float(each.detach() / n),
+        "mass": float(mass.detach() / n),
+        "mass2": float(mass2.detach() / n),
         "miscount": float(wrong_count),
     }
 
 
-def mass_errors(alphas: Tensor, spans: list[list[tuple[float, float]]], counts: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the first predictor is from one unit a token, summed over the batch.
+def mass_errors(alphas: Tensor, goals: Tensor, edges: list[list[int]]) -> Tensor:
+    """How far each token's mass is from its goal, summed over the batch.
 
-    alphas (B, T); counts (B,) tokens, </s> included. Returns the error of each utterance's sum, and that of each
-    token's own mass: what lies between the midpoints of neighbouring centres. Without the second, small surpluses add
-    up over a sentence until a token is heard twice.
+    A loss on single frames leaves small surpluses that add up over a sentence until a token is heard twice, or its
+    onset is taken for the next one's.
+
+    Args:
+        alphas, goals: (B, T) predicted and wanted mass.
+        edges: per utterance, the last frame of each token's share, in order; what lies behind the last edge is a share.
     """
-    total = alphas.cumsum(1)
-    sums = total[:, -1]
-    rows, columns, left = [], [], []
-    for b, utterance in enumerate(spans):
-        edges = [(s + e) / 2 for s, e in utterance] + [utterance[-1][1] + 0.05] if utterance else []
-        middles = [(x + y) / 2 for x, y in zip(edges, edges[1:], strict=False)]
-        columns += [min(int((m - 0.0125) / FRAME_SECONDS), alphas.size(1) - 1) for m in middles]
-        rows += [b] * len(middles)
-        left += [k == 0 for k in range(len(middles))]
-    if not rows:
-        return (sums - counts).abs().sum(), sums.new_zeros(())
-    reached = total[rows, columns]
-    first = torch.tensor(left)
-    before = torch.where(first, torch.zeros_like(reached), torch.cat([reached[:1], reached[:-1]]))
-    return (sums - counts).abs().sum(), (reached - before - 1).abs().sum()
+    difference = (alphas - goals).cumsum(1)
+    rows = [b for b, utterance in enumerate(edges) for _ in range(len(utterance) + 1)]
+    end = alphas.size(1) - 1
+    columns = [min(edge, end) for utterance in edges for edge in [*utterance, end]]
+    first = torch.tensor([k == 0 for utterance in edges for k in range(len(utterance) + 1)])
+    reached = difference[rows, columns]
+    before = torch.where(first, 0.0, torch.cat([reached[:1], reached[:-1]]))
+    return (reached - before).abs().sum()
+
+
+def token_edges(spans: list[list[tuple[float, float]]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Frames between neighbouring tokens, for both predictors: midway between centres, and midway between onsets."""
+    tokens, stamps = [], []
+    for utterance in spans:
+        finish = utterance[-1][1] if utterance else 0.0
+        centres = [(s + e) / 2 - 0.0125 for s, e in utterance] + [finish + 0.04]
+        onsets = [s for s, _ in utterance] + [finish]
+        tokens.append([int((x + y) / 2 / FRAME_SECONDS) for x, y in zip(centres, centres[1:], strict=False)])
+        middles = [(x + y) / 2 for x, y in zip(onsets, onsets[1:], strict=False)]
+        stamps.append([round(m / STAMP_SECONDS + STAMP_SHIFT) for m in middles])
+    return tokens, stamps
 
 
 def predictor_logits(predictor: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
