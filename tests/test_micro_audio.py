@@ -8,7 +8,17 @@ import torch
 
 from talker_rl.micro.codec import Codec, code_features, fit_kmeans
 from talker_rl.micro.corpus import CODE_SAMPLES, RenderRequest, make_requests, render_all
-from talker_rl.micro.dit import BLOCK, DROP_CONDITIONING, Batch, crops, flow_loss, new_dit, speaker_vector
+from talker_rl.micro.dit import (
+    BLOCK,
+    DROP_CONDITIONING,
+    Batch,
+    crops,
+    fit_speaker_encoder,
+    flow_loss,
+    new_dit,
+    speaker_vector,
+    voice_crops,
+)
 from talker_rl.micro.fast_snake import accelerate, library, snake
 from talker_rl.micro.lexicon import COMMA_SECONDS, LEAD_SECONDS, STOP_SECONDS, Clause
 from talker_rl.micro.mel import log_mel, mel_filters
@@ -186,6 +196,34 @@ def test_flow_loss_of_the_start_is_the_analytic_one():
     batch = Batch(mel, torch.zeros(4, 48, dtype=torch.long), torch.randn(4, 192), torch.randn(4, 100, 80))
     assert abs(flow_loss(model, batch, generator).item() - 5.0) < 0.15
     assert 0 < DROP_CONDITIONING < 0.5
+
+
+def test_speaker_encoder_learns_voices_and_leaves_the_velocity_alone():
+    torch.manual_seed(0)
+    model = new_dit(torch.zeros(80)).eval()
+    tilt = torch.linspace(-2, 2, 80)
+    mels = [torch.randn(300, 80) + (tilt if i % 2 else -tilt) for i in range(6)]
+    batches = voice_crops(mels, ["odd" if i % 2 else "even" for i in range(6)], 8, torch.Generator().manual_seed(0))
+    inputs = dict(
+        hidden_states=torch.randn(1, 48, 80),
+        condition_vector=mels[0][None],
+        speaker_embedding=torch.randn(1, 48, 192),
+        quantized_code=torch.arange(24)[None],
+        time_step=torch.tensor(0.3),
+        apply_cfg=False,
+    )
+
+    def similarity() -> tuple[float, float]:
+        embeddings = model.input_embed.spk_encoder(torch.stack([mels[0], mels[2], mels[1]]))
+        even, also_even, odd = torch.nn.functional.normalize(embeddings, dim=1)
+        return float(even @ also_even), float(even @ odd)
+
+    with torch.no_grad():
+        velocity, (_, across_before) = model(**inputs), similarity()
+        fit_speaker_encoder(model, batches, mels[0][None], steps=12)
+        within, across = similarity()
+        assert torch.allclose(model(**inputs), velocity, atol=1e-5)
+    assert within > 0.9 > 0.5 > across and across < across_before - 0.2
 
 
 def test_decode_equals_upstream_and_refuses_ragged_batches(rendered, tmp_path):

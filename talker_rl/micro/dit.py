@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import Qwen2_5OmniDiTConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniToken2WavDiTModel
 
@@ -24,7 +25,6 @@ BLOCK = 24
 COND_DIM = 192
 REF_FRAMES = 300
 DROP_CONDITIONING = 0.1
-SPEAKER_WEIGHT = 0.05
 
 
 def dit_config() -> Qwen2_5OmniDiTConfig:
@@ -156,8 +156,7 @@ def voice_crops(
 def speaker_loss(model: Qwen2_5OmniToken2WavDiTModel, mel: Tensor, voice: Tensor, temperature: float = 0.1) -> Tensor:
     """Supervised contrastive loss (Khosla et al., arXiv 2004.11362, L_out) of the ECAPA embeddings.
 
-    Two voices with disjoint codes would leave the encoder without a task and its embeddings all alike; with this they
-    measure speaker similarity. mel (B, R, 80), voice (B,).
+    mel (B, R, 80), voice (B,) -> scalar.
     """
     with torch.autocast("cpu", dtype=torch.bfloat16):
         embedding = model.input_embed.spk_encoder(mel)
@@ -173,15 +172,12 @@ def fit_dit(
     batches: Iterator[Batch],
     steps: int,
     generator: torch.Generator,
-    voices: Iterator[tuple[Tensor, Tensor]] | None = None,
     learning_rate: float = 2e-3,
     warmup: int = 100,
     ema: float = 0.998,
     on_step: Callable[[int, float, Qwen2_5OmniToken2WavDiTModel], None] | None = None,
 ) -> Qwen2_5OmniToken2WavDiTModel:
     """AdamW, warm-up and cosine; returns the moving average of the weights (also given to ``on_step``).
-
-    ``voices`` (of ``voice_crops``) adds the speaker encoder's contrastive loss.
 
     Raises TrainingError when the loss is not finite.
     """
@@ -200,7 +196,7 @@ def fit_dit(
         if not torch.isfinite(loss):
             raise TrainingError("the DiT's loss is not finite", where=f"step {step}", fix="lower the learning rate")
         optimizer.zero_grad(set_to_none=True)
-        (loss + SPEAKER_WEIGHT * speaker_loss(model, *next(voices)) if voices else loss).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -212,6 +208,35 @@ def fit_dit(
         if on_step:
             on_step(step + 1, smooth, average)
     return average
+
+
+@torch.enable_grad()
+def fit_speaker_encoder(
+    model: Qwen2_5OmniToken2WavDiTModel,
+    voices: Iterator[tuple[Tensor, Tensor]],
+    ref_mels: Tensor,
+    steps: int,
+    learning_rate: float = 2e-3,
+) -> None:
+    """Teach the ECAPA encoder to tell voices apart, so that it measures speaker similarity.
+
+    Voices with disjoint codes leave the encoder no task within the DiT: its embeddings come out all alike. What they
+    contribute for ``ref_mels`` (S, R, 80) is folded into the input layer's bias first, and their columns set to 0, so
+    that the velocity stays what it was. ``voices``: batches of ``voice_crops``.
+    """
+    encoder, proj = model.input_embed.spk_encoder, model.input_embed.proj
+    start = model.config.mel_dim
+    with torch.no_grad():
+        columns = proj.weight[:, start : start + model.config.enc_dim]  # proj reads (x, ECAPA, code, speaker)
+        proj.bias += columns @ encoder(ref_mels).mean(0)
+        columns.zero_()
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=learning_rate, weight_decay=0.01)
+    for _ in tqdm(range(steps), desc="speaker encoder", mininterval=5.0, disable=steps < 20):
+        loss = speaker_loss(model, *next(voices))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        optimizer.step()
 
 
 def speaker_vector(mels: list[Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """Training of the speech side of the micro world: codec, vocoder, DiT.
 
-    python -m talker_rl.micro.train_audio codec|vocoder|dit|finetune --out build/micro
+    python -m talker_rl.micro.train_audio codec|vocoder|dit|speaker|finetune --out build/micro
 
 Each part writes its own file and, once both exist, ``token2wav.safetensors`` (the state of
 Qwen2_5OmniToken2WavModel) with ``token2wav_config.json``; snapshots appear while training goes on.
@@ -32,6 +32,7 @@ from talker_rl.micro.dit import (
     crops,
     dit_config,
     fit_dit,
+    fit_speaker_encoder,
     new_dit,
     sample_mel,
     speaker_vector,
@@ -172,11 +173,35 @@ def train_dit(
             save_tensors(average.state_dict(), out / "dit.safetensors")
             write_token2wav(out)
 
-    voice_mels, voice_names = other_voices(seed * 1000 + 5)
-    voice_batches = voice_crops(voice_mels + mels[train][:200], voice_names + speakers[train][:200], 16, generator)
-    average = fit_dit(model, batches, steps, generator, voice_batches, learning_rate, on_step=on_step)
+    average = fit_dit(model, batches, steps, generator, learning_rate, on_step=on_step)
     held_out = list(zip(mels[:HELD_OUT], codes[:HELD_OUT], speakers[:HELD_OUT], strict=True))
     return mel_errors(average, held_out, voices)
+
+
+def train_speaker_encoder(out: str | Path, seed: int = 0, steps: int = 300) -> dict[str, float]:
+    """Teach the DiT's own ECAPA ten voices, after ``train_dit``. Returns mean cosines on held-out sentences."""
+    out = Path(out)
+    torch.manual_seed(seed)
+    model = new_dit(torch.zeros(80)).eval()
+    model.load_state_dict(load_file(str(out / "dit.safetensors")))
+    voices = torch.load(out / "spk_dict.pt", weights_only=True)
+    mels, names = other_voices(seed * 1000 + 5)
+    own = render_corpus(120, seed * 1000 + 6)
+    own_mels, own_names = audio_and_mels(own)[1], [r.speaker for r in own]
+    generator = torch.Generator().manual_seed(seed)
+    batches = voice_crops(mels + own_mels[HELD_OUT:], names + own_names[HELD_OUT:], 16, generator)
+    fit_speaker_encoder(model, batches, torch.cat([v["ref_mel"] for v in voices.values()]), steps)
+    save_tensors(model.state_dict(), out / "dit.safetensors")
+    write_token2wav(out)
+    encoder = model.input_embed.spk_encoder
+    cosine: dict[str, list[float]] = {"same_speaker": [], "other_speaker": []}
+    with torch.no_grad():
+        for mel, speaker in zip(own_mels[:HELD_OUT], own_names[:HELD_OUT], strict=True):
+            for name, voice in voices.items():
+                pair = encoder(mel[None]), encoder(voice["ref_mel"])
+                similarity = float(torch.nn.functional.cosine_similarity(*pair)[0])
+                cosine["same_speaker" if name == speaker else "other_speaker"].append(similarity)
+    return {f"cosine_{name}": float(np.mean(values)) for name, values in cosine.items()}
 
 
 def other_voices(seed: int, sentences: int = 25) -> tuple[list[Tensor], list[str]]:
@@ -260,7 +285,7 @@ def decode_codes(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["codec", "vocoder", "dit", "finetune"])
+    parser.add_argument("part", choices=["codec", "vocoder", "dit", "speaker", "finetune"])
     parser.add_argument("--out", default="build/micro")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int)
@@ -275,6 +300,8 @@ def main(argv: list[str] | None = None) -> None:
         figures = train_codec(args.out, args.seed)
     elif args.part == "vocoder":
         figures = train_vocoder(args.out, args.seed, resume=args.resume, **extra)
+    elif args.part == "speaker":
+        figures = train_speaker_encoder(args.out, args.seed, **extra)
     elif args.part == "finetune":
         figures = finetune_vocoder(args.out, args.seed, **extra)
     else:
