@@ -130,6 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Overrides may stand before, between and after options, which argparse alone does not allow below a verb."""
     command = parser()
+    if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"]):  # their options are their own
+        return argparse.Namespace(verb="micro", what=arguments[1], rest=arguments[2:])
     args, rest = command.parse_known_args(arguments)
     strange = [a for a in rest if a.startswith("-") or not hasattr(args, "overrides")]
     if strange:

@@ -72,7 +72,7 @@ def write_world(folder: Path, **overrides: Any) -> Path:
                      "per_device_train_batch_size": 2, "lr_scheduler_type": "constant"},
         },
         "dev": {"num_candidates": 1},
-        "eval": {"seeds": 2, "bootstrap_samples": 200, "extras": False},
+        "eval": {"seeds": 2, "bootstrap_samples": 200, "extras": 0},
         "report": {"before_after": 2, "pairs": 2},
     }
     for key, value in overrides.items():

@@ -62,8 +62,8 @@ def test_a_dry_run_prints_plan_and_budget_and_writes_nothing(
     out = capsys.readouterr().out
     assert "num_candidates: 5" in out
     assert "round 2, default: 40 candidates (8 prompts x 5)" in out
-    # scores 2 x 40; choice 2 x 4 policies x 3 dev prompts; evaluation 2 Talkers x 4 texts x 2 seeds
-    assert f"decode budget: {80 + 24 + 16} utterances x 4 DiT passes" in out
+    # scores 2 x 40; choice (4 + 3) policies x 3 dev prompts; evaluation 2 Talkers x 4 texts x 2 seeds
+    assert f"decode budget: {80 + 21 + 16} utterances x 4 DiT passes" in out
     assert not run.exists()
 
 
@@ -143,6 +143,13 @@ def test_doctor_finds_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["doctor", "-c", str(config)]) == 1
     out = capsys.readouterr().out
     assert "spk_dict.pt is missing" in out and "2 problems" in out
+
+
+def test_options_of_the_micro_world_reach_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["micro", "build", "--help"])
+    assert caught.value.code == 0
+    assert "talker-rl micro build" in capsys.readouterr().out
 
 
 def test_micro_path_is_the_folder_that_holds_the_model(

@@ -17,7 +17,7 @@ from talker_rl.run_dir import atomic_write, read_json, timed
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context, choice_stage, train_stage
 from talker_rl.stages.scores import score_task
-from talker_rl.stages.shards import chunks
+from talker_rl.stages.shards import ShardFolder, chunks
 
 
 def run(ctx: Context, variant: str, index: int) -> Path:
@@ -40,8 +40,8 @@ def run(ctx: Context, variant: str, index: int) -> Path:
                          fix=f"set train.{variant}.args.save_steps within max_steps, and --force-stage {trained}")
     if cfg.checkpoints == "last":
         checkpoints = dict([max(checkpoints.items())])
-    before = None if index == 1 else chosen_policy(ctx, variant, index - 1)
-    policies: dict[int, Path | None] = {0: before, **checkpoints}
+    known = _start_rows(ctx, variant, index)
+    policies: dict[int, Path | None] = {**checkpoints} if known else {0: None, **checkpoints}
     prompts = ctx.prompts("dev")
     parts = chunks(prompts, ctx.config.rollouts.shard_size)
     work = [(step, part) for step in policies for part in parts]
@@ -53,7 +53,7 @@ def run(ctx: Context, variant: str, index: int) -> Path:
     with timed() as seconds:
         folder = ctx.fill(stage, key, len(work), task, worker.sample_and_score,
                           lambda f, i, made: f.write(i, [{"step": work[i][0], **row} for row in made["rows"]]))
-        table = _table(list(folder.all_rows()))
+        table = _table([*known, *folder.all_rows()])
         eligible = [row for row in table if row["step"] or index > 1]
         sign = -1.0 if cfg.metric == "reward" else 1.0
         best = min(eligible, key=lambda row: (sign * row[cfg.metric], row["step"]))
@@ -66,6 +66,18 @@ def run(ctx: Context, variant: str, index: int) -> Path:
         ctx.say(f"{stage}: WARNING: no checkpoint is better on dev than the policy that training began with")
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts={"step": best["step"]})
     return _policy_folder(ctx, choice, variant, index)
+
+
+def _start_rows(ctx: Context, variant: str, index: int) -> list[dict[str, Any]]:
+    """What the policy that a later round begins with said on dev, as step 0: its own choice has heard it already."""
+    if index == 1:
+        return []
+    stage = choice_stage(variant, index - 1)
+    step = read_json(ctx.run.path / stage / "choice.json")["step"]
+    spoken = list(ShardFolder(ctx.run.path / stage).all_rows())
+    if step == 0:  # the round before was undone: its start is the one of the round before that
+        return _start_rows(ctx, variant, index - 1)
+    return [{**row, "step": 0} for row in spoken if row["step"] == step]
 
 
 def chosen_policy(ctx: Context, variant: str, index: int) -> Path:
@@ -96,7 +108,7 @@ def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def eval_task(
     ctx: Context, policy: Path | None, purpose: str, prompts: list, count: int, sampling: dict[str, Any],
-    *, model: dict[str, Any] | None = None, mode: Literal["dev", "eval"] = "dev", extras: bool = False,
+    *, model: dict[str, Any] | None = None, mode: Literal["dev", "eval"] = "dev", extras: int = 0,
     audio: worker.AudioSpec | None = None,
 ) -> worker.EvalTask:
     """Sample from a policy and score what it says; the same seeds whatever the policy."""

@@ -65,9 +65,9 @@ def _steps(config: RunConfig) -> Iterator[Step]:
             yield Step("training", f"round {index}, {variant}: {cfg.loss['type']}, {length}")
             tried = _checkpoints(config, variant)
             spoken = counts["dev"] * config.dev.num_candidates
-            known = f"{tried} checkpoints and the start" if tried else "every saved checkpoint and the start"
+            known = (f"{tried} checkpoints" if tried else "every saved checkpoint") + " and the start" * (index == 1)
             yield Step("choice", f"round {index}, {variant}: {known}, {spoken} dev utterances each",
-                       spoken * ((tried or 1) + 1))
+                       spoken * ((tried or 1) + (index == 1)))
     judged = 1 + len(config.eval.talkers) + len(config.train)
     spoken = counts["eval"] * config.eval.seeds
     yield Step("evaluation", f"{judged} Talkers x {spoken} utterances ({counts['eval']} texts x "

@@ -6,6 +6,7 @@ A task is plain data in and plain rows out, so that it means the same wherever i
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -61,8 +62,8 @@ class ScoreTask:
     mode: Literal["score", "dev", "eval"] = "score"
     """score: score rows by the reward recogniser. dev: flat rows by it. eval: flat rows by the evaluator, with the
     reward recogniser's errors beside."""
-    extras: bool = False
-    """In flat rows: speaker similarity and F0."""
+    extras: int = 0
+    """In flat rows: on so many candidates a prompt, speaker similarity and F0."""
 
 
 @dataclass
@@ -254,15 +255,17 @@ def _evaluation_row(prompt: Prompt, candidate: Candidate, row: Any, by_reward: A
 
 
 def _extras(task: ScoreTask, candidates: list[Candidate], audio: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Speaker similarity and F0 of each candidate; null where there is no speech to measure."""
+    """Speaker similarity and F0 of each prompt's first candidates; null elsewhere and where there is no speech."""
     from talker_rl.evaluation.prosody import f0_stats
     from talker_rl.omni.speaker import speaker_similarity
 
     omni = omni_of(task.model)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    seen: Counter[str] = Counter()
     for candidate in candidates:
         sound = audio.get(candidate.candidate_id)
-        if sound is None:
+        seen[candidate.prompt_id] += 1
+        if sound is None or seen[candidate.prompt_id] > task.extras:
             rows.append(dict.fromkeys(("speaker_similarity", "f0_mean", "f0_spread")))
             continue
         f0 = f0_stats(sound, AUDIO_RATE)
