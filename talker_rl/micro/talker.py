@@ -276,7 +276,8 @@ def train(
     index[used] = torch.arange(len(used))
     rest = torch.tensor([i for i in range(talker.config.vocab_size) if i not in set(seen)])
     reader = torch.nn.Linear(talker.config.hidden_size, 2 * (len(WORDS) + 1))  # thrown away after training
-    optimizer = torch.optim.AdamW([*talker.parameters(), *reader.parameters()], lr=lr, weight_decay=0.02, betas=(0.9, 0.97), fused=True)
+    weights = [*talker.parameters(), *reader.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.02, betas=(0.9, 0.97), fused=True)
     began, step, losses, extra = time.time(), 0, [], []
     while step < steps:
         for group in batches(examples, batch_size, rng):

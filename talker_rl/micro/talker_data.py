@@ -238,10 +238,12 @@ def make_data(
             _write(data_path(build, which), examples)
     if "noisy" in parts and not data_path(build, "noisy").exists():
         codes = encode_requests([s.request for s in spoken], bank, codec)
+        starts = word_starts([s.request for s in spoken], bank)
         examples = []
-        for (clauses, speaker), s, k in zip(train, spoken, codes, strict=True):
+        for (clauses, speaker), s, k, at in zip(train, spoken, codes, starts, strict=True):
             cut = round(s.cut_seconds * SAMPLE_RATE / CODE_SAMPLES)
-            examples.append(Example(sentence_text(clauses), speaker, k[: len(k) - cut]))
+            said = [w for clause in s.request.clauses for w in clause.words]
+            examples.append(Example(sentence_text(clauses), speaker, k[: len(k) - cut], said, at))
         _write(data_path(build, "noisy"), examples)
 
 
