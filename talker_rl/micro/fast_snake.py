@@ -34,6 +34,13 @@ def library() -> ctypes.CDLL | None:
     return ctypes.CDLL(str(target))
 
 
+def _kernel() -> ctypes.CDLL:
+    kernel = library()
+    if kernel is None:
+        raise RuntimeError("fast_snake needs a C compiler; call accelerate(), which asks first")
+    return kernel
+
+
 def _p(t: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(t.data_ptr())
 
@@ -48,7 +55,7 @@ class _FastSnake(torch.autograd.Function):
         ctx.save_for_backward(x, alpha, beta, kernel)
         y = torch.empty_like(x)
         rows = x.shape[0] * x.shape[1]
-        library().aa_forward(_p(x), _p(y), _p(alpha), _p(beta), _p(kernel), rows, x.shape[1], x.shape[2])
+        _kernel().aa_forward(_p(x), _p(y), _p(alpha), _p(beta), _p(kernel), rows, x.shape[1], x.shape[2])
         return y
 
     @staticmethod
@@ -57,7 +64,7 @@ class _FastSnake(torch.autograd.Function):
         grad = grad.contiguous()
         dx, da, db = torch.empty_like(x), torch.zeros_like(alpha), torch.zeros_like(beta)
         rows = x.shape[0] * x.shape[1]
-        library().aa_backward(
+        _kernel().aa_backward(
             _p(x), _p(grad), _p(dx), _p(alpha), _p(beta), _p(da), _p(db), _p(kernel), rows, x.shape[1], x.shape[2]
         )
         return dx, da, db, None

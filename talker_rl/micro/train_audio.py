@@ -46,6 +46,7 @@ from talker_rl.micro.vocoder import fit_vocoder, segments, vocode, vocoder_confi
 CODEC_SENTENCES = 600
 VOCODER_SENTENCES = 600
 DIT_SENTENCES = 1000
+SPEAKER_STEPS = 250
 SNAPSHOT_STEPS = 200
 HELD_OUT = 16
 OTHER_VOICES = ("m1", "m3", "m4", "m7", "f2", "f3", "f4", "f5")
@@ -175,11 +176,12 @@ def train_dit(
 
     average = fit_dit(model, batches, steps, generator, learning_rate, on_step=on_step)
     held_out = list(zip(mels[:HELD_OUT], codes[:HELD_OUT], speakers[:HELD_OUT], strict=True))
-    return mel_errors(average, held_out, voices)
+    cosines = train_speaker_encoder(out, seed, min(SPEAKER_STEPS, steps))
+    return mel_errors(average, held_out, voices) | cosines
 
 
-def train_speaker_encoder(out: str | Path, seed: int = 0, steps: int = 300) -> dict[str, float]:
-    """Teach the DiT's own ECAPA ten voices, after ``train_dit``. Returns mean cosines on held-out sentences."""
+def train_speaker_encoder(out: str | Path, seed: int = 0, steps: int = SPEAKER_STEPS) -> dict[str, float]:
+    """Teach the DiT's own ECAPA ten voices, the last part of ``train_dit``. Returns mean cosines on held-out sentences."""
     out = Path(out)
     torch.manual_seed(seed)
     model = new_dit(torch.zeros(80)).eval()
