@@ -181,7 +181,7 @@ def train_dit(
 
 
 def train_speaker_encoder(out: str | Path, seed: int = 0, steps: int = SPEAKER_STEPS) -> dict[str, float]:
-    """Teach the DiT's own ECAPA ten voices, the last part of ``train_dit``. Returns mean cosines on held-out sentences."""
+    """Teach the DiT's own ECAPA ten voices, last part of ``train_dit``. Returns held-out mean cosines."""
     out = Path(out)
     torch.manual_seed(seed)
     model = new_dit(torch.zeros(80)).eval()
