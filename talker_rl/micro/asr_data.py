@@ -186,7 +186,7 @@ def _keep(path: Path, **arrays: np.ndarray) -> None:
     """``np.savez`` under a temporary name, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez(part, **arrays)
+    np.savez(part, **arrays)  # type: ignore[arg-type]  # numpy's stub takes every keyword for allow_pickle
     os.replace(part, path)
 
 

@@ -83,7 +83,7 @@ def recognise(model: Any, frontend: Any, audio: list[np.ndarray]) -> list[tuple[
     with torch.inference_mode():
         for clip in audio:
             found = model.inference([clip], key=["a"], tokenizer=tokenizer, frontend=frontend, device="cpu")
-            result = found[0][0] if found else {"text": "", "timestamp": []}
+            result: Any = found[0][0] if found else {"text": "", "timestamp": []}
             spans = [(start / 1000, end / 1000) for start, end in result["timestamp"]]
             out.append((result["text"].split(), spans))
     return out
@@ -142,7 +142,8 @@ def train(
         model.load_state_dict(torch.load(init / "model.pt", weights_only=True))
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     report = AsrReport()
-    began, mean = time.monotonic(), {}
+    began = time.monotonic()
+    mean: dict[str, float] = {}
     for step in range(1, settings.steps + 1):
         rate = min(step / settings.warmup, 0.5 * (1 + math.cos(math.pi * step / settings.steps)) + 0.01)
         for group in optimizer.param_groups:

@@ -50,7 +50,8 @@ def between(name: str, value: float, low: float, high: float) -> Figure:
 
 def sentences(count: int) -> list[tuple[list[Clause], str]]:
     """Distinct (clauses, speaker), outside every prompt set."""
-    rng, names, rows, seen = random.Random(SEED), sorted(VOICES), [], set(prompt_texts())
+    rows: list[tuple[list[Clause], str]] = []
+    rng, names, seen = random.Random(SEED), sorted(VOICES), set(prompt_texts())
     while len(rows) < count:
         clauses = random_sentence(rng)
         if (text := sentence_text(clauses)) not in seen:
@@ -99,7 +100,8 @@ def moved_pauses(rows: Sequence[tuple[list[Clause], str]]) -> list[Any]:
     rng, requests = random.Random(SEED + 1), []
     for clauses, speaker in rows:
         pauses = [rng.choice((p, 0.0, rng.uniform(0.22, 0.7))) for p in default_pauses(clauses)]
-        inner, index = [], 0
+        inner: list[int] = []
+        index = 0
         for clause in clauses:
             inner += range(index, index + len(clause.words) - 1)
             index += len(clause.words)

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -125,12 +126,16 @@ def dither_tile() -> np.ndarray:
 
 
 class Renderer:
-    """Renders requests; make it early in a process without threads, since espeak is forked. Clauses are cached."""
+    """Renders requests; make it early in a process without threads, since espeak is forked. Clauses are cached.
 
-    def __init__(self) -> None:
+    Args:
+        source: what speaks a clause (``say(voice, rate, words) -> Speech``); None starts espeak-ng.
+    """
+
+    def __init__(self, source: Any = None) -> None:
         from talker_rl.micro.espeak import Espeak
 
-        self._espeak = Espeak()
+        self._espeak = Espeak() if source is None else source
         self._pieces: dict[tuple, tuple[np.ndarray, list[float]]] = {}
         self._gains: dict[tuple[str, str], float] = {}
         self._dither = dither_tile()

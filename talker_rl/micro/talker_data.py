@@ -145,8 +145,7 @@ class PieceBank:
 def encode_requests(requests: list[RenderRequest], bank: PieceBank, codec) -> list[list[int]]:
     """Codes of each request."""
     bank.add({key for r in requests for key in piece_keys(r)})
-    renderer = Renderer()
-    renderer._espeak = bank
+    renderer = Renderer(bank)
     codes, began = [], time.time()
     for i, request in enumerate(requests):
         audio = renderer.render(request).audio
@@ -161,8 +160,7 @@ def encode_requests(requests: list[RenderRequest], bank: PieceBank, codec) -> li
 
 def word_starts(requests: list[RenderRequest], bank: PieceBank) -> list[list[int]]:
     """The code at which each spoken word begins."""
-    renderer = Renderer()
-    renderer._espeak = bank
+    renderer = Renderer(bank)
     starts = []
     for request in requests:
         starts.append([int(w.start * SAMPLE_RATE / CODE_SAMPLES) for w in renderer.render(request).words])
@@ -206,7 +204,7 @@ def make_data(
 
     taken: set[str] = set()
     train = make_sentences(sentences, seed, taken)
-    held_out = []
+    held_out: list[tuple[list[Clause], str]] = []
     rng = random.Random(seed + 1)
     names = sorted(VOICES)
     while len(held_out) < HELD_OUT:  # not from the pool: its clauses are new too
