@@ -49,11 +49,14 @@ class Augment:
     noise: float = 0.35
     snr_db: tuple[float, float] = (12.0, 38.0)
     empty: float = 0.02
+    untouched: float = 0.0
+    """Share whose sound (not its silences and cuts) stays as it was synthesised."""
 
 
 AUGMENTS = {
     "reward": Augment(),
     "eval": Augment(
+        untouched=0.25,
         cut=0.20,
         splice=0.15,
         splice_seconds=(0.2, 0.8),
@@ -147,6 +150,8 @@ def augment(utterance: Utterance, setting: Augment, rng: random.Random, noise: n
     tail = rng.uniform(0, setting.tail_seconds) if rng.random() < setting.tail else 0.0
     utterance = pad(utterance, lead, max(tail, 0.1 - len(utterance.audio) / RATE))
 
+    if setting.untouched and rng.random() < setting.untouched:
+        return utterance
     audio = utterance.audio
     if rng.random() < setting.equalise:
         audio = equalise(audio, rng, setting.equalise_db)
