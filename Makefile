@@ -24,7 +24,7 @@ demo: setup
 	$(BIN)/talker-rl run --config configs/demo.yaml --run-dir runs/demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .
