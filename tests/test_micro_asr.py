@@ -151,3 +151,25 @@ def test_augmentation_depends_on_its_seeds_only() -> None:
         return asr_augment.augment(utterance(), Augment(), random.Random(3), np.random.default_rng(3)).audio
 
     np.testing.assert_array_equal(once(), once())
+
+
+def test_mass_errors_see_what_the_sum_hides() -> None:
+    """Two tokens and the end: one unit too much in the first, one too little in the second."""
+    goals = torch.zeros(1, 12)
+    goals[0, [2, 6, 10]] = 1.0
+    alphas = goals.clone()
+    alphas[0, 3] += 0.5
+    alphas[0, 6] -= 0.5
+    assert alphas.sum() == goals.sum()
+    assert asr_model.mass_errors(alphas, goals, [[4, 8]]).item() == pytest.approx(1.0)
+    assert asr_model.mass_errors(goals, goals, [[4, 8]]).item() == 0.0
+
+
+def test_token_edges_lie_between_the_targets_peaks() -> None:
+    spans = [[(0.2, 0.5), (0.5, 0.9), (1.4, 1.8)], []]
+    tokens, stamps = asr_model.cif_targets(spans, torch.tensor([60, 60]))
+    edges = asr_model.token_edges(spans)
+    for mass, cuts, wanted in ((tokens, edges[0], [1.0, 1.0, 1.0, 1.0]), (stamps, edges[1], [1.5, 1.0, 1.0, 0.5])):
+        parts = mass[0].tensor_split([c + 1 for c in cuts[0]])
+        assert [float(p.sum()) for p in parts] == pytest.approx(wanted)
+        assert cuts[1] == []
