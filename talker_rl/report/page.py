@@ -89,7 +89,9 @@ def render(data: ReportData, *, audio_format: str = "opus") -> str:
         "Pairs: margin against length": charts.margin_against_length(data.pairs),
     }
     drawn = {
-        name: figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+        name: figure.to_html(
+            full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
+        )
         for name, figure in figures.items()
         if figure is not None
     }
