@@ -20,6 +20,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniTo
 
 from talker_rl.errors import TrainingError
 from talker_rl.micro.mel import FRAMES_PER_CODE, MEL_DIM
+from talker_rl.micro.vocoder import warmup_cosine
 
 BLOCK = 24
 COND_DIM = 192
@@ -184,12 +185,7 @@ def fit_dit(
     average = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    schedule = warmup_cosine(optimizer, warmup, steps)
     smooth = math.nan
     for step in range(steps):
         loss = flow_loss(model, next(batches), generator)

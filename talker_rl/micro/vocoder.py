@@ -76,6 +76,17 @@ def segments(
         yield torch.stack(mel_rows), torch.stack(audio_rows)
 
 
+def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then a cosine from the optimizer's rate down to 2 % of it at ``steps``."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 def fit_vocoder(
     model: Qwen2_5OmniToken2WavBigVGANModel,
     batches: Iterator[tuple[Tensor, Tensor]],
@@ -90,12 +101,7 @@ def fit_vocoder(
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.8, 0.99), weight_decay=0.01)
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    schedule = warmup_cosine(optimizer, warmup, steps)
     smooth = math.nan
     for step in range(steps):
         mel, audio = next(batches)
