@@ -70,6 +70,7 @@ class Conditioner:
         self.fast = fast
         self.thinker, self.tokenizer, self.ids = thinker.eval(), tokenizer, text_ids()
         table = thinker.get_input_embeddings().weight.detach()
+        self.device = table.device
         self.speaker = {name: table[i][None] for name, i in self.ids.speakers.items()}
         self.tail = torch.cat([table[self.ids.tts_end][None], table[self.ids.tts_pad][None]])
 
@@ -84,9 +85,11 @@ class Conditioner:
         for i, row in enumerate(rows):
             tokens[i, : len(row)] = torch.tensor(row)
         # Padding is on the right, so causal attention never sees it.
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.fast):
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             out = self.thinker.model(
-                input_ids=tokens, position_ids=positions(len(rows), length), output_hidden_states=True
+                input_ids=tokens.to(self.device),
+                position_ids=positions(len(rows), length).to(self.device),
+                output_hidden_states=True,
             )
             total = out.hidden_states[-1].float() + out.hidden_states[0].float()
         speech = []
@@ -127,22 +130,23 @@ def collate(
 ) -> tuple[Any, Any]:
     """Right-padded inputs (B, T, E) and targets (B, T), -100 where nothing is predicted.
 
-    ``embed`` is the Talker's codec embedding; gradients flow into it.
+    ``embed`` is the Talker's codec embedding; gradients flow into it. Inputs are on its device, targets too.
     """
     import torch
 
     length = max(len(s.prefix) + len(c) for s, c in zip(speech, codes, strict=True))
     length = -(-length // 16) * 16
-    batch, width = len(speech), speech[0].prefix.shape[-1]
-    fixed = torch.zeros(batch, length, width)
+    batch, width, device = len(speech), speech[0].prefix.shape[-1], embed.weight.device
+    fixed = torch.zeros(batch, length, width, device=device)
     code_ids = torch.full((batch, length), CODEC_MASK)
     has_code = torch.zeros(batch, length, 1)
     targets = torch.full((batch, length), -100)
     for i, (s, row, no_start) in enumerate(zip(speech, codes, bare, strict=True)):
         p, n = len(s.prefix), len(row)
         fixed[i, :p] = s.prefix
-        stream = s.reply_stream[torch.arange(n).clamp(max=len(s.reply_stream) - 1)]
-        fixed[i, p : p + n] = stream
+        fixed[i, p : p + n] = s.reply_stream[-1]
+        said = min(n, len(s.reply_stream))
+        fixed[i, p : p + said] = s.reply_stream[:said]
         code_ids[i, p : p + n] = torch.tensor(row)
         has_code[i, p : p + n] = 1
         if not no_start:
@@ -150,7 +154,7 @@ def collate(
             has_code[i, p - 2 : p] = 1
         targets[i, p - 1 : p + n - 1] = torch.tensor(row)
         targets[i, p + n - 1] = CODEC_EOS
-    return fixed + embed(code_ids) * has_code, targets
+    return fixed + embed(code_ids.to(device)) * has_code.to(device), targets.to(device)
 
 
 def register_training_attention() -> None:
@@ -191,11 +195,11 @@ def sampled_loss(hidden: Any, targets: Any, head: Any, used: Any, rest: Any, gen
     import torch
     from torch.nn import functional as F
 
-    drawn = rest[torch.randperm(len(rest), generator=generator)[:NEGATIVES]]
-    with torch.autocast("cpu", torch.bfloat16):
+    drawn = rest[torch.randperm(len(rest), generator=generator)[:NEGATIVES].to(rest.device)]
+    with torch.autocast(hidden.device.type, torch.bfloat16):
         logits = hidden @ head.weight[torch.cat([used, drawn])].T
     logits = logits.float()
-    shift = torch.zeros(logits.shape[-1])
+    shift = torch.zeros(logits.shape[-1], device=logits.device)
     shift[len(used) :] = math.log(len(rest) / len(drawn))
     return F.cross_entropy(logits + shift, targets)
 
@@ -254,8 +258,11 @@ def train(
     lr_floor: float = 0.02,
     alignment_weight: float = 0.5,
     snapshot_every: int = 500,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train a Talker on ``examples`` and write it to ``out`` (rounded to bf16, stored as float32).
+
+    One seed gives one Talker on one kind of device; another device rounds differently.
 
     Returns figures: steps, seconds, last losses.
     """
@@ -263,19 +270,20 @@ def train(
 
     torch.manual_seed(seed)
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    conditioner = Conditioner(load_thinker(build), load_tokenizer(build), fast=True)
-    register_training_attention()
+    conditioner = Conditioner(load_thinker(build).to(device), load_tokenizer(build), fast=True)
     talker = new_talker(build)
     if start is not None:
         talker.load_state_dict(load_talker(start, build).state_dict())
-    talker.train()
-    talker.set_attn_implementation("micro_training")
+    talker.to(device).train()
+    if device == "cpu":
+        register_training_attention()
+        talker.set_attn_implementation("micro_training")
     seen = sorted({c for e in examples for c in e.codes} | {CODEC_EOS})
-    used = torch.tensor(seen)
-    index = torch.full((talker.config.vocab_size,), -1)
-    index[used] = torch.arange(len(used))
-    rest = torch.tensor([i for i in range(talker.config.vocab_size) if i not in set(seen)])
-    reader = torch.nn.Linear(talker.config.hidden_size, 2 * (len(WORDS) + 1))  # thrown away after training
+    used = torch.tensor(seen, device=device)
+    index = torch.full((talker.config.vocab_size,), -1, device=device)
+    index[used] = torch.arange(len(used), device=device)
+    rest = torch.tensor(sorted(set(range(talker.config.vocab_size)) - set(seen)), device=device)
+    reader = torch.nn.Linear(talker.config.hidden_size, 2 * (len(WORDS) + 1)).to(device)  # thrown away after training
     weights = [*talker.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.02, betas=(0.9, 0.97), fused=True)
     began, step, losses, extra = time.time(), 0, [], []
@@ -290,13 +298,13 @@ def train(
             bare = [rng.random() < BARE_START_RATE for _ in group]
             inputs, targets = collate(speech, [e.codes for e in group], bare, talker.model.embed_tokens)
             at = targets != -100
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16):
                 projected = talker.thinker_to_talker_proj(inputs)
                 hidden = talker.model(
-                    inputs_embeds=projected, position_ids=positions(*inputs.shape[:2]), use_cache=False
+                    inputs_embeds=projected, position_ids=positions(*inputs.shape[:2]).to(device), use_cache=False
                 ).last_hidden_state
             loss = sampled_loss(hidden[at], index[targets[at]], talker.codec_head, used, rest, generator)
-            spoken = word_targets(group, [len(s.prefix) for s in speech], inputs.shape[1])
+            spoken = word_targets(group, [len(s.prefix) for s in speech], inputs.shape[1]).to(device)
             total = loss
             if group[0].starts:
                 total = loss + alignment_weight * word_loss(reader(hidden.float()), spoken)
@@ -304,21 +312,20 @@ def train(
             total.backward()
             torch.nn.utils.clip_grad_norm_(talker.parameters(), 1.0)
             optimizer.step()
-            losses.append(loss.item())
-            extra.append((total - loss).item())
+            losses.append(loss.detach())
+            extra.append((total - loss).detach())
             step += 1
             if step % 25 == 0 or step == steps:
-                mean = sum(losses[-25:]) / len(losses[-25:])
-                aligned = sum(extra[-25:]) / len(extra[-25:])
+                mean, aligned = (float(torch.stack(x[-25:]).mean()) for x in (losses, extra))
                 line = f"{out.stem} {step}/{steps} loss {mean:.4f} words {aligned:.4f}"
                 print(f"{line} {time.time() - began:.0f} s", flush=True)
             if step % snapshot_every == 0:
                 save_tensors(talker.state_dict(), out.with_suffix(".part.safetensors"))
-    save_tensors({k: v.to(torch.bfloat16).float() for k, v in talker.state_dict().items()}, out)
+    save_tensors({k: v.to(torch.bfloat16).float().cpu() for k, v in talker.state_dict().items()}, out)
     return {
         "steps": steps,
         "seconds": round(time.time() - began, 1),
-        "loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
+        "loss": round(float(torch.stack(losses[-100:]).mean()), 4),
         "examples": len(examples),
     }
 
@@ -410,6 +417,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--lr-floor", type=float, default=0.02)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="other name for the weights")
     parser.add_argument("--start", type=Path, help="weights to go on from (base: the clean Talker's)")
     args = parser.parse_args()
@@ -425,6 +434,8 @@ def main() -> None:
         steps=steps,
         lr_floor=args.lr_floor,
         lr=args.lr or (1.5e-3 if args.which == "clean" else 6e-4),
+        batch_size=args.batch_size,
+        device=args.device,
     )
     conditioner = Conditioner(load_thinker(args.build), load_tokenizer(args.build))
     talker, held_out = load_talker(out, args.build), load_examples(args.build, "held_out")[:200]

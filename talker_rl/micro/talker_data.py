@@ -38,7 +38,7 @@ Key = tuple[str, int, tuple[str, ...]]
 """Voice, rate, words of one piece of speech."""
 POOL = 1100
 """Clauses of one language, length and speaker."""
-SENTENCES = 14_000
+SENTENCES = 40_000
 HELD_OUT = 300
 
 
