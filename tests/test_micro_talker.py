@@ -60,13 +60,15 @@ def test_teacher_forcing_is_what_generate_does(talker) -> None:
 
 def test_training_attention_equals_sdpa(talker) -> None:
     register_training_attention()
-    x, positions = torch.randn(2, 13, 128), torch.arange(13).expand(3, 2, -1)
+    generator = torch.Generator().manual_seed(3)
+    x, positions = torch.randn(2, 13, 128, generator=generator), torch.arange(13).expand(3, 2, -1)
     with torch.no_grad():
         want = talker.model(inputs_embeds=x, position_ids=positions, use_cache=False).last_hidden_state
         talker.set_attn_implementation("micro_training")
         got = talker.model(inputs_embeds=x, position_ids=positions, use_cache=False).last_hidden_state
         talker.set_attn_implementation("sdpa")
-    assert torch.allclose(want, got, atol=1e-5)
+    # The enlarged weights enlarge rounding too; another layout or scale would differ by whole units.
+    assert torch.allclose(want, got, atol=1e-4)
 
 
 def test_sampled_loss_estimates_the_full_cross_entropy(monkeypatch) -> None:
