@@ -17,7 +17,6 @@ from talker_rl.micro.talker import (
     Speech,
     batches,
     collate,
-    edit_distance,
     new_talker,
     register_training_attention,
     sample,
@@ -82,13 +81,6 @@ def test_sampled_loss_estimates_the_full_cross_entropy(monkeypatch) -> None:
     assert sum(draws) / 50 == pytest.approx(full.item(), abs=0.02)
     monkeypatch.setattr("talker_rl.micro.talker.NEGATIVES", 800)
     assert sampled_loss(hidden, targets, head, used, rest, generator).item() == pytest.approx(full.item(), abs=0.01)
-
-
-def test_edit_distance() -> None:
-    assert edit_distance([1, 2, 3, 4], [1, 3, 4, 5]) == 2
-    assert edit_distance([], [1, 2]) == 2
-    assert edit_distance([1, 2], []) == 2
-    assert edit_distance([5, 1, 5], [1]) == 2
 
 
 def test_batches_cover_every_example_once() -> None:

@@ -29,6 +29,7 @@ from talker_rl.micro.asr_model import (
     save_directory,
     training_loss,
 )
+from talker_rl.reward.wer import align
 
 SEEDS = {"reward": 11, "eval": 23}
 
@@ -66,16 +67,6 @@ class AsrReport:
         )
 
 
-def edit_distance(reference: list[str], hypothesis: list[str]) -> int:
-    """Levenshtein distance between token lists."""
-    row = list(range(len(hypothesis) + 1))
-    for i, r in enumerate(reference, 1):
-        above, row[0] = row[0], i
-        for j, h in enumerate(hypothesis, 1):
-            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (r != h))
-    return row[-1]
-
-
 def recognise(model: Any, frontend: Any, audio: list[np.ndarray]) -> list[tuple[list[str], list[tuple[float, float]]]]:
     """FunASR's own inference on an in-memory model, one utterance at a time: tokens and (start, end) seconds."""
     from funasr.register import tables
@@ -99,7 +90,7 @@ def evaluate(model: Any, frontend: Any, utterances: list[Utterance]) -> AsrRepor
     audio = [u.audio.astype(np.float32) / 32768 if u.audio.dtype == np.int16 else u.audio for u in utterances]
     for utterance, (tokens, spans) in zip(utterances, recognise(model, frontend, audio), strict=True):
         truth = [TOKENS[t] for t in utterance.tokens]
-        errors = edit_distance(truth, tokens)
+        errors = align(truth, tokens).counts.errors
         report.tokens += len(truth)
         report.errors += errors
         if errors:

@@ -7,10 +7,10 @@ is not there yet keeps its seeded initial weights, so that a loadable folder exi
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from talker_rl.micro.files import save_tensors
 from talker_rl.micro.lexicon import WORDS
 from talker_rl.micro.tokenizer import text_ids, write_tokenizer
 
@@ -129,17 +129,6 @@ def build_config(build: Path = BUILD_DIR) -> Qwen2_5OmniConfig:
     from transformers import Qwen2_5OmniConfig
 
     return Qwen2_5OmniConfig.from_dict(omni_config(build))
-
-
-def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write safetensors under a temporary name, then rename: a reader never sees half a file."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
-    temporary.chmod(0o644)  # safetensors makes private files
-    temporary.replace(path)
 
 
 def stored_name(name: str) -> str:

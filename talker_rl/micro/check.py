@@ -24,6 +24,9 @@ from talker_rl.micro.prompts import prompt_texts
 SEED = 8_000_001
 NUM_STEPS = 3
 """token2wav steps without guidance, as the demo decodes."""
+MAX_CODES = 400
+PLAIN_SENTENCES, PLAIN_SEEDS = 50, 4
+"""How much plain transformers speaks: one sampling a sentence would leave its WER uncertain by 3 points."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +146,10 @@ def pause_f1(recognizer: Any, rendered: Sequence[Any]) -> float:
     return 2 * right / (found + true) if found + true else 1.0
 
 
-def speak(folder: Path, talker: str | None, rows: Sequence[tuple[list[Clause], str]], **sampling: Any) -> list[Any]:
+def speak(folder: Path, talker: str | None, rows: Sequence[tuple[list[Clause], str]], each: int = 1) -> list[Any]:
     """Sampled speech of each sentence by the base Talker (None) or the Talker in ``folder/omni/<talker>``.
 
-    Returns one array (24 kHz) a sentence; a candidate without codes is an empty one.
+    Returns ``each`` arrays (24 kHz) a sentence, one after the other; a candidate without codes is an empty one.
     """
     from talker_rl.omni.checkpoint import load_omni
     from talker_rl.omni.conditioning import compute_conditioning
@@ -158,8 +161,8 @@ def speak(folder: Path, talker: str | None, rows: Sequence[tuple[list[Clause], s
     omni = load_omni(ModelConfig(path=str(folder / "omni"), talker=weights, device="cpu"))
     prompts = [Prompt(sentence_text(c), s, sentence_lang(c)) for c, s in rows]
     conditionings = compute_conditioning(omni, prompts)
-    seeds = [[SEED + i] for i in range(len(prompts))]
-    config = SamplingConfig(max_new_tokens=400, **sampling)
+    seeds = [[SEED + i + k * len(prompts) for k in range(each)] for i in range(len(prompts))]
+    config = SamplingConfig(max_new_tokens=MAX_CODES)
     candidates = sample_candidates(omni.talker, conditionings, seeds, config)
     good = [c for c in candidates if c.codes and c.end_reason != "invalid_code"]
     cfg = Token2WavConfig(num_steps=NUM_STEPS, guidance_scale=0.0)
@@ -167,6 +170,33 @@ def speak(folder: Path, talker: str | None, rows: Sequence[tuple[list[Clause], s
     waves = decode(omni.token2wav, [c.codes for c in good], speakers, noise, cfg)
     audio = dict(zip([c.candidate_id for c in good], waves, strict=True))
     return [audio.get(c.candidate_id, np.zeros(0, np.float32)) for c in candidates]
+
+
+def speak_plainly(folder: Path, rows: Sequence[tuple[list[Clause], str]], each: int = 1) -> tuple[list[Any], float]:
+    """Speech by transformers' own ``generate`` on the folder, nothing of this package in between.
+
+    Returns ``each`` arrays (24 kHz) a sentence, one after the other, and the share of sentences that the Thinker
+    answered exactly.
+    """
+    import torch
+    from transformers import AutoTokenizer, Qwen2_5OmniForConditionalGeneration
+
+    from talker_rl.micro.thinker import prompt_text
+    from talker_rl.micro.tokenizer import SPEECH_SYSTEM_PROMPT
+
+    model = Qwen2_5OmniForConditionalGeneration.from_pretrained(folder / "omni", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "omni")
+    audio, exact = [], 0
+    for number, (clauses, speaker) in enumerate(rows):
+        text = sentence_text(clauses)
+        batch = tokenizer(prompt_text(text, SPEECH_SYSTEM_PROMPT), return_tensors="pt")
+        for k in range(each):
+            torch.manual_seed(SEED + number + k * len(rows))
+            ids, wave = model.generate(**batch, speaker=speaker, talker_max_new_tokens=MAX_CODES,
+                                       token2wav_num_steps=NUM_STEPS, token2wav_guidance_scale=0.0)
+            audio.append(wave.numpy())
+        exact += tokenizer.decode(ids[0, batch.input_ids.shape[1] :], skip_special_tokens=True) == text
+    return audio, exact / len(rows)
 
 
 def decode_reference(folder: Path, rendered: Sequence[Any]) -> list[np.ndarray]:
@@ -210,8 +240,8 @@ def check(folder: Path | None = None, count: int = 200) -> list[Figure]:
     decoded = decode_reference(folder, reference)
     clean = speak(folder, "talker_clean", rows)
     base = speak(folder, None, rows)
-    for name in ("reward", "eval"):
-        recognizer = FunASRRecognizer(str(folder / "asr" / name))
+    recognizers = {name: FunASRRecognizer(str(folder / "asr" / name)) for name in ("reward", "eval")}
+    for name, recognizer in recognizers.items():
         plain = [r.audio for r in reference]
         add(at_most(f"{name}: WER, reference speech", word_errors(recognizer, plain, texts), 0.01))
         add(at_most(f"{name}: WER, reference codes decoded", word_errors(recognizer, decoded, texts), 0.02))
@@ -219,6 +249,14 @@ def check(folder: Path | None = None, count: int = 200) -> list[Figure]:
         add(between(f"{name}: WER, base Talker's samples", word_errors(recognizer, base, texts), 0.08, 0.30))
         add(at_most(f"{name}: onset error, median seconds", onset_error(recognizer, reference), 0.06))
         add(at_least(f"{name}: pause F1, pauses moved", pause_f1(recognizer, moved), 0.97))
+    some = rows[:PLAIN_SENTENCES]
+    said = [sentence_text(c) for c, _ in some for _ in range(PLAIN_SEEDS)]
+    plain_audio, exact = speak_plainly(folder, some, PLAIN_SEEDS)
+    theirs = word_errors(recognizers["eval"], plain_audio, said)
+    ours = word_errors(recognizers["eval"], speak(folder, None, some, PLAIN_SEEDS), said)
+    add(at_least("transformers' generate: the Thinker's text is exact", exact, 0.99))
+    print(f"        WER of transformers' generate {theirs:.4f}, of talker-rl {ours:.4f}", flush=True)
+    add(at_most("transformers' generate: WER against talker-rl's, difference", abs(theirs - ours), 0.03))
     return figures
 
 

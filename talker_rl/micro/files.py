@@ -15,7 +15,9 @@ from torch import Tensor
 def save_tensors(tensors: dict[str, Tensor], path: str | Path) -> None:
     """safetensors, through a temporary name and an atomic rename."""
     temporary = _temporary(path)
-    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(temporary), metadata={"format": "pt"})
+    whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}  # views of one tensor are refused
+    save_file(whole, str(temporary), metadata={"format": "pt"})
+    temporary.chmod(0o644)  # safetensors makes private files
     os.replace(temporary, path)
 
 

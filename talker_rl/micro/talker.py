@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talker_rl.micro.assemble import BUILD_DIR, build_config, save_tensors
+from talker_rl.data.pairs import edit_distance
+from talker_rl.micro.assemble import BUILD_DIR, build_config
+from talker_rl.micro.files import save_tensors
 from talker_rl.micro.lexicon import WORDS
 from talker_rl.micro.thinker import cosine, load_tokenizer, new_thinker, positions, prompt_text
 from talker_rl.micro.tokenizer import SPEECH_SYSTEM_PROMPT, text_ids
@@ -373,20 +375,6 @@ def sample(
         stops = [i for i, c in enumerate(row) if c in (CODEC_PAD, CODEC_EOS)]
         rows.append(row[: stops[0]] if stops else row)
     return rows
-
-
-def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
-    """Levenshtein distance of two code sequences."""
-    import numpy as np
-
-    right = np.asarray(b)
-    row = np.arange(len(b) + 1)
-    for i, x in enumerate(a, 1):
-        new = np.minimum(row[:-1] + (right != x), row[1:] + 1)
-        new = np.concatenate([[i], new])
-        # Insertions run along the row: new[j] = min over k <= j of new[k] + (j - k).
-        row = np.minimum.accumulate(new - np.arange(len(new))) + np.arange(len(new))
-    return int(row[-1])
 
 
 def agreement(talker: Any, conditioner: Conditioner, examples: Sequence[Example], **options: Any) -> dict[str, float]:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talker_rl.micro.assemble import BUILD_DIR, build_config, save_tensors, write_tokenizer
+from talker_rl.micro.assemble import BUILD_DIR, build_config, write_tokenizer
+from talker_rl.micro.files import save_tensors
 from talker_rl.micro.lexicon import random_sentence, sentence_text
 from talker_rl.micro.tokenizer import SPEECH_SYSTEM_PROMPT, text_ids
 
