@@ -412,7 +412,7 @@ def main() -> None:
     args = parser.parse_args()
     clean = args.build / "talker_clean.safetensors"
     out = args.out or args.build / f"talker_{args.which}.safetensors"
-    steps = args.steps or (2600 if args.which == "clean" else 2000)
+    steps = args.steps or (4600 if args.which == "clean" else 2000)
     figures = train(
         load_examples(args.build, "clean" if args.which == "clean" else "noisy"),
         out,
