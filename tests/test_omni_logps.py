@@ -12,7 +12,7 @@ from omni_factory import random_conditionings, tiny_omni
 from talker_rl.errors import DataError
 from talker_rl.omni.config import LoraSettings, SamplingConfig
 from talker_rl.omni.layout import TalkerExample, collate, prefix_inputs, reply_rows, talker_inputs
-from talker_rl.omni.logps import token_logps
+from talker_rl.omni.logps import selective_logps, token_logps
 from talker_rl.omni.lora import attach_lora
 from talker_rl.omni.rollouts import sample_candidates
 
@@ -226,3 +226,26 @@ def test_bf16_is_close(talker):
     rough = token_logps(tiny_omni().talker.bfloat16(), collate(examples))
     assert rough.dtype == torch.float32
     assert 0 < float((exact - rough).abs().max()) < 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [0, 1, 64, 150])
+def test_selective_logps_and_their_gradient_equal_log_softmax(rows, dtype):
+    generator = torch.Generator().manual_seed(rows)
+    logits = (4 * torch.randn(rows, 300, generator=generator)).to(dtype)
+    ids, weight = torch.randint(300, (rows,), generator=generator), torch.randn(rows, generator=generator)
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    got = selective_logps(ours, ids)
+    want = theirs.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+    (got * weight).sum().backward()
+    (want * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5 if dtype == torch.float32 else 1e-2, rtol=0)
+
+
+def test_selective_logps_survive_huge_logits():
+    logits = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    logps = selective_logps(logits, torch.tensor([1]))
+    logps.sum().backward()
+    assert logps.item() == -2e4 and logits.grad.tolist() == [[-1.0, 1.0, 0.0]]

@@ -10,12 +10,41 @@ import torch
 
 from talker_rl.omni.layout import TalkerBatch, talker_inputs, unwrap_talker
 
+_ROWS = 64
+"""Rows at a time on a CPU: their logits (64 x 8448 floats, 2 MB) stay in its cache."""
+
+
+class _SelectiveLogps(torch.autograd.Function):
+    """log softmax(logits)[ids]; keeps the logits and one number a row, and writes one array in the backward pass.
+
+    Composed of torch's own operations the same takes four (N, V) arrays, and half of a training step's time went
+    into moving them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
+        rows = _ROWS if logits_NV.device.type == "cpu" else max(1, len(logits_NV))
+        lse_N = torch.cat([part.float().logsumexp(-1) for part in logits_NV.split(rows)])
+        ctx.save_for_backward(logits_NV, ids_N, lse_N)
+        ctx.rows = rows
+        return logits_NV.gather(-1, ids_N[:, None])[:, 0].float() - lse_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logits_NV, ids_N, lse_N = ctx.saved_tensors
+        grad_N = grads[0][:, None]
+        out = torch.empty_like(logits_NV)
+        parts = zip(*(x.split(ctx.rows) for x in (out, logits_NV, ids_N, lse_N[:, None], grad_N)), strict=True)
+        for target, logits, ids, lse, grad in parts:
+            # d logp / d logits = onehot(id) - softmax
+            values = (logits.float() - lse).exp_().mul_(-grad)
+            target.copy_(values.scatter_add_(-1, ids[:, None], grad))
+        return out, None
+
 
 def selective_logps(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
     """log softmax(logits)[ids] in float32, without the (N, V) array of log-probs. The same code serves rollouts."""
-    logits = logits_NV.float()
-    logits = logits - logits.amax(-1, keepdim=True).detach()
-    return logits.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    return _SelectiveLogps.apply(logits_NV, ids_N)  # type: ignore[no-untyped-call]
 
 
 def token_logps(talker: Any, batch: TalkerBatch) -> torch.Tensor:
