@@ -106,20 +106,7 @@ def _decode(ctx: Context, prompts: list[Prompt], candidates: list[Candidate]) ->
 
 def alignment_of(text: str, heard: list[str]) -> Alignment:
     """(op, reference, heard) of every token, ``=`` where it was said right."""
-    tokens = normalize(text).tokens
-    found = align(tokens, heard)
-    errors = iter(found.ops)
-    out: Alignment = []
-    i = j = 0
-    while i < len(tokens) or j < len(heard):
-        if i < len(tokens) and found.hits[i] == j:
-            out.append(("=", tokens[i], heard[j]))
-            i, j = i + 1, j + 1
-            continue
-        op = next(errors)
-        out.append(op)
-        i, j = i + (op[0] in "SD"), j + (op[0] in "SI")
-    return out
+    return align(normalize(text).tokens, heard).columns
 
 
 def spaced(items: list[T], count: int) -> list[T]:
