@@ -119,7 +119,7 @@ class TrackioTracker:
 
     def finish(self) -> None:
         with contextlib.redirect_stdout(sys.stderr):
-            self._run.finish()
+            self._trackio.finish()
 
 
 class TensorBoardTracker:

@@ -201,7 +201,8 @@ def test_tensorboard_event_files_hold_it_all(run: RunDir) -> None:
     result = read("eval/default")
     assert result.Scalars("trained/wer")[0].value == pytest.approx(0.125)
     table = result.Tensors("summary/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert table.startswith("| label | base | trained | change |\n| --- |") and "| WER, corpus | 25.00% | 12.50% |" in table
+    assert table.startswith("| label | base | trained | change |\n| --- |")
+    assert "| WER, corpus | 25.00% | 12.50% |" in table
     assert sorted(result.Tags()["audio"]) == ["before_after/1 base", "before_after/1 trained"]
     heard = sound(result.Audio("before_after/1 base")[0].encoded_audio_string)
     np.testing.assert_allclose(heard, tone(), atol=1e-4)
