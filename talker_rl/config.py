@@ -115,10 +115,13 @@ class ReportConfig(_Settings):
 
 
 class TrackingConfig(_Settings):
-    """Where metrics go besides the run folder."""
+    """Where figures, tables and speech go besides the run folder."""
 
-    wandb: bool = Field(False, description="Log to Weights & Biases (needs `pip install talker-rl[wandb]`).")
-    project: str = Field("talker-rl", description="Its project.")
+    to: Literal["none", "wandb", "trackio", "tensorboard"] = Field(
+        "none", description="Needs `pip install talker-rl[<the same word>]`. wandb is offline unless WANDB_MODE says "
+        "otherwise. A tracker that fails is switched off with a warning; the run goes on."
+    )
+    project: str = Field("talker-rl", description="Its project (TensorBoard has none).")
 
 
 class RunConfig(_Settings):
@@ -143,7 +146,7 @@ class RunConfig(_Settings):
     dev: DevConfig = Field(default_factory=DevConfig, description="Choice of the checkpoint.")
     eval: EvalConfig = Field(default_factory=EvalConfig, description="Final figures.")
     report: ReportConfig = Field(default_factory=ReportConfig, description="The page.")
-    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Metrics elsewhere.")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Figures elsewhere.")
     workers: int = Field(
         1, ge=1, description="Processes that sample, decode and score (one thread each); results don't depend on it."
     )

@@ -146,6 +146,13 @@ def _training(config: RunConfig) -> Iterator[Finding]:
         yield "ok", f"variant {variant}: {cfg.loss['type']}, {'LoRA' if cfg.lora else 'full weights'}"
 
 
+def _tracking(config: RunConfig) -> Iterator[Finding]:
+    from talker_rl.tracking import check_tracker
+
+    check_tracker(config)
+    yield "ok", config.tracking.to
+
+
 def _machine(config: RunConfig) -> Iterator[Finding]:
     import torch
 
@@ -162,5 +169,5 @@ def _machine(config: RunConfig) -> Iterator[Finding]:
 
 CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = {
     "python": _python, "packages": _packages, "speech": _speech_libraries, "machine": _machine, "model": _model,
-    "prompts": _prompts, "recognisers": _recognisers, "training": _training,
+    "prompts": _prompts, "recognisers": _recognisers, "training": _training, "tracking": _tracking,
 }

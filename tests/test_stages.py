@@ -11,7 +11,7 @@ import pytest
 from pipeline_helpers import write_world
 from toy import digest
 
-from talker_rl import cli
+from talker_rl import cli, tracking
 from talker_rl.config import RunConfig, load_config
 from talker_rl.data.records import Candidate, Pair, ScoreRow
 from talker_rl.errors import StageError
@@ -26,7 +26,7 @@ from talker_rl.stages.shards import ShardFolder
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(configuration, folder of a finished run)."""
     world = tmp_path_factory.mktemp("world")
-    config = write_world(world, audio={"keep": "all", "format": "flac"})
+    config = write_world(world, audio={"keep": "all", "format": "flac"}, tracking={"to": "tensorboard"})
     run = world / "run"
     assert cli.main(["run", "-c", str(config), "--run-dir", str(run), "-q", "--debug"]) == 0
     return config, run
@@ -281,3 +281,39 @@ def test_a_prompt_the_model_cannot_speak_is_skipped_and_counted(tmp_path: Path) 
     assert stages["conditioning"]["counts"] == {"prompts": 15, "skipped": 1}
     with RunDir(run) as folder:
         assert len(context(config, folder).prompts("train")) == 8
+
+
+def test_a_tracker_gets_every_step_and_the_result(finished: tuple[Path, Path]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, run = finished
+    training = EventAccumulator(str(run / "round1/train/default/tensorboard")).Reload()
+    log = [json.loads(line) for line in (run / "round1/train/default/log.jsonl").read_text().splitlines()]
+    for name in ("loss", "rewards/margins"):
+        sent = [(event.step, event.value) for event in training.Scalars(name)]
+        assert sent == pytest.approx([(row["step"], row[name]) for row in log if name in row], rel=1e-6)
+        assert len(sent) == 6
+    result = EventAccumulator(str(run / "eval/default/tensorboard"), {"audio": 0}).Reload()
+    summary = json.loads((run / "eval/summary.json").read_text())
+    assert result.Scalars("trained/wer")[0].value == pytest.approx(summary["trained"]["wer"])
+    assert set(result.Tags()["audio"]) == {f"{kind}/{i} {label}" for i in (1, 2) for kind, labels in (
+        ("before_after", ("before", "after")), ("pairs", ("chosen", "rejected"))) for label in labels}
+    assert {"summary/text_summary", "speech/text_summary"} <= set(result.Tags()["tensors"])
+
+
+def test_a_tracker_that_fails_stops_nothing(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(target: Any) -> Any:
+        raise ConnectionError("unreachable")
+
+    config, run = finished
+    copied = copy_of(run, tmp_path / "copy")
+    summary = (copied / "eval/summary.json").read_bytes()
+    monkeypatch.setitem(tracking.TRACKERS, "tensorboard", broken)
+    for verb in ("train", "eval"):
+        args = [verb, "-c", str(config), "--run-dir", str(copied), "-q"]
+        assert cli.main(args + (["--force-stage", "round1/train/default"] if verb == "train" else [])) == 0
+    assert [r.getMessage() for r in caplog.records if r.name == tracking.__name__] == [
+        "tensorboard failed and is off, the run goes on: ConnectionError: unreachable"] * 2  # one a command
+    assert (copied / "eval/summary.json").read_bytes() == summary

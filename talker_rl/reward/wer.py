@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jiwer
@@ -47,17 +47,26 @@ class ErrorCounts:
         return None if self.insertions else 0.0
 
 
+Column = tuple[str, str, str]
+"""(op, reference token, transcript token), op in ``= S D I``, the absent side ""."""
+
+
 @dataclass(frozen=True)
 class Alignment:
     """A minimal alignment of two token lists.
 
-    ``hits[i]`` is the transcript position of reference token i where it was recognised, else None; ``ops`` lists the
-    errors as [op, reference token, transcript token], op in S D I, the absent side "".
+    ``hits[i]`` is the transcript position of reference token i where it was recognised, else None; ``columns`` is the
+    whole alignment from left to right.
     """
 
     counts: ErrorCounts
     hits: list[int | None]
-    ops: list[tuple[str, str, str]] = field(default_factory=list)
+    columns: list[Column]
+
+    @property
+    def ops(self) -> list[Column]:
+        """The errors alone."""
+        return [column for column in self.columns if column[0] != "="]
 
     def ops_json(self) -> str:
         return json.dumps([list(op) for op in self.ops], ensure_ascii=False)
@@ -68,22 +77,23 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> Alignment:
     ref, hyp = list(reference), list(hypothesis)
     output = jiwer.process_words([ref], [hyp], _IDENTITY, _IDENTITY)  # type: ignore[list-item]
     hits: list[int | None] = [None] * len(ref)
-    ops: list[tuple[str, str, str]] = []
+    columns: list[Column] = []
     for chunk in output.alignments[0]:
         refs, hyps = range(chunk.ref_start_idx, chunk.ref_end_idx), range(chunk.hyp_start_idx, chunk.hyp_end_idx)
         if chunk.type == "equal":
             for i, j in zip(refs, hyps, strict=True):
                 hits[i] = j
+                columns.append(("=", ref[i], hyp[j]))
         elif chunk.type == "substitute" or chunk.type == "replace":
-            ops += [("S", ref[i], hyp[j]) for i, j in zip(refs, hyps, strict=True)]
+            columns += [("S", ref[i], hyp[j]) for i, j in zip(refs, hyps, strict=True)]
         elif chunk.type == "delete":
-            ops += [("D", ref[i], "") for i in refs]
+            columns += [("D", ref[i], "") for i in refs]
         elif chunk.type == "insert":
-            ops += [("I", "", hyp[j]) for j in hyps]
+            columns += [("I", "", hyp[j]) for j in hyps]
         else:
             raise RuntimeError(f"jiwer returned the unknown alignment type {chunk.type!r}")
     counts = ErrorCounts(output.substitutions, output.deletions, output.insertions, len(ref))
-    return Alignment(counts, hits, ops)
+    return Alignment(counts, hits, columns)
 
 
 def character_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:

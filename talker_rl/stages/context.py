@@ -15,6 +15,7 @@ from talker_rl.data.records import Prompt, derive_seed, from_row, stable_hash
 from talker_rl.run_dir import RunDir, atomic_write, read_json
 from talker_rl.stages.pool import WorkerPool
 from talker_rl.stages.shards import ShardFolder
+from talker_rl.tracking import Tracking
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,6 +48,10 @@ class Context:
     pool: WorkerPool
     quiet: bool = False
     said: list[str] = field(default_factory=list)
+    tracking: Tracking = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tracking = Tracking(self.config, self.run)
 
     def say(self, message: str) -> None:
         """A line for the user (kept, printed unless quiet)."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.errors import StageError
+from talker_rl.report.model import ReportData
 from talker_rl.stages import (
     choice,
     conditioning,
@@ -19,6 +20,7 @@ from talker_rl.stages import (
     train,
 )
 from talker_rl.stages.context import Context, Round, choice_stage, rounds_of
+from talker_rl.tracking import check_tracker, send_result
 
 
 def start_of(ctx: Context, round_: Round, variant: str | None) -> tuple[Path | None, dict[str, str]]:
@@ -65,12 +67,14 @@ def run_verb(ctx: Context, verb: str, index: int | None = None) -> Any:
     Args:
         index: the round, where the stage belongs to one; None is the latest that can begin.
     """
+    if verb in ("train", "eval"):
+        check_tracker(ctx.config)
     if verb == "prompts":
         return prompts.run(ctx)
     if verb == "condition":
         return conditioning.run(ctx)
     if verb == "eval":
-        return evaluate.run(ctx)
+        return evaluate_and_track(ctx)
     if verb == "report":
         return report(ctx)
     for round_ in rounds_of(ctx.config, index or _latest_round(ctx)):
@@ -89,17 +93,34 @@ def _latest_round(ctx: Context) -> int:
     return ctx.config.iterations
 
 
-def report(ctx: Context) -> Path:
-    """Write the page."""
+def evaluate_and_track(ctx: Context) -> dict[str, Any]:
+    """The figures, and where a tracker is configured, a little of what the report would show to it."""
+    from talker_rl.stages.report import collect
+
+    summary = evaluate.run(ctx)
+    if ctx.tracking.to != "none":
+        track(ctx, collect(ctx))
+    return summary
+
+
+def report(ctx: Context) -> ReportData:
+    """Write the page; returns what it shows."""
     from talker_rl.stages import report as stage
 
-    path = stage.run(ctx)
-    ctx.say(f"report: {path}")
-    return path
+    data = stage.run(ctx)
+    ctx.say(f"report: {ctx.run.path / 'report' / 'index.html'}")
+    return data
+
+
+def track(ctx: Context, data: ReportData) -> None:
+    """Send the result to the tracker, as a stage of its own."""
+    with ctx.tracking.stage(f"eval/{evaluate.best_variant(ctx)}") as tracker:
+        send_result(tracker, data)
 
 
 def run_all(ctx: Context) -> dict[str, Any]:
     """The whole circle; finished stages and shards are kept. Returns the figures of ``eval/summary.json``."""
+    check_tracker(ctx.config)
     train.check_arguments(ctx)
     prompts.run(ctx)
     conditioning.run(ctx)
@@ -108,5 +129,5 @@ def run_all(ctx: Context) -> dict[str, Any]:
             for stage in ROUND_STAGES.values():
                 stage(ctx, round_)
     summary = evaluate.run(ctx)
-    report(ctx)
+    track(ctx, report(ctx))
     return summary

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 from talker_rl.data.records import Candidate, Pair, Prompt, ScoreRow, from_row
@@ -20,8 +19,16 @@ from talker_rl.stages.shards import ShardFolder
 T = TypeVar("T")
 
 
-def run(ctx: Context) -> Path:
-    """Write ``report/index.html``: the comparison of base with the variant that was best on dev."""
+def run(ctx: Context) -> ReportData:
+    """Write ``report/index.html``; returns what it shows."""
+    data = collect(ctx)
+    _fit(data, ctx.config.report.max_mib)
+    write_report(data, ctx.run.path / "report" / "index.html", audio_format="opus")
+    return data
+
+
+def collect(ctx: Context) -> ReportData:
+    """The comparison of base with the variant that was best on dev."""
     from talker_rl.train.callbacks import read_log
 
     variant = best_variant(ctx)
@@ -36,7 +43,7 @@ def run(ctx: Context) -> Path:
                 pairs += ShardFolder(ctx.run.path / stage).rows(0)
                 for reason, count in ctx.run.stages[stage]["counts"]["no_pair"].items():
                     skipped[reason] = skipped.get(reason, 0) + count
-    data = ReportData(
+    return ReportData(
         title=ctx.config.report.title or f"Run {ctx.config.name}",
         summary=read_json(ctx.run.path / "eval" / "summary.json"),
         base_rows=base,
@@ -50,8 +57,6 @@ def run(ctx: Context) -> Path:
         facts=_facts(ctx, variant, choice),
         config_yaml=ctx.config.to_yaml(),
     )
-    _fit(data, ctx.config.report.max_mib)
-    return write_report(data, ctx.run.path / "report" / "index.html", audio_format="opus")
 
 
 def _before_after(ctx: Context, variant: str, base: list[dict], trained: list[dict]) -> list[Comparison]:
@@ -106,20 +111,7 @@ def _decode(ctx: Context, prompts: list[Prompt], candidates: list[Candidate]) ->
 
 def alignment_of(text: str, heard: list[str]) -> Alignment:
     """(op, reference, heard) of every token, ``=`` where it was said right."""
-    tokens = normalize(text).tokens
-    found = align(tokens, heard)
-    errors = iter(found.ops)
-    out: Alignment = []
-    i = j = 0
-    while i < len(tokens) or j < len(heard):
-        if i < len(tokens) and found.hits[i] == j:
-            out.append(("=", tokens[i], heard[j]))
-            i, j = i + 1, j + 1
-            continue
-        op = next(errors)
-        out.append(op)
-        i, j = i + (op[0] in "SD"), j + (op[0] in "SI")
-    return out
+    return align(normalize(text).tokens, heard).columns
 
 
 def spaced(items: list[T], count: int) -> list[T]:

@@ -33,7 +33,7 @@ def run(ctx: Context, variant: str, round_: Round, start: Path | None = None,
     from talker_rl.omni.checkpoint import load_omni
     from talker_rl.omni.conditioning_cache import ConditioningCache
     from talker_rl.omni.files import content_hash
-    from talker_rl.tracking import trackers
+    from talker_rl.train.callbacks import Track
     from talker_rl.train.run import train_variant
 
     pairs = ShardFolder(ctx.run.path / source).read(0, Pair)
@@ -41,13 +41,13 @@ def run(ctx: Context, variant: str, round_: Round, start: Path | None = None,
     fitted = [p for p in pairs if not is_held_out(p.prompt_id, ctx.config.dev.held_out_share)]
     ctx.say(f"{stage}: {cfg.loss['type']} on {len(fitted)} pairs"
             + (f", {len(held_out)} held out" if held_out else ""))
-    with timed() as seconds:
+    with timed() as seconds, ctx.tracking.stage(stage) as tracker:
         omni = load_omni(ctx.config.model, parts=("talker",))  # its own copy: training wraps and changes it
         conditionings = ConditioningCache(ctx.run.path / "conditioning", strict=True).load([p.prompt_id for p in pairs])
         result = train_variant(
             omni, fitted, conditionings, cfg, folder, eval_pairs=held_out or None, start_adapter=start,
             progress=not ctx.quiet, reference_cache=ctx.run.path / "reference",
-            extra_callbacks=trackers(ctx.config, stage),
+            extra_callbacks=[Track(tracker.log)],
         )
     weights = next(folder / n for n in ("adapter_model.safetensors", "model.safetensors") if (folder / n).exists())
     ctx.run.finish(stage, content=content_hash(weights), seconds=seconds[0],

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,17 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
             if number != len(lines) - 1:
                 raise
     return rows
+
+
+class Track(TrainerCallback):
+    """Hands what is logged to a tracker: `send(metrics, step)`."""
+
+    def __init__(self, send: Callable[[Mapping[str, Any], int], None]) -> None:
+        self._send = send
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs:
+            self._send(logs, state.global_step)
 
 
 class ProgressLine(TrainerCallback):

@@ -1,0 +1,222 @@
+"""``talker-rl wer REF HYP``: error rates of a file of transcripts against a file of references, with the alignments.
+
+A file holds one ``key<TAB>text`` line an utterance. Loads jiwer and nothing heavier. How texts become tokens here is
+the tool's own, simpler rule (:func:`clean`, :func:`tokens_of`), not :mod:`talker_rl.reward.normalize`: punctuation
+counts, so that the figures are comparable with those of other tools on the same files.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from talker_rl.errors import DataError
+
+from .wer import Column, ErrorCounts, align, pool
+
+Metric = Literal["wer", "cer"]
+
+MARKERS = ("<s>", "</s>", "<unk>")
+SUBWORD_MARKS = ("@@ ", "@ ", "@@", "@")
+"""Longest first and in this order: a mark before a space joins two pieces (``hel@@ lo`` is ``hello``)."""
+GAP = "*"
+_CJK = "\u4e00-\u9fff"
+_WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
+_LISTED = 10
+"""Keys that a note names before it only counts them."""
+
+
+@dataclass(frozen=True)
+class KeyedTexts:
+    """A file's texts by key, in its order, and the keys that came again (their first text is kept)."""
+
+    texts: dict[str, str]
+    repeated: list[str]
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One reference beside its hypothesis: alignment columns ``(op, reference, hypothesis)`` and their counts."""
+
+    key: str
+    columns: list[Column]
+    counts: ErrorCounts
+
+    @property
+    def hits(self) -> int:
+        """Tokens that are right."""
+        return sum(op == "=" for op, _, _ in self.columns)
+
+
+@dataclass(frozen=True)
+class Result:
+    """All utterances of the reference file, compared."""
+
+    metric: Metric
+    utterances: list[Utterance]
+    notes: list[str] = field(default_factory=list)
+    """What was not as it should be in the files: repeated, missing and unknown keys."""
+
+    @property
+    def counts(self) -> ErrorCounts:
+        """Of all utterances; what was said where the reference is empty counts as insertions."""
+        return pool(u.counts for u in self.utterances)
+
+    @property
+    def right(self) -> int:
+        """Utterances without an error, those with an empty reference and an empty hypothesis included."""
+        return sum(not u.counts.errors for u in self.utterances)
+
+    @property
+    def empty(self) -> list[Utterance]:
+        """Utterances whose reference is empty."""
+        return [u for u in self.utterances if not u.counts.length]
+
+    def figures(self) -> dict[str, Any]:
+        """Rates as fractions of the reference tokens. Without any, the error rate is 0 (nothing was said) or 1."""
+        all_ = self.counts
+        n = all_.length
+        return {
+            "error_rate": all_.errors / n if n else float(all_.insertions > 0),
+            "words": n,
+            "sub_rate": all_.substitutions / n if n else 0.0,
+            "del_rate": all_.deletions / n if n else 0.0,
+            "ins_rate": all_.insertions / n if n else None,
+            "sentence_accuracy": self.right / len(self.utterances),
+            "sentences": len(self.utterances),
+        }
+
+
+def read_texts(path: Path) -> KeyedTexts:
+    """Read a file of ``key<TAB>text`` lines (UTF-8); blank lines are passed over, ``key<TAB>`` is an empty text.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8, holds no utterance, or a line lacks its key or its tab.
+    """
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")  # a byte order mark is no part of a key
+    except OSError as error:
+        raise DataError(f"Cannot read the file: {error.strerror or error}", where=str(path),
+                        fix="give the path of a file of key<TAB>text lines") from None
+    texts: dict[str, str] = {}
+    repeated: dict[str, None] = {}
+    for number, raw in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        try:
+            line = raw.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"The line is not UTF-8: {error.reason} at byte {error.start + 1}", where=where,
+                            fix="convert the file, e.g. with iconv -t utf-8") from None
+        if not line.strip("\r "):
+            continue
+        key, tab, text = line.partition("\t")
+        key = key.strip()
+        if not tab:
+            raise DataError(f"The line has no tab: {line.strip():.60}", where=where,
+                            fix="write key<TAB>text; an utterance without words is key<TAB>")
+        if not key:
+            raise DataError("The line has no key before the tab", where=where, fix="write key<TAB>text")
+        if key in texts:
+            repeated[key] = None
+        else:
+            texts[key] = text
+    if not texts:
+        raise DataError("The file holds no utterance", where=str(path), fix="write one key<TAB>text line an utterance")
+    return KeyedTexts(texts, list(repeated))
+
+
+def clean(text: str) -> str:
+    """Lower case, without markers and subword marks (so ``<UNK>`` goes like ``<unk>``)."""
+    text = text.lower()
+    for mark in (*MARKERS, *SUBWORD_MARKS):
+        text = text.replace(mark, "")
+    return text
+
+
+def tokens_of(text: str, metric: Metric) -> list[str]:
+    """What is compared: words, each CJK character (U+4E00-9FFF) its own; or all characters but spaces."""
+    text = clean(text)
+    return _WORD.findall(text) if metric == "wer" else list("".join(text.split()))
+
+
+def compare(reference: KeyedTexts, hypothesis: KeyedTexts, metric: Metric) -> Result:
+    """Align each reference with the hypothesis of the same key; a missing one is empty, an unknown one is ignored."""
+    utterances = []
+    for key, text in reference.texts.items():
+        found = align(tokens_of(text, metric), tokens_of(hypothesis.texts.get(key, ""), metric))
+        utterances.append(Utterance(key, found.columns, found.counts))
+    notes = [
+        f"{len(keys)} {what}: {', '.join(keys[:_LISTED])}{', ...' if len(keys) > _LISTED else ''}"
+        for what, keys in (
+            ("repeated in the reference, the first text is kept", reference.repeated),
+            ("repeated in the hypothesis, the first text is kept", hypothesis.repeated),
+            ("without a hypothesis, taken as empty", [k for k in reference.texts if k not in hypothesis.texts]),
+            ("in the hypothesis only, ignored", [k for k in hypothesis.texts if k not in reference.texts]),
+        )
+        if keys
+    ]
+    return Result(metric, utterances, notes)
+
+
+def report(result: Result, *, detail: bool = False) -> str:
+    """The figures as text; with ``detail`` each utterance's alignment and what was mistaken how often before them."""
+    parts = [*map(_alignment, result.utterances), _statistics(result)] if detail else []
+    return "\n\n".join([*parts, _summary(result)]) + "\n"
+
+
+def _summary(result: Result) -> str:
+    figures, counts, unit = result.figures(), result.counts, "words" if result.metric == "wer" else "characters"
+    lines = [
+        (result.metric.upper(), _percent(figures["error_rate"]), f"{counts.errors} errors"),
+        (f"reference {unit}", str(figures["words"]), ""),
+        ("SUB rate", _percent(figures["sub_rate"]), f"{counts.substitutions} substitutions"),
+        ("DEL rate", _percent(figures["del_rate"]), f"{counts.deletions} deletions"),
+        ("INS rate", _percent(figures["ins_rate"]), f"{counts.insertions} insertions"),
+        ("sentence accuracy", _percent(figures["sentence_accuracy"]), f"{result.right} right"),
+        ("sentences", str(figures["sentences"]), ""),
+    ]
+    if result.empty:
+        said = sum(u.counts.insertions for u in result.empty)
+        lines.append(("empty references", str(len(result.empty)), f"{said} {unit} there, counted as insertions"))
+    shown = [f"{label:21}{value:>9}   {more}".rstrip() for label, value, more in lines]
+    return "\n".join([*shown, *(f"note: {note}" for note in result.notes)])
+
+
+def _percent(rate: float | None) -> str:
+    return "none" if rate is None else f"{rate:.2%}"
+
+
+def _alignment(utterance: Utterance) -> str:
+    """Reference above hypothesis in columns that line up in a terminal, and the errors' letters below."""
+    ref, hyp, ops = ["REF:"], ["HYP:"], ["    "]
+    for op, left, right in utterance.columns:
+        left, right, op = left or GAP, right or GAP, op.replace("=", " ")
+        width = max(columns_of(left), columns_of(right))
+        for row, cell in ((ref, left), (hyp, right), (ops, op)):
+            row.append(cell + " " * (width - columns_of(cell)))
+    c = utterance.counts
+    rows = "\n".join(" ".join(row).rstrip() for row in (ref, hyp, ops))
+    return f"{utterance.key}\n{rows.rstrip()}\nH={utterance.hits} S={c.substitutions} D={c.deletions} I={c.insertions}"
+
+
+def columns_of(text: str) -> int:
+    """Columns that a text takes in a terminal: two a wide character, none a combining mark."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _statistics(result: Result) -> str:
+    """Every substitution, deletion and insertion with its count, the most frequent first."""
+    blocks = []
+    for op, name in (("S", "substitutions"), ("D", "deletions"), ("I", "insertions")):
+        counted = Counter(
+            f"{left} -> {right}" if op == "S" else left or right
+            for utterance in result.utterances for kind, left, right in utterance.columns if kind == op
+        )
+        ordered: Sequence[tuple[str, int]] = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+        blocks.append("\n".join([f"{name}: {counted.total()}", *(f"{n:6}  {what}" for what, n in ordered)]))
+    return "\n\n".join(blocks)
