@@ -60,6 +60,8 @@ class SweepConfig(Settings):
         run = merge({"dev": {"keep": "last"}}, run)
         train, pairs = run.get("train") or {}, run.get("pairs") or {}
         train = train["default"] if set(train) == {"default"} else train
+        if not set(train) <= set(TrainConfig.model_fields):  # a mistake of run.train is told there, not in each variant
+            train = {}
         out = {**data, "run": run}
         for key, common in (("variants", train), ("arms", {"pairs": pairs, "variants": "all"})):
             if isinstance(data.get(key), dict) and isinstance(common, dict):

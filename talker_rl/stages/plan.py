@@ -10,7 +10,7 @@ from talker_rl.data.prompts import resolve_prompt_path
 from talker_rl.errors import TalkerRLError
 from talker_rl.sweep_config import SweepConfig, cell
 
-MICRO_SECONDS = {"utterance": 0.4, "pair": 0.2}
+MICRO_SECONDS = {"utterance": 0.35, "pair": 0.12}
 """Of one core, on the micro model: to sample, decode and judge an utterance; to train on a pair for one step."""
 
 
@@ -140,5 +140,5 @@ def describe_sweep(config: SweepConfig) -> str:
                  + ("s" if run.workers > 1 else ""))
     if run.model.path == "micro" and steps:
         seconds = spoken * MICRO_SECONDS["utterance"] + trainings * steps * batch * MICRO_SECONDS["pair"]
-        lines.append(f"about {seconds / run.workers / 60:.0f} minutes with a core for each worker")
+        lines.append(f"about {seconds / run.workers / 60:.0f} min with a core for each worker")
     return "\n".join(lines)
