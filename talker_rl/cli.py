@@ -288,7 +288,8 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
     device = device_name(config.run.model.device)
     with WorkerPool(config.run.workers if device == "cpu" else 1) as pool:
         found = Sweep(config, folder, pool, ["talker-rl", *arguments], device, args.force_stage, args.quiet).run()
-    print(f"\n{text_table(found)}\n\nfigures: {folder / 'ablation.json'}")
+    print(f"\n{text_table(found)}\n\nfigures: {folder / 'ablation.json'}\n"
+          f"look and listen: {(folder / 'report' / 'loss_ablation.html').resolve()}")
     return 0
 
 

@@ -65,8 +65,7 @@ def run(ctx: Context, variant: str, index: int) -> Path:
     ctx.say(f"{stage}: step {best['step']} of {', '.join(str(s) for s in checkpoints)}: dev WER "
             f"{start['wer']:.1%} -> {best['wer']:.1%}, reward {start['reward']:.3f} -> {best['reward']:.3f}")
     if sign * best[cfg.metric] >= sign * start[cfg.metric]:
-        ctx.say(f"{stage}: WARNING: {'this' if cfg.keep == 'last' else 'no'} checkpoint is "
-                f"{'not ' if cfg.keep == 'last' else ''}better on dev than the policy that training began with")
+        ctx.say(f"{stage}: WARNING: step {best['step']} is no better on dev than the policy that training began with")
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts={"step": best["step"]})
     return _policy_folder(ctx, choice, variant, index)
 

@@ -16,7 +16,6 @@ import contextlib
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -168,8 +167,7 @@ def _pages(folder: Path, arms: Sequence[Context]) -> None:
         for ctx in arms:
             import_module("talker_rl.stages.diagnose").run(ctx)
     if find_spec("talker_rl.report.dashboards") is not None:
-        for page in import_module("talker_rl.report.dashboards").write_dashboards(folder):
-            print(f"page: {page}", file=sys.stderr)
+        import_module("talker_rl.report.dashboards").write_dashboards(folder)
 
 
 def table_csv(rows: Sequence[dict[str, Any]]) -> str:
