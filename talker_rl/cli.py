@@ -33,6 +33,18 @@ STAGES: dict[str, tuple[str, str]] = {
     "report": ("write report/index.html", "talker-rl report --run-dir runs/demo"),
 }
 
+SWEEP_TEXT = """\
+Compare losses: a grid of variants, arms (ways of choosing pairs) and training seeds, one row each in a table.
+
+Prompts, candidates and scores are made once; every training takes the same number of steps and is evaluated on the same
+prompts from the same seeds. A claim needs every seed's paired-bootstrap interval to exclude 0. The folder holds
+ablation.json and .csv, report/, shared/ and arms/<arm>/; each arm is an ordinary run folder, for every other verb."""
+SWEEP_EXAMPLES = """\
+talker-rl sweep configs/sweeps/losses.yaml                   the shipped ablation, on the micro model
+  talker-rl sweep configs/sweeps/losses.yaml --dry-run         its grid, and how long it takes
+  talker-rl sweep configs/sweeps/losses.yaml 'seeds=[0,1,2]'   one seed more: only that one is trained
+  talker-rl diagnose --run-dir runs/sweep/arms/biased          any verb on one arm"""
+
 EPILOG = """\
 A run is one folder. Start the same command again after an interruption: only what is missing is done.
 
@@ -60,6 +72,10 @@ def parser() -> argparse.ArgumentParser:
         _add_shared(stage)
         if name in ("rollout", "score", "pair", "train"):
             stage.add_argument("--round", type=int, metavar="N", help="on-policy round (default: the latest)")
+
+    sweep = _verb(verbs, "sweep", "compare losses: a grid of variants, arms and seeds in one table", SWEEP_EXAMPLES)
+    sweep.description = SWEEP_TEXT
+    _add_shared(sweep)
 
     validate = _verb(verbs, "validate", "check configuration files and print them resolved",
                      "talker-rl validate configs/demo.yaml pairs.margin=0.1")
@@ -176,6 +192,8 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         from talker_rl.doctor import examine
 
         return examine(_config(args))
+    if args.verb == "sweep":
+        return _sweep(args, arguments)
     return _stages(args, arguments)
 
 
@@ -183,8 +201,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
     """The configuration of the files and overrides, or of the run folder where no file is given."""
     from talker_rl.config import load_config
 
-    files = [*args.config, *(a for a in args.overrides if a.endswith((".yaml", ".yml")) and "=" not in a)]
-    overrides = [a for a in args.overrides if a not in files]
+    files, overrides = _files(args)
     run_dir = getattr(args, "run_dir", None)
     if not files and run_dir and (Path(run_dir) / "manifest.json").exists():
         from talker_rl.config import load_data
@@ -194,6 +211,12 @@ def _config(args: argparse.Namespace) -> RunConfig:
         if stored:
             return load_data(stored, overrides, where=f"{run_dir}/manifest.json")
     return load_config(files, overrides)
+
+
+def _files(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Configuration files, with or without ``-c``, and overrides."""
+    files = [*args.config, *(a for a in args.overrides if a.endswith((".yaml", ".yml")) and "=" not in a)]
+    return files, [a for a in args.overrides if a not in files]
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -280,6 +303,35 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
         summary = pipeline.run_all(ctx)
         _print_summary(summary, run_dir)
         print(f"\nlook and listen: {(run_dir / 'report' / 'index.html').resolve()}")
+    return 0
+
+
+def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
+    from talker_rl.run_dir import read_json
+    from talker_rl.stages.plan import describe_sweep
+    from talker_rl.sweep_config import load_sweep, load_sweep_data
+
+    files, overrides = _files(args)
+    stored = Path(args.run_dir or "") / "sweep.json"
+    if not files and not (args.run_dir and stored.exists()):
+        raise TalkerRLError("No sweep is named", fix="name its file, e.g. talker-rl sweep configs/sweeps/losses.yaml, "
+                            "or the --run-dir of one that has begun")
+    config = load_sweep(files, overrides) if files else load_sweep_data(read_json(stored), overrides, str(stored))
+    folder = Path(args.run_dir or Path("runs") / config.name)
+    if args.dry_run:
+        print(f"{config.to_yaml()}\n# sweep folder: {folder}\n{describe_sweep(config)}")
+        return 0
+    if not args.quiet:
+        print(describe_sweep(config), flush=True)
+    from talker_rl.stages.context import device_name
+    from talker_rl.stages.pool import WorkerPool
+    from talker_rl.stages.sweep import Sweep, text_table
+
+    device = device_name(config.run.model.device)
+    with WorkerPool(config.run.workers if device == "cpu" else 1) as pool:
+        found = Sweep(config, folder, pool, ["talker-rl", *arguments], device, args.force_stage, args.quiet).run()
+    print(f"\n{text_table(found)}\n\nfigures: {folder / 'ablation.json'}\n"
+          f"look and listen: {(folder / 'report' / 'loss_ablation.html').resolve()}")
     return 0
 
 

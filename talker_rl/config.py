@@ -12,7 +12,7 @@ import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,12 +23,16 @@ from talker_rl.omni.config import ConditioningConfig, ModelConfig, SamplingConfi
 from talker_rl.reward.config import RewardConfig
 from talker_rl.train.config import TrainConfig
 
+_Config = TypeVar("_Config", bound=BaseModel)
 
-class _Settings(BaseModel):
+
+class Settings(BaseModel):
+    """Base of configuration classes: unknown keys are mistakes."""
+
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class SetLimits(_Settings):
+class SetLimits(Settings):
     """How many prompts of each file are used, from its beginning; null is all."""
 
     train: int | None = Field(None, ge=1, description="Prompts that pairs are made of.")
@@ -36,7 +40,7 @@ class SetLimits(_Settings):
     eval: int | None = Field(None, ge=1, description="Prompts that are touched once, for the final figures.")
 
 
-class PromptsConfig(_Settings):
+class PromptsConfig(Settings):
     """Three prompt sets, disjoint by text."""
 
     train: str = Field("micro:train", description="A .jsonl, .txt or .parquet file, or micro:train.")
@@ -46,7 +50,7 @@ class PromptsConfig(_Settings):
     limit: SetLimits = Field(default_factory=SetLimits, description="Prompts used of each set.")
 
 
-class RolloutConfig(_Settings):
+class RolloutConfig(Settings):
     """How many candidates, of which prompts."""
 
     num_candidates: int = Field(8, ge=2, description="Candidates a prompt.")
@@ -59,7 +63,7 @@ class RolloutConfig(_Settings):
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="How candidates are drawn.")
 
 
-class AudioConfig(_Settings):
+class AudioConfig(Settings):
     """Which decoded speech is kept, under audio/."""
 
     keep: Literal["none", "sample", "all"] = Field("sample", description="sample: of a stage's first prompts.")
@@ -67,7 +71,7 @@ class AudioConfig(_Settings):
     sample_prompts: int = Field(24, ge=0, description="Prompts whose audio `sample` keeps, a stage.")
 
 
-class DevConfig(_Settings):
+class DevConfig(Settings):
     """How the checkpoint is chosen: early stopping on held-out reward."""
 
     metric: Literal["reward", "wer"] = Field(
@@ -75,6 +79,10 @@ class DevConfig(_Settings):
     )
     num_candidates: int = Field(2, ge=1, description="Candidates a dev prompt and checkpoint; same seeds for each.")
     checkpoints: Literal["all", "last"] = Field("all", description="Try every saved checkpoint, or take the last.")
+    keep: Literal["best", "last"] = Field(
+        "best", description="best: the checkpoint that metric names. last: the last step, whatever dev says; the "
+        "others are tried all the same, for their curve (losses are compared at equal steps)."
+    )
     sampling: SamplingConfig | None = Field(None, description="null: as in rollouts.")
     held_out_share: float = Field(
         0.0, ge=0, le=0.5, description="Share of the train prompts whose pairs are not trained on: their loss and "
@@ -82,7 +90,7 @@ class DevConfig(_Settings):
     )
 
 
-class EvalConfig(_Settings):
+class EvalConfig(Settings):
     """The final figures: base and trained side by side, by a second recogniser."""
 
     seeds: int = Field(4, ge=1, description="Utterances an eval prompt.")
@@ -105,7 +113,7 @@ class EvalConfig(_Settings):
         return value
 
 
-class ReportConfig(_Settings):
+class ReportConfig(Settings):
     """The page."""
 
     title: str | None = Field(None, description="null: the name of the run.")
@@ -114,7 +122,7 @@ class ReportConfig(_Settings):
     max_mib: int = Field(40, ge=1, description="Largest page; fewer clips are embedded rather than more.")
 
 
-class TrackingConfig(_Settings):
+class TrackingConfig(Settings):
     """Where figures, tables and speech go besides the run folder."""
 
     to: Literal["none", "wandb", "trackio", "tensorboard"] = Field(
@@ -124,7 +132,7 @@ class TrackingConfig(_Settings):
     project: str = Field("talker-rl", description="Its project (TensorBoard has none).")
 
 
-class RunConfig(_Settings):
+class RunConfig(Settings):
     """One run: from prompts to a report."""
 
     name: str = Field("run", description="Name of the run; its folder is runs/<name> unless --run-dir says otherwise.",
@@ -196,26 +204,41 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     Raises:
         ConfigError: a file that cannot be read, an unknown key (the nearest right one is named), a wrong value.
     """
-    data: dict[str, Any] = {}
-    for file in files:
-        data = _merge(data, _read_yaml(Path(file)))
-    return load_data(data, overrides, where=", ".join(map(str, files)) or "overrides")
+    return load_data(read_files(files), overrides, where=", ".join(map(str, files)) or "overrides")
 
 
 def load_data(data: dict[str, Any], overrides: Sequence[str] = (), where: str = "config") -> RunConfig:
     """Plain data with ``dotted.key=value`` applied; see :func:`load_config`."""
+    apply_overrides(data, overrides)
+    return parse_config(data, where)
+
+
+def read_files(files: Sequence[str | Path]) -> dict[str, Any]:
+    """YAML files merged left to right, as plain data."""
+    data: dict[str, Any] = {}
+    for file in files:
+        data = merge(data, _read_yaml(Path(file)))
+    return data
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set every ``dotted.key=value``, in place."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"Not an override: {override!r}", fix="write dotted.key=value, e.g. pairs.margin=0.1")
         _set(data, key.strip().split("."), _parse_value(value, override), override)
-    return parse_config(data, where)
 
 
 def parse_config(data: dict[str, Any], where: str = "config") -> RunConfig:
     """Validate plain data; every mistake is told at once, with its dotted path."""
+    return parse_as(RunConfig, data, where)
+
+
+def parse_as(model: type[_Config], data: dict[str, Any], where: str) -> _Config:
+    """:func:`parse_config` for any configuration class."""
     try:
-        return RunConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         problems, fixes = [], []
         for item in error.errors():
@@ -223,11 +246,12 @@ def parse_config(data: dict[str, Any], where: str = "config") -> RunConfig:
             dotted = ".".join(path)
             if item["type"] == "extra_forbidden":
                 problems.append(f"unknown key `{dotted}`")
-                near = nearest_key(path)
+                near = nearest_key(path, model)
                 if near:
                     fixes.append(f"did you mean `{near}`?")
             else:
-                problems.append(f"`{dotted}`: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r:.60})")
+                told = item["msg"].removeprefix("Value error, ")
+                problems.append(f"`{dotted}`: {told} (got {item['input']!r:.60})" if dotted else told)
         raise ConfigError("The configuration is wrong: " + "; ".join(problems), where=where,
                           fix=" ".join(dict.fromkeys(fixes)) or "see the comments in configs/") from None
     except ConfigError as error:  # a room's own parser, e.g. of the loss dictionary
@@ -248,10 +272,10 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
     return keys
 
 
-def nearest_key(path: Sequence[str]) -> str | None:
+def nearest_key(path: Sequence[str], model: type[BaseModel] = RunConfig) -> str | None:
     """The right key nearest to a wrong one: first among its neighbours, then the same leaf elsewhere, then anywhere."""
-    keys = known_keys()
-    parent, leaf = _match_parent(list(path[:-1])), path[-1]
+    keys = known_keys(model)
+    parent, leaf = _match_parent(path[:-1], keys), path[-1]
     siblings = [k for k in keys if k.rpartition(".")[0] == parent]
     by_leaf = {k.rpartition(".")[2]: k for k in reversed(siblings)}
     close = difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.6)
@@ -268,11 +292,15 @@ def nearest_key(path: Sequence[str]) -> str | None:
     return found.replace("*", "default") if found else None
 
 
-def _match_parent(path: list[str]) -> str:
-    """``train.default`` -> ``train.*``: names of variants become the star of ``known_keys``."""
-    if len(path) >= 2 and path[0] == "train":
-        return ".".join(["train", "*", *path[2:]])
-    return ".".join(path)
+def _match_parent(path: Sequence[str], keys: Sequence[str]) -> str:
+    """``train.default`` -> ``train.*``: names that the user gave become the star of ``known_keys``."""
+    at = ""
+    for part in path:
+        named = f"{at}.{part}" if at else part
+        star = f"{at}.*"
+        is_name = named not in keys and any(key.startswith(f"{star}.") for key in keys)
+        at = star if is_name else named
+    return at
 
 
 class _Loader(yaml.SafeLoader):
@@ -302,14 +330,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _merge(old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+def merge(old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
     """Mappings merge key by key; a loss of another type replaces the old one whole."""
     if path and path[-1] == "loss" and "type" in new and new["type"] != old.get("type"):
         return new
     merged = dict(old)
     for key, value in new.items():
         both = isinstance(value, dict) and isinstance(old.get(key), dict)
-        merged[key] = _merge(old[key], value, (*path, key)) if both else value
+        merged[key] = merge(old[key], value, (*path, key)) if both else value
     return merged
 
 
@@ -333,5 +361,5 @@ def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> No
             raise ConfigError(f"`{key}` in {override!r} has no keys of its own", fix="give the whole value in YAML")
         node = child
     if isinstance(value, dict) and isinstance(node.get(path[-1]), dict):
-        value = _merge(node[path[-1]], value, tuple(path))
+        value = merge(node[path[-1]], value, tuple(path))
     node[path[-1]] = value

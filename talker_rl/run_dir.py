@@ -236,6 +236,31 @@ class RunDir:
         """Whether a stage finished."""
         return self.stages.get(name, {}).get("state") == "done"
 
+    def adopt(self, source: Path, names: Iterable[str]) -> None:
+        """Take over finished stages of another run: hard links to its files (copies on another file system), and its
+        entries of the manifest. ``parents`` says whose they are. Files are never changed in place, so both runs stay
+        what they are.
+
+        Raises:
+            StageError: the other run has not finished the stage, or this run has it with another content.
+        """
+        theirs = read_json(source / "manifest.json")["stages"]
+        parent = os.path.relpath(source, self.path)
+        for name in names:
+            entry, mine = theirs.get(name, {}), self.stages.get(name, {})
+            if entry.get("state") != "done":
+                raise StageError(f"Stage {name} cannot be taken over: it is not finished", where=str(source),
+                                 fix="run it there first")
+            if mine and mine.get("content") != entry["content"]:
+                raise StageError(f"Stage {name} was taken over from {parent}, and has another content there now",
+                                 where=str(self.path / name),
+                                 fix=f"do it again, with all that depends on it: --force-stage {name}")
+            for folder in (name, f"audio/{name}"):
+                _link_tree(source / folder, self.path / folder)
+            self.stages[name] = json.loads(json.dumps(entry))
+            self.manifest["parents"].setdefault(parent, {})[name] = entry["content"]
+        self.save()
+
     def clear(self, name: str) -> list[str]:
         """Delete a stage and all that depends on it; returns the names."""
         doomed = [name]
@@ -248,6 +273,22 @@ class RunDir:
         for stage in doomed:
             shutil.rmtree(self.path / stage, ignore_errors=True)
         return doomed
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """The files of a folder once more, elsewhere; those that are there already, and alike, are left."""
+    for file in sorted(source.rglob("*")):
+        copy = target / file.relative_to(source)
+        if file.is_dir() or (copy.exists() and (copy.samefile(file) or file_hash(copy) == file_hash(file))):
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.unlink(missing_ok=True)
+        try:
+            os.link(file, copy)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise disk_full(copy) from error
+            atomic_write(copy, file.read_bytes())  # another file system, or one without hard links
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from talker_rl.config import RunConfig
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import ConfigError
 from talker_rl.report.model import ReportData
-from talker_rl.run_dir import RunDir
+from talker_rl.run_dir import read_json
 
 log = logging.getLogger(__name__)
 
@@ -199,10 +199,15 @@ class StageTracker:
 
 
 class Tracking:
-    """The tracker that a run's configuration names, for the time of one command."""
+    """The tracker that a run's configuration names, in one process.
 
-    def __init__(self, config: RunConfig, run: RunDir) -> None:
-        self._config, self._run = config, run
+    Args:
+        config: the run's.
+        folder: of the run; its manifest tells when it and its stages began.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self._config, self._folder = config, folder
         self.to = config.tracking.to
         """``none`` as well once it has failed."""
 
@@ -215,11 +220,11 @@ class Tracking:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[StageTracker]:
         """The tracker of a stage that has begun."""
-        config, run = self._config, self._run
+        config, path = self._config, self._folder.resolve()
 
         def target(first_step: int) -> Target:
-            path = run.path.resolve()
-            identity = stable_hash(str(path), run.manifest["created"], name, run.stages[name]["started"])[:12]
+            manifest = read_json(path / "manifest.json")
+            identity = stable_hash(str(path), manifest["created"], name, manifest["stages"][name]["started"])[:12]
             return Target(config.tracking.project, config.name, name, identity, config.resolved(), path, path / name,
                           first_step)
 

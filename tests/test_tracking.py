@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Iterator[RunDir]:
 
 def send_everything(run: RunDir, to: str) -> None:
     """Three steps of a training, then a result."""
-    used = Tracking(config(to), run)
+    used = Tracking(config(to), run.path)
     with used.stage(STAGE) as tracker:
         for step in (1, 2, 3):
             tracker.log({"loss": 1 / step, "rewards/margins": np.float64(step), "text": "no number", "on": True}, step)
@@ -109,14 +109,14 @@ def test_only_a_few_clips_are_sent(run: RunDir, recorder: type[Recorder]) -> Non
     data = full_data()
     data.before_after *= 10
     data.pair_clips = data.before_after
-    with Tracking(config("wandb"), run).stage(STAGE) as tracker:
+    with Tracking(config("wandb"), run.path).stage(STAGE) as tracker:
         send_result(tracker, data)
     assert sum(call[0] == "audio" for call in recorder.made[0].calls) == 2 * 2 * CLIPS
 
 
 def test_a_run_without_result_or_tracker_sends_nothing(run: RunDir, recorder: type[Recorder]) -> None:
     send_everything(run, "none")
-    with Tracking(config("wandb"), run).stage(STAGE):
+    with Tracking(config("wandb"), run.path).stage(STAGE):
         pass
     assert not recorder.made  # nor is one opened that nothing is sent to
 
@@ -139,7 +139,7 @@ def test_a_tracker_that_raises_becomes_one_warning_and_is_off(
 
 
 def test_an_interruption_is_no_failure_of_the_tracker(run: RunDir, recorder: type[Recorder]) -> None:
-    with pytest.raises(KeyboardInterrupt), Tracking(config("wandb"), run).stage(STAGE) as tracker:
+    with pytest.raises(KeyboardInterrupt), Tracking(config("wandb"), run.path).stage(STAGE) as tracker:
         tracker.log({"loss": 1.0}, 1)
         raise KeyboardInterrupt
     assert recorder.made[0].calls[-1] == ("finish",)
@@ -149,7 +149,7 @@ def test_a_stage_that_goes_on_keeps_its_name_and_one_done_again_does_not(
     run: RunDir, recorder: type[Recorder]
 ) -> None:
     def identity() -> str:
-        with Tracking(config("wandb"), run).stage(STAGE) as tracker:
+        with Tracking(config("wandb"), run.path).stage(STAGE) as tracker:
             tracker.log({"loss": 1.0}, 1)
         return recorder.made[-1].target.id
 
@@ -207,7 +207,7 @@ def test_tensorboard_event_files_hold_it_all(run: RunDir) -> None:
     heard = sound(result.Audio("before_after/1 base")[0].encoded_audio_string)
     np.testing.assert_allclose(heard, tone(), atol=1e-4)
 
-    with Tracking(config("tensorboard"), run).stage(STAGE) as tracker:  # interrupted after step 3, resumed from 1
+    with Tracking(config("tensorboard"), run.path).stage(STAGE) as tracker:  # interrupted after step 3, resumed from 1
         for step in (2, 3, 4):
             tracker.log({"loss": 10.0 + step}, step)
     assert [(e.step, e.value) for e in read(STAGE).Scalars("loss")] == [(1, 1.0), (2, 12.0), (3, 13.0), (4, 14.0)]

@@ -25,7 +25,8 @@ def _ok(rows: Iterable[Row]) -> list[Row]:
     return [r for r in rows if r["status"] == "ok"]
 
 
-def _errors(row: Row) -> float:
+def word_errors(row: Row) -> float:
+    """Substitutions, deletions and insertions."""
     return row["substitutions"] + row["deletions"] + row["insertions"]
 
 
@@ -49,13 +50,13 @@ def variant_summary(rows: Sequence[Row], *, resamples: int = 10_000, seed: int =
     if not ok:
         raise DataError("No utterance of this variant was scored", fix="look at error_code in the evaluation rows")
     wers = np.array([r["wer"] for r in ok])
-    per_prompt = _per_prompt(ok, lambda r: (_errors(r), r["ref_words"]))
-    errors, words = np.array(list(per_prompt.values()), dtype=float).T
+    sums = per_prompt(ok, lambda r: (word_errors(r), r["ref_words"]))
+    errors, words = np.array(list(sums.values()), dtype=float).T
     timed = [r for r in ok if r.get("reference_seconds")]
     reward = [r for r in ok if r.get("reward_errors") is not None]
     return {
         "n": len(ok),
-        "prompts": len(per_prompt),
+        "prompts": len(sums),
         "failed": len(rows) - len(ok),
         "wer": float(ratio_of_sums(errors, words)),
         "wer_ci95": bootstrap_ci((errors, words), ratio_of_sums, resamples=resamples, seed=seed),
@@ -85,7 +86,7 @@ def variant_summary(rows: Sequence[Row], *, resamples: int = 10_000, seed: int =
     }
 
 
-def _per_prompt(rows: Iterable[Row], values: Any) -> dict[str, np.ndarray]:
+def per_prompt(rows: Iterable[Row], values: Any) -> dict[str, np.ndarray]:
     """Sums of ``values(row)`` over the seeds of each prompt: the prompt is the unit that is resampled."""
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(1))
     for row in rows:
@@ -93,24 +94,28 @@ def _per_prompt(rows: Iterable[Row], values: Any) -> dict[str, np.ndarray]:
     return dict(sorted(sums.items()))
 
 
-def _paired(base: Sequence[Row], trained: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The rows of both variants whose (prompt, seed) were scored in both, in the same order."""
-    left = {(r["prompt_id"], r["seed"]): r for r in _ok(base)}
-    right = {(r["prompt_id"], r["seed"]): r for r in _ok(trained)}
-    keys = sorted(left.keys() & right.keys())
+def paired(*sides: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each side whose (prompt, seed) were scored in all of them, in the same order.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [{(r["prompt_id"], r["seed"]): r for r in _ok(rows)} for rows in sides]
+    keys = sorted(set.intersection(*(set(rows) for rows in found)))
     if not keys:
         raise DataError(
             "No utterance was scored for both variants",
             fix="evaluate both on the same prompts and seeds",
         )
-    return [left[k] for k in keys], [right[k] for k in keys]
+    return [[rows[k] for k in keys] for rows in found]
 
 
-def _diff_ci(
+def diff_ci(
     base: Sequence[Row], trained: Sequence[Row], value: Any, weight: Any, resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    a = _per_prompt(base, lambda r: (value(r), weight(r)))
-    b = _per_prompt(trained, lambda r: (value(r), weight(r)))
+    """Interval of trained's ``sum(value) / sum(weight)`` minus base's; the rows are paired already."""
+    a = per_prompt(base, lambda r: (value(r), weight(r)))
+    b = per_prompt(trained, lambda r: (value(r), weight(r)))
     keys = sorted(a.keys() & b.keys())
     (num_a, den_a), (num_b, den_b) = (np.array([side[k] for k in keys]).T for side in (a, b))
     return bootstrap_ci((num_a, den_a, num_b, den_b), diff_of_ratios, resamples=resamples, seed=seed)
@@ -126,7 +131,7 @@ def compare(
         ``*_diff_ci95`` (trained minus base), ``duration_ratio`` (trained over the clean renderings, or over base
         where none is known: ``duration_ratio_to`` says which), ``n`` (utterances compared).
     """
-    a, b = _paired(base, trained)
+    a, b = paired(base, trained)
     left = variant_summary(base, resamples=resamples, seed=seed)
     right = variant_summary(trained, resamples=resamples, seed=seed)
     to_base = sum(r["duration"] for r in b) / max(1e-9, sum(r["duration"] for r in a))
@@ -137,7 +142,7 @@ def compare(
                 if x.get(key) is not None and y.get(key) is not None]
         if not both:
             return None
-        return _diff_ci([a[i] for i in both], [b[i] for i in both], lambda r: r[key], lambda r: 1.0, resamples, seed)
+        return diff_ci([a[i] for i in both], [b[i] for i in both], lambda r: r[key], lambda r: 1.0, resamples, seed)
 
     return {
         "base": left,
@@ -145,7 +150,7 @@ def compare(
         "n": len(a),
         "prompts": len({r["prompt_id"] for r in a}),
         "wer_diff": right["wer"] - left["wer"],
-        "wer_diff_ci95": _diff_ci(a, b, _errors, lambda r: r["ref_words"], resamples, seed),
+        "wer_diff_ci95": diff_ci(a, b, word_errors, lambda r: r["ref_words"], resamples, seed),
         "wer_relative_reduction": 1 - right["wer"] / left["wer"] if left["wer"] > 0 else None,
         "pause_error_diff_ci95": mean_ci("pause_error"),
         "pause_error_scorable_diff_ci95": mean_ci("pause_error_scorable"),

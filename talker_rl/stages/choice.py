@@ -56,14 +56,16 @@ def run(ctx: Context, variant: str, index: int) -> Path:
         table = _table([*known, *folder.all_rows()])
         eligible = [row for row in table if row["step"] or index > 1]
         sign = -1.0 if cfg.metric == "reward" else 1.0
-        best = min(eligible, key=lambda row: (sign * row[cfg.metric], row["step"]))
-        choice = {"round": index, "variant": variant, "step": best["step"], "metric": cfg.metric, "checkpoints": table}
+        best = (table[-1] if cfg.keep == "last" else
+                min(eligible, key=lambda row: (sign * row[cfg.metric], row["step"])))
+        choice = {"round": index, "variant": variant, "step": best["step"], "metric": cfg.metric, "keep": cfg.keep,
+                  "checkpoints": table}
         ctx.write_json(f"{stage}/choice.json", choice)
     start = table[0]
     ctx.say(f"{stage}: step {best['step']} of {', '.join(str(s) for s in checkpoints)}: dev WER "
             f"{start['wer']:.1%} -> {best['wer']:.1%}, reward {start['reward']:.3f} -> {best['reward']:.3f}")
     if sign * best[cfg.metric] >= sign * start[cfg.metric]:
-        ctx.say(f"{stage}: WARNING: no checkpoint is better on dev than the policy that training began with")
+        ctx.say(f"{stage}: WARNING: step {best['step']} is no better on dev than the policy that training began with")
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts={"step": best["step"]})
     return _policy_folder(ctx, choice, variant, index)
 
@@ -136,7 +138,9 @@ def export_variant(ctx: Context, variant: str) -> Path:
             atomic_write(target / name, (policy / name).read_bytes())
     trained, step = policy.parent, int(policy.name.removeprefix("checkpoint-"))
     result = read_json(trained / "result.json")
-    chosen = {"name": variant, "step": step, "selected_by": f"{ctx.config.dev.metric} of speech on dev prompts"}
+    dev = ctx.config.dev
+    by = "last step" if dev.keep == "last" else f"{dev.metric} of speech on dev prompts"
+    chosen = {"name": variant, "step": step, "selected_by": by}
     card = model_card(result | chosen, read_json(trained / "variant.json"),
                       adapter=(policy / "adapter_config.json").is_file())
     atomic_write(target / "README.md", card)

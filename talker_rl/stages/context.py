@@ -51,7 +51,7 @@ class Context:
     tracking: Tracking = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tracking = Tracking(self.config, self.run)
+        self.tracking = Tracking(self.config, self.run.path)
 
     def say(self, message: str) -> None:
         """A line for the user (kept, printed unless quiet)."""

@@ -24,7 +24,7 @@ def run(ctx: Context) -> dict[str, Any]:
     """
     if "base" in ctx.config.train or set(ctx.config.train) & set(ctx.config.eval.talkers):
         raise StageError("eval.talkers and train share a name", where="eval.talkers", fix="rename one of them")
-    base = _variant(ctx, "base", None, {})
+    base = run_base(ctx)
     last = ctx.config.iterations
     for name, weights in ctx.config.eval.talkers.items():
         from talker_rl.omni.files import content_hash
@@ -37,10 +37,16 @@ def run(ctx: Context) -> dict[str, Any]:
         choice = choice_stage(variant, last)
         rows = _variant(ctx, variant, chosen_policy(ctx, variant, last), {choice: ctx.run.content(choice)})
         found[variant] = _summary(ctx, variant, base, rows)
-    ctx.write_json("eval/base/summary.json", variant_summary(base, resamples=ctx.config.eval.bootstrap_samples))
     best = best_variant(ctx)
     ctx.write_json("eval/summary.json", {"variant": best, **found[best]})
     return found[best]
+
+
+def run_base(ctx: Context) -> list[Row]:
+    """Write ``eval/base/``: what every variant is measured against. It needs no training."""
+    rows = _variant(ctx, "base", None, {})
+    ctx.write_json("eval/base/summary.json", variant_summary(rows, resamples=ctx.config.eval.bootstrap_samples))
+    return rows
 
 
 def best_variant(ctx: Context) -> str:

@@ -3,7 +3,7 @@ evaluation -> report. Each is also a function by itself, for the verbs of the co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,14 @@ def run_pairs(ctx: Context, round_: Round) -> None:
 
 def run_training(ctx: Context, round_: Round) -> None:
     """Train the round's variants and choose their checkpoints on dev."""
-    for variant in [round_.variant] if round_.variant else list(ctx.config.train):
-        train.run(ctx, variant, round_, *start_of(ctx, round_, variant))
+    variants = [round_.variant] if round_.variant else list(ctx.config.train)
+    train.run(ctx.pool, [train.Training(ctx, v, round_, *start_of(ctx, round_, v)) for v in variants])
+    choose(ctx, round_, variants)
+
+
+def choose(ctx: Context, round_: Round, variants: Sequence[str]) -> None:
+    """Choose the checkpoints of trained variants on dev; after the last round they are the run's result."""
+    for variant in variants:
         choice.run(ctx, variant, round_.index)
         if round_.index == ctx.config.iterations:
             choice.export_variant(ctx, variant)

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from talker_rl.config import RunConfig, SetLimits
 from talker_rl.data.prompts import resolve_prompt_path
 from talker_rl.errors import TalkerRLError
+from talker_rl.sweep_config import SweepConfig, cell
+
+MICRO_SECONDS = {"utterance": 0.35, "pair": 0.12}
+"""Of one core, on the micro model: to sample, decode and judge an utterance; to train on a pair for one step."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,23 @@ def plan(config: RunConfig) -> list[Step]:
     return list(_steps(config))
 
 
-def _steps(config: RunConfig) -> Iterator[Step]:
+def _counts(config: RunConfig) -> dict[str, int]:
+    """Prompts of the three sets.
+
+    Raises:
+        TalkerRLError: a file that is not there.
+    """
     counts = {}
     for name in SetLimits.model_fields:
         found = count_prompts(config, name)
         if found is None:
             raise TalkerRLError(f"Cannot count the {name} prompts", fix=f"check prompts.{name}, or set prompts.limit")
         counts[name] = found
+    return counts
+
+
+def _steps(config: RunConfig) -> Iterator[Step]:
+    counts = _counts(config)
     total = sum(counts.values())
     yield Step("prompts", ", ".join(f"{n} {name}" for name, n in counts.items()))
     yield Step("conditioning", f"{total} prompts through the Thinker")
@@ -99,3 +113,32 @@ def describe(config: RunConfig) -> str:
         f"decode budget: {total} utterances x {passes} DiT passes ({cfg.num_steps} time points, guidance "
         f"{cfg.guidance_scale:g}), {config.workers} worker{'s' if config.workers > 1 else ''}",
     ])
+
+
+def describe_sweep(config: SweepConfig) -> str:
+    """The grid of a sweep as text: trainings, utterances, and how long the micro model takes for them."""
+    run, counts = config.run, _counts(config.run)
+    candidates = counts["train"] * run.rollouts.num_candidates
+    eval_each, dev_each = counts["eval"] * run.eval.seeds, counts["dev"] * run.dev.num_candidates
+    variant = next(iter(config.variants))
+    args = config.variants[variant].args
+    batch = args.get("per_device_train_batch_size", 8) * args.get("gradient_accumulation_steps", 1)
+    steps = args.get("max_steps")
+    tried = _checkpoints(config.arm_run(next(iter(config.arms))), cell(variant, config.seeds[0]))
+    trainings = sum(len(config.cells(arm)) for arm in config.arms)
+    lines = [f"sweep {config.name}, measured against {config.baseline}:",
+             f"  shared: {candidates} candidates ({counts['train']} prompts x {run.rollouts.num_candidates}), "
+             f"{eval_each} eval utterances of base"]
+    seeds = ", ".join(map(str, config.seeds))
+    for arm, cfg in config.arms.items():
+        lines.append(f"  arm {arm}: {len(cfg.variants)} variants x seeds {seeds}: {', '.join(cfg.variants)}")
+    length = f"{steps} steps" if steps else f"{args.get('num_train_epochs', 3)} epochs"
+    lines.append(f"  each training: {length} of {batch} pairs, {tried or 'every'} checkpoints and the start on "
+                 f"{dev_each} dev utterances, {eval_each} eval utterances")
+    spoken = candidates + eval_each + trainings * (eval_each + dev_each * ((tried or 1) + 1))
+    lines.append(f"in all: {trainings} trainings, {spoken} utterances, {run.workers} worker"
+                 + ("s" if run.workers > 1 else ""))
+    if run.model.path == "micro" and steps:
+        seconds = spoken * MICRO_SECONDS["utterance"] + trainings * steps * batch * MICRO_SECONDS["pair"]
+        lines.append(f"about {seconds / run.workers / 60:.0f} min with a core for each worker")
+    return "\n".join(lines)

@@ -48,6 +48,7 @@ class WorkerPool:
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
         self._executor: ProcessPoolExecutor | None = None
+        self._processes: set[multiprocessing.process.BaseProcess] = set()
 
     def imap(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
         """(index of the task, result) as they are finished.
@@ -91,6 +92,7 @@ class WorkerPool:
 
     def _start(self) -> ProcessPoolExecutor:
         if self._executor is None:
+            others = set(multiprocessing.active_children())
             before: dict[str, Any] = {name: os.environ.get(name) for name in _THREADS}
             os.environ.update(dict.fromkeys(_THREADS, "1"))
             try:
@@ -100,6 +102,7 @@ class WorkerPool:
                 )
                 # processes start at the first submit; they read the environment then
                 wait([self._executor.submit(os.getpid) for _ in range(self.workers)])
+                self._processes = set(multiprocessing.active_children()) - others
             finally:
                 for name, value in before.items():
                     os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
@@ -114,5 +117,8 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:  # Ctrl-C, or an error: a training of minutes is not waited for, it resumes where it was
+            for process in self._processes:
+                process.terminate()
         self.close()

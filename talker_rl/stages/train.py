@@ -1,58 +1,119 @@
-"""Training: one variant's loss on the pairs of a round, from the policy as that round began."""
+"""Training: variants' losses on the pairs of a round, from the policy as that round began.
+
+Trainings don't depend on each other, so several of them run over the workers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from talker_rl.config import RunConfig
 from talker_rl.data.records import Pair, derive_seed
 from talker_rl.errors import ConfigError
-from talker_rl.run_dir import read_json, timed
+from talker_rl.run_dir import timed
 from talker_rl.stages.context import Context, Round, train_stage
+from talker_rl.stages.pool import WorkerPool
 from talker_rl.stages.shards import ShardFolder
+from talker_rl.stages.worker import one_thread
 
 
-def run(ctx: Context, variant: str, round_: Round, start: Path | None = None,
-        start_inputs: dict[str, str] | None = None) -> dict[str, Any]:
-    """Train one variant; returns what ``train_variant`` says.
+@dataclass
+class Training:
+    """What is to be trained: a variant of a run's round."""
 
-    Args:
-        start: adapter that training begins with (round 2 and later); it is the reference as well.
-        start_inputs: stage that chose it -> its content.
-    """
-    stage, source = train_stage(variant, round_.index), round_.stage("pairs")
+    ctx: Context
+    variant: str
+    round_: Round
+    start: Path | None = None
+    """Adapter that training begins with (round 2 and later); it is the reference as well."""
+    start_inputs: dict[str, str] = field(default_factory=dict)
+    """Stage that chose it -> its content."""
+
+
+@dataclass
+class TrainTask:
+    """One training as plain data: it means the same in this process and in a worker."""
+
+    config: dict[str, Any]
+    run: str
+    stage: str
+    source: str
+    variant: str
+    start: str | None
+    one_thread: bool
+    """Sums in an order that does not depend on where the training runs; a run's only training takes all threads."""
+    progress: bool
+
+
+def run(pool: WorkerPool, trainings: Sequence[Training]) -> None:
+    """Train what is not finished: over the workers, or here where it is its run's only training."""
+    todo = [(training, task) for training in trainings if (task := _begin(training)) is not None]
+    here = [both for both in todo if not both[1].one_thread]
+    spread = [both for both in todo if both[1].one_thread]
+    for training, task in here:
+        _finish(training, task, train_task(task))
+    for i, made in pool.imap(train_task, [task for _, task in spread]):
+        _finish(*spread[i], made)
+
+
+def _begin(training: Training) -> TrainTask | None:
+    """The task of a training, or None if it is finished."""
+    ctx, variant, index = training.ctx, training.variant, training.round_.index
+    stage, source = train_stage(variant, index), training.round_.stage("pairs")
     cfg = ctx.config.train[variant]
     inputs = {source: ctx.run.content(source), "conditioning": ctx.run.content("conditioning"),
-              **ctx.model_input(), **(start_inputs or {})}
+              **ctx.model_input(), **training.start_inputs}
     ctx.begin(stage, "train", inputs, {"train": cfg.model_dump(mode="json"),
                                        "held_out_share": ctx.config.dev.held_out_share})
-    folder = ctx.run.path / stage
-    if ctx.run.is_done(stage) and (folder / "result.json").exists():
-        return read_json(folder / "result.json")
+    if ctx.run.is_done(stage) and (ctx.run.path / stage / "result.json").exists():
+        return None
+    return TrainTask(ctx.config.resolved(), str(ctx.run.path), stage, source, variant,
+                     str(training.start) if training.start else None, len(ctx.config.train) > 1, not ctx.quiet)
 
+
+def train_task(task: TrainTask) -> dict[str, Any]:
+    """Train one variant; returns ``pairs``, ``held_out``, ``steps``, ``seconds`` and the tracker, if it still works."""
     from talker_rl.omni.checkpoint import load_omni
     from talker_rl.omni.conditioning_cache import ConditioningCache
-    from talker_rl.omni.files import content_hash
+    from talker_rl.tracking import Tracking
     from talker_rl.train.callbacks import Track
     from talker_rl.train.run import train_variant
 
-    pairs = ShardFolder(ctx.run.path / source).read(0, Pair)
-    held_out = [p for p in pairs if is_held_out(p.prompt_id, ctx.config.dev.held_out_share)]
-    fitted = [p for p in pairs if not is_held_out(p.prompt_id, ctx.config.dev.held_out_share)]
-    ctx.say(f"{stage}: {cfg.loss['type']} on {len(fitted)} pairs"
-            + (f", {len(held_out)} held out" if held_out else ""))
-    with timed() as seconds, ctx.tracking.stage(stage) as tracker:
-        omni = load_omni(ctx.config.model, parts=("talker",))  # its own copy: training wraps and changes it
-        conditionings = ConditioningCache(ctx.run.path / "conditioning", strict=True).load([p.prompt_id for p in pairs])
+    config, path = RunConfig.model_validate(task.config), Path(task.run)
+    pairs = ShardFolder(path / task.source).read(0, Pair)
+    share = config.dev.held_out_share
+    held_out = [p for p in pairs if is_held_out(p.prompt_id, share)]
+    fitted = [p for p in pairs if not is_held_out(p.prompt_id, share)]
+    tracking = Tracking(config, path)
+    threads = one_thread() if task.one_thread else nullcontext()
+    with timed() as seconds, threads, tracking.stage(task.stage) as tracker:
+        omni = load_omni(config.model, parts=("talker",))  # its own copy: training wraps and changes it
+        conditionings = ConditioningCache(path / "conditioning", strict=True).load([p.prompt_id for p in pairs])
         result = train_variant(
-            omni, fitted, conditionings, cfg, folder, eval_pairs=held_out or None, start_adapter=start,
-            progress=not ctx.quiet, reference_cache=ctx.run.path / "reference",
+            omni, fitted, conditionings, config.train[task.variant], path / task.stage, eval_pairs=held_out or None,
+            start_adapter=task.start, progress=task.progress, reference_cache=path / "reference",
             extra_callbacks=[Track(tracker.log)],
         )
+    return {"pairs": len(fitted), "held_out": len(held_out), "steps": result["steps"], "seconds": seconds[0],
+            "tracking": tracking.to}
+
+
+def _finish(training: Training, task: TrainTask, made: dict[str, Any]) -> None:
+    """Note a training as done."""
+    from talker_rl.omni.files import content_hash
+
+    ctx, folder = training.ctx, Path(task.run) / task.stage
+    ctx.tracking.to = made["tracking"]
     weights = next(folder / n for n in ("adapter_model.safetensors", "model.safetensors") if (folder / n).exists())
-    ctx.run.finish(stage, content=content_hash(weights), seconds=seconds[0],
-                   counts={"pairs": len(fitted), "held_out": len(held_out), "steps": result["steps"]})
-    return result
+    ctx.say(f"{task.stage}: {ctx.config.train[task.variant].loss['type']} on {made['pairs']} pairs"
+            + (f", {made['held_out']} held out" if made["held_out"] else "")
+            + f": {made['steps']} steps in {made['seconds']:.0f} s")
+    ctx.run.finish(task.stage, content=content_hash(weights), seconds=made["seconds"],
+                   counts={name: made[name] for name in ("pairs", "held_out", "steps")})
 
 
 def is_held_out(prompt_id: str, share: float) -> bool:

@@ -1,0 +1,219 @@
+"""Sweep: a grid of losses x seeds on the same samples, as ordinary run folders, and one table of what came out.
+
+    <folder>/sweep.json        resolved configuration
+    <folder>/shared/           a run: prompts, conditioning, rollouts, scores and eval/base, made once
+    <folder>/arms/<arm>/       a run each: those stages by hard links, its own pairs, trainings and evaluations
+    <folder>/ablation.json     the table; ablation.csv likewise
+    <folder>/report/           the pages
+
+Every part is finished by an ordinary stage, so the same command goes on where it stopped, and every verb works on an
+arm's folder. Trainings of all arms are one queue over the workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from talker_rl.config import RunConfig
+from talker_rl.errors import ConfigError, StageError
+from talker_rl.evaluation import ablation
+from talker_rl.run_dir import RunDir, atomic_write, read_json
+from talker_rl.stages import conditioning, evaluate, pipeline, prompts, train
+from talker_rl.stages.context import Context, Round, train_stage
+from talker_rl.stages.pool import WorkerPool
+from talker_rl.sweep_config import SweepConfig, cell
+
+SHARED = ("prompts", "conditioning", "rollouts", "scores", "eval/base")
+"""Stages that no arm changes, in order."""
+
+
+@dataclass
+class Sweep:
+    """One invocation on one sweep folder."""
+
+    config: SweepConfig
+    path: Path
+    pool: WorkerPool
+    argv: list[str]
+    device: str
+    force: Sequence[str] = ()
+    quiet: bool = False
+
+    def run(self) -> dict[str, Any]:
+        """All of it; returns what ``ablation.json`` holds.
+
+        Raises:
+            StageError: finished work was done with another configuration (says what differs), or a stage failed.
+        """
+        self._check_force()
+        with self._describing(), ExitStack() as open_runs:
+            # every folder is locked before hours of work begin in one of them
+            shared = open_runs.enter_context(self._open("shared", self.config.run))
+            arms = {name: open_runs.enter_context(self._open(f"arms/{name}", self.config.arm_run(name)))
+                    for name in self.config.arms}
+            for ctx in arms.values():
+                train.check_arguments(ctx)
+            self._share(shared)
+            for ctx in arms.values():
+                self._record(ctx)
+                ctx.run.adopt(shared.run.path, SHARED)
+                pipeline.run_pairs(ctx, Round(1))
+            train.run(self.pool, [train.Training(ctx, name, Round(1)) for ctx in arms.values()
+                                  for name in ctx.config.train])
+            for ctx in arms.values():
+                pipeline.choose(ctx, Round(1), list(ctx.config.train))
+                evaluate.run(ctx)
+            found = self._table(arms)
+            _pages(self.path, list(arms.values()))
+        return found
+
+    @contextlib.contextmanager
+    def _open(self, folder: str, config: RunConfig) -> Iterator[Context]:
+        path = self.path / folder
+        force = [name for name in self.force if name in _stages(path)]
+        with RunDir(path, force=force) as run:
+            yield _Labelled(config, run, self.pool, quiet=self.quiet, label=path.name)
+
+    def _record(self, ctx: Context) -> None:
+        """Note what is started, as soon as a folder's own work begins: its manifest describes what was done there."""
+        ctx.run.record_command(ctx.config.resolved(), self.argv, self.device)
+
+    def _check_force(self) -> None:
+        """Raise where a stage to force is in none of the folders."""
+        folders = [self.path / "shared", *(self.path / "arms" / name for name in self.config.arms)]
+        known = sorted({name for folder in folders for name in _stages(folder)})
+        for name in self.force:
+            if name not in known:
+                raise StageError(f"There is no stage {name!r} to force in this sweep", where=str(self.path),
+                                 fix=f"one of: {', '.join(known) or '(none has begun)'}")
+
+    @contextlib.contextmanager
+    def _describing(self) -> Iterator[None]:
+        """Write ``sweep.json``; it describes what was done, so what is refused leaves it as it was."""
+        file = self.path / "sweep.json"
+        before = file.read_bytes() if file.exists() else None
+        atomic_write(file, _json(self.config.resolved()))
+        try:
+            yield
+        except (ConfigError, StageError):
+            if before is not None:
+                atomic_write(file, before)
+            raise
+
+    def _share(self, ctx: Context) -> None:
+        """What all arms have in common."""
+        self._record(ctx)
+        prompts.run(ctx)
+        conditioning.run(ctx)
+        pipeline.run_rollouts(ctx, Round(1))
+        pipeline.run_scores(ctx, Round(1))
+        evaluate.run_base(ctx)
+
+    def _table(self, arms: dict[str, Context]) -> dict[str, Any]:
+        """Write ``ablation.json`` and ``ablation.csv``."""
+        rows: list[dict[str, Any]] = []
+        for name, ctx in arms.items():
+            trained = [_trained(ctx, variant, seed) for variant, seed in self.config.cells(name)]
+            rows += ablation.arm_table(name, evaluate.eval_rows(ctx, "base"), trained, self.config.baseline,
+                                       resamples=self.config.run.eval.bootstrap_samples)
+        claims = ablation.claims(rows, self.config.baseline)
+        found = {"baseline": self.config.baseline, "rows": rows, "claims": claims, "pareto": ablation.pareto(rows),
+                 "notes": ablation.notes(rows, claims, self.config.baseline)}
+        atomic_write(self.path / "ablation.json", _json(found))
+        atomic_write(self.path / "ablation.csv", table_csv(rows))
+        return found
+
+
+@dataclass
+class _Labelled(Context):
+    """A context whose lines begin with the name of its run, since several report to one terminal."""
+
+    label: str = ""
+
+    def say(self, message: str) -> None:
+        super().say(f"{self.label}: {message}")
+
+
+def _stages(path: Path) -> dict[str, Any]:
+    """Stages of a run folder, {} where there is none yet."""
+    manifest = path / "manifest.json"
+    return read_json(manifest)["stages"] if manifest.exists() else {}
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def _trained(ctx: Context, variant: str, seed: int) -> ablation.Trained:
+    name = cell(variant, seed)
+    entry = ctx.run.stages[train_stage(name, 1)]
+    return ablation.Trained(variant, seed, evaluate.eval_rows(ctx, name), entry["counts"]["steps"],
+                            ctx.config.train[name].loss, entry["seconds"])
+
+
+def _pages(folder: Path, arms: Sequence[Context]) -> None:
+    """Diagnostics of every arm, then the pages that show them and the table."""
+    if find_spec("talker_rl.stages.diagnose") is not None:
+        for ctx in arms:
+            import_module("talker_rl.stages.diagnose").run(ctx)
+    if find_spec("talker_rl.report.dashboards") is not None:
+        import_module("talker_rl.report.dashboards").write_dashboards(folder)
+
+
+def table_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as CSV: an interval is two columns, ``_low`` and ``_high``; the loss is JSON."""
+    sink = io.StringIO()
+    flat = [_flat(row) for row in rows]
+    writer = csv.DictWriter(sink, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return sink.getvalue()
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in row.items():
+        if name.endswith("_ci95"):
+            out[f"{name}_low"], out[f"{name}_high"] = value or (None, None)
+        else:
+            out[name] = json.dumps(value) if name == "loss" and value is not None else value
+    return out
+
+
+def text_table(found: dict[str, Any]) -> str:
+    """The table for a terminal: WER and duration of every row, the differences to the baseline, who is on the front."""
+    baseline = found["baseline"]
+    front = {(p["arm"], p["variant"]) for p in found["pareto"] if p["front"]}
+    head = ("arm", "variant", "seed", "n", "WER", "95 %", f"- {baseline}", "95 %", "duration", "95 %",
+            f"|drift| - {baseline}'s", "95 %", "")
+    body = [
+        (row["arm"], row["variant"], "all" if row["seed"] is None else str(row["seed"]), str(row["n"]),
+         _percent(row["wer"], ""), _span(row["wer_ci95"], ""),
+         _percent(row["wer_diff_dpo"]), _span(row["wer_diff_dpo_ci95"]),
+         _percent(row["drift"]), _span(row["duration_ratio_ci95"] and [v - 1 for v in row["duration_ratio_ci95"]]),
+         _percent(row["drift_vs_dpo"]), _span(row["drift_vs_dpo_ci95"]),
+         "pareto" if row["seed"] is None and (row["arm"], row["variant"]) in front else "")
+        for row in found["rows"]
+    ]
+    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
+    lines = ["  ".join(text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths,
+             strict=True))).rstrip() for line in (head, *body)]
+    return "\n".join([*lines, "", *found["notes"]])
+
+
+def _percent(value: float | None, sign: str = "+") -> str:
+    return "" if value is None else f"{100 * value:{sign}.1f}"
+
+
+def _span(interval: Sequence[float] | None, sign: str = "+") -> str:
+    return "" if interval is None else f"{_percent(interval[0], sign)} .. {_percent(interval[1], sign)}"

@@ -1,0 +1,177 @@
+"""The configuration of a sweep: one run's settings, and what varies, i.e. losses, ways of choosing pairs, seeds.
+
+    run: {extends: [../demo.yaml], dev: {num_candidates: 1}}      what every training has in common
+    variants: {dpo: {loss: {type: dpo}}, ipo: {loss: {type: ipo}}}  each merged over run.train
+    arms: {natural: {}, biased: {pairs: {chosen_longer_by: 5}}}     each merged over run.pairs
+    seeds: [0, 1]
+    baseline: dpo
+
+Importing this module loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from talker_rl.config import RunConfig, Settings, apply_overrides, merge, parse_as, read_files
+from talker_rl.data.config import PairsConfig
+from talker_rl.errors import ConfigError
+from talker_rl.losses.config import parse_loss
+from talker_rl.train.config import TrainConfig
+
+_LENGTH = ("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
+"""Training arguments that say how much is trained: alike in all variants, or the losses are not what differs."""
+
+
+class ArmConfig(Settings):
+    """One way of choosing pairs, and who is trained on them."""
+
+    pairs: PairsConfig = Field(default_factory=PairsConfig, description="Merged over run.pairs.")
+    variants: list[str] = Field(description="Names of variants; left out, or `all`: every one.")
+
+
+class SweepConfig(Settings):
+    """A grid: every arm's variants, each with every seed."""
+
+    name: str = Field("sweep", pattern=r"^[\w.-]+$", description="Its folder is runs/<name> unless --run-dir says "
+                      "otherwise.")
+    run: RunConfig = Field(
+        default_factory=RunConfig, description="What all trainings have in common, as in a run's own file; `extends: "
+        "[files]`, relative to the sweep's file, are merged first. The last step is kept (dev.keep: last), so that "
+        "losses are compared at equal steps."
+    )
+    variants: dict[str, TrainConfig] = Field(description="Name -> what differs from run.train, e.g. {loss: {...}}.")
+    arms: dict[str, ArmConfig] = Field(description="Name -> what differs from run.pairs, and which variants.")
+    seeds: list[int] = Field([0, 1], min_length=1, description="Training seeds (train.args.seed) of every variant.")
+    baseline: str = Field("dpo", description="The variant that the others are measured against; part of every arm.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_over_run(cls, data: Any) -> Any:
+        """Fill in what variants and arms share, so that each is complete and is checked with its own path."""
+        if not isinstance(data, dict) or not isinstance(run := data.get("run", {}), dict):
+            return data
+        run = merge({"dev": {"keep": "last"}}, run)
+        train, pairs = run.get("train") or {}, run.get("pairs") or {}
+        train = train["default"] if set(train) == {"default"} else train
+        if not set(train) <= set(TrainConfig.model_fields):  # a mistake of run.train is told there, not in each variant
+            train = {}
+        out = {**data, "run": run}
+        for key, common in (("variants", train), ("arms", {"pairs": pairs, "variants": "all"})):
+            if isinstance(data.get(key), dict) and isinstance(common, dict):
+                out[key] = {str(name): merge(common, own or {}) if isinstance(own or {}, dict) else own
+                            for name, own in data[key].items()}
+        if isinstance(out.get("variants"), dict):
+            for name, variant in out["variants"].items():
+                if isinstance(variant, dict) and isinstance(variant.get("loss"), dict):
+                    parse_loss(variant["loss"], where=f"variants.{name}.loss")
+            for arm in (out.get("arms") or {}).values():
+                if isinstance(arm, dict) and arm.get("variants") == "all":
+                    arm["variants"] = list(out["variants"])
+        return out
+
+    @field_validator("variants", "arms")
+    @classmethod
+    def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not value:
+            raise ValueError("at least one is needed")
+        for name in value:
+            if name == "base" or not all(c.isalnum() or c in "_-." for c in name):
+                raise ValueError(f"{name!r} cannot be a name here: letters, digits, _ - . only, and not `base`")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value) or min(value) < 0:
+            raise ValueError("seeds are different numbers from 0 on")
+        return value
+
+    @model_validator(mode="after")
+    def _sound(self) -> SweepConfig:
+        if self.run.iterations > 1:
+            raise ValueError("a sweep compares losses on the same pairs, so run.iterations is 1")
+        if self.run.dev.keep != "last":
+            raise ValueError("a sweep compares losses at equal steps, so run.dev.keep is `last`")
+        if len(self.run.train) > 1 or "default" not in self.run.train:
+            raise ValueError("run.train holds what all variants share: write it without names, and name the variants "
+                             "under `variants`")
+        for arm, cfg in self.arms.items():
+            for name in cfg.variants:
+                if name not in self.variants:
+                    near = difflib.get_close_matches(name, self.variants, n=1)
+                    raise ValueError(f"arms.{arm}.variants: there is no variant {name!r}"
+                                     + (f", did you mean {near[0]!r}?" if near else ""))
+            if self.baseline not in cfg.variants:
+                raise ValueError(f"arms.{arm}.variants lacks the baseline {self.baseline!r}, which the others are "
+                                 "measured against")
+        for key in _LENGTH:
+            values = {name: cfg.args.get(key) for name, cfg in self.variants.items()}
+            if len(set(values.values())) > 1:
+                told = ", ".join(f"{name}: {value}" for name, value in values.items())
+                raise ValueError(f"variants differ in args.{key} ({told}): losses are compared at equal steps")
+        return self
+
+    def arm_run(self, arm: str) -> RunConfig:
+        """The run of one arm: its pairs, and ``<variant>-s<seed>`` for every variant and seed."""
+        train = {cell(variant, seed): self._with_seed(variant, seed) for variant, seed in self.cells(arm)}
+        data = self.run.resolved() | {"name": f"{self.name}-{arm}", "train": train,
+                                      "pairs": self.arms[arm].pairs.model_dump(mode="json")}
+        return RunConfig.model_validate(data)
+
+    def cells(self, arm: str) -> list[tuple[str, int]]:
+        """(variant, seed) of every training of an arm, in order."""
+        return [(variant, seed) for variant in self.arms[arm].variants for seed in self.seeds]
+
+    def _with_seed(self, variant: str, seed: int) -> dict[str, Any]:
+        data = self.variants[variant].model_dump(mode="json")
+        return data | {"args": data["args"] | {"seed": seed}}
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything, defaults included, as plain JSON data."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; loading it gives an equal one."""
+        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+
+
+def cell(variant: str, seed: int) -> str:
+    """Name of one training of a sweep among its arm's variants."""
+    return f"{variant}-s{seed}"
+
+
+def load_sweep(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read YAML files left to right, put what ``run.extends`` names under ``run``, apply ``dotted.key=value``.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown key (the nearest right one is named), a wrong value.
+    """
+    data: dict[str, Any] = {}
+    for file in files:
+        data = merge(data, _extended(read_files([file]), Path(file).parent))
+    return load_sweep_data(data, overrides, where=", ".join(map(str, files)) or "overrides")
+
+
+def load_sweep_data(data: dict[str, Any], overrides: Sequence[str] = (), where: str = "sweep") -> SweepConfig:
+    """Plain data with ``dotted.key=value`` applied; see :func:`load_sweep`."""
+    apply_overrides(data, overrides)
+    return parse_as(SweepConfig, data, where)
+
+
+def _extended(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    run = data.get("run")
+    if not isinstance(run, dict) or "extends" not in run:
+        return data
+    files = run["extends"]
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise ConfigError("run.extends is a list of files", where=f"run.extends: {files!r}",
+                          fix="write e.g. extends: [../demo.yaml], relative to the sweep's file")
+    own = {key: value for key, value in run.items() if key != "extends"}
+    return {**data, "run": merge(read_files([folder / file for file in files]), own)}

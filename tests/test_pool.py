@@ -1,0 +1,31 @@
+"""Worker processes end with what started them, even in the middle of a long task."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from talker_rl.stages.pool import WorkerPool
+
+
+def _report(task: tuple[str, float]) -> int:
+    """Leave this process's id in a file, then work for a while."""
+    file, seconds = task
+    with open(file, "a") as log:
+        log.write(f"{os.getpid()}\n")
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def test_an_interruption_ends_running_tasks(tmp_path: os.PathLike[str]) -> None:
+    file = f"{tmp_path}/pids"
+    with pytest.raises(KeyboardInterrupt), WorkerPool(2) as pool:
+        for _ in pool.imap(_report, [(file, 0.0), (file, 600.0), (file, 600.0)]):
+            start = time.monotonic()
+            raise KeyboardInterrupt
+    assert time.monotonic() - start < 60
+    for pid in {int(line) for line in open(file).read().split()}:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
