@@ -77,6 +77,7 @@ def test_best_against_worst():
         # the better one was cut: it may not be chosen, and the finished one does not beat it
         ([0.9, 0.1], [100, 100], ["max_tokens", "eos"], {}, "no_margin"),
         ([0.9, 0.1], [100, 104], None, {"length_match": 3}, "length_mismatch"),
+        ([0.9, 0.1], [102, 100], None, {"chosen_longer_by": 3}, "not_longer"),
         ([0.9, 0.1, 0.1, 0.1], [400, 100, 100, 100], ["eos"] + ["max_tokens"] * 3, {"max_length_sd": 1.0},
          "length_outlier"),
         ([0.4, 0.1], None, None, {"min_chosen_reward": 0.5}, "below_minimum"),
@@ -112,6 +113,17 @@ def test_cap_uses_each_candidate_once():
     every = pick(rewards, max_pairs_per_prompt=9, strategy="all_margin", margin=0.5)[0]
     assert every == [("p-3", "p-0"), ("p-2", "p-0"), ("p-3", "p-1"), ("p-2", "p-1")]
     assert len(pick(rewards, max_pairs_per_prompt=3, strategy="all_margin", margin=0.5)[0]) == 3
+
+
+def test_a_planted_length_bias_keeps_only_pairs_with_a_longer_chosen():
+    rewards, lengths = [0.9, 0.8, 0.2, 0.1], [100, 110, 90, 105]
+    settings = {"strategy": "all_margin", "max_pairs_per_prompt": 9}
+    assert len(pick(rewards, lengths, **settings)[0]) == 6
+    assert pick(rewards, lengths, chosen_longer_by=10, **settings)[0] == [("p-0", "p-2"), ("p-1", "p-2")]
+    assert ("p-1", "p-3") in pick(rewards, lengths, chosen_longer_by=5, **settings)[0]  # longer by exactly 5
+    assert pick(rewards, lengths, chosen_longer_by=10, length_match=10, **settings)[0] == [("p-0", "p-2")]
+    with pytest.raises(ValueError, match="chosen_longer_by"):
+        PairsConfig(chosen_longer_by=10, length_match=9)
 
 
 def test_best_vs_random_is_seeded():

@@ -36,6 +36,12 @@ class PairsConfig(BaseModel):
         description="Chosen and rejected differ by at most so many codes (20 ms each); null lets any lengths meet. "
         "Without it preference training learns `shorter` along with `better`.",
     )
+    chosen_longer_by: int | None = Field(
+        None,
+        ge=1,
+        description="Keep only pairs whose chosen is longer than the rejected by at least so many codes. This plants a "
+        "length bias on purpose, for ablations that show which loss resists it; null is off.",
+    )
     max_length_sd: float | None = Field(
         None,
         gt=0.0,
@@ -63,6 +69,8 @@ class PairsConfig(BaseModel):
     def _compatible(self) -> PairsConfig:
         if self.prefer_min_edit and self.strategy == "best_vs_random":
             raise ValueError("prefer_min_edit chooses the rejected itself: use strategy best_vs_worst or all_margin")
+        if self.chosen_longer_by and self.length_match is not None and self.chosen_longer_by > self.length_match:
+            raise ValueError("no pair can be longer by chosen_longer_by and within length_match: lower one of them")
         if not self.reward_key.lstrip("-"):
             raise ValueError("reward_key is empty: write `reward` or the name of a component")
         return self

@@ -30,6 +30,7 @@ REASONS: dict[str, str] = {
     "below_minimum": "no candidate reaches min_chosen_reward",
     "no_margin": "no candidate beats another by the margin",
     "length_mismatch": "candidates differ enough in reward, but not within length_match codes",
+    "not_longer": "candidates differ enough in reward, but none that is better is longer by chosen_longer_by codes",
 }
 """Why a prompt gave no pair; the first that applies, in this order."""
 
@@ -230,6 +231,10 @@ def _choose(
         apart = [(better, worse) for better, worse in apart if abs(better.length - worse.length) <= cfg.length_match]
         if not apart:
             return [], "length_mismatch"
+    if cfg.chosen_longer_by is not None:
+        apart = [(better, worse) for better, worse in apart if better.length - worse.length >= cfg.chosen_longer_by]
+        if not apart:
+            return [], "not_longer"
     return list(islice(_STRATEGIES[cfg.strategy](prompt_id, apart, cfg), cfg.max_pairs_per_prompt)), None
 
 
