@@ -145,7 +145,7 @@ def _index_scores(scores: Iterable[ScoreRow]) -> dict[str, ScoreRow]:
     return found
 
 
-def _value(row: ScoreRow, key: str) -> float | None:
+def rank_value(row: ScoreRow, key: str) -> float | None:
     """The finite number that ranks the candidate, or None: failures never become numbers."""
     if row.status != "ok":
         return None
@@ -169,7 +169,7 @@ def _usable(
         candidate, row = group[candidate_id], score_of.get(candidate_id)
         if row is None or candidate.end_reason not in ("eos", "max_tokens") or not candidate.codes:
             continue
-        value = _value(row, cfg.reward_key)
+        value = rank_value(row, cfg.reward_key)
         if value is not None:
             ranked.append(_Ranked(candidate, value if row.reward is None else row.reward, value))
     if len(ranked) < 2:
