@@ -100,7 +100,8 @@ def test_pairs_are_scored_at_every_checkpoint_and_step_0_is_the_reference(diagno
         assert row["margin_raw"] == row["margin_common"] == 0.0
         assert row["policy_chosen_logp"] == row["ref_chosen_logp"]
     last = rows[-len(pairs):]
-    sides = [(row["prompt_id"], getattr(pairs[row["pair_id"]], side)) for row in last for side in ("chosen", "rejected")]
+    sides = [(row["prompt_id"], ids) for row in last for pair in [pairs[row["pair_id"]]]
+             for ids in (pair.chosen, pair.rejected)]
     policy = forced(config, run, run / "round1/train/plain/checkpoint-4", sides)
     reference = forced(config, run, None, sides)
     for k, row in enumerate(last):
