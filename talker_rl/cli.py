@@ -31,6 +31,8 @@ STAGES: dict[str, tuple[str, str]] = {
               "talker-rl train -c configs/demo.yaml train.default.loss.type=ld_dpo"),
     "eval": ("evaluate base and trained by a second recogniser", "talker-rl eval -c configs/demo.yaml eval.seeds=4"),
     "report": ("write report/index.html", "talker-rl report --run-dir runs/demo"),
+    "diagnose": ("measure length bias, drift and stopping of the trained variants of a finished run",
+                 "talker-rl diagnose --run-dir runs/demo --reward-noise 4"),
 }
 
 SWEEP_TEXT = """\
@@ -72,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
         _add_shared(stage)
         if name in ("rollout", "score", "pair", "train"):
             stage.add_argument("--round", type=int, metavar="N", help="on-policy round (default: the latest)")
+        if name == "diagnose":
+            stage.add_argument("--variant", nargs="+", action="extend", default=[], metavar="NAME",
+                               help="variants to look at (default: all of the run)")
+            stage.add_argument("--reward-noise", type=int, metavar="N", help="also decode some rollouts from N seeds "
+                               "each and score them all: how much of a reward is luck, and which pairs.margin follows")
 
     sweep = _verb(verbs, "sweep", "compare losses: a grid of variants, arms and seeds in one table", SWEEP_EXAMPLES)
     sweep.description = SWEEP_TEXT
@@ -295,6 +302,11 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
             ctx.say(f"workers: 1 instead of {config.workers}, because {device} cannot be shared")
         from talker_rl.stages import pipeline
 
+        if args.verb == "diagnose":
+            from talker_rl.stages import diagnose
+
+            _print_diagnostics(diagnose.run(ctx, args.variant, args.reward_noise), run_dir)
+            return 0
         if args.verb != "run":
             result = pipeline.run_verb(ctx, args.verb, getattr(args, "round", None))
             if args.verb == "eval":
@@ -339,6 +351,14 @@ def _print_summary(summary: dict[str, Any], run_dir: Path) -> None:
     from talker_rl.report.page import headline, text_table
 
     print(f"\n{text_table(summary)}\n\n{headline(summary)}\nfigures: {run_dir / 'eval' / 'summary.json'}")
+
+
+def _print_diagnostics(summaries: dict[str, dict[str, Any]], run_dir: Path) -> None:
+    from talker_rl.diagnostics.summary import text_lines
+
+    for summary in summaries.values():
+        print("\n".join(text_lines(summary)))
+    print(f"figures: {run_dir / 'diagnostics'}/*/summary.json")
 
 
 if __name__ == "__main__":

@@ -126,6 +126,29 @@ def test_a_planted_length_bias_keeps_only_pairs_with_a_longer_chosen():
         PairsConfig(chosen_longer_by=10, length_match=9)
 
 
+def test_a_candidate_over_its_limit_is_demoted():
+    candidates, scores = group([0.9, 0.5, 0.45, 0.1], lengths=[200, 100, 85, 80])
+
+    def chosen(limit, **settings):
+        one = Prompt(text="say p.", speaker="anna", prompt_id="p", max_seconds=limit)
+        pairs, reasons = select_pairs([one], candidates, scores, PairsConfig(**settings))
+        return [(p.chosen_id, p.rejected_id) for p in pairs], reasons, pairs
+
+    assert chosen(3.0)[0] == [("p-0", "p-3")]  # a limit alone changes nothing
+    assert chosen(4.0, demote_over_limit=True)[0] == [("p-0", "p-3")]  # exactly at the limit is within it
+    assert chosen(None, demote_over_limit=True)[0] == [("p-0", "p-3")]
+    names, _, pairs = chosen(3.0, demote_over_limit=True)
+    assert names == [("p-1", "p-0")]  # what was chosen is now rejected, against the best within
+    assert pairs[0].margin == pytest.approx(-0.4)
+    names, _, _ = chosen(3.0, demote_over_limit=True, strategy="all_margin", max_pairs_per_prompt=9)
+    assert names == [("p-1", "p-0"), ("p-2", "p-0"), ("p-3", "p-0"), ("p-1", "p-3"), ("p-2", "p-3"), ("p-1", "p-2")]
+    names, _, _ = chosen(1.65, demote_over_limit=True, strategy="all_margin", max_pairs_per_prompt=9)
+    assert {rejected for _, rejected in names} == {"p-0", "p-1", "p-2"} and {c for c, _ in names} == {"p-3"}
+    assert chosen(1.0, demote_over_limit=True)[1] == {"over_limit": 1}
+    names, _, _ = chosen(3.0, demote_over_limit=True, length_normalised="per_second")
+    assert names == [("p-2", "p-0")]  # 0.45 in 1.7 s is best a second; still demoted where lengths are normalised
+
+
 def test_best_vs_random_is_seeded():
     rewards = [1.0] + [i / 20 for i in range(10)]
     draws = {tuple(pick(rewards, strategy="best_vs_random", seed=s, max_pairs_per_prompt=2)[0]) for s in range(8)}

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from talker_rl.data.prompts import check_disjoint, check_text, detect_lang, read_prompts, text_key
-from talker_rl.data.records import Prompt
+from talker_rl.data.records import Prompt, to_row
 from talker_rl.errors import PromptError
+from talker_rl.stages.shards import ShardFolder
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,24 @@ def test_jsonl_holds_the_fields_of_a_prompt_or_a_bare_text(tmp_path: Path) -> No
     assert [(p.text, p.speaker, p.reference_seconds) for p in found.prompts] == [
         ("one.", "Bob", 1.5), ("two.", "Ann", None), ("three.", "Ann", None)]
     assert found.counts() == {"not_text": 2}
+
+
+def test_a_stated_limit_is_read_and_leaves_ids_and_hashes_as_they_were(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(json.dumps(r) for r in ({"text": "one.", "max_seconds": 2}, {"text": "two."})))
+    limited, free = read_prompts(str(file), default_speaker="Ann").prompts
+    assert (limited.max_seconds, free.max_seconds) == (2, None)
+    assert limited.prompt_id == Prompt(text="one.", speaker="Ann").prompt_id
+    assert free.prompt_id == "d1bfb21c0d71b422"
+    # what a shard is hashed by: without a limit no trace of it, and both kinds survive the way to disk and back
+    assert set(to_row(free)) == {"text", "speaker", "lang", "messages", "reference_seconds", "prompt_id"}
+    folder = ShardFolder(tmp_path / "prompts", "key")
+    folder.write(0, [limited, free], Prompt)
+    assert folder.read_all(Prompt) == [limited, free]
+    for wrong in ("3", 0, -1.0, True, float("inf")):
+        file.write_text(json.dumps({"text": "one.", "max_seconds": wrong}))
+        with pytest.raises(PromptError, match="max_seconds is not a positive number"):
+            read_prompts(str(file))
 
 
 def test_parquet_and_jsonl_give_the_same_prompts(tmp_path: Path) -> None:

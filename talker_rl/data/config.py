@@ -54,6 +54,11 @@ class PairsConfig(BaseModel):
         "prompts over all of them). per_second: rank by the reward divided by the duration (for rewards that are "
         "sums over time). Margins are then in that unit; stored rewards stay raw.",
     )
+    demote_over_limit: bool = Field(
+        False,
+        description="For prompts with max_seconds (LIFT-DPO): a candidate over the limit is never chosen, and loses "
+        "against any candidate within it, whatever their rewards. Margins of such pairs may be negative.",
+    )
     dedup: bool = Field(True, description="Of candidates with identical codes keep one (the first by id).")
     prefer_min_edit: bool = Field(
         False,

@@ -10,7 +10,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -26,6 +26,7 @@ REASONS: dict[str, str] = {
     "one_scored": "only one candidate has a usable score",
     "duplicates": "the usable candidates are all the same code sequence",
     "all_truncated": "every usable candidate was cut at the token limit, none may be chosen",
+    "over_limit": "every finished candidate is over the prompt's max_seconds",
     "length_outlier": "no finished candidate lies within max_length_sd of the prompt's mean length",
     "below_minimum": "no candidate reaches min_chosen_reward",
     "no_margin": "no candidate beats another by the margin",
@@ -42,6 +43,8 @@ class _Ranked:
     candidate: Candidate
     reward: float
     value: float
+    over_limit: bool = False
+    """Demoted: longer than its prompt allows."""
 
     @property
     def codes_with_stop(self) -> list[int]:
@@ -86,6 +89,9 @@ def explain_pairs(
     for prompt_id in sorted(known):
         group = by_prompt.get(prompt_id, {})
         ranked, reason = _usable(group, score_of, cfg)
+        limit = known[prompt_id].max_seconds
+        if cfg.demote_over_limit and limit is not None:
+            ranked = [replace(r, over_limit=r.candidate.duration > limit) for r in ranked]
         if reason is not None:
             reason_of[prompt_id] = reason
         else:
@@ -139,7 +145,7 @@ def _index_scores(scores: Iterable[ScoreRow]) -> dict[str, ScoreRow]:
     return found
 
 
-def _value(row: ScoreRow, key: str) -> float | None:
+def rank_value(row: ScoreRow, key: str) -> float | None:
     """The finite number that ranks the candidate, or None: failures never become numbers."""
     if row.status != "ok":
         return None
@@ -163,7 +169,7 @@ def _usable(
         candidate, row = group[candidate_id], score_of.get(candidate_id)
         if row is None or candidate.end_reason not in ("eos", "max_tokens") or not candidate.codes:
             continue
-        value = _value(row, cfg.reward_key)
+        value = rank_value(row, cfg.reward_key)
         if value is not None:
             ranked.append(_Ranked(candidate, value if row.reward is None else row.reward, value))
     if len(ranked) < 2:
@@ -184,7 +190,7 @@ def _normalise_lengths(usable: dict[str, list[_Ranked]], cfg: PairsConfig) -> di
         return usable
     if cfg.length_normalised == "per_second":
         return {
-            prompt_id: [_Ranked(r.candidate, r.reward, r.value / r.candidate.duration) for r in ranked]
+            prompt_id: [replace(r, value=r.value / r.candidate.duration) for r in ranked]
             for prompt_id, ranked in usable.items()
         }
     # Within-prompt slope: texts differ in length and difficulty, only siblings are comparable.
@@ -196,7 +202,7 @@ def _normalise_lengths(usable: dict[str, list[_Ranked]], cfg: PairsConfig) -> di
         variance += math.fsum((r.candidate.duration - mean_s) ** 2 for r in ranked)
     slope = covariance / variance if variance > 0 else 0.0
     return {
-        prompt_id: [_Ranked(r.candidate, r.reward, r.value - slope * r.candidate.duration) for r in ranked]
+        prompt_id: [replace(r, value=r.value - slope * r.candidate.duration) for r in ranked]
         for prompt_id, ranked in usable.items()
     }
 
@@ -208,6 +214,9 @@ def _choose(
     eligible = [r for r in ranked if r.candidate.end_reason == "eos"]
     if not eligible:
         return [], "all_truncated"
+    eligible = [r for r in eligible if not r.over_limit]
+    if not eligible:
+        return [], "over_limit"
     if cfg.max_length_sd is not None:
         lengths = np.array([r.length for r in ranked], dtype=np.float64)
         eligible = [r for r in eligible if abs(r.length - lengths.mean()) <= cfg.max_length_sd * lengths.std() + 1e-9]
@@ -223,7 +232,7 @@ def _choose(
         (better, worse)
         for better in eligible
         for worse in ranked
-        if better.value > worse.value and better.value - worse.value >= cfg.margin - 1e-12
+        if worse.over_limit or (better.value > worse.value and better.value - worse.value >= cfg.margin - 1e-12)
     ]
     if not apart:
         return [], "no_margin"
@@ -246,7 +255,7 @@ def _key(better: _Ranked, worse: _Ranked) -> tuple[str, str]:
 
 
 def _best_vs_worst(prompt_id: str, apart: _Apart, cfg: PairsConfig) -> Iterator[tuple[_Ranked, _Ranked]]:
-    """Widest margin first (or best chosen with its nearest rejected first); each candidate used once."""
+    """In the order of `_all_margin`, each candidate used once."""
     taken: set[str] = set()
     for better, worse in _all_margin(prompt_id, apart, cfg):
         if not taken & set(_key(better, worse)):
@@ -263,9 +272,12 @@ def _best_vs_random(prompt_id: str, apart: _Apart, cfg: PairsConfig) -> Iterator
 
 
 def _all_margin(prompt_id: str, apart: _Apart, cfg: PairsConfig) -> Iterator[tuple[_Ranked, _Ranked]]:
-    """Every pair that qualifies, widest margin first (or best chosen first, then by edit distance)."""
+    """Every pair that qualifies, widest margin first (or best chosen first, then by edit distance).
+
+    Pairs whose rejected is over the limit come before all others: they are what the limit is stated for.
+    """
     if not cfg.prefer_min_edit:
-        yield from sorted(apart, key=lambda p: (p[1].value - p[0].value, _key(*p)))
+        yield from sorted(apart, key=lambda p: (not p[1].over_limit, p[1].value - p[0].value, _key(*p)))
         return
     rejected_of: dict[str, _Apart] = defaultdict(list)
     for pair in sorted(apart, key=lambda p: (-p[0].value, _key(*p))):
@@ -277,9 +289,10 @@ def _all_margin(prompt_id: str, apart: _Apart, cfg: PairsConfig) -> Iterator[tup
 _STRATEGIES = {"best_vs_worst": _best_vs_worst, "best_vs_random": _best_vs_random, "all_margin": _all_margin}
 
 
-def _distance_then_margin(pair: tuple[_Ranked, _Ranked]) -> tuple[int, float, str]:
+def _distance_then_margin(pair: tuple[_Ranked, _Ranked]) -> tuple[bool, int, float, str]:
     better, worse = pair
-    return edit_distance(better.codes_with_stop, worse.codes_with_stop), worse.value, worse.candidate.candidate_id
+    distance = edit_distance(better.codes_with_stop, worse.codes_with_stop)
+    return not worse.over_limit, distance, worse.value, worse.candidate.candidate_id
 
 
 def _make_pair(prompt: Prompt, better: _Ranked, worse: _Ranked) -> Pair:

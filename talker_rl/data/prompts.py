@@ -8,6 +8,7 @@ where other lines go on, and an error where nothing is left.
 from __future__ import annotations
 
 import json
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -18,7 +19,7 @@ from typing import Any
 from talker_rl.data.records import Prompt, stable_hash
 from talker_rl.errors import PromptError
 
-FIELDS = ("text", "speaker", "lang", "messages", "reference_seconds", "prompt_id")
+FIELDS = ("text", "speaker", "lang", "messages", "reference_seconds", "max_seconds", "prompt_id")
 LANGUAGES = ("zh", "en", "mixed")
 
 REASONS: dict[str, str] = {
@@ -214,11 +215,14 @@ def _to_prompt(record: dict[str, Any], default_speaker: str, where: str) -> Prom
     speaker = record.get("speaker") or default_speaker
     if not isinstance(speaker, str):
         raise PromptError(f"The speaker is not a name: {speaker!r}", where=where, fix="write the speaker's name")
-    seconds = record.get("reference_seconds")
-    if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
-        raise PromptError(f"reference_seconds is not a positive number: {seconds!r}", where=where, fix="leave it out")
+    for name in ("reference_seconds", "max_seconds"):
+        seconds = record.get(name)
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if seconds is not None and not (number and 0 < seconds < math.inf):
+            raise PromptError(f"{name} is not a positive number: {seconds!r}", where=where, fix="leave it out")
     return Prompt(text=text, speaker=speaker, lang=lang, messages=messages,
-                  reference_seconds=seconds, prompt_id=record.get("prompt_id") or "")
+                  reference_seconds=record.get("reference_seconds"), max_seconds=record.get("max_seconds"),
+                  prompt_id=record.get("prompt_id") or "")
 
 
 def check_disjoint(sets: dict[str, list[Prompt]]) -> None:

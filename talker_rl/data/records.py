@@ -40,6 +40,8 @@ class Prompt:
     """Chat messages before the reply; None means the configured system prompt and instruction."""
     reference_seconds: float | None = None
     """Duration of a clean rendering of this text by this speaker, where one is known."""
+    max_seconds: float | None = None
+    """Stated limit on the duration, where there is one. Not part of the id: the Talker does not see it."""
     prompt_id: str = ""
 
     def __post_init__(self) -> None:
@@ -117,6 +119,8 @@ def to_row(record: Any) -> dict[str, Any]:
     for key in ("messages", "components", "spans"):
         if key in row:
             row[key] = json.dumps(row[key], ensure_ascii=False)
+    if row.get("max_seconds", 0) is None:
+        del row["max_seconds"]  # a prompt without a limit hashes as it did before there were limits
     return row
 
 

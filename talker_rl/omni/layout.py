@@ -138,6 +138,12 @@ def unwrap_talker(model: nn.Module) -> Any:
             return model
 
 
+def stop_ids(talker: nn.Module) -> tuple[int, int]:
+    """The codec ids that end speech: pad and eos."""
+    inner = unwrap_talker(talker)
+    return int(inner.codec_pad_token), int(inner.codec_eos_token)
+
+
 def prefix_inputs(talker: Any, prefix_PE: torch.Tensor) -> torch.Tensor:
     """A prefix (P, E) with the embeddings of codec-pad and codec-bos added to its last two rows."""
     inner = unwrap_talker(talker)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from talker_rl.omni.layout import TalkerBatch, talker_inputs, unwrap_talker
+from talker_rl.omni.layout import TalkerBatch, stop_ids, talker_inputs, unwrap_talker
 
 _ROWS = 64
 """Rows at a time on a CPU: their logits (64 x 8448 floats, 2 MB) stay in its cache."""
@@ -54,6 +54,24 @@ def token_logps(talker: Any, batch: TalkerBatch) -> torch.Tensor:
     flow. The head runs on the completion's positions only: it is 8448 wide, and the prefix needs none.
     Positions are explicit because ``forward`` without them changes its inputs in place.
     """
+    logits_NV, batch = _completion_logits(talker, batch)
+    mask = batch.completion_mask_BT
+    logps_N = selective_logps(logits_NV, batch.codes_BT[mask])
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, logps_N)
+
+
+def token_and_stop_logps(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """``token_logps``, and the raw log-prob of stopping (by either stop id) at each position; (B, T), 0 at padding."""
+    logits_NV, batch = _completion_logits(talker, batch)
+    logits_NV, mask = logits_NV.float(), batch.completion_mask_BT
+    token_N = selective_logps(logits_NV, batch.codes_BT[mask])
+    stop_N = logits_NV[:, stop_ids(talker)].logsumexp(-1) - logits_NV.logsumexp(-1)
+    zeros = torch.zeros(mask.shape, device=mask.device)
+    return zeros.masked_scatter(mask, token_N), zeros.masked_scatter(mask, stop_N)
+
+
+def _completion_logits(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor, TalkerBatch]:
+    """Logits (N, V) that predict the N completion ids, row by row; and the batch on the model's device."""
     inner = unwrap_talker(talker)
     batch = batch.to(inner.codec_head.weight.device)
     mask = batch.completion_mask_BT
@@ -65,8 +83,7 @@ def token_logps(talker: Any, batch: TalkerBatch) -> torch.Tensor:
             position_ids=batch.position_ids_3BS,
             use_cache=False,
         )
-    logps_N = selective_logps(out.logits, batch.codes_BT[mask])
-    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, logps_N)
+    return out.logits, batch
 
 
 @contextmanager

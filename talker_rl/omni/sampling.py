@@ -14,6 +14,7 @@ from transformers.generation import logits_process as hf
 
 from talker_rl.errors import ConfigError
 from talker_rl.omni.config import SamplingConfig
+from talker_rl.omni.layout import stop_ids
 
 UNIFORMS_CHUNK = 256
 
@@ -32,7 +33,7 @@ class CodeSampler:
 
     def __init__(self, sampling: SamplingConfig, talker: Any, device: torch.device) -> None:
         self.do_sample = sampling.do_sample
-        self.stop_ids = (int(talker.codec_pad_token), int(talker.codec_eos_token))
+        self.stop_ids = stop_ids(talker)
         self.start_ids = (int(talker.codec_mask_token), int(talker.codec_pad_token), int(talker.codec_bos_token))
         options = (sampling, self.stop_ids, self.start_ids, device)
         try:

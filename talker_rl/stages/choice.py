@@ -19,6 +19,9 @@ from talker_rl.stages.context import Context, choice_stage, train_stage
 from talker_rl.stages.scores import score_task
 from talker_rl.stages.shards import ShardFolder, chunks
 
+CANDIDATES = "candidates"
+"""Folder in which a choice keeps what its checkpoints sampled."""
+
 
 def run(ctx: Context, variant: str, index: int) -> Path:
     """Write ``round<index>/choice/<variant>/choice.json``; returns the folder of the policy that was chosen."""
@@ -50,9 +53,14 @@ def run(ctx: Context, variant: str, index: int) -> Path:
         step, part = work[i]
         return eval_task(ctx, policies[step], "dev", part, cfg.num_candidates, sampling.model_dump(mode="json"))
 
+    candidates = ShardFolder(ctx.run.path / stage / CANDIDATES, key)
+
+    def store(folder: ShardFolder, i: int, made: dict[str, list[dict[str, Any]]]) -> None:
+        for target, name in ((candidates, "candidates"), (folder, "rows")):
+            target.write(i, [{"step": work[i][0], **row} for row in made[name]])
+
     with timed() as seconds:
-        folder = ctx.fill(stage, key, len(work), task, worker.sample_and_score,
-                          lambda f, i, made: f.write(i, [{"step": work[i][0], **row} for row in made["rows"]]))
+        folder = ctx.fill(stage, key, len(work), task, worker.sample_and_score, store)
         table = _table([*known, *folder.all_rows()])
         eligible = [row for row in table if row["step"] or index > 1]
         sign = -1.0 if cfg.metric == "reward" else 1.0
@@ -80,6 +88,18 @@ def _start_rows(ctx: Context, variant: str, index: int) -> list[dict[str, Any]]:
     if step == 0:  # the round before was undone: its start is the one of the round before that
         return _start_rows(ctx, variant, index - 1)
     return [{**row, "step": 0} for row in spoken if row["step"] == step]
+
+
+def dev_rows(ctx: Context, variant: str, index: int) -> list[dict[str, Any]]:
+    """Every dev utterance of a finished choice, by ``step``; step 0 is the policy that the round began with."""
+    ctx.run.content(choice_stage(variant, index))
+    spoken = ShardFolder(ctx.run.path / choice_stage(variant, index)).all_rows()
+    return [*_start_rows(ctx, variant, index), *spoken]
+
+
+def dev_candidates(ctx: Context, variant: str, index: int) -> list[dict[str, Any]]:
+    """Candidate rows (with codes) of a finished choice, by ``step``; none where an earlier version kept none."""
+    return list(ShardFolder(ctx.run.path / choice_stage(variant, index) / CANDIDATES).all_rows())
 
 
 def chosen_policy(ctx: Context, variant: str, index: int) -> Path:

@@ -33,6 +33,8 @@ DEPENDS: dict[str, tuple[str, ...]] = {
     "pairs": ("pairs", "reward.remove_length"),
     "train": (*MODEL_KEYS,),
     "choice": ("dev", "token2wav", "seed", *MODEL_KEYS),
+    "diagnostics": ("dev.held_out_share", *MODEL_KEYS),
+    "reward_noise": ("token2wav", "seed"),
     "report": ("report", "eval.bootstrap_samples"),
 }
 """Stage -> the keys its result depends on. What is not here (workers, device, batch sizes of the machine's memory

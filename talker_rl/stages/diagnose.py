@@ -1,0 +1,285 @@
+"""Diagnostics of trained variants: log-probs of the pairs at every checkpoint and of fresh samples, and the figures.
+
+    diagnostics/<variant>/pairs.parquet     a row a (step, pair)            talker_rl.diagnostics.records.PairRecord
+                          samples.parquet   a row a sample of the evaluation                              SampleRecord
+                          summary.json      talker_rl.diagnostics.summary
+                          parts/            the same in shards: what an interruption keeps
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from talker_rl.data.records import CODE_RATE_HZ, NUM_CODES, Pair, derive_seed, stable_hash
+from talker_rl.diagnostics.records import PairRecord, SampleRecord
+from talker_rl.diagnostics.stability import LAST
+from talker_rl.diagnostics.summary import summarise
+from talker_rl.errors import StageError
+from talker_rl.losses.config import parse_loss
+from talker_rl.reward.normalize import normalize
+from talker_rl.run_dir import atomic_write, read_json, timed
+from talker_rl.stages import reward_noise
+from talker_rl.stages.choice import chosen_policy, dev_candidates, dev_rows
+from talker_rl.stages.context import Context, Round, choice_stage, train_stage
+from talker_rl.stages.evaluate import eval_candidates, eval_rows
+from talker_rl.stages.forcing import Forced, ForceTask, force, ids_of
+from talker_rl.stages.shards import ShardFolder, chunks, parquet_bytes, schema_of, table_of
+from talker_rl.stages.train import is_held_out
+
+Row = dict[str, Any]
+
+SHARD = 64
+"""Pairs or samples a shard."""
+
+
+def run(ctx: Context, variants: Sequence[str] = (), noise_decodes: int | None = None) -> dict[str, Row]:
+    """Write ``diagnostics/<variant>/`` of trained variants; returns their summaries.
+
+    Args:
+        variants: names; all of the run's where empty.
+        noise_decodes: measure the reward's noise with so many decodes a candidate; None takes what was measured before.
+
+    Raises:
+        StageError: no such variant, or it is not trained, chosen and evaluated yet.
+    """
+    unknown = [name for name in variants if name not in ctx.config.train]
+    if unknown:
+        raise StageError(f"There is no variant {unknown[0]!r} in this run", where=str(ctx.run.path),
+                         fix=f"one of: {', '.join(ctx.config.train)}")
+    names = list(dict.fromkeys(variants)) or list(ctx.config.train)
+    for name in names:  # before hours of work, and before the noise
+        ctx.run.content(f"eval/{name}")
+    noise = reward_noise.stored(ctx) if noise_decodes is None else reward_noise.run(ctx, noise_decodes)
+    return {name: _Variant(ctx, name).run(noise) for name in names}
+
+
+class _Variant:
+    """One variant of the last round, where its records come from and go to."""
+
+    def __init__(self, ctx: Context, name: str) -> None:
+        self.ctx, self.name, self.stage = ctx, name, f"diagnostics/{name}"
+        self.cfg, self.index = ctx.config.train[name], ctx.config.iterations
+        self.trained, self.choice = train_stage(name, self.index), choice_stage(name, self.index)
+        self.pairs_stage = Round(self.index, None if self.index == 1 else name).stage("pairs")
+        self.start: Path | None = None if self.index == 1 else chosen_policy(ctx, name, self.index - 1)
+        """The policy that the round began with, which is the reference; None is the base."""
+
+    def run(self, noise: Row) -> Row:
+        """Make what is missing, and the figures from all of it."""
+        from talker_rl.train.checkpoints import list_checkpoints
+
+        ctx = self.ctx
+        sources = (self.pairs_stage, "conditioning", self.trained, self.choice, "eval/base", f"eval/{self.name}")
+        self.key = ctx.begin(self.stage, "diagnostics",
+                             {name: ctx.run.content(name) for name in sources} | ctx.model_input())
+        policies: dict[int, Path | None] = {**list_checkpoints(ctx.run.path / self.trained)}
+        policies[0] = self.start
+        step = int(read_json(ctx.run.path / self.choice / "choice.json")["step"])
+        with timed() as seconds:
+            pairs = self._pairs(policies)
+            samples = self._samples(step)
+            kl = self._kl(policies)
+            done = ctx.run.is_done(self.stage)
+            for name, folder, cls in (("pairs", pairs, PairRecord), ("samples", samples, SampleRecord)):
+                file = ctx.run.path / self.stage / f"{name}.parquet"
+                if not done or not file.exists():
+                    atomic_write(file, parquet_bytes(table_of(list(folder.all_rows()), schema_of(cls))))
+            summary = summarise(
+                variant=self.name, beta=_beta(self.cfg.loss), step=step, pairs=list(pairs.all_rows()),
+                samples=list(samples.all_rows()), rows=eval_rows(ctx, self.name), base_rows=eval_rows(ctx, "base"),
+                base_lengths=self._base_lengths(), dev_rows=dev_rows(ctx, self.name, self.index), kl_per_code=kl,
+                max_seconds={p.prompt_id: p.max_seconds for p in ctx.prompts("eval") if p.max_seconds is not None},
+                noise=noise["figures"], noise_notes=noise["notes"],
+            )
+            file = ctx.run.path / self.stage / "summary.json"
+            if not file.exists() or read_json(file) != summary:
+                ctx.write_json(f"{self.stage}/summary.json", summary)
+        if not done:
+            ctx.run.finish(self.stage, content=stable_hash(pairs.content(), samples.content()), seconds=seconds[0],
+                           counts={"steps": len(policies), "pairs": summary["n_pairs"],
+                                   "samples": summary["n_samples"]})
+        return summary
+
+    # -- pairs ------------------------------------------------------------------------------------------------------
+
+    def _pairs(self, policies: dict[int, Path | None]) -> ShardFolder:
+        """Every pair at every step: shards of one step each, step 0 first."""
+        ctx = self.ctx
+        parts = chunks(ShardFolder(ctx.run.path / self.pairs_stage).read(0, Pair), SHARD)
+        work = [(step, part) for step in sorted(policies) for part in parts]
+        stage = f"{self.stage}/parts/pairs"
+        folder = ShardFolder(ctx.run.path / stage, self.key)
+        if not folder.missing(len(work)):
+            return folder
+        references = self._references([pair for part in parts for pair in part])
+
+        def task(i: int) -> ForceTask:
+            step, part = work[i]
+            # at step 0 the policy is the reference, which is known
+            return self._task([policies[step]] if step else [],
+                              [(p.prompt_id, ids) for p in part for ids in (p.chosen, p.rejected)])
+
+        def store(target: ShardFolder, i: int, made: list[list[Forced]]) -> None:
+            step, part = work[i]
+            records = []
+            for k, pair in enumerate(part):
+                reference = references[pair.pair_id]
+                policy = (made[0][2 * k].logps, made[0][2 * k + 1].logps) if made else reference
+                held_out = is_held_out(pair.prompt_id, ctx.config.dev.held_out_share)
+                records.append(_pair_record(step, pair, held_out, policy, reference))
+            target.write(i, records, PairRecord)
+
+        return ctx.fill(stage, self.key, len(work), task, force, store)
+
+    def _references(self, pairs: list[Pair]) -> dict[str, tuple[list[float], list[float]]]:
+        """Per-token reference log-probs by pair id, in the precision of the model; mostly from the run's cache, which
+        training filled."""
+        from talker_rl.omni.checkpoint import load_omni
+        from talker_rl.omni.conditioning_cache import ConditioningCache
+        from talker_rl.omni.lora import load_lora
+        from talker_rl.train.reference import reference_logps
+
+        talker = load_omni(self.ctx.config.model, parts=("talker",)).talker
+        if self.start is not None:
+            talker = load_lora(talker, self.start, trainable=True)  # keeps the copy that the reference is read from
+        stored = ConditioningCache(self.ctx.run.path / "conditioning", strict=True)
+        found, _ = reference_logps(talker, pairs, stored.load(sorted({p.prompt_id for p in pairs})),
+                                   self.ctx.run.path / "reference", batch_size=self.cfg.reference_batch_size)
+        return {pair.pair_id: (chosen.tolist(), rejected.tolist())
+                for pair, (chosen, rejected) in zip(pairs, found, strict=True)}
+
+    # -- samples ----------------------------------------------------------------------------------------------------
+
+    def _samples(self, step: int) -> ShardFolder:
+        """The evaluation's samples of the chosen policy."""
+        ctx = self.ctx
+        policy = chosen_policy(ctx, self.name, self.index)
+        rows = {row["candidate_id"]: row for row in eval_rows(ctx, self.name)}
+        parts = chunks(eval_candidates(ctx, self.name), SHARD)
+
+        def task(i: int) -> ForceTask:
+            return self._task([policy, self.start], _sequences(parts[i]))
+
+        def store(folder: ShardFolder, i: int, made: list[list[Forced]]) -> None:
+            forced = iter(zip(*made, strict=True))
+            folder.write(i, [
+                _sample_record(step, candidate, rows[candidate["candidate_id"]],
+                               next(forced) if ids_of(candidate) else None)
+                for candidate in parts[i]
+            ], SampleRecord)
+
+        return ctx.fill(f"{self.stage}/parts/samples", self.key, len(parts), task, force, store)
+
+    def _base_lengths(self) -> list[Row]:
+        """Duration and text units of what the base said."""
+        rows = {row["candidate_id"]: row for row in eval_rows(self.ctx, "base")}
+        return [{"prompt_id": c["prompt_id"], "seconds": len(c["codes"]) / CODE_RATE_HZ,
+                 "units": _units(rows[c["candidate_id"]])} for c in eval_candidates(self.ctx, "base")]
+
+    # -- drift ------------------------------------------------------------------------------------------------------
+
+    def _kl(self, policies: dict[int, Path | None]) -> dict[int, float | None]:
+        """Step -> mean of log pi - log ref a code, on what that checkpoint sampled for the dev prompts."""
+        by_step: dict[int, list[Row]] = defaultdict(list)
+        for row in dev_candidates(self.ctx, self.name, self.index):
+            if row["step"] and ids_of(row):
+                by_step[row["step"]].append(row)
+        work = [(step, part) for step in sorted(by_step) for part in chunks(by_step[step], SHARD)]
+
+        def task(i: int) -> ForceTask:
+            step, part = work[i]
+            return self._task([policies[step], self.start], _sequences(part))
+
+        def store(folder: ShardFolder, i: int, made: list[list[Forced]]) -> None:
+            policy, reference = made
+            folder.write(i, [
+                {"step": work[i][0], "candidate_id": candidate["candidate_id"], "tokens": len(a.logps),
+                 "policy_logp": math.fsum(a.logps), "ref_logp": math.fsum(b.logps)}
+                for candidate, a, b in zip(work[i][1], policy, reference, strict=True)
+            ])
+
+        folder = self.ctx.fill(f"{self.stage}/parts/drift", self.key, len(work), task, force, store)
+        sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for row in folder.all_rows():
+            sums[row["step"]][0] += row["policy_logp"] - row["ref_logp"]
+            sums[row["step"]][1] += row["tokens"]
+        return {0: 0.0, **{step: total / tokens for step, (total, tokens) in sums.items()}}
+
+    def _task(self, policies: list[Path | None], sequences: list[tuple[str, list[int]]]) -> ForceTask:
+        return ForceTask(
+            model=self.ctx.model_dump(), policies=[str(p) if p else None for p in policies],
+            conditioning=str(self.ctx.run.path / "conditioning"), sequences=sequences,
+            batch_size=self.cfg.reference_batch_size,
+        )
+
+
+def _sequences(candidates: list[Row]) -> list[tuple[str, list[int]]]:
+    """Prompt id and ids of the candidates that have any."""
+    return [(c["prompt_id"], ids_of(c)) for c in candidates if ids_of(c)]
+
+
+def _pair_record(
+    step: int, pair: Pair, held_out: bool, policy: tuple[list[float], list[float]],
+    reference: tuple[list[float], list[float]],
+) -> PairRecord:
+    chosen, rejected = (len(ids) - (ids[-1] >= NUM_CODES) for ids in (pair.chosen, pair.rejected))
+    raw, common = _margins(pair.pair_id, policy, reference)
+    return PairRecord(
+        step=step, pair_id=pair.pair_id, prompt_id=pair.prompt_id, held_out=held_out,
+        chosen_codes=chosen, rejected_codes=rejected,
+        chosen_seconds=pair.chosen_seconds, rejected_seconds=pair.rejected_seconds,
+        chosen_reward=pair.chosen_reward, rejected_reward=pair.rejected_reward,
+        policy_chosen_logp=math.fsum(policy[0]), policy_rejected_logp=math.fsum(policy[1]),
+        ref_chosen_logp=math.fsum(reference[0]), ref_rejected_logp=math.fsum(reference[1]),
+        margin_raw=raw, margin_common=common,
+    )
+
+
+def _margins(
+    pair_id: str, policy: tuple[list[float], list[float]], reference: tuple[list[float], list[float]]
+) -> tuple[float, float]:
+    """DPO's and SamPO's margin of a pair without beta, by the losses themselves; SamPO's draw is fixed by the pair."""
+    import torch
+
+    from talker_rl.losses import PairBatch, build_loss
+
+    (policy_w, policy_l), (ref_w, ref_l) = ([torch.tensor([x], dtype=torch.float64) for x in side]
+                                            for side in (policy, reference))
+    batch = PairBatch(
+        policy_w, policy_l, ref_w, ref_l, torch.ones_like(policy_w, dtype=torch.bool),
+        torch.ones_like(policy_l, dtype=torch.bool),
+        generator=torch.Generator().manual_seed(derive_seed("margin-common", pair_id)),
+    )
+    raw, common = (float(build_loss(loss)(batch).margin) for loss in (
+        {"type": "dpo", "beta": 1.0}, {"type": "sampo", "beta": 1.0, "mode": "random"}))
+    return raw, common
+
+
+def _sample_record(step: int, candidate: Row, row: Row, forced: tuple[Forced, ...] | None) -> SampleRecord:
+    p_stop = forced[0].p_stop if forced else []
+    half = len(p_stop) // 2
+    return SampleRecord(
+        prompt_id=candidate["prompt_id"], candidate_id=candidate["candidate_id"], step=step,
+        seconds=len(candidate["codes"]) / CODE_RATE_HZ, codes=len(candidate["codes"]), units=_units(row),
+        end_reason=candidate["end_reason"],
+        policy_logp=math.fsum(forced[0].logps) if forced else None,
+        ref_logp=math.fsum(forced[1].logps) if forced else None,
+        reward=row["reward"], wer=row.get("wer"),
+        p_eos_last=p_stop[-LAST:], p_eos_early=max(p_stop[:half]) if half else None,
+    )
+
+
+def _units(row: Row) -> int:
+    """Words (Chinese: characters) of an evaluation row's text."""
+    return len(normalize(row["text"], row["lang"]).tokens)
+
+
+def _beta(loss: dict[str, Any]) -> float | None:
+    """Beta of a loss, of a mixture the first one in it; None where there is none."""
+    config = parse_loss(loss)
+    found = [getattr(c, "beta", None) for c in (config, *(term.loss for term in getattr(config, "terms", ())))]
+    return next((float(beta) for beta in found if beta is not None), None)

@@ -1,0 +1,68 @@
+"""Reward noise: some rollouts decoded again and again from other seeds, each time judged by the reward recogniser."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from talker_rl.data.pairs import rank_value
+from talker_rl.data.records import Candidate, ScoreRow, derive_seed, from_row, to_row
+from talker_rl.diagnostics.noise import reward_noise
+from talker_rl.errors import StageError
+from talker_rl.run_dir import read_json, timed
+from talker_rl.stages import worker
+from talker_rl.stages.context import Context
+from talker_rl.stages.rollouts import prompts_of
+from talker_rl.stages.scores import score_task
+from talker_rl.stages.shards import ShardFolder, chunks
+
+STAGE = "reward_noise"
+
+CANDIDATES = 48
+"""Candidates that are decoded, of the first prompts: an interval of about +-0.1 around an ICC of 0.8 at 4 decodes."""
+
+
+def run(ctx: Context, decodes: int) -> dict[str, Any]:
+    """Write ``reward_noise/noise.json``: ``figures`` (see :func:`reward_noise`) and ``notes``.
+
+    Args:
+        decodes: seeds that each candidate is decoded from.
+
+    Raises:
+        StageError: fewer than two decodes, or the rollouts are not there.
+    """
+    if decodes < 2:
+        raise StageError("Reward noise needs at least two decodes of the same codes", where=f"--reward-noise {decodes}",
+                         fix="give 4 or more")
+    inputs = {"rollouts": ctx.run.content("rollouts"), "reward": ctx.scorer_input("recognizer"), **ctx.model_input()}
+    key = ctx.begin(STAGE, "reward_noise", inputs, {"decodes": decodes, "candidates": CANDIDATES})
+    rollouts = ShardFolder(ctx.run.path / "rollouts").read_all(Candidate)
+    able = [c for c in rollouts if c.codes and c.end_reason in ("eos", "max_tokens")][:CANDIDATES]
+    prompts = {p.prompt_id: to_row(p) for p in prompts_of(ctx, 1)}
+    parts = chunks(able, ctx.config.rollouts.shard_size)
+    work = [(decode, part) for decode in range(decodes) for part in parts]
+
+    def task(i: int) -> worker.ScoreTask:
+        decode, part = work[i]
+        asked = score_task(ctx, [prompts[p] for p in dict.fromkeys(c.prompt_id for c in part)],
+                           [to_row(c) for c in part])
+        return replace(asked, seed=derive_seed(ctx.config.seed, "reward-noise", decode))
+
+    with timed() as seconds:
+        folder = ctx.fill(STAGE, key, len(work), task, worker.score,
+                          lambda f, i, made: f.write(i, [from_row(ScoreRow, row) for row in made], ScoreRow))
+        rows = [{"candidate_id": row.candidate_id, "reward": rank_value(row, ctx.config.pairs.reward_key),
+                 "wer": row.components.get("wer")} for row in folder.read_all(ScoreRow)]
+        notes: list[str] = []
+        found = {"figures": reward_noise(rows, notes), "notes": notes}
+        ctx.write_json(f"{STAGE}/noise.json", found)
+    if not ctx.run.is_done(STAGE):
+        ctx.run.finish(STAGE, content=folder.content(), seconds=seconds[0], counts={"scores": len(rows)})
+    return found
+
+
+def stored(ctx: Context) -> dict[str, Any]:
+    """What :func:`run` found before, or a note that says how to have it found."""
+    if not ctx.run.is_done(STAGE):
+        return {"figures": None, "notes": ["reward_noise: not measured (talker-rl diagnose --reward-noise 4)"]}
+    return read_json(ctx.run.path / STAGE / "noise.json")

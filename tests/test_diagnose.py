@@ -1,0 +1,258 @@
+"""The stage `diagnose` on a random tiny model: its records against the model itself, and that nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from pipeline_helpers import write_world
+
+from talker_rl import cli
+from talker_rl.config import load_config
+from talker_rl.data.records import Candidate, Pair
+from talker_rl.stages.shards import ShardFolder
+
+VARIANTS = {
+    name: {
+        "loss": loss,
+        "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
+        "args": {"max_steps": 4, "save_steps": 2, "logging_steps": 1, "learning_rate": 3e-2,
+                 "per_device_train_batch_size": 2, "lr_scheduler_type": "constant"},
+    }
+    for name, loss in {
+        "plain": {"type": "dpo", "beta": 0.1},
+        "mixed": {"type": "mix", "terms": [{"weight": 1.0, "loss": {"type": "sft"}},
+                                           {"weight": 1.0, "loss": {"type": "dpo", "beta": 0.2}}]},
+    }.items()
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(configuration, folder of a run that is trained, evaluated and diagnosed)."""
+    world = tmp_path_factory.mktemp("world")
+    config = write_world(world, dev={"held_out_share": 0.4, "num_candidates": 1})
+    rows: list[dict[str, Any]] = [{"text": text} for text in (world / "eval.txt").read_text().splitlines()]
+    rows[0]["max_seconds"] = 0.02  # one code: whatever it says is longer
+    (world / "eval.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = yaml.safe_load(config.read_text()) | {"train": VARIANTS}
+    data["prompts"]["eval"] = str(world / "eval.jsonl")
+    config.write_text(yaml.safe_dump(data))
+    run = world / "run"
+    assert cli.main(["run", "-c", str(config), "--run-dir", str(run), "-q", "--debug"]) == 0
+    return config, run
+
+
+@pytest.fixture(scope="module")
+def diagnosed(finished: tuple[Path, Path]) -> tuple[Path, Path]:
+    config, run = finished
+    before = sorted((run / "reference").rglob("*.safetensors"))
+    assert cli.main(["diagnose", "--run-dir", str(run), "-q", "--debug", "--reward-noise", "3"]) == 0
+    # what training computed of the reference is not computed again
+    assert sorted((run / "reference").rglob("*.safetensors")) == before
+    return config, run
+
+
+def records(run: Path, variant: str, name: str) -> list[dict[str, Any]]:
+    return pq.read_table(run / "diagnostics" / variant / f"{name}.parquet").to_pylist()
+
+
+def summary_of(run: Path, variant: str) -> dict[str, Any]:
+    return json.loads((run / "diagnostics" / variant / "summary.json").read_text())
+
+
+def chosen_step(run: Path, variant: str) -> int:
+    return json.loads((run / f"round1/choice/{variant}/choice.json").read_text())["step"]
+
+
+def forced(config: Path, run: Path, adapter: Path | None, sequences: list[tuple[str, list[int]]]) -> list[list[float]]:
+    """Log-probs by another path than the stage's: one sequence at a time, the library's own loader of adapters."""
+    from peft import PeftModel
+
+    from talker_rl.omni.checkpoint import load_omni
+    from talker_rl.omni.conditioning_cache import ConditioningCache
+    from talker_rl.omni.layout import TalkerExample, collate
+    from talker_rl.omni.logps import token_logps
+
+    talker = load_omni(load_config([config]).model, parts=("talker",)).talker
+    if adapter is not None:
+        talker = PeftModel.from_pretrained(talker, str(adapter)).eval()
+    stored = ConditioningCache(run / "conditioning", strict=True).load(sorted({p for p, _ in sequences}))
+    return [token_logps(talker, collate([TalkerExample(stored[p], ids)])).detach()[0].tolist() for p, ids in sequences]
+
+
+def test_pairs_are_scored_at_every_checkpoint_and_step_0_is_the_reference(diagnosed: tuple[Path, Path]) -> None:
+    config, run = diagnosed
+    pairs = {p.pair_id: p for p in ShardFolder(run / "pairs").read(0, Pair)}
+    rows = records(run, "plain", "pairs")
+    assert [row["step"] for row in rows] == [step for step in (0, 2, 4) for _ in pairs]
+    assert {row["held_out"] for row in rows} == {True, False}
+    trained = json.loads((run / "manifest.json").read_text())["stages"]["round1/train/plain"]["counts"]
+    assert sum(row["held_out"] for row in rows) == 3 * trained["held_out"]
+    for row in rows[: len(pairs)]:
+        assert row["margin_raw"] == row["margin_common"] == 0.0
+        assert row["policy_chosen_logp"] == row["ref_chosen_logp"]
+    last = rows[-len(pairs):]
+    sides = [(row["prompt_id"], ids) for row in last for pair in [pairs[row["pair_id"]]]
+             for ids in (pair.chosen, pair.rejected)]
+    policy = forced(config, run, run / "round1/train/plain/checkpoint-4", sides)
+    reference = forced(config, run, None, sides)
+    for k, row in enumerate(last):
+        sums = [math.fsum(x) for x in (policy[2 * k], policy[2 * k + 1], reference[2 * k], reference[2 * k + 1])]
+        stored = [row[f"{who}_{side}_logp"] for who in ("policy", "ref") for side in ("chosen", "rejected")]
+        assert stored == pytest.approx(sums, abs=1e-4)
+        assert row["margin_raw"] == pytest.approx(sums[0] - sums[1] - sums[2] + sums[3], abs=2e-4)
+        pair = pairs[row["pair_id"]]
+        assert row["chosen_codes"] == round(pair.chosen_seconds * 50)
+        ratios = [np.subtract(policy[2 * k + i], reference[2 * k + i]) for i in (0, 1)]
+        low, high = bounds(ratios)
+        assert low - 1e-4 <= row["margin_common"] <= high + 1e-4
+    assert any(abs(row["margin_raw"]) > 0.05 for row in last), "a policy that did not move shows nothing"
+    assert any(abs(row["margin_raw"] - row["margin_common"]) > 1e-3 for row in last)
+
+
+def bounds(ratios: list[np.ndarray]) -> tuple[float, float]:
+    """Least and largest margin that any draw of the common length can give."""
+    common = min(map(len, ratios))
+    chosen, rejected = (np.sort(r) for r in ratios)
+    return (float(chosen[:common].sum() - rejected[-common:].sum()),
+            float(chosen[-common:].sum() - rejected[:common].sum()))
+
+
+def test_samples_are_those_of_the_evaluation_under_both_policies(diagnosed: tuple[Path, Path]) -> None:
+    config, run = diagnosed
+    step = chosen_step(run, "plain")
+    candidates = {c.candidate_id: c for c in ShardFolder(run / "eval/plain/candidates").read_all(Candidate)}
+    rows = records(run, "plain", "samples")
+    assert [row["candidate_id"] for row in rows] == list(candidates) and {row["step"] for row in rows} == {step}
+    ids = {name: c.codes + ([c.stop_id] if c.stop_id is not None else []) for name, c in candidates.items()}
+    reference = forced(config, run, None, [(row["prompt_id"], ids[row["candidate_id"]]) for row in rows])
+    for row, ref in zip(rows, reference, strict=True):
+        candidate = candidates[row["candidate_id"]]
+        # what the policy gave when it sampled is what teacher forcing gives now
+        assert row["policy_logp"] == pytest.approx(math.fsum(candidate.token_logps), abs=1e-3)
+        assert row["ref_logp"] == pytest.approx(math.fsum(ref), abs=1e-4)
+        assert row["seconds"] == pytest.approx(len(candidate.codes) / 50)
+        assert len(row["p_eos_last"]) == min(10, len(ids[row["candidate_id"]]))
+        assert all(0 <= p <= 1 for p in (*row["p_eos_last"], row["p_eos_early"]))
+        if candidate.end_reason == "eos":  # the stop's own probability is that of stopping by this id or the other
+            assert row["p_eos_last"][-1] >= math.exp(candidate.token_logps[-1]) - 1e-6
+    assert {c.end_reason for c in candidates.values()} >= {"eos"}
+
+
+def test_the_summary_says_what_the_records_say(diagnosed: tuple[Path, Path]) -> None:
+    _, run = diagnosed
+    rows = [row for row in records(run, "plain", "pairs") if row["step"] == chosen_step(run, "plain")]
+    summary = summary_of(run, "plain")
+    assert summary["beta"] == 0.1 and summary_of(run, "mixed")["beta"] == 0.2
+    trained = [row for row in rows if not row["held_out"]]
+    seconds = [row[f"{side}_seconds"] for side in ("chosen", "rejected") for row in trained]
+    rewards = [0.1 * (row[f"policy_{side}_logp"] - row[f"ref_{side}_logp"])
+               for side in ("chosen", "rejected") for row in trained]
+    assert summary["implicit_reward"]["train"]["slope_per_second"] == pytest.approx(np.polyfit(seconds, rewards, 1)[0])
+    assert summary["within_pairs"]["train"]["accuracy"] == np.mean([row["margin_raw"] > 0 for row in trained])
+    assert summary["within_pairs"]["held_out"]["n"] == len(rows) - len(trained)
+    assert sum(map(sum, summary["heatmap"]["count"])) == len(rows)
+    assert [(c["step"], c["subset"]) for c in summary["margin_curves"]] == [
+        (step, subset) for step in (0, 2, 4) for subset in ("chosen_longer", "chosen_shorter", "all")]
+    assert [row["step"] for row in summary["drift"]] == [0, 2, 4]
+    assert summary["drift"][0]["kl_per_code"] == 0.0 and summary["drift"][0]["ratio_to_reference"] == 1.0
+    choice = json.loads((run / "round1/choice/plain/choice.json").read_text())["checkpoints"]
+    for mine, theirs in zip(summary["drift"], choice, strict=True):
+        assert (mine["n"], mine["wer"], mine["duration_mean"]) == pytest.approx(
+            (theirs["n"], theirs["wer"], theirs["duration_mean"]))
+    assert all(abs(row["kl_per_code"]) > 1e-4 for row in summary["drift"][1:])
+    assert summary["limits"] == {"n": 2, "violations": 2, "rate": 1.0}
+    assert summary["runaway"]["n"] == summary["n_samples"] == 8
+    noise = summary["reward_noise"]
+    assert (noise["decodes"], noise["n_candidates"]) == (3, len(ShardFolder(run / "rollouts").read_all(Candidate)))
+    json.dumps(summary, allow_nan=False)
+
+
+def test_the_kl_is_that_of_the_checkpoints_own_dev_samples(diagnosed: tuple[Path, Path]) -> None:
+    config, run = diagnosed
+    spoken = [row for row in ShardFolder(run / "round1/choice/plain/candidates").all_rows() if row["step"] == 4]
+    assert len(spoken) == 3
+    sequences = [(c["prompt_id"], c["codes"] + ([c["stop_id"]] if c["stop_id"] is not None else [])) for c in spoken]
+    reference = forced(config, run, None, sequences)
+    policy = [c["token_logps"] for c in spoken]
+    expected = (sum(map(sum, policy)) - sum(map(sum, reference))) / sum(map(len, reference))
+    assert summary_of(run, "plain")["drift"][2]["kl_per_code"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_second_start_does_nothing_and_a_lost_shard_is_made_again(
+    diagnosed: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run = diagnosed
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    capsys.readouterr()
+    files = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file() and "diagnostics" in str(p)}
+    manifest = json.loads((copy / "manifest.json").read_text())["stages"]
+    with monkeypatch.context() as patch:
+        for name in ("diagnose.force", "worker.score", "worker.sample"):
+            patch.setattr(f"talker_rl.stages.{name}", lambda *_: pytest.fail("finished work was done again"))
+        assert cli.main(["diagnose", "--run-dir", str(copy), "-q", "--variant", "plain"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+    assert json.loads((copy / "manifest.json").read_text())["stages"] == manifest
+    out = capsys.readouterr().out
+    assert "plain, step" in out and "mixed" not in out and "suggested pairs.margin" in out
+    lost = copy / "diagnostics/plain/parts/pairs/shard-00001.parquet"
+    before = lost.read_bytes()
+    lost.unlink()
+    assert cli.main(["diagnose", "--run-dir", str(copy), "-q", "workers=2"]) == 0
+    assert lost.read_bytes() == before
+
+
+def test_training_again_takes_its_diagnostics_along(diagnosed: tuple[Path, Path], tmp_path: Path) -> None:
+    from talker_rl.run_dir import RunDir
+
+    _, run = diagnosed
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    with RunDir(copy, force=["round1/train/plain"]) as folder:
+        assert "diagnostics/plain" not in folder.stages and "diagnostics/mixed" in folder.stages
+    assert not (copy / "diagnostics/plain").exists()
+
+
+def test_mistakes_are_told_and_missing_records_are_null(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = finished
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=lambda folder, names: [n for n in names if n in ("diagnostics", "candidates")
+                                                             and "eval" not in folder])
+    base = ["diagnose", "-c", str(config), "--run-dir", str(copy), "-q"]
+    assert cli.main([*base, "--variant", "pain"]) == 1
+    assert "no variant 'pain'" in capsys.readouterr().err
+    assert cli.main([*base, "--reward-noise", "1"]) == 1
+    assert "at least two decodes" in capsys.readouterr().err
+    assert cli.main(["diagnose", "-c", str(config), "--run-dir", str(tmp_path / "new"), "-q"]) == 1
+    assert "not finished" in capsys.readouterr().err
+
+
+def test_a_later_round_is_measured_against_the_policy_it_began_with(tmp_path: Path) -> None:
+    train = {"loss": {"type": "sft"}, "lora": VARIANTS["plain"]["lora"], "args": VARIANTS["plain"]["args"]}
+    config = write_world(tmp_path, iterations=2, rollouts={"prompts_per_round": 4}, train=train,
+                         dev={"checkpoints": "last"}, eval={"seeds": 1})
+    run = tmp_path / "run"
+    for verb in ("run", "diagnose"):
+        assert cli.main([verb, "-c", str(config), "--run-dir", str(run), "-q", "--debug"]) == 0
+    rows, summary = records(run, "default", "pairs"), summary_of(run, "default")
+    pairs = {p.pair_id: p for p in ShardFolder(run / "round2/default/pairs").read(0, Pair)}
+    start = run / "round1/train/default/checkpoint-4"
+    reference = forced(config, run, start, [(p.prompt_id, p.chosen) for p in pairs.values()])
+    stored = {row["pair_id"]: row["ref_chosen_logp"] for row in rows}
+    assert stored == pytest.approx({k: sum(r) for k, r in zip(pairs, reference, strict=True)}, abs=1e-4)
+    assert summary["beta"] == 1.0 and any(note.startswith("beta:") for note in summary["notes"])
+    assert summary["implicit_reward"]["held_out"] is None and summary["within_pairs"]["held_out"] is None
+    assert any("held_out" in note for note in summary["notes"])
+    assert summary["reward_noise"] is None and summary["limits"] is None
+    assert [row["step"] for row in summary["drift"]] == [0, 4]
