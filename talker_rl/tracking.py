@@ -71,7 +71,7 @@ class WandbTracker:
     def __init__(self, target: Target) -> None:
         import wandb
 
-        mode = os.environ.get("WANDB_MODE", "offline")
+        mode: Any = os.environ.get("WANDB_MODE", "offline")  # wandb itself refuses what it does not know
         self._wandb = wandb
         self._run = wandb.init(
             project=target.project, group=target.run, name=f"{target.run}/{target.stage}", id=target.id,

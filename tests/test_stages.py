@@ -290,8 +290,8 @@ def test_a_tracker_gets_every_step_and_the_result(finished: tuple[Path, Path]) -
     training = EventAccumulator(str(run / "round1/train/default/tensorboard")).Reload()
     log = [json.loads(line) for line in (run / "round1/train/default/log.jsonl").read_text().splitlines()]
     for name in ("loss", "rewards/margins"):
-        sent = [(event.step, event.value) for event in training.Scalars(name)]
-        assert sent == pytest.approx([(row["step"], row[name]) for row in log if name in row], rel=1e-6)
+        sent = {event.step: event.value for event in training.Scalars(name)}
+        assert sent == pytest.approx({row["step"]: row[name] for row in log if name in row}, rel=1e-6)
         assert len(sent) == 6
     result = EventAccumulator(str(run / "eval/default/tensorboard"), {"audio": 0}).Reload()
     summary = json.loads((run / "eval/summary.json").read_text())
