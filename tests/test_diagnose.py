@@ -19,7 +19,7 @@ from talker_rl.config import load_config
 from talker_rl.data.records import Candidate, Pair
 from talker_rl.stages.shards import ShardFolder
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     name: {
         "loss": loss,
         "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
@@ -249,7 +249,8 @@ def test_a_run_whose_choice_kept_no_candidates_has_no_kl(diagnosed: tuple[Path, 
 
 
 def test_a_later_round_is_measured_against_the_policy_it_began_with(tmp_path: Path) -> None:
-    train = {"loss": {"type": "sft"}, "lora": VARIANTS["plain"]["lora"], "args": {**VARIANTS["plain"]["args"], "learning_rate": 1e-3}}
+    args = VARIANTS["plain"]["args"] | {"learning_rate": 1e-3}
+    train = {"loss": {"type": "sft"}, "lora": VARIANTS["plain"]["lora"], "args": args}
     config = write_world(tmp_path, iterations=2, rollouts={"prompts_per_round": 4}, train=train,
                          dev={"checkpoints": "last"}, eval={"seeds": 1})
     run = tmp_path / "run"

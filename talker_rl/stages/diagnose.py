@@ -91,7 +91,8 @@ class _Variant:
             summary = summarise(
                 variant=self.name, beta=_beta(self.cfg.loss), step=step, pairs=list(pairs.all_rows()),
                 samples=list(samples.all_rows()), rows=eval_rows(ctx, self.name), base_rows=eval_rows(ctx, "base"),
-                base_lengths=self._base_lengths(), dev_rows=dev_rows(ctx, self.name, self.index), kl_per_code=_kl(spoken),
+                base_lengths=self._base_lengths(), dev_rows=dev_rows(ctx, self.name, self.index),
+                kl_per_code=_kl(spoken),
                 max_seconds={p.prompt_id: p.max_seconds for p in ctx.prompts("eval") if p.max_seconds is not None},
                 noise=noise["figures"], noise_notes=noise["notes"],
             )
