@@ -19,7 +19,7 @@ from talker_rl.config import load_config
 from talker_rl.data.records import Candidate, Pair
 from talker_rl.stages.shards import ShardFolder
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     name: {
         "loss": loss,
         "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
@@ -222,14 +222,11 @@ def test_training_again_takes_its_diagnostics_along(diagnosed: tuple[Path, Path]
     assert not (copy / "diagnostics/plain").exists()
 
 
-def test_mistakes_are_told_and_missing_records_are_null(
+def test_mistakes_are_told(
     finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, run = finished
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy, ignore=lambda folder, names: [n for n in names if n in ("diagnostics", "candidates")
-                                                             and "eval" not in folder])
-    base = ["diagnose", "-c", str(config), "--run-dir", str(copy), "-q"]
+    base = ["diagnose", "-c", str(config), "--run-dir", str(run), "-q"]
     assert cli.main([*base, "--variant", "pain"]) == 1
     assert "no variant 'pain'" in capsys.readouterr().err
     assert cli.main([*base, "--reward-noise", "1"]) == 1
@@ -238,8 +235,22 @@ def test_mistakes_are_told_and_missing_records_are_null(
     assert "not finished" in capsys.readouterr().err
 
 
+def test_a_run_whose_choice_kept_no_candidates_has_no_kl(diagnosed: tuple[Path, Path], tmp_path: Path) -> None:
+    _, run = diagnosed
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "round1/choice/plain/candidates")
+    verb = ["diagnose", "--run-dir", str(copy), "-q", "--debug", "--variant", "plain"]
+    assert cli.main([*verb, "--force-stage", "diagnostics/plain"]) == 0
+    summary = summary_of(copy, "plain")
+    assert [row["kl_per_code"] for row in summary["drift"]] == [0.0, None, None]
+    assert any("for step 2, 4" in note for note in summary["notes"])
+    assert records(copy, "plain", "pairs") == records(run, "plain", "pairs")
+
+
 def test_a_later_round_is_measured_against_the_policy_it_began_with(tmp_path: Path) -> None:
-    train = {"loss": {"type": "sft"}, "lora": VARIANTS["plain"]["lora"], "args": VARIANTS["plain"]["args"]}
+    args = VARIANTS["plain"]["args"] | {"learning_rate": 1e-3}
+    train = {"loss": {"type": "sft"}, "lora": VARIANTS["plain"]["lora"], "args": args}
     config = write_world(tmp_path, iterations=2, rollouts={"prompts_per_round": 4}, train=train,
                          dev={"checkpoints": "last"}, eval={"seeds": 1})
     run = tmp_path / "run"

@@ -16,7 +16,7 @@ EARLY = 0.5
 """A sample that stopped before this share of the base's mean duration of the same prompt stopped early."""
 
 
-def drift(dev_rows: Sequence[Row], kl_per_code: Mapping[int, float | None], notes: Notes) -> list[Row]:
+def drift(dev_rows: Sequence[Row], kl_per_code: Mapping[int, float], notes: Notes) -> list[Row]:
     """Durations by training step on the dev prompts, against KL and WER.
 
     Args:

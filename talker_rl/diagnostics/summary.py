@@ -21,7 +21,7 @@ def summarise(
     base_rows: Sequence[Row],
     base_lengths: Sequence[Row],
     dev_rows: Sequence[Row],
-    kl_per_code: Mapping[int, float | None],
+    kl_per_code: Mapping[int, float],
     max_seconds: Mapping[str, float],
     noise: Row | None,
     noise_notes: Sequence[str] = (),

@@ -82,7 +82,7 @@ class _Variant:
         with timed() as seconds:
             pairs = self._pairs(policies)
             samples = self._samples(step)
-            kl = self._kl(policies)
+            spoken = self._spoken(policies)
             done = ctx.run.is_done(self.stage)
             for name, folder, cls in (("pairs", pairs, PairRecord), ("samples", samples, SampleRecord)):
                 file = ctx.run.path / self.stage / f"{name}.parquet"
@@ -91,17 +91,18 @@ class _Variant:
             summary = summarise(
                 variant=self.name, beta=_beta(self.cfg.loss), step=step, pairs=list(pairs.all_rows()),
                 samples=list(samples.all_rows()), rows=eval_rows(ctx, self.name), base_rows=eval_rows(ctx, "base"),
-                base_lengths=self._base_lengths(), dev_rows=dev_rows(ctx, self.name, self.index), kl_per_code=kl,
+                base_lengths=self._base_lengths(), dev_rows=dev_rows(ctx, self.name, self.index),
+                kl_per_code=_kl(spoken),
                 max_seconds={p.prompt_id: p.max_seconds for p in ctx.prompts("eval") if p.max_seconds is not None},
                 noise=noise["figures"], noise_notes=noise["notes"],
             )
             file = ctx.run.path / self.stage / "summary.json"
             if not file.exists() or read_json(file) != summary:
                 ctx.write_json(f"{self.stage}/summary.json", summary)
-        if not done:
-            ctx.run.finish(self.stage, content=stable_hash(pairs.content(), samples.content()), seconds=seconds[0],
-                           counts={"steps": len(policies), "pairs": summary["n_pairs"],
-                                   "samples": summary["n_samples"]})
+        content = stable_hash(pairs.content(), samples.content(), spoken.content())
+        if not done or content != ctx.run.content(self.stage):  # the latter is refused
+            ctx.run.finish(self.stage, content=content, seconds=seconds[0], counts={
+                "steps": len(policies), "pairs": summary["n_pairs"], "samples": summary["n_samples"]})
         return summary
 
     # -- pairs ------------------------------------------------------------------------------------------------------
@@ -182,8 +183,8 @@ class _Variant:
 
     # -- drift ------------------------------------------------------------------------------------------------------
 
-    def _kl(self, policies: dict[int, Path | None]) -> dict[int, float | None]:
-        """Step -> mean of log pi - log ref a code, on what that checkpoint sampled for the dev prompts."""
+    def _spoken(self, policies: dict[int, Path | None]) -> ShardFolder:
+        """What each checkpoint sampled for the dev prompts: log-probs under it and under the reference."""
         by_step: dict[int, list[Row]] = defaultdict(list)
         for row in dev_candidates(self.ctx, self.name, self.index):
             if row["step"] and ids_of(row):
@@ -202,12 +203,7 @@ class _Variant:
                 for candidate, a, b in zip(work[i][1], policy, reference, strict=True)
             ])
 
-        folder = self.ctx.fill(f"{self.stage}/parts/drift", self.key, len(work), task, force, store)
-        sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for row in folder.all_rows():
-            sums[row["step"]][0] += row["policy_logp"] - row["ref_logp"]
-            sums[row["step"]][1] += row["tokens"]
-        return {0: 0.0, **{step: total / tokens for step, (total, tokens) in sums.items()}}
+        return self.ctx.fill(f"{self.stage}/parts/drift", self.key, len(work), task, force, store)
 
     def _task(self, policies: list[Path | None], sequences: list[tuple[str, list[int]]]) -> ForceTask:
         return ForceTask(
@@ -215,6 +211,15 @@ class _Variant:
             conditioning=str(self.ctx.run.path / "conditioning"), sequences=sequences,
             batch_size=self.cfg.reference_batch_size,
         )
+
+
+def _kl(spoken: ShardFolder) -> dict[int, float]:
+    """Step -> mean of log pi - log ref a code; the reference itself (step 0) has 0."""
+    sums: dict[int, tuple[float, int]] = {}
+    for row in spoken.all_rows():
+        total, tokens = sums.get(row["step"], (0.0, 0))
+        sums[row["step"]] = total + row["policy_logp"] - row["ref_logp"], tokens + row["tokens"]
+    return {0: 0.0, **{step: total / tokens for step, (total, tokens) in sums.items()}}
 
 
 def _sequences(candidates: list[Row]) -> list[tuple[str, list[int]]]:
