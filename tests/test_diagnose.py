@@ -17,7 +17,9 @@ from pipeline_helpers import write_world
 from talker_rl import cli
 from talker_rl.config import load_config
 from talker_rl.data.records import Candidate, Pair
+from talker_rl.stages.diagnose import some_pairs
 from talker_rl.stages.shards import ShardFolder
+from talker_rl.stages.train import is_held_out
 
 VARIANTS: dict[str, dict[str, Any]] = {
     name: {
@@ -267,3 +269,18 @@ def test_a_later_round_is_measured_against_the_policy_it_began_with(tmp_path: Pa
     assert any("held_out" in note for note in summary["notes"])
     assert summary["reward_noise"] is None and summary["limits"] is None
     assert [row["step"] for row in summary["drift"]] == [0, 4]
+
+
+def test_some_pairs_are_a_fixed_draw_of_both_groups() -> None:
+    pairs = [Pair(f"p{i // 2}", f"pair{i}", "stop go.", "Ann", "c", "r", [1], [2], 1.0, 0.0, 1.0, 0.02, 0.02)
+             for i in range(200)]
+    share = 0.3
+    kept = some_pairs(pairs, share, 40)
+    assert len(kept) == 40 and kept == [p for p in pairs if p in kept] == some_pairs(pairs[::-1], share, 40)[::-1]
+    assert sum(is_held_out(p.prompt_id, share) for p in kept) == 20
+    assert len(some_pairs(pairs, 0.0, 40)) == 40  # nothing is held out: all of them are train pairs
+    assert some_pairs(pairs, share, 200) == pairs
+    few = [p for p in pairs if not is_held_out(p.prompt_id, share)] + [
+        p for p in pairs if is_held_out(p.prompt_id, share)][:5]
+    assert sum(is_held_out(p.prompt_id, share) for p in some_pairs(few, share, 40)) == 5
+    assert len(some_pairs(few, share, 40)) == 40

@@ -24,7 +24,7 @@ def summarise(
     kl_per_code: Mapping[int, float],
     max_seconds: Mapping[str, float],
     noise: Row | None,
-    noise_notes: Sequence[str] = (),
+    more_notes: Sequence[str] = (),
 ) -> Row:
     """The summary.
 
@@ -36,7 +36,8 @@ def summarise(
         base_lengths: ``prompt_id, seconds, units`` of the base's utterances.
         dev_rows, kl_per_code: see :func:`drift`.
         max_seconds: limit by prompt id, of prompts that state one.
-        noise, noise_notes: what :func:`talker_rl.diagnostics.noise.reward_noise` found.
+        noise: what :func:`talker_rl.diagnostics.noise.reward_noise` found.
+        more_notes: notes of whoever made the records.
     """
     notes: Notes = []
     if beta is None:
@@ -58,7 +59,7 @@ def summarise(
         "limits": limits(samples, max_seconds, notes),
         "reward_noise": noise,
     }
-    return summary | {"notes": [*notes, *noise_notes]}
+    return summary | {"notes": [*notes, *more_notes]}
 
 
 def text_lines(summary: Row) -> list[str]:
