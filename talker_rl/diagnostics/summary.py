@@ -67,7 +67,7 @@ def text_lines(summary: Row) -> list[str]:
     fits = [f"{name} {_number(fit['slope_per_second'], '+.3f')} a second (R2 {_number(fit['r2'], '.2f')})"
             for name, fit in summary["implicit_reward"].items() if fit]
     pairs = summary["within_pairs"]["held_out"] or summary["within_pairs"]["train"] or {}
-    last = next((row for row in summary["drift"] if row["step"] == summary["step"]), {})
+    last: Row = next((row for row in summary["drift"] if row["step"] == summary["step"]), {})
     wins, ends, noise = summary["win_rate"] or {}, summary["runaway"], summary["reward_noise"]
     lines = [
         f"{summary['variant']}, step {summary['step']}: {summary['n_pairs']} pairs, {summary['n_samples']} samples",
