@@ -232,7 +232,7 @@ def _kl(spoken: ShardFolder) -> dict[int, float]:
 
 
 def some_pairs(pairs: Sequence[Pair], held_out_share: float, count: int = MAX_PAIRS) -> list[Pair]:
-    """At most ``count`` pairs, drawn by their ids, half of them held-out ones where there are so many; in their order."""
+    """At most ``count`` pairs, drawn by their ids, half of them held out where so many are; in their order."""
     drawn = sorted(pairs, key=lambda pair: derive_seed("diagnostics", pair.pair_id))
     held_out = [p.pair_id for p in drawn if is_held_out(p.prompt_id, held_out_share)]
     train = [p.pair_id for p in drawn if not is_held_out(p.prompt_id, held_out_share)]
