@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import logging
 import os
 import sys
@@ -60,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
         _add_shared(stage)
         if name in ("rollout", "score", "pair", "train"):
             stage.add_argument("--round", type=int, metavar="N", help="on-policy round (default: the latest)")
+        if name == "pair":
+            stage.add_argument("--votes", metavar="FILE", help="votes exported by a page's blind A/B listening: make "
+                               "the pairs of round 1 of them (short for pairs.votes=FILE)")
 
     validate = _verb(verbs, "validate", "check configuration files and print them resolved",
                      "talker-rl validate configs/demo.yaml pairs.margin=0.1")
@@ -170,6 +174,8 @@ def _config(args: argparse.Namespace) -> RunConfig:
 
     files = [*args.config, *(a for a in args.overrides if a.endswith((".yaml", ".yml")) and "=" not in a)]
     overrides = [a for a in args.overrides if a not in files]
+    if getattr(args, "votes", None):
+        overrides.append(f"pairs.votes={json.dumps(args.votes)}")
     run_dir = getattr(args, "run_dir", None)
     if not files and run_dir and (Path(run_dir) / "manifest.json").exists():
         from talker_rl.config import load_data

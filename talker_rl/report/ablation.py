@@ -25,7 +25,7 @@ def ablation_page(study: Study) -> Page:
     baseline = found.get("baseline") or "dpo"
     return Page(
         "ablation", f"Ablation: {study.title}",
-        f"Every loss on the same pairs, against the base and against plain {baseline}. Intervals are 95 %, "
+        f"Every loss on the same pairs, against the base and against plain {baseline}. Intervals are 95\u00a0%, "
         "paired bootstrap over prompts; a claim holds only where every seed agrees.",
         [
             Section("WER against drift", "Drift is how far the total duration moved from the base's, either way: the "
@@ -117,7 +117,8 @@ def pareto(rows: list[Row], colours: dict[str, str]) -> go.Figure | None:
     if not shown:
         return None
     fig = charts.figure("|drift| of the total duration", "word error rate", showlegend=False, height=420)
-    fig.update_layout(xaxis={"tickformat": ".1%", "rangemode": "tozero"}, yaxis={"tickformat": ".1%"})
+    widest = max(max(abs(row["drift"]), *(drift_interval(row) or (0.0,))) for row in shown) or 0.01
+    fig.update_layout(xaxis={"tickformat": ".1%", "range": [-0.12 * widest, 1.12 * widest]}, yaxis={"tickformat": ".1%"})
     for row in shown:
         name, drift, wer = row["variant"], abs(row["drift"]), row["wer"]
         x_range, y_range = drift_interval(row), row.get("wer_ci95")

@@ -10,9 +10,6 @@ from talker_rl.report.clips import Speech, key_of, spaced, speech_of
 from talker_rl.report.collect import PairToHear, Run, Study
 from talker_rl.report.transcript import alignment_of, codes_per_word
 
-VOTES_FORMAT = "talker-rl-votes-1"
-"""Named in every exported file; :mod:`talker_rl.data.votes` reads it."""
-
 
 @dataclass
 class Browser:
@@ -56,6 +53,6 @@ def _side(
     return {
         "id": candidate_id, "clip": clip if clip in speech.clips else None, "reward": reward, "seconds": seconds,
         "codes": round(seconds * CODE_RATE_HZ), "wer": score.components.get("wer") if score else None,
-        "cut": bool(candidate) and candidate["end_reason"] == "max_tokens",
+        "cut": candidate is not None and candidate["end_reason"] == "max_tokens",
         "tokens": [[*token, codes] for token, codes in zip(alignment, lasting, strict=True)],
     }

@@ -37,8 +37,8 @@ def figure(x: str, y: str, height: int = 300, **layout: Any) -> go.Figure:
             margin={"l": 56, "r": 12, "t": 12, "b": 44},
             height=height,
             xaxis={"title": {"text": x}, "gridcolor": "rgba(128,128,128,.18)", "zerolinecolor": "rgba(128,128,128,.4)"},
-            yaxis={"title": {"text": y}, "gridcolor": "rgba(128,128,128,.18)", "zerolinecolor": "rgba(128,128,128,.4)"},
-            legend={"orientation": "h", "y": 1.12, "x": 0},
+            yaxis={"title": {"text": y, "standoff": 8}, "automargin": True, "gridcolor": "rgba(128,128,128,.18)", "zerolinecolor": "rgba(128,128,128,.4)"},
+            legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             font={"family": "system-ui, sans-serif", "size": 12, "color": "#888"},
             **layout,
         )

@@ -59,7 +59,7 @@ def speech_of(pairs: Sequence[tuple[Run, PairToHear]], *, audio_format: str, max
                 new[key] = data_uri(decoded[key], audio_format=audio_format)
         size += sum(map(len, new.values()))
         if size > max_bytes:
-            speech.notes.append(f"The speech of {at} of {len(pairs)} pairs is here: more would make the page too large.")
+            speech.notes.append(f"Only {at} of {len(pairs)} pairs can be heard: more would make the page too large.")
             break
         speech.clips |= new
     return speech

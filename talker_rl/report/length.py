@@ -26,8 +26,9 @@ SUBSETS = {"chosen_longer": ("chosen longer", "#2f7fc1"), "chosen_shorter": ("ch
 def length_page(study: Study) -> Page:
     """The page's content; charts without data say why."""
     colours = charts.colours_of(study.variants)
-    curves = [item for run in study.runs for item in _curves(run, colours, many=len(study.runs) > 1)]
-    drifts = [item for run in study.runs for item in _drift(run, colours, many=len(study.runs) > 1)]
+    many = len(study.runs) > 1
+    curves = side_by_side([_curves(run, colours, many=many) for run in study.runs])
+    drifts = side_by_side([_drift(run, colours, many=many) for run in study.runs])
     return Page(
         "length", f"Length: {study.title}",
         "Which loss makes the Talker better without changing how long it speaks. A loss with a length bias shows in "
@@ -38,13 +39,13 @@ def length_page(study: Study) -> Page:
                     "band reaches from the lowest to the highest.", curves),
             Section("How long it speaks", "Durations of the evaluation utterances, seeds pooled; the box holds the "
                     "middle half.",
-                    [durations(run, colours, "duration", "seconds", many=len(study.runs) > 1) for run in study.runs]),
+                    [durations(run, colours, "duration", "seconds", many=many) for run in study.runs]),
             Section("Drift against KL and WER", "Each line follows one training from step 0 (the reference) to its "
                     "last checkpoint.", drifts),
             Section("What the implicit reward prefers", "beta x (log pi - log ref) of whole utterances. A slope means "
                     "that the policy was taught a length.",
                     [_reward_against_length(study.trained), _margin_curves(study.trained), _heat_map(study.trained),
-                     *[_pair_lengths(run, many=len(study.runs) > 1) for run in study.runs]]),
+                     *[_pair_lengths(run, many=many) for run in study.runs]]),
             Section("Within pairs", "", [within_pairs(study.trained), _slopes(study.trained)]),
         ],
         legend=colours, notes=notes_of(study),
@@ -53,15 +54,23 @@ def length_page(study: Study) -> Page:
 
 def notes_of(study: Study) -> list[str]:
     """What the diagnostics could not compute, with the variant's name."""
-    return [f"{label_of(t, study)}: {note}" for t in study.trained if t.diagnostics
-            for note in t.diagnostics.get("notes") or []]
+    whose: dict[str, list[str]] = defaultdict(list)
+    for trained in study.trained:
+        for note in (trained.diagnostics or {}).get("notes") or []:
+            whose[note].append(label_of(trained))
+    return [f"{note} ({'; '.join(names) if len(names) < len(study.trained) else 'every training'})"
+            for note, names in whose.items()]
 
 
-def label_of(trained: Trained, study: Study | None = None) -> str:
-    """Name of a variant with its seed; with its arm where there are several."""
+def side_by_side(per_run: list[list[Figure]]) -> list[Any]:
+    """The first figure of every run, then the second of every run, and so on."""
+    return [figure for same in zip(*per_run, strict=True) for figure in same]
+
+
+def label_of(trained: Trained) -> str:
+    """Name of a variant with its run and its seed."""
     seed = "" if trained.seed is None else f" (seed {trained.seed})"
-    arm = f"{trained.arm}: " if study is None or len(study.runs) > 1 else ""
-    return f"{arm}{trained.variant}{seed}"
+    return f"{trained.arm}: {trained.variant}{seed}"
 
 
 def by_variant(trained: list[Trained]) -> dict[str, list[Trained]]:
@@ -75,7 +84,7 @@ def by_variant(trained: list[Trained]) -> dict[str, list[Trained]]:
 # -- against step ---------------------------------------------------------------------------------------------------
 
 
-def _curves(run: Run, colours: dict[str, str], *, many: bool) -> list[Any]:
+def _curves(run: Run, colours: dict[str, str], *, many: bool) -> list[Figure]:
     shown = (("WER on dev", "wer", "word error rate"), ("Pause error on dev", "pause_error", "pause error"),
              ("Duration on dev", "duration_ratio", "duration / clean rendering"))
     items = []
@@ -130,7 +139,7 @@ def durations(
         if values:
             fig.add_violin(x=values, y=[name] * len(values), name=name, legendgroup=name, orientation="h",
                            line={"color": colour, "width": 1}, fillcolor=charts.faint(colour, 0.3), width=0.9,
-                           box={"visible": True}, points="all" if len(values) <= 20 else False, spanmode="hard",
+                           box={"visible": True}, points="all" if len(values) <= 20 else False, pointpos=0, spanmode="hard",
                            scalemode="width", hoveron="points+kde" if len(values) <= 20 else "violins")
     title = "Durations" if key == "duration" else "Duration against the base"
     return Figure(f"{title}, {run.arm}" if many else title, one_view(fig if fig.data else None),
@@ -140,7 +149,7 @@ def durations(
 # -- drift ----------------------------------------------------------------------------------------------------------
 
 
-def _drift(run: Run, colours: dict[str, str], *, many: bool) -> list[Any]:
+def _drift(run: Run, colours: dict[str, str], *, many: bool) -> list[Figure]:
     shown = (("Duration against KL", "kl_per_code", "ratio_to_reference", "KL a code, nats", "duration / reference"),
              ("WER against duration", "ratio_to_reference", "wer", "duration / reference", "word error rate"))
     items = []
@@ -210,7 +219,7 @@ def _margin_curves(trained: list[Trained]) -> Figure:
     views = {}
     for one in trained:
         rows = (one.diagnostics or {}).get("margin_curves") or []
-        fig = charts.figure("step", "mean margin, nats (without beta)")
+        fig = charts.figure("step", "mean margin, nats (without beta)", height=380)
         for subset, (label, colour) in SUBSETS.items():
             mine = sorted((row for row in rows if row["subset"] == subset), key=lambda row: row["step"])
             for key, name, dash in (("raw", label, "solid"), ("common", f"{label}, common length", "dot")):

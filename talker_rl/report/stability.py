@@ -10,7 +10,7 @@ import numpy as np
 from talker_rl.report import charts
 from talker_rl.report.blocks import Cell, Figure, Page, Section, Table, number, one_view
 from talker_rl.report.collect import Run, Study, Trained
-from talker_rl.report.length import NO_DIAGNOSTICS, by_variant, durations, notes_of
+from talker_rl.report.length import NO_DIAGNOSTICS, by_variant, durations, notes_of, side_by_side
 
 NO_EVALUATION = "this run has no evaluation yet: run talker-rl eval"
 RATES = (
@@ -26,7 +26,7 @@ def stability_page(study: Study) -> Page:
     many = len(study.runs) > 1
 
     def each(make: Callable[[Run], list[Figure]]) -> list[Any]:
-        return [item for run in study.runs for item in make(run)]
+        return side_by_side([make(run) for run in study.runs])
 
     return Page(
         "stability", f"Stability: {study.title}",
@@ -56,7 +56,7 @@ def dots(
     base: float | None, why: str, *, many: bool, percent: bool = True,
 ) -> Figure:
     """Each variant in a line: its seeds as small dots, their mean as a large one; the base as a vertical line."""
-    groups = {variant: [value(one) for one in seeds if value(one) is not None]
+    groups = {variant: [found for one in seeds if (found := value(one)) is not None]
               for variant, seeds in by_variant(run.trained).items()}
     fig = charts.figure(axis, "", showlegend=False, height=110 + 30 * len(groups))
     fig.update_layout(
