@@ -163,6 +163,7 @@ def write_diagnostics(folder: Path, name: str, ratio: float) -> None:
             points.append(row | {"margin_raw": 0.1, "margin_common": 0.05})
     samples = [{"prompt_id": str(i), "candidate_id": f"{i}-0", "step": 20, "seconds": 1.0 + 0.1 * i,
                 "codes": 50 + 5 * i, "units": 8, "end_reason": "eos", "policy_logp": -50 + 10 * math.sin(i),
-                "ref_logp": -50.0, "reward": 0.5, "wer": 0.1, "p_eos_last": [0.1] * 10, "p_eos_early": 0.01} for i in range(8)]
+                "ref_logp": -50.0, "reward": 0.5, "wer": 0.1,
+                "p_eos_last": [0.1] * 10, "p_eos_early": 0.01} for i in range(8)]
     for file, rows in (("pairs", points), ("samples", samples)):
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{file}.parquet")

@@ -118,7 +118,8 @@ def pareto(rows: list[Row], colours: dict[str, str]) -> go.Figure | None:
         return None
     fig = charts.figure("|drift| of the total duration", "word error rate", showlegend=False, height=420)
     widest = max(max(abs(row["drift"]), *(drift_interval(row) or (0.0,))) for row in shown) or 0.01
-    fig.update_layout(xaxis={"tickformat": ".1%", "range": [-0.12 * widest, 1.12 * widest]}, yaxis={"tickformat": ".1%"})
+    fig.update_layout(xaxis={"tickformat": ".1%", "range": [-0.12 * widest, 1.12 * widest]},  # room for base's label
+                      yaxis={"tickformat": ".1%"})
     for row in shown:
         name, drift, wer = row["variant"], abs(row["drift"]), row["wer"]
         x_range, y_range = drift_interval(row), row.get("wer_ci95")

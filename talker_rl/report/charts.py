@@ -27,6 +27,9 @@ def faint(colour: str, alpha: float = 0.16) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
+_AXIS = {"gridcolor": "rgba(128,128,128,.18)", "zerolinecolor": "rgba(128,128,128,.4)"}
+
+
 def figure(x: str, y: str, height: int = 300, **layout: Any) -> go.Figure:
     """An empty figure in the pages' style; the page gives it the colour of its scheme."""
     return go.Figure(
@@ -36,8 +39,8 @@ def figure(x: str, y: str, height: int = 300, **layout: Any) -> go.Figure:
             plot_bgcolor="rgba(0,0,0,0)",
             margin={"l": 56, "r": 12, "t": 12, "b": 44},
             height=height,
-            xaxis={"title": {"text": x}, "gridcolor": "rgba(128,128,128,.18)", "zerolinecolor": "rgba(128,128,128,.4)"},
-            yaxis={"title": {"text": y, "standoff": 8}, "automargin": True, "gridcolor": "rgba(128,128,128,.18)", "zerolinecolor": "rgba(128,128,128,.4)"},
+            xaxis={"title": {"text": x}, **_AXIS},
+            yaxis={"title": {"text": y, "standoff": 8}, "automargin": True, **_AXIS},
             legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             font={"family": "system-ui, sans-serif", "size": 12, "color": "#888"},
             **layout,

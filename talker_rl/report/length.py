@@ -139,8 +139,8 @@ def durations(
         if values:
             fig.add_violin(x=values, y=[name] * len(values), name=name, legendgroup=name, orientation="h",
                            line={"color": colour, "width": 1}, fillcolor=charts.faint(colour, 0.3), width=0.9,
-                           box={"visible": True}, points="all" if len(values) <= 20 else False, pointpos=0, spanmode="hard",
-                           scalemode="width", hoveron="points+kde" if len(values) <= 20 else "violins")
+                           box={"visible": True}, points="all" if len(values) <= 20 else False, pointpos=0,
+                           spanmode="hard", scalemode="width")
     title = "Durations" if key == "duration" else "Duration against the base"
     return Figure(f"{title}, {run.arm}" if many else title, one_view(fig if fig.data else None),
                   "this run has no evaluation yet: run talker-rl eval", wide=True)
