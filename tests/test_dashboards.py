@@ -11,8 +11,11 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from dashboard_helpers import write_json, write_run, write_sweep
+from pipeline_helpers import write_world
 
+from talker_rl import cli
 from talker_rl.data.import_pairs import import_votes
+from talker_rl.data.pairs import pair_id_of
 from talker_rl.data.records import Candidate, Pair, Prompt
 from talker_rl.errors import DataError, StageError
 from talker_rl.report.ablation import ablation_page, drift_interval, frontier
@@ -125,7 +128,7 @@ def test_the_ablation_page_holds_every_row_and_only_claims_that_hold(sweep: Path
     assert len(table.rows) == 2 * (1 + 3 * 3)
     assert table.strong == set(range(8))  # base and the pooled rows stand first
     ld = next(row for row in table.rows if row[1].text == "ld_dpo_a0.5")
-    assert ld[8].text == "-5.0% [-6.0%, -4.0%]" and ld[8].mark == "better"
+    assert (ld[8].text, ld[8].below, ld[8].mark) == ("-5.0%", "[-6.0%, -4.0%]", "better")
     assert len(only(figures(page)["Pareto view, biased"]).data) == 3 + 1 + 1  # variants, base, frontier
     assert [claim.holds for section in page.sections for claim in section.claims] == [True, True, False, False]
 
@@ -233,3 +236,24 @@ def test_a_bad_vote_is_one_clear_error(tmp_path: Path, change, message: str) -> 
     file.write_text("{broken")
     with pytest.raises(DataError, match="no file of votes"):
         import_votes(file, prompts, candidates)
+
+
+def test_the_pair_verb_takes_votes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a tiny real run: votes replace the scores' pairs, and only after a clear refusal."""
+    config = write_world(tmp_path)
+    run = tmp_path / "run"
+    for verb in ("prompts", "condition", "rollout", "score", "pair"):
+        assert cli.main([verb, "-c", str(config), "--run-dir", str(run), "-q"]) == 0
+    file, pairs, _, _ = voted(run, "rejected", "tie", "chosen")
+    args = ["pair", "--run-dir", str(run), "--votes", str(file), "-q"]
+    assert cli.main(args) == 1
+    assert "votes.json" in (refusal := capsys.readouterr().err) and "--force-stage pairs" in refusal
+    assert cli.main([*args, "--force-stage", "pairs"]) == 0
+    made = ShardFolder(run / "pairs").read_all(Pair)
+    expected = {pairs[2].pair_id: pairs[2].chosen}
+    if pairs[0].rejected[-1] == 8294:  # else it was cut, and never chosen
+        expected[pair_id_of(pairs[0].prompt_id, pairs[0].rejected, pairs[0].chosen)] = pairs[0].rejected
+    assert {p.pair_id: p.chosen for p in made} == expected
+    assert cli.main(["pair", "--run-dir", str(run), "-q"]) == 0  # the run remembers
+    assert cli.main(["pair", "--run-dir", str(run), "--votes", str(tmp_path / "none.json"), "-q"]) == 1
+    assert "does not exist" in capsys.readouterr().err

@@ -183,7 +183,7 @@ def test_filters_search_and_keys(opened: Any, sweep: Path) -> None:
     shown = page.locator("#count")
 
     def by(name: str) -> str:
-        button = page.get_by_role("button", name=name)
+        button = page.locator("#filters").get_by_role("button", name=name)
         button.click()
         text = shown.inner_text().split(" of ")[0]
         button.click()
@@ -212,8 +212,9 @@ def test_filters_search_and_keys(opened: Any, sweep: Path) -> None:
 
 def test_errors_are_marked_by_symbol_and_escaped(opened: Any, sweep: Path) -> None:
     page = opened(sweep / "report" / "length.html")
-    marks = page.locator(".pair").evaluate_all("""all => all.slice(0, 4).map((el) => [...el.querySelectorAll(".S,.D,.I")]
-      .map((m) => getComputedStyle(m, "::before").content + m.firstChild.textContent))""")
+    marks = page.locator(".pair").evaluate_all("""all => all.slice(0, 4).map((el) =>
+      [...el.querySelectorAll(".S,.D,.I")].map((m) =>
+        getComputedStyle(m, "::before").content + m.firstChild.textContent))""")
     assert marks == [['"−"bottle'], [], ['"+"garden'], ['"≠"honey']]
     assert "paper money & <b>tea</b>." in page.locator(".pair .text").nth(3).inner_text()
 

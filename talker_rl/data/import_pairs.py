@@ -131,8 +131,9 @@ def import_votes(
     reasons: Counter[str] = Counter()
     seen: set[str] = set()
     for vote in votes:
-        sides = codes_of.get(vote.chosen_id), codes_of.get(vote.rejected_id)
-        if vote.prompt_id not in prompt_of or None in sides or vote.pair_id != pair_id_of(vote.prompt_id, *sides):
+        chosen, rejected = codes_of.get(vote.chosen_id), codes_of.get(vote.rejected_id)
+        if (chosen is None or rejected is None or vote.prompt_id not in prompt_of
+                or vote.pair_id != pair_id_of(vote.prompt_id, chosen, rejected)):
             raise DataError(f"A vote is for pair {vote.pair_id}, which this run does not have", where=str(path),
                             fix="give the folder (--run-dir) of the run whose page was listened to")
         if vote.pair_id in seen:

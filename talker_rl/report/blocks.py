@@ -32,6 +32,8 @@ class Cell:
     """None sorts last."""
     mark: str = ""
     """``better``, ``worse`` or nothing."""
+    below: str = ""
+    """Stands in a second line, small: an interval."""
 
 
 @dataclass
@@ -94,10 +96,10 @@ def with_interval(value: Any, interval: Any, pattern: str = "{:.3f}", lower_is_b
     """A figure with its 95 % interval; marked where the interval excludes 0 and a direction is better."""
     if value is None:
         return Cell("–")
-    text, mark = pattern.format(value), ""
+    below = mark = ""
     if interval:
         low, high = interval
-        text += f" [{pattern.format(low)}, {pattern.format(high)}]"
+        below = f"[{pattern.format(low)}, {pattern.format(high)}]"
         if lower_is_better is not None and (low > 0 or high < 0):
             mark = "better" if (high < 0) == lower_is_better else "worse"
-    return Cell(text, float(value), mark)
+    return Cell(pattern.format(value), float(value), mark, below)

@@ -81,6 +81,11 @@ def by_variant(trained: list[Trained]) -> dict[str, list[Trained]]:
     return groups
 
 
+def one_line_each(count: int) -> dict[str, Any]:
+    """The y axis of a chart with a line a variant, the first on top."""
+    return {"type": "category", "range": [count - 0.4, -0.6], "title": None, "automargin": True}
+
+
 # -- against step ---------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +138,7 @@ def durations(
         groups[variant] = ([row for one in seeds for row in one.rows], colours[variant])
     height = 90 + 46 * len(groups)
     fig = charts.figure(axis, "", showlegend=False, height=height)
-    fig.update_layout(yaxis={"automargin": True, "title": None, "autorange": "reversed", "type": "category"})
+    fig.update_layout(yaxis=one_line_each(len(groups)))
     for name, (rows, colour) in groups.items():
         values = [read(row) for row in rows if row.get("status") == "ok" and read(row) is not None]
         if values:

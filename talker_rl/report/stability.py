@@ -10,7 +10,7 @@ import numpy as np
 from talker_rl.report import charts
 from talker_rl.report.blocks import Cell, Figure, Page, Section, Table, number, one_view
 from talker_rl.report.collect import Run, Study, Trained
-from talker_rl.report.length import NO_DIAGNOSTICS, by_variant, durations, notes_of, side_by_side
+from talker_rl.report.length import NO_DIAGNOSTICS, by_variant, durations, notes_of, one_line_each, side_by_side
 
 NO_EVALUATION = "this run has no evaluation yet: run talker-rl eval"
 RATES = (
@@ -59,9 +59,9 @@ def dots(
     groups = {variant: [found for one in seeds if (found := value(one)) is not None]
               for variant, seeds in by_variant(run.trained).items()}
     fig = charts.figure(axis, "", showlegend=False, height=110 + 30 * len(groups))
-    fig.update_layout(
-        yaxis={"automargin": True, "title": None, "autorange": "reversed", "type": "category"},
-        xaxis={"rangemode": "tozero", "tickformat": ".1%" if percent else None})
+    widest = max([*(value for values in groups.values() for value in values), base or 0.0]) or 0.01
+    fig.update_layout(yaxis=one_line_each(len(groups)),
+                      xaxis={"range": [-0.04 * widest, 1.12 * widest], "tickformat": ".1%" if percent else None})
     for variant, values in groups.items():
         if not values:
             continue
@@ -144,12 +144,11 @@ def _p_eos(run: Run, colours: dict[str, str], many: bool) -> Figure:
 
 def _outside(run: Run, colours: dict[str, str], many: bool) -> Figure:
     """Below p1 to the left, above p99 to the right; the base itself has 1 % on each side."""
+    groups = by_variant(run.trained)
     fig = charts.figure("share of utterances outside the base's p1 to p99", "", showlegend=False,
-                        height=110 + 30 * len(by_variant(run.trained)), barmode="relative")
-    fig.update_layout(
-        yaxis={"automargin": True, "title": None, "autorange": "reversed", "type": "category"},
-        xaxis={"tickformat": ".0%"})
-    for variant, seeds in by_variant(run.trained).items():
+                        height=110 + 30 * len(groups), barmode="relative", bargap=0.4)
+    fig.update_layout(yaxis=one_line_each(len(groups)), xaxis={"tickformat": ".0%"})
+    for variant, seeds in groups.items():
         for key, label, sign in (("below_p1", "shorter than p1", -1), ("above_p99", "longer than p99", 1)):
             values = [share for one in seeds if (share := _runaway(one, key)) is not None]
             if values:
