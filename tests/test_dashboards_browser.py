@@ -45,6 +45,18 @@ ALL_CHARTS = """async () => {
 }"""
 
 
+TRIAL = """async () => {
+  const spot = document.getElementById("browser");
+  const all = [...spot.querySelectorAll("audio")];
+  for (const audio of all) while (!audio.src) await new Promise((done) => setTimeout(done, 10));
+  const bare = document.getElementById("blind").cloneNode(true);
+  bare.querySelectorAll("audio").forEach((audio) => audio.removeAttribute("src"));
+  return [(spot.innerText + bare.outerHTML).toLowerCase(), spot.querySelector("#blind .text").innerText,
+          ...all.map((audio) => audio.src)];
+}"""
+"""What is to be read and heard of a trial: all visible text and the trial's own markup, then text and both sounds."""
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
@@ -227,11 +239,9 @@ def test_blind_listening_hides_the_labels_and_exports_the_votes(opened: Any, swe
     data = json.loads(page.locator("#pair-data").inner_text())
     clips = json.loads(page.locator("#clip-data").inner_text())
     for key in keys:
-        spot = page.locator("#browser").inner_html().lower()
+        spot, *heard = page.evaluate(TRIAL)
         assert not any(word in spot for word in ("chosen", "rejected", "reward", "margin", "wer"))
-        seen.append((page.locator("#blind .text").inner_text(), *page.locator("#blind audio").evaluate_all(
-            "async all => { for (const a of all) while (!a.src) await new Promise((d) => setTimeout(d, 10));"
-            " return all.map((a) => a.src); }")))
+        seen.append(heard)
         page.keyboard.press(key)
     assert {text for text, _, _ in seen} == set(pairs)
     shoot(page, "blind-420-dark")
