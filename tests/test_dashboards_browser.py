@@ -106,9 +106,9 @@ def expected_traces(page: Page) -> list[int]:
             if isinstance(item, Figure) and item.views]
 
 
-def shoot(page: Page | Any, name: str) -> None:
+def shoot(page: Any, name: str, *, full_page: bool = True) -> None:
     SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+    page.screenshot(path=SHOTS / f"{name}.png", full_page=full_page)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -244,7 +244,7 @@ def test_blind_listening_hides_the_labels_and_exports_the_votes(opened: Any, swe
         seen.append(heard)
         page.keyboard.press(key)
     assert {text for text, _, _ in seen} == set(pairs)
-    shoot(page, "blind-420-dark")
+    shoot(page, "blind-420-dark", full_page=False)
     with page.expect_download() as download:
         page.get_by_role("button", name="Export votes").click()
     file = tmp_path / download.value.suggested_filename
@@ -289,24 +289,23 @@ def test_two_hundred_pairs_are_light_and_quick(opened: Any, sweep: Path, tmp_pat
     path = tmp_path / "large.html"
     path.write_text(render(length_page(study), Browser(pairs, clips, 200, [])), encoding="utf-8")
     assert path.stat().st_size <= 25 * 2**20
-    page = opened(path)
-    page.wait_for_function("document.querySelector('.js-plotly-plot')")
-    page.keyboard.press("j")
-    page.wait_for_function("document.querySelector('.pair.at audio').src")
+    (tmp_path / "blank.html").write_text("<!doctype html><title>blank</title><link rel=icon href='data:,'>")
+    page = opened(tmp_path / "blank.html")
     metrics = page.context.new_cdp_session(page)
     metrics.send("Performance.enable", {"timeDomain": "threadTicks"})
-    page.reload()
+    page.goto(path.as_uri())
     page.wait_for_function("document.querySelector('.js-plotly-plot')")
     page.keyboard.press("j")
     page.wait_for_function("document.querySelector('.pair.at audio').src")
     found = {m["name"]: m["value"] for m in metrics.send("Performance.getMetrics")["metrics"]}
     # CPU time of the page's thread: what the machine's other processes take does not count.
-    assert found["TaskDuration"] <= 3.0
+    print(f"{path.stat().st_size / 2**20:.1f} MiB, {found['TaskDuration']:.2f} s of CPU until it answers")
+    assert 0 < found["TaskDuration"] <= 3.0
 
 
 def test_empty_and_one_point_pages_explain_themselves(opened: Any, tmp_path: Path) -> None:
     for folder in (write_run(tmp_path / "empty", (), pairs=0), write_run(tmp_path / "one", pairs=1)):
-        for path in write_dashboards(folder, pairs=1):
+        for path in write_dashboards(folder)[: 3 if folder.name == "empty" else 1]:
             page = opened(path, 420)
             page.evaluate(ALL_CHARTS)
             assert page.evaluate("document.documentElement.scrollWidth") <= 420

@@ -25,12 +25,10 @@ _SCRIPTS = 6 * 2**20
 """Bytes kept free for Plotly and the charts."""
 
 
-def write_dashboards(
-    folder: Path, *, pairs: int = PAIRS, audio_format: str = "opus", max_mib: int = MAX_MIB
-) -> list[Path]:
+def write_dashboards(folder: Path) -> list[Path]:
     """Write all three pages of a run folder or a sweep folder into its ``report/``; returns their paths."""
     study = collect([folder])
-    heard = browser(study, pairs=pairs, audio_format=audio_format, max_bytes=max_mib * 2**20 - _SCRIPTS)
+    heard = browser(study, pairs=PAIRS, audio_format="opus", max_bytes=MAX_MIB * 2**20 - _SCRIPTS)
     return [write_page(render(make(study), heard), folder / "report" / f"{name}.html")
             for name, make in PAGES.items()]
 

@@ -165,6 +165,7 @@
     shown = [];
     blind.hidden = false;
     ask();
+    blind.scrollIntoView({ block: "center" });
   }
   function leave() {
     blind.hidden = true;
