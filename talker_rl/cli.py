@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import logging
 import os
 import sys
@@ -79,6 +80,9 @@ def parser() -> argparse.ArgumentParser:
                                help="variants to look at (default: all of the run)")
             stage.add_argument("--reward-noise", type=int, metavar="N", help="also decode some rollouts from N seeds "
                                "each and score them all: how much of a reward is luck, and which pairs.margin follows")
+        if name == "pair":
+            stage.add_argument("--votes", metavar="FILE", help="votes exported by a page's blind A/B listening: make "
+                               "the pairs of round 1 of them (short for pairs.votes=FILE)")
 
     sweep = _verb(verbs, "sweep", "compare losses: a grid of variants, arms and seeds in one table", SWEEP_EXAMPLES)
     sweep.description = SWEEP_TEXT
@@ -209,6 +213,8 @@ def _config(args: argparse.Namespace) -> RunConfig:
     from talker_rl.config import load_config
 
     files, overrides = _files(args)
+    if getattr(args, "votes", None):
+        overrides.append(f"pairs.votes={json.dumps(args.votes)}")
     run_dir = getattr(args, "run_dir", None)
     if not files and run_dir and (Path(run_dir) / "manifest.json").exists():
         from talker_rl.config import load_data

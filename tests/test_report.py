@@ -39,7 +39,7 @@ def test_page_holds_every_part_and_escapes_text(tmp_path: Path) -> None:
     html = write_report(full_data(), tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "<script>alert(1)</script>" not in html and "&lt;script&gt;alert(1)" in html
     assert html.count("<audio ") == 2
-    assert len(re.findall(r"Plotly\.newPlot\(\s*[\"']", html)) == 4  # WER, duration, implicit rewards, pairs
+    assert len(re.findall(r"<section[^>]+data-chart>", html)) == 4  # WER, duration, implicit rewards, pairs
     assert "Not drawn" in html and "WER on dev by checkpoint" in html
     assert not re.search(r"<(script|link|img|audio)[^>]+(src|href)=[\"']https?:", html)
     assert 'class="better"' in html and 'class="tok S"' in html

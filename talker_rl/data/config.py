@@ -69,6 +69,11 @@ class PairsConfig(BaseModel):
         None, description="Chosen's rank value is at least this: among bad candidates the best is still bad."
     )
     seed: int = Field(0, description="Seed of best_vs_random.")
+    votes: str | None = Field(
+        None,
+        description="Votes that a page's blind A/B listening exported (JSON): the pairs of round 1 are then those "
+        "voted on, chosen the one voted for, and nothing else here matters. `talker-rl pair --votes FILE` sets it.",
+    )
 
     @model_validator(mode="after")
     def _compatible(self) -> PairsConfig:

@@ -16,10 +16,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
 
 from ..errors import DataError
 from .pairs import pair_id_of
-from .records import CODE_RATE_HZ, NUM_CODES, Pair, Prompt
+from .records import CODE_RATE_HZ, NUM_CODES, Candidate, Pair, Prompt
 
 STOP_IDS = (8292, 8294)
 """Ids that end a sequence: codec pad and codec eos."""
@@ -82,6 +83,72 @@ def import_pairs(
             fix="give at least one row with prompt, chosen and rejected",
         )
     return ImportedPairs(list(pairs.values()), list(used.values()), dict(sorted(skipped.items())))
+
+
+class _Vote(BaseModel):
+    """What the blind A/B listening of a page (report/templates/pairs.js) exports of a pair."""
+
+    pair_id: str
+    prompt_id: str
+    chosen_id: str
+    rejected_id: str
+    """Candidates that the scores had chosen and rejected."""
+    vote: Literal["chosen", "rejected", "tie"]
+
+
+class _VoteFile(BaseModel):
+    format: Literal["talker-rl-votes-1"]
+    votes: list[_Vote]
+
+
+def import_votes(
+    path: str | Path, prompts: Sequence[Prompt], candidates: Sequence[Candidate]
+) -> tuple[list[Pair], dict[str, int]]:
+    """Pairs of a listener's votes: chosen is the one voted for, rewards are 1 and 0 (only the order is known).
+
+    Args:
+        path: the JSON file that a page exported.
+        prompts, candidates: those of the run whose pairs were listened to.
+
+    Returns:
+        The pairs sorted by prompt id, and how many votes gave none for which reason (``REASONS``): ties, and votes
+        for speech that was cut, which would teach the Talker not to stop.
+
+    Raises:
+        DataError: the file is no votes file, or a vote names a pair that these candidates do not make.
+    """
+    path = Path(path)
+    try:
+        votes = _VoteFile.model_validate_json(path.read_bytes()).votes
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole file"
+        raise DataError(f"This is no file of votes ({place}: {first['msg']})", where=str(path),
+                        fix="export the votes again from the page") from None
+    prompt_of = {p.prompt_id: p for p in prompts}
+    codes_of = {c.candidate_id: c.codes + ([] if c.stop_id is None else [c.stop_id]) for c in candidates}
+    pairs: dict[str, Pair] = {}
+    reasons: Counter[str] = Counter()
+    seen: set[str] = set()
+    for vote in votes:
+        chosen, rejected = codes_of.get(vote.chosen_id), codes_of.get(vote.rejected_id)
+        if (chosen is None or rejected is None or vote.prompt_id not in prompt_of
+                or vote.pair_id != pair_id_of(vote.prompt_id, chosen, rejected)):
+            raise DataError(f"A vote is for pair {vote.pair_id}, which this run does not have", where=str(path),
+                            fix="give the folder (--run-dir) of the run whose page was listened to")
+        if vote.pair_id in seen:
+            raise DataError(f"Pair {vote.pair_id} is voted on twice", where=str(path), fix="keep one of the votes")
+        seen.add(vote.pair_id)
+        better, worse = (vote.chosen_id, vote.rejected_id)[:: -1 if vote.vote == "rejected" else 1]
+        if vote.vote == "tie":
+            reasons["vote_tie"] += 1
+        elif codes_of[better][-1] not in STOP_IDS:
+            reasons["vote_cut"] += 1
+        else:
+            row = {"chosen": codes_of[better], "rejected": codes_of[worse], "chosen_id": better, "rejected_id": worse}
+            pair = _pair_of(row, prompt_of[vote.prompt_id], append_stop=False)
+            pairs[pair.pair_id] = pair
+    return sorted(pairs.values(), key=lambda p: (p.prompt_id, p.pair_id)), dict(sorted(reasons.items()))
 
 
 class _BadRow(Exception):

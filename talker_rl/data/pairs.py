@@ -32,8 +32,10 @@ REASONS: dict[str, str] = {
     "no_margin": "no candidate beats another by the margin",
     "length_mismatch": "candidates differ enough in reward, but not within length_match codes",
     "not_longer": "candidates differ enough in reward, but none that is better is longer by chosen_longer_by codes",
+    "vote_tie": "the listener voted for a tie",
+    "vote_cut": "the listener voted for speech that was cut at the token limit",
 }
-"""Why a prompt gave no pair; the first that applies, in this order."""
+"""Why a prompt (or a vote) gave no pair; the first that applies, in this order."""
 
 
 @dataclass(frozen=True)

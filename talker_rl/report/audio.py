@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 import soundfile as sf
@@ -24,7 +25,19 @@ def data_uri(audio: np.ndarray, sample_rate: int = 24_000, audio_format: str = "
         sample_rate: Hz.
         audio_format: a key of ``FORMATS``.
     """
-    container, subtype, mime = FORMATS[audio_format]
+    container, subtype, _ = FORMATS[audio_format]
     buffer = io.BytesIO()
     sf.write(buffer, np.clip(audio, -1, 1), sample_rate, format=container, subtype=subtype)
-    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return _uri(buffer.getvalue(), audio_format)
+
+
+def file_uri(path: Path, audio_format: str = "opus") -> str:
+    """Likewise of a sound file; its bytes as they are where they are in that format already."""
+    if path.suffix == f".{audio_format}":
+        return _uri(path.read_bytes(), audio_format)
+    audio, sample_rate = sf.read(path, dtype="float32")
+    return data_uri(audio, sample_rate, audio_format)
+
+
+def _uri(blob: bytes, audio_format: str) -> str:
+    return f"data:{FORMATS[audio_format][2]};base64,{base64.b64encode(blob).decode()}"

@@ -1,27 +1,47 @@
-"""The report's Plotly figures, from rows; None where there is nothing to draw."""
+"""Plotly figures from rows: the style of all pages, and the report's own; None where there is nothing to draw."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 BASE, TRAINED, ACCENT = "#8a6d3b", "#1f77b4", "#b03a5b"
+PALETTE = ("#2f7fc1", "#d1603d", "#3a9a63", "#a45cb5", "#c0961f", "#2aa5a0", "#d4578f", "#7d8a2e", "#6b78d6", "#a0694a",
+           "#5d9bd1", "#b8535d")
+"""Colours of variants: told apart on a white and on a black page."""
 Rows = list[dict[str, Any]]
 
 
-def _figure(x: str, y: str, **layout: Any) -> go.Figure:
+def colours_of(variants: Iterable[str]) -> dict[str, str]:
+    """Variant -> colour, in order of appearance; from the beginning again after the last."""
+    return dict(zip(variants, cycle(PALETTE), strict=False))
+
+
+def faint(colour: str, alpha: float = 0.16) -> str:
+    """``#rrggbb`` as ``rgba(...)``."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+_AXIS = {"gridcolor": "rgba(128,128,128,.18)", "zerolinecolor": "rgba(128,128,128,.4)"}
+
+
+def figure(x: str, y: str, height: int = 300, **layout: Any) -> go.Figure:
+    """An empty figure in the pages' style; the page gives it the colour of its scheme."""
     return go.Figure(
         layout=go.Layout(
             template="none",
             paper_bgcolor="rgba(0,0,0,0)",
             plot_bgcolor="rgba(0,0,0,0)",
             margin={"l": 56, "r": 12, "t": 12, "b": 44},
-            height=300,
-            xaxis={"title": {"text": x}, "gridcolor": "rgba(128,128,128,.18)", "zerolinecolor": "rgba(128,128,128,.4)"},
-            yaxis={"title": {"text": y}, "gridcolor": "rgba(128,128,128,.18)", "zerolinecolor": "rgba(128,128,128,.4)"},
-            legend={"orientation": "h", "y": 1.12, "x": 0},
+            height=height,
+            xaxis={"title": {"text": x}, **_AXIS},
+            yaxis={"title": {"text": y, "standoff": 8}, "automargin": True, **_AXIS},
+            legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             font={"family": "system-ui, sans-serif", "size": 12, "color": "#888"},
             **layout,
         )
@@ -36,7 +56,7 @@ def wer_by_utterance(base: Rows, trained: Rows) -> go.Figure | None:
     """Share of utterances at or below each word error rate, base against trained."""
     if not base or not trained:
         return None
-    fig = _figure("word error rate of an utterance", "share of utterances at or below", yaxis_range=[0, 1.02])
+    fig = figure("word error rate of an utterance", "share of utterances at or below", yaxis_range=[0, 1.02])
     for name, rows, colour in (("base", base, BASE), ("trained", trained, TRAINED)):
         values = np.sort(_column(rows, "wer"))
         share = np.arange(1, values.size + 1) / values.size
@@ -46,7 +66,7 @@ def wer_by_utterance(base: Rows, trained: Rows) -> go.Figure | None:
 
 def duration_ratio(base: Rows, trained: Rows) -> go.Figure | None:
     """Duration over that of the clean rendering."""
-    fig = _figure("duration / clean rendering", "utterances", barmode="overlay")
+    fig = figure("duration / clean rendering", "utterances", barmode="overlay")
     drawn = False
     for name, rows, colour in (("base", base, BASE), ("trained", trained, TRAINED)):
         ratios = [r["duration"] / r["reference_seconds"] for r in rows
@@ -62,7 +82,7 @@ def duration_ratio(base: Rows, trained: Rows) -> go.Figure | None:
 
 def training_curve(log: Rows, keys: dict[str, str], y: str) -> go.Figure | None:
     """Metrics of the training log against step; ``keys`` maps log key to label."""
-    fig = _figure("step", y)
+    fig = figure("step", y)
     colours = [TRAINED, BASE, ACCENT, "#4c8c5c"]
     drawn = False
     for (key, label), colour in zip(keys.items(), colours, strict=False):
@@ -80,7 +100,7 @@ def margin_against_length(pairs: Rows) -> go.Figure | None:
         return None
     x = [p["chosen_seconds"] - p["rejected_seconds"] for p in pairs]
     y = [p["margin"] for p in pairs]
-    fig = _figure("chosen longer by (seconds)", "reward margin")
+    fig = figure("chosen longer by (seconds)", "reward margin")
     fig.add_scatter(x=x, y=y, mode="markers", marker={"size": 5, "color": ACCENT, "opacity": 0.5}, name="pairs")
     fig.add_vline(x=0, line={"dash": "dot", "color": "#888"})
     mean = float(np.mean(x))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import plotly.offline
-
 from talker_rl.report import charts
 from talker_rl.report.audio import data_uri
+from talker_rl.report.blocks import Figure, one_view
+from talker_rl.report.html import render_page, write_page
 from talker_rl.report.model import ReportData
 
 TABLE = (
@@ -88,34 +86,18 @@ def render(data: ReportData, *, audio_format: str = "opus") -> str:
         ),
         "Pairs: margin against length": charts.margin_against_length(data.pairs),
     }
-    drawn = {
-        name: figure.to_html(
-            full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
-        )
-        for name, figure in figures.items()
-        if figure is not None
-    }
-    env = jinja2.Environment(
-        loader=jinja2.PackageLoader("talker_rl.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    env.globals["data_uri"] = lambda audio: data_uri(audio, audio_format=audio_format)
-    return env.get_template("report.html.j2").render(
-        data=data,
-        headline=headline(data.summary),
-        rows=table_rows(data.summary) if data.summary else [],
-        figures=drawn,
-        missing=[name for name, figure in figures.items() if figure is None],
-        plotly_js=plotly.offline.get_plotlyjs(),
+    drawn = [Figure(name, one_view(figure)) for name, figure in figures.items()]
+    return render_page(
+        "report.html.j2", data=data, headline=headline(data.summary),
+        rows=table_rows(data.summary) if data.summary else [], figures=[c for c in drawn if c.views],
+        missing=[c.title for c in drawn if not c.views],
+        data_uri=lambda audio: data_uri(audio, audio_format=audio_format),
     )
 
 
 def write_report(data: ReportData, path: Path, *, audio_format: str = "opus") -> Path:
     """Renders the page and puts it at ``path`` in one atomic step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".html.partial")
-    partial.write_text(render(data, audio_format=audio_format), encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_page(render(data, audio_format=audio_format), path)
 
 
 def text_table(summary: dict[str, Any]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from talker_rl.data.records import Candidate, Pair
-from talker_rl.errors import StageError
-from talker_rl.run_dir import timed
+from talker_rl.errors import DataError, StageError
+from talker_rl.run_dir import file_hash, timed
 from talker_rl.stages.context import Context, Round
 from talker_rl.stages.rollouts import prompts_of
 from talker_rl.stages.scores import load_scores
@@ -16,26 +18,39 @@ def run(ctx: Context, round_: Round) -> None:
 
     Raises:
         StageError: no prompt gives a pair.
+        DataError: the votes cannot be read, or name a pair that this run does not have.
     """
     from talker_rl.data.export import export_pairs
+    from talker_rl.data.import_pairs import import_votes
     from talker_rl.data.pairs import REASONS, select_pairs
 
     stage = round_.stage("pairs")
+    votes = Path(ctx.config.pairs.votes) if ctx.config.pairs.votes and round_.index == 1 else None
     sources = [round_.stage("rollouts"), round_.stage("scores")]
-    key = ctx.begin(stage, "pairs", {name: ctx.run.content(name) for name in sources})
+    inputs = {name: ctx.run.content(name) for name in sources}
+    if votes is not None:
+        if not votes.is_file():
+            raise DataError("The votes file does not exist", where=str(votes), fix="check the path (pairs.votes)")
+        inputs["votes"] = file_hash(votes)
+    key = ctx.begin(stage, "pairs", inputs)
     folder = ShardFolder(ctx.run.path / stage, key)
     if ctx.run.is_done(stage) and folder.has(0):
         return
     with timed() as seconds:
         prompts = prompts_of(ctx, round_.index)
         candidates = ShardFolder(ctx.run.path / sources[0]).read_all(Candidate)
-        pairs, reasons = select_pairs(prompts, candidates, load_scores(ctx, round_), ctx.config.pairs)
+        if votes is not None:
+            pairs, reasons = import_votes(votes, prompts, candidates)
+        else:
+            pairs, reasons = select_pairs(prompts, candidates, load_scores(ctx, round_), ctx.config.pairs)
+        source = "prompts" if votes is None else "votes"
         for reason, count in sorted(reasons.items()):
             if count:
-                ctx.say(f"{stage}: {count} prompts give no pair: {REASONS.get(reason, reason)}")
+                ctx.say(f"{stage}: {count} {source} give no pair: {REASONS.get(reason, reason)}")
         if not pairs:
             raise StageError("No prompt gives a pair", where=str(ctx.run.path / stage),
-                             fix="sample more candidates, or lower pairs.margin")
+                             fix="sample more candidates, or lower pairs.margin" if votes is None
+                             else "vote for one side of some pairs")
         folder.write(0, pairs, Pair)
         export_pairs(pairs, ctx.run.path / stage, prompts=prompts, reasons=reasons,
                      source={"run": ctx.config.name, **ctx.model_input()})

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 from talker_rl.data.records import Candidate, Pair, Prompt, ScoreRow, from_row
-from talker_rl.report.model import Alignment, Clip, Comparison, ReportData
+from talker_rl.report.clips import spaced
+from talker_rl.report.model import Clip, Comparison, ReportData
 from talker_rl.report.page import write_report
-from talker_rl.reward.normalize import normalize, tokens_of
-from talker_rl.reward.wer import align
+from talker_rl.report.transcript import alignment_of
+from talker_rl.reward.normalize import tokens_of
 from talker_rl.run_dir import read_json
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context, choice_stage, rounds_of
 from talker_rl.stages.evaluate import best_variant, eval_candidates, eval_rows
 from talker_rl.stages.scores import load_scores, score_task
 from talker_rl.stages.shards import ShardFolder
-
-T = TypeVar("T")
 
 
 def run(ctx: Context) -> ReportData:
@@ -107,18 +106,6 @@ def _pair_clips(ctx: Context) -> list[Comparison]:
 def _decode(ctx: Context, prompts: list[Prompt], candidates: list[Candidate]) -> dict[str, Any]:
     """The speech that was judged, decoded again: same codes, same seeds, same sound."""
     return worker.speech(score_task(ctx, [], []), candidates) if candidates and prompts else {}
-
-
-def alignment_of(text: str, heard: list[str]) -> Alignment:
-    """(op, reference, heard) of every token, ``=`` where it was said right."""
-    return align(normalize(text).tokens, heard).columns
-
-
-def spaced(items: list[T], count: int) -> list[T]:
-    """``count`` items at even distances."""
-    if count >= len(items):
-        return list(items)
-    return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
 
 
 def _fit(data: ReportData, max_mib: int) -> None:

@@ -16,11 +16,10 @@ import contextlib
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from talker_rl.config import RunConfig
 from talker_rl.errors import ConfigError, StageError
 from talker_rl.evaluation import ablation
 from talker_rl.run_dir import RunDir, atomic_write, read_json
-from talker_rl.stages import conditioning, evaluate, pipeline, prompts, train
+from talker_rl.stages import conditioning, diagnose, evaluate, pipeline, prompts, train
 from talker_rl.stages.context import Context, Round, train_stage
 from talker_rl.stages.pool import WorkerPool
 from talker_rl.sweep_config import SweepConfig, cell
@@ -163,11 +162,12 @@ def _trained(ctx: Context, variant: str, seed: int) -> ablation.Trained:
 
 def _pages(folder: Path, arms: Sequence[Context]) -> None:
     """Diagnostics of every arm, then the pages that show them and the table."""
-    if find_spec("talker_rl.stages.diagnose") is not None:
-        for ctx in arms:
-            import_module("talker_rl.stages.diagnose").run(ctx)
-    if find_spec("talker_rl.report.dashboards") is not None:
-        import_module("talker_rl.report.dashboards").write_dashboards(folder)
+    from talker_rl.report.dashboards import write_dashboards
+
+    for ctx in arms:
+        diagnose.run(ctx)
+    for page in write_dashboards(folder):
+        print(f"page: {page}", file=sys.stderr)
 
 
 def table_csv(rows: Sequence[dict[str, Any]]) -> str:

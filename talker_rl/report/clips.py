@@ -1,0 +1,97 @@
+"""The speech of pairs: read where the run kept it, decoded again from the codes where it did not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from talker_rl.data.records import Candidate, from_row, stable_hash
+from talker_rl.errors import TalkerRLError
+from talker_rl.report.audio import data_uri, file_uri
+from talker_rl.report.collect import PairToHear, Run
+
+T = TypeVar("T")
+
+
+def spaced(items: list[T], count: int) -> list[T]:
+    """``count`` items at even distances."""
+    if count >= len(items):
+        return list(items)
+    return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
+
+
+@dataclass
+class Speech:
+    """Clips, each once."""
+
+    clips: dict[str, str] = field(default_factory=dict)
+    """:func:`key_of` of a candidate -> data URI."""
+    notes: list[str] = field(default_factory=list)
+
+
+def key_of(run: Run, candidate: dict[str, Any]) -> str:
+    """What decides how a candidate sounds: the same codes in two arms of a sweep are one clip."""
+    model, token2wav, seed = (run.config.get(name) for name in ("model", "token2wav", "seed"))
+    return stable_hash(model, token2wav, seed, candidate["prompt_id"], candidate["speaker"], candidate["codes"])[:16]
+
+
+def speech_of(pairs: Sequence[tuple[Run, PairToHear]], *, audio_format: str, max_bytes: int) -> Speech:
+    """Clips of the pairs in their order, until the next pair would not fit.
+
+    Speech that cannot be had (the model is not on this machine, say) is a note on the page and not an error: the page
+    has more to show than that.
+    """
+    speech = Speech()
+    decoded = _decode_missing(pairs, speech.notes)
+    size = 0
+    for at, (run, item) in enumerate(pairs):
+        new: dict[str, str] = {}
+        for candidate in item.candidates.values():
+            key = key_of(run, candidate)
+            if key in speech.clips:
+                continue
+            kept = _kept(run, item, candidate["candidate_id"])
+            if kept is not None:
+                new[key] = file_uri(kept, audio_format)
+            elif key in decoded:
+                new[key] = data_uri(decoded[key], audio_format=audio_format)
+        size += sum(map(len, new.values()))
+        if size > max_bytes:
+            speech.notes.append(f"Only {at} of {len(pairs)} pairs can be heard: more would make the page too large.")
+            break
+        speech.clips |= new
+    return speech
+
+
+def _kept(run: Run, item: PairToHear, candidate_id: str) -> Path | None:
+    return next((run.path / "audio" / f"{item.stage}scores").glob(f"{candidate_id}.*"), None)
+
+
+def _decode_missing(pairs: Sequence[tuple[Run, PairToHear]], notes: list[str]) -> dict[str, Any]:
+    """Decoded speech by key: same codes, same seeds, same sound as what was judged."""
+    missing: dict[str, tuple[Run, dict[str, Any]]] = {}
+    for run, item in pairs:
+        for candidate in item.candidates.values():
+            if _kept(run, item, candidate["candidate_id"]) is None:
+                missing.setdefault(key_of(run, candidate), (run, candidate))
+    found: dict[str, Any] = {}
+    for run in {id(run): run for run, _ in missing.values()}.values():
+        mine = [(key, candidate) for key, (owner, candidate) in missing.items() if owner is run]
+        try:
+            found |= _decode(run, mine)
+        except TalkerRLError as error:
+            notes.append(f"The speech of {run.arm} cannot be decoded here: {error.what} ({error.where}).")
+    return found
+
+
+def _decode(run: Run, candidates: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    # Drawing needs no torch; only decoding does.
+    from talker_rl.stages import worker
+
+    cfg = run.config
+    task = worker.ScoreTask(model=cfg["model"], token2wav=cfg["token2wav"], reward={}, prompts=[], candidates=[],
+                            seed=cfg["seed"])
+    records = [from_row(Candidate, {**row, "candidate_id": key}) for key, row in candidates]
+    return worker.speech(task, records)
