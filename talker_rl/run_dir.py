@@ -184,12 +184,14 @@ class RunDir:
         key = stable_hash(name, config, inputs)
         entry = self.stages.get(name)
         if entry and entry["key"] != key:
+            lines = config_diff(entry["config"], config)
+            lines += [f"input {line}" for line in config_diff(entry["inputs"], inputs)]
             finished = (*self.path.glob(f"{name}/shard-*"), *self.path.glob(f"{name}/checkpoint-*"))
-            if entry["state"] != "done" and not finished:
+            if not lines:  # only options that came with a later version and are off (null): the result is the same
+                key = entry["key"]
+            elif entry["state"] != "done" and not finished:
                 self.clear(name)  # nothing is lost
             else:
-                lines = config_diff(entry["config"], config)
-                lines += [f"input {line}" for line in config_diff(entry["inputs"], inputs)]
                 if self._config_before is not None:  # the manifest describes what was done, not what was refused
                     self._set_config(self._config_before)
                     self.save()

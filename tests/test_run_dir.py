@@ -78,6 +78,16 @@ def test_a_finished_stage_with_another_config_is_refused_with_the_difference(tmp
             run.begin("rollouts", {"rollouts": {"n": 4, "t": 0.9}}, {"prompts": "bb"})
 
 
+def test_an_option_that_came_later_and_is_off_changes_nothing(tmp_path: Path) -> None:
+    with RunDir(tmp_path / "run") as run:
+        key = run.begin("pairs", {"pairs": {"margin": 0.1}}, {"scores": "a"})
+        run.finish("pairs", content="x", seconds=0.1)
+        assert run.begin("pairs", {"pairs": {"margin": 0.1, "votes": None}}, {"scores": "a"}) == key
+        assert run.is_done("pairs")
+        with pytest.raises(StageError, match="pairs.votes: null -> "):
+            run.begin("pairs", {"pairs": {"margin": 0.1, "votes": "v.json"}}, {"scores": "a"})
+
+
 def test_a_begun_stage_with_a_finished_shard_is_refused_and_one_without_starts_anew(tmp_path: Path) -> None:
     with RunDir(tmp_path) as run:
         run.begin("rollouts", {"n": 4}, {})
