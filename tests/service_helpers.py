@@ -1,4 +1,4 @@
-"""A reward service in seconds: real worker processes over the random tiny model and a recogniser that obeys its input."""
+"""A reward service in seconds: real worker processes, the random tiny model, a recogniser that obeys its input."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RAISES, DIES, HANGS = 0.5, 0.7, 0.9
 
 
 class Touchy(ToyRecognizer):
-    """Hears like the toy; its ``path`` is a JSON file: seconds a second of sound, and its fingerprint."""
+    """Hears like the toy; its ``path`` is a JSON file: how slowly, what it refuses, its fingerprint."""
 
     def _hear(self, audio: np.ndarray) -> Transcript:
         level = float(np.median(audio))
@@ -45,7 +45,10 @@ class Touchy(ToyRecognizer):
             os.kill(os.getpid(), signal.SIGSEGV)
         if abs(level - HANGS) < 0.02:
             time.sleep(3600)
-        time.sleep(self._settings()["pace"] * len(audio) / 16_000)
+        settings = self._settings()
+        if len(audio) > settings["raises_above"] * 16_000:
+            raise RuntimeError("told to raise")
+        time.sleep(settings["pace"] * len(audio) / 16_000)
         return super()._hear(audio)
 
     def fingerprint(self) -> str:
@@ -74,8 +77,14 @@ def service_world(folder: Path, pace: float = 0.0, **service: Any) -> Path:
     )
 
 
-def set_touchy(folder: Path, pace: float = 0.0, fingerprint: str = "touchy-1") -> None:
-    (folder / "touchy.json").write_text(json.dumps({"pace": pace, "fingerprint": fingerprint}))
+def set_touchy(
+    folder: Path, pace: float = 0.0, fingerprint: str = "touchy-1", raises_above: float = 1e9
+) -> None:
+    """The touchy recogniser's settings, heeded at once: seconds a second of sound; longer than this it raises."""
+    settings = {"pace": pace, "fingerprint": fingerprint, "raises_above": raises_above}
+    temporary = folder / "touchy.tmp"
+    temporary.write_text(json.dumps(settings))
+    temporary.replace(folder / "touchy.json")
 
 
 def spec_of(config: Path, *overrides: str) -> ServiceSpec:

@@ -18,7 +18,6 @@ from service_helpers import (
     code_items,
     constant,
     noise,
-    service_world,
     sound_file,
     sound_item,
     spec_of,
@@ -27,17 +26,6 @@ from service_helpers import (
 from talker_rl.reward.service.protocol import ScoreResponse
 
 FAILED_FIELDS = {"id", "status", "error"}
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return service_world(tmp_path_factory.mktemp("service"))
-
-
-@pytest.fixture(scope="module")
-def service(config: Path) -> Any:
-    with Service(spec_of(config)) as running:
-        yield running
 
 
 def in_process(config: Path, items: list[dict[str, Any]]) -> list[Any]:
@@ -58,13 +46,13 @@ def in_process(config: Path, items: list[dict[str, Any]]) -> list[Any]:
     return list(Scorer(spec.reward).score(wanted))
 
 
-def test_concurrent_requests_score_as_this_process_does(service: Service, config: Path) -> None:
+def test_concurrent_requests_score_as_this_process_does(service: Service, service_config: Path) -> None:
     items = code_items(24)
     with ThreadPoolExecutor(6) as threads:
         parts = list(threads.map(service.score, [items[i : i + 4] for i in range(0, 24, 4)]))
     found = [row for part in parts for row in part]
     assert service.metric("batch_items_count", kind="decode") < 24, "nothing was batched"
-    for item, row, right in zip(items, found, in_process(config, items), strict=True):
+    for item, row, right in zip(items, found, in_process(service_config, items), strict=True):
         assert row["id"] == item["id"] == right.id
         assert row["transcript"] == right.transcript and row["alignment"] == json.loads(right.errors)
         assert row["components"].keys() == right.components.keys()

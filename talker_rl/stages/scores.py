@@ -40,8 +40,8 @@ def run(ctx: Context, round_: Round) -> None:
 
     def store(folder: ShardFolder, i: int, made: list[dict]) -> None:
         records: list[ScoreRow] = [from_row(ScoreRow, r) for r in made]
+        _count_failures(ctx, stage, records, failures, total)  # first: a shard that stops the run is made again
         folder.write(i, records, ScoreRow)
-        _count_failures(ctx, stage, records, failures, total)
 
     with timed() as seconds, _judge(ctx, stage) as judge:
         folder = ctx.fill(stage, key, len(rollouts), task, judge, store)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Annotated, Any, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Base64Encoder, BaseModel, ConfigDict, EncodedBytes, Field, model_validator
 
 from ...data.records import EndReason
 
@@ -14,6 +15,19 @@ PROTOCOL = 1
 TOKEN_VARIABLE = "TALKER_RL_TOKEN"
 """Environment variable with the bearer token, for service and client."""
 
+
+class _StrictBase64(Base64Encoder):
+    """pydantic's own leaves out what is no base64."""
+
+    @classmethod
+    def decode(cls, data: bytes) -> bytes:
+        try:
+            return base64.b64decode(data, validate=True)
+        except ValueError as error:
+            raise ValueError(f"no base64: {error}") from None
+
+
+Sound = Annotated[bytes, EncodedBytes(encoder=_StrictBase64)]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -31,7 +45,7 @@ class Item(BaseModel):
     speaker: str | None = Field(default=None, max_length=200, description="Speaker of the codes.")
     seed: int | None = Field(default=None, ge=0, lt=2**63, description="Seed of the decoder's noise.")
     codes: list[int] | None = Field(default=None, max_length=100_000, description="Codec ids, the stop excluded.")
-    audio: Base64Bytes | None = Field(default=None, description="A mono WAV, FLAC or OGG file, in base64.")
+    audio: Sound | None = Field(default=None, description="A mono WAV, FLAC or OGG file, in base64.")
     end_reason: EndReason | None = Field(default=None, description="Why the codes ended.")
     reference_seconds: float | None = Field(
         default=None, gt=0, le=3600, allow_inf_nan=False, description="Duration of a clean rendering, where known."
