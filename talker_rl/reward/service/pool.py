@@ -26,7 +26,7 @@ _LONGEST_PAUSE = 10.0
 
 
 class WorkerDied(Exception):
-    """The process ended, hung, or answered nonsense; it is gone now."""
+    """The process ended, hung, answered nonsense, or must not work."""
 
 
 class WorkerProcess:
@@ -58,7 +58,7 @@ class WorkerProcess:
         """One question, one answer.
 
         Raises:
-            WorkerDied: no answer; the process has been killed.
+            WorkerDied: no answer, in time or at all. The worker must not be asked again, and be ended.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -66,21 +66,17 @@ class WorkerProcess:
                 await self._writer.drain()
                 return await frames.read_async(self._reader)
         except TimeoutError:
-            self.kill()
             raise WorkerDied(f"no answer within {timeout:g} s") from None
         except (frames.FrameError, OSError):
-            self.kill()
-            raise WorkerDied(f"it ended ({_cause(self._process.wait())})") from None
-        except BaseException:  # cancelled: an answer may be under way, so this worker cannot be asked again
-            self.kill()
-            raise
+            raise WorkerDied(f"it ended ({_cause(await self.end())})") from None
 
-    def kill(self) -> None:
-        """End the process, even one that is stopped."""
+    async def end(self) -> int:
+        """End the process, even one that is stopped; returns its exit code. The loop goes on meanwhile: a process with
+        a GPU takes seconds to die."""
         self._writer.close()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        self._process.wait()
+        return await asyncio.to_thread(self._process.wait)
 
 
 def _cause(code: int) -> str:
@@ -160,7 +156,7 @@ class Pool:
             finally:
                 if worker is not None:
                     self.workers.pop(worker.pid, None)
-                    worker.kill()
+                    await worker.end()
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE, pause * 2)
 
