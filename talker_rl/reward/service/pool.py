@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,9 +31,13 @@ class WorkerDied(Exception):
 class WorkerProcess:
     """One process of `talker_rl.reward.service.worker` and the socket to it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self._process, self._reader, self._writer = process, reader, writer
         self.pid = process.pid
+        self.ended = asyncio.create_task(process.wait())
+        """Becomes the exit code."""
 
     @classmethod
     async def start(cls) -> WorkerProcess:
@@ -43,14 +46,14 @@ class WorkerProcess:
         threads = dict.fromkeys(_ONE_THREAD, "1")
         path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "talker_rl.reward.service.worker", str(theirs.fileno())],
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "talker_rl.reward.service.worker", str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 env=os.environ | threads | path,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is the service's business
-            )
+            )  # fmt: skip
         ours.setblocking(False)
         return cls(process, *await asyncio.open_connection(sock=ours))
 
@@ -68,19 +71,30 @@ class WorkerProcess:
         except TimeoutError:
             raise WorkerDied(f"no answer within {timeout:g} s") from None
         except (frames.FrameError, OSError):
-            raise WorkerDied(f"it ended ({_cause(await self.end())})") from None
+            raise WorkerDied(await self.end()) from None
 
-    async def end(self) -> int:
-        """End the process, even one that is stopped; returns its exit code. The loop goes on meanwhile: a process with
-        a GPU takes seconds to die."""
+    async def next_batch(self, queue: JobQueue) -> list[Job]:
+        """The queue's next batch.
+
+        Raises:
+            WorkerDied: the process ended while it was idle.
+        """
+        batch = asyncio.create_task(queue.get())
+        try:
+            await asyncio.wait((batch, self.ended), return_when=asyncio.FIRST_COMPLETED)
+            if not batch.done():
+                raise WorkerDied(await self.end())
+            return batch.result()
+        finally:
+            batch.cancel()
+
+    async def end(self) -> str:
+        """End the process, even one that is stopped; returns how it ended."""
         self._writer.close()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        return await asyncio.to_thread(self._process.wait)
-
-
-def _cause(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+        code = await asyncio.shield(self.ended)
+        return f"it ended by signal {-code}" if code < 0 else f"it ended with exit code {code}"
 
 
 Check = Callable[[WorkerProcess, dict[str, Any]], Any]
@@ -145,7 +159,7 @@ class Pool:
                 await self._begin(worker)
                 pause = 0.1
                 while True:
-                    await self._batch(worker, await self.queue.get())
+                    await self._batch(worker, await worker.next_batch(self.queue))
             except WorkerDied as error:
                 self._metrics.worker_deaths.labels(self.kind).inc()
                 self.problem = f"{self.kind}: {error}"
