@@ -32,6 +32,8 @@ log = logging.getLogger("talker_rl.service")
 
 _BYTES_A_SECOND = {b"OggS": 2_000, b"fLaC": 24_000}
 """Of sound files by their first bytes, roughly; 48,000 (16 bit, 24 kHz) for others."""
+_LEAST_SECONDS = 0.1
+"""What any item counts for, so that the bound on speech bounds their number too."""
 _MOST_DEATHS = 2
 """Workers that may die over an item: it is tried once more, alone."""
 
@@ -314,8 +316,9 @@ def needs_decoder(item: Item) -> bool:
 def speech_seconds(item: Item, max_seconds: float) -> float:
     """Duration of an item: what admission counts."""
     if item.audio is None:
-        return len(item.codes or ()) / CODE_RATE_HZ
-    return min(max_seconds, len(item.audio) / _BYTES_A_SECOND.get(item.audio[:4], 48_000))
+        return max(_LEAST_SECONDS, len(item.codes or ()) / CODE_RATE_HZ)
+    seconds = len(item.audio) / _BYTES_A_SECOND.get(item.audio[:4], 48_000)
+    return min(max_seconds, max(_LEAST_SECONDS, seconds))
 
 
 def decode_question(jobs: list[Job]) -> frames.Frame:

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ...errors import CheckpointError, TalkerRLError
@@ -97,9 +97,6 @@ class WorkerProcess:
         return f"it ended by signal {-code}" if code < 0 else f"it ended with exit code {code}"
 
 
-Check = Callable[[WorkerProcess, dict[str, Any]], Any]
-
-
 class Pool:
     """Workers of one kind and the queue that feeds them.
 
@@ -120,7 +117,7 @@ class Pool:
         specification: dict[str, Any],
         queue: JobQueue,
         *,
-        admit: Check,
+        admit: Callable[[WorkerProcess, dict[str, Any]], Awaitable[None]],
         question: Callable[[list[Job]], frames.Frame],
         done: Callable[[Job, dict[str, Any], bytes], None],
         lost: Callable[[list[Job], str], None],
