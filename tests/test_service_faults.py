@@ -156,7 +156,7 @@ def test_a_worker_that_stops_answering_is_replaced(service: Service, how: str) -
             assert rows[0]["error"]["code"] == "worker_died" and rows[1]["status"] == "ok"
     finally:
         pool._timeout = before
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in stopped if pid not in service.pids("score"))
+    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in stopped), what="the stopped ones are gone")
     assert service.score([sound_item("after", noise(0.5))])[0]["status"] == "ok"
 
 
