@@ -102,7 +102,7 @@ class Service:
         self.server = uvicorn.Server(uvicorn.Config(create_app(self.engine, token), log_config=None))
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread = threading.Thread(target=asyncio.run, args=(self._serve(),), daemon=True)
-        self.http = httpx.Client(base_url=self.url, timeout=120, trust_env=False,
+        self.http = httpx.Client(base_url=self.url, timeout=900, trust_env=False,
                                  headers={"Authorization": f"Bearer {token}"} if token else {})
 
     async def _serve(self) -> None:

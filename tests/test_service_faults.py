@@ -94,7 +94,7 @@ def kill_repeatedly(service: Service, times: int, slow: Callable[[float], None])
     while killer.is_alive() or rounds == 0:
         rounds += 1
         named = [i | {"id": f"{rounds}-{i['id']}"} for i in items]
-        found = score_with_client(service, named, item_retries=20)
+        found = score_with_client(service, named, item_retries=20, timeout=900.0)
         assert found == {f"{rounds}-{i['id']}": right["r" + i["id"]] for i in items}
     done.set()
     killer.join()
@@ -274,7 +274,7 @@ def test_the_service_is_killed_and_restarted_under_load_and_the_client_finishes(
                 first.end(signal.SIGKILL)
                 assert not job.done(), "it was killed too late to mean anything"
                 wait_for(lambda: not any(os.path.exists(f"/proc/{p}") for p in workers), 30, "its workers are gone")
-                second = Process(config, port, full)
+                second = Process(config, port, subprocess.DEVNULL)
                 results = job.result(600)
     assert [r.id for r in results] == [i.id for i in items]
     assert all(r.status == "ok" and r.reward is not None for r in results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,12 @@ def run(
     except ValueError as error:
         raise ConfigError(f"The service cannot be set up so: {error}", where="talker-rl serve") from None
     spec = ServiceSpec(model, config.token2wav, reward, checked, canary_of(Path(canary)) if canary else None)
-    serve(spec, lambda line: print(line, file=sys.stderr, flush=True))
+
+    def say(line: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk under standard error must not end the service
+            print(line, file=sys.stderr, flush=True)
+
+    serve(spec, say)
 
 
 def canary_of(folder: Path) -> Any:
