@@ -17,7 +17,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --no-compile --prefer-binary -c constraints.txt -e '.[micro,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --prefer-binary -c constraints.txt -e '.[micro,service,dev]'
 	touch $(STAMP)
 
 demo: setup

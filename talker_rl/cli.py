@@ -83,10 +83,26 @@ def parser() -> argparse.ArgumentParser:
         if name == "pair":
             stage.add_argument("--votes", metavar="FILE", help="votes exported by a page's blind A/B listening: make "
                                "the pairs of round 1 of them (short for pairs.votes=FILE)")
+        if name == "score":
+            stage.add_argument("--endpoint", action="extend", nargs="+", default=[], metavar="URL",
+                               help="let reward services do it (talker-rl serve), with the same results; a token is "
+                               "taken from $TALKER_RL_TOKEN")
 
     sweep = _verb(verbs, "sweep", "compare losses: a grid of variants, arms and seeds in one table", SWEEP_EXAMPLES)
     sweep.description = SWEEP_TEXT
     _add_shared(sweep)
+
+    serve = _verb(verbs, "serve", "offer the scorer over HTTP, to rollout workers on other machines",
+                  "talker-rl serve -c configs/demo.yaml --port 8020 --workers 2")
+    _add_config(serve)
+    serve.add_argument("--host", help="address to listen on (default 127.0.0.1; any other needs a token: "
+                       "service.token_file or $TALKER_RL_TOKEN)")
+    serve.add_argument("--port", type=int, help="port (default 8020; 0 takes a free one)")
+    serve.add_argument("--workers", type=int, metavar="N", help="decoder processes, and as many recogniser processes")
+    serve.add_argument("--device", help="device of decoder and recogniser, e.g. cuda:0 or cpu")
+    serve.add_argument("--canary", metavar="RUN", help="run folder with scores: its best candidate must be scored the "
+                       "same by every worker before it may work")
+    serve.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
     validate = _verb(verbs, "validate", "check configuration files and print them resolved",
                      "talker-rl validate configs/demo.yaml pairs.margin=0.1")
@@ -178,6 +194,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         command.error(f"unrecognized arguments: {' '.join(strange)} (talker-rl {args.verb} --help)")
     if rest:
         args.overrides = [*args.overrides, *rest]
+    if getattr(args, "endpoint", None):  # it takes all that follows: overrides are given back
+        urls = [a for a in args.endpoint if a.startswith(("http://", "https://"))]
+        args.overrides += [a for a in args.endpoint if a not in urls]
+        args.endpoint = urls
     return args
 
 
@@ -205,6 +225,12 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         return examine(_config(args))
     if args.verb == "sweep":
         return _sweep(args, arguments)
+    if args.verb == "serve":
+        from talker_rl.stages.serve import run
+
+        run(_config(args), host=args.host, port=args.port, workers=args.workers, device=args.device,
+            canary=args.canary)
+        return 0
     return _stages(args, arguments)
 
 
@@ -300,11 +326,12 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
     from talker_rl.stages.pool import WorkerPool
 
     device = device_name(config.model.device)
-    workers = config.workers if device == "cpu" else 1
+    endpoints = tuple(getattr(args, "endpoint", ()))
+    workers = config.workers if device == "cpu" and not endpoints else 1
     with RunDir(run_dir, force=args.force_stage) as run, WorkerPool(workers) as pool:
         run.record_command(config.resolved(), ["talker-rl", *arguments], device)
-        ctx = Context(config, run, pool, quiet=args.quiet)
-        if workers != config.workers:
+        ctx = Context(config, run, pool, quiet=args.quiet, endpoints=endpoints)
+        if workers != config.workers and not endpoints:
             ctx.say(f"workers: 1 instead of {config.workers}, because {device} cannot be shared")
         from talker_rl.stages import pipeline
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from talker_rl.data.config import PairsConfig
 from talker_rl.errors import ConfigError
 from talker_rl.omni.config import ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
-from talker_rl.reward.config import RewardConfig
+from talker_rl.reward.config import RewardConfig, ServiceConfig
 from talker_rl.train.config import TrainConfig
 
 _Config = TypeVar("_Config", bound=BaseModel)
@@ -155,6 +155,7 @@ class RunConfig(Settings):
     eval: EvalConfig = Field(default_factory=EvalConfig, description="Final figures.")
     report: ReportConfig = Field(default_factory=ReportConfig, description="The page.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Figures elsewhere.")
+    service: ServiceConfig = Field(default_factory=ServiceConfig, description="The scorer over HTTP (verb serve).")
     workers: int = Field(
         1, ge=1, description="Processes that sample, decode and score (one thread each); results don't depend on it."
     )

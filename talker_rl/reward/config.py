@@ -205,3 +205,45 @@ class RewardConfig(BaseModel):
             if not low < high:
                 raise ValueError(f"{label}: the lower bound {low} is not below the upper bound {high}")
         return self
+
+
+class ServiceConfig(BaseModel):
+    """`talker-rl serve`: where it listens, how it batches, and what it refuses."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on; any but a loopback address needs a token."
+    )
+    port: int = Field(default=8020, ge=0, le=65535, description="Port; 0 takes a free one.")
+    token_file: str | None = Field(
+        default=None,
+        description="File whose first line is the bearer token; null: the variable TALKER_RL_TOKEN, where set.",
+    )
+    decoders: int = Field(default=1, ge=1, description="Worker processes that turn codes into speech.")
+    recognizers: int = Field(default=1, ge=1, description="Worker processes that recognise and score it.")
+    batch_items: int = Field(default=8, ge=1, description="Most utterances a batch; alike lengths share one.")
+    batch_seconds: float = Field(default=120.0, gt=0, description="Most seconds of speech a batch.")
+    batch_wait: float = Field(
+        default=0.01, ge=0, le=1, description="Seconds that a batch which is not full waits for company."
+    )
+    queue_seconds: float = Field(
+        default=600.0, gt=0, description="Most seconds of speech accepted and not yet answered; beyond it: 429."
+    )
+    request_timeout: float = Field(
+        default=300.0, gt=0, le=3600, description="Seconds until a request is answered, if need be with failures."
+    )
+    worker_timeout: float = Field(
+        default=120.0, gt=0, description="A worker that does not answer a batch for so many seconds is killed."
+    )
+    start_timeout: float = Field(default=900.0, gt=0, description="Likewise for a worker that loads its models.")
+    max_body_mib: float = Field(default=16.0, gt=0, description="Largest request body.")
+    max_items: int = Field(default=64, ge=1, description="Most items a request.")
+    max_seconds: float = Field(default=60.0, gt=0, description="Longest utterance, as codes or as audio.")
+    cache_items: int = Field(default=4096, ge=0, description="Answers kept for items that are asked again.")
+
+    @model_validator(mode="after")
+    def _one_fits(self) -> ServiceConfig:
+        if self.max_seconds > self.queue_seconds:
+            raise ValueError(f"queue_seconds {self.queue_seconds:g} takes no item of max_seconds {self.max_seconds:g}")
+        return self

@@ -49,6 +49,8 @@ class Context:
     run: RunDir
     pool: WorkerPool
     quiet: bool = False
+    endpoints: tuple[str, ...] = ()
+    """Reward services that score candidates; none: scores are made here."""
     said: list[str] = field(default_factory=list)
     tracking: Tracking = field(init=False)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from talker_rl.data.records import Candidate, ScoreRow, from_row, to_row
 from talker_rl.errors import StageError
@@ -32,25 +35,57 @@ def run(ctx: Context, round_: Round) -> None:
         candidates = rollouts.rows(i)
         return score_task(ctx, [rows[p] for p in dict.fromkeys(c["prompt_id"] for c in candidates)], candidates, audio)
 
-    with timed() as seconds:
-        folder = ctx.fill(stage, key, len(rollouts), task, worker.score,
-                          lambda f, i, made: f.write(i, [from_row(ScoreRow, r) for r in made], ScoreRow))
+    total = sum(len(rollouts.rows(i)) for i in range(len(rollouts)))
+    failures: Counter[str | None] = Counter()
+
+    def store(folder: ShardFolder, i: int, made: list[dict]) -> None:
+        records: list[ScoreRow] = [from_row(ScoreRow, r) for r in made]
+        _count_failures(ctx, stage, records, failures, total)  # first: a shard that stops the run is made again
+        folder.write(i, records, ScoreRow)
+
+    with timed() as seconds, _judge(ctx, stage) as judge:
+        folder = ctx.fill(stage, key, len(rollouts), task, judge, store)
     done = folder.read_all(ScoreRow)
-    failures = Counter(r.error_code for r in done if r.status == "failed")
-    rate = sum(failures.values()) / max(1, len(done))
-    if rate > ctx.config.reward.max_failure_rate:
-        first = next(r for r in done if r.status == "failed")
-        raise StageError(
-            f"{rate:.0%} of the scores failed (" + ", ".join(f"{n} {code}" for code, n in failures.most_common()) + ")",
-            where=f"{ctx.run.path / stage}; first: {first.candidate_id}: {first.error_message}",
-            fix="mend the cause and --force-stage " + stage + ", or raise reward.max_failure_rate",
-        )
+    failures.clear()
+    _count_failures(ctx, stage, done, failures, total)
     rewards = [r.reward for r in done if r.reward is not None]
     if seconds[0] >= 0.5 or not ctx.run.is_done(stage):
         ctx.say(f"{stage}: {len(rewards)} scores, mean reward {sum(rewards) / max(1, len(rewards)):.3f}, "
                 f"{sum(failures.values())} failures")
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
                    counts={"ok": len(rewards), "failed": dict(failures)})
+
+
+@contextlib.contextmanager
+def _judge(ctx: Context, stage: str) -> Iterator[Callable[[worker.ScoreTask], list[dict[str, Any]]]]:
+    """What scores a task: this process and its workers, or the services of ``--endpoint``."""
+    if not ctx.endpoints:
+        yield worker.score
+        return
+    from talker_rl.stages.remote import RemoteScorer
+
+    if ctx.config.audio.keep != "none":
+        ctx.say(f"{stage}: no speech is kept, because the services decode it")
+    remote = RemoteScorer(ctx, stage)
+    try:
+        yield remote
+    finally:
+        remote.close()
+
+
+def _count_failures(
+    ctx: Context, stage: str, rows: list[ScoreRow], failures: Counter[str | None], total: int
+) -> None:
+    """Add the rows' failures; StageError as soon as they are more than the configured share of all candidates."""
+    failed = [r for r in rows if r.status == "failed"]
+    failures.update(r.error_code for r in failed)
+    rate = sum(failures.values()) / max(1, total)
+    if failed and rate > ctx.config.reward.max_failure_rate:
+        raise StageError(
+            f"{rate:.0%} of the scores failed (" + ", ".join(f"{n} {code}" for code, n in failures.most_common()) + ")",
+            where=f"{ctx.run.path / stage}; first: {failed[0].candidate_id}: {failed[0].error_message}",
+            fix="mend the cause and --force-stage " + stage + ", or raise reward.max_failure_rate",
+        )
 
 
 def score_task(

@@ -1,0 +1,94 @@
+"""Scores by reward services instead of in this process: the same tasks in, the same rows out."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from talker_rl.data.records import Candidate, Prompt, derive_seed, from_row, to_row
+from talker_rl.errors import ConfigError
+from talker_rl.reward.asr.base import Failure
+from talker_rl.reward.scorer import ScoreItem, ScoreResult, to_score_row
+from talker_rl.reward.service.fingerprint import model_part, settings_parts
+from talker_rl.reward.service.protocol import TOKEN_VARIABLE, Item, ItemResult
+from talker_rl.run_dir import read_json
+from talker_rl.stages import worker
+from talker_rl.stages.context import Context
+
+if TYPE_CHECKING:
+    from talker_rl.reward.client import ScoreClient
+
+
+class RemoteScorer:
+    """Stands where `worker.score` stands. All services must score as this run's configuration says, and alike.
+
+    Args:
+        stage: its folder remembers the services' fingerprint (``service.json``), so that a run that goes on another
+            day does not mix two scorers.
+    """
+
+    def __init__(self, ctx: Context, stage: str) -> None:
+        self._ctx, self._stage = ctx, stage
+        self._client: ScoreClient | None = None
+
+    def _connected(self) -> ScoreClient:
+        """The client, connected at the first task: a finished stage needs no service."""
+        if self._client is not None:
+            return self._client
+        try:
+            from talker_rl.reward.client import ScoreClient
+        except ImportError as error:
+            raise ConfigError(f"The client's packages are missing: {error}", fix="pip install 'talker-rl[service]'"
+                              ) from error
+        ctx, config = self._ctx, self._ctx.config
+        note = Path(ctx.run.path) / self._stage / "service.json"
+        before = read_json(note)["fingerprint"] if note.exists() else None
+        expected = settings_parts(config.reward, config.token2wav) | {"model": model_part(config.model.path)}
+        self._client = ScoreClient(ctx.endpoints, token=os.environ.get(TOKEN_VARIABLE), expected=expected,
+                                   fingerprint=before)
+        found = self._client.connect()
+        ctx.write_json(f"{self._stage}/service.json", {"fingerprint": found, "endpoints": list(ctx.endpoints)})
+        return self._client
+
+    def __call__(self, task: worker.ScoreTask) -> list[dict[str, Any]]:
+        """Score rows of the task's candidates, in their order.
+
+        Raises:
+            ServiceError: no service answers, or one scores otherwise than the run.
+        """
+        client = self._connected()
+        prompts = {p["prompt_id"]: from_row(Prompt, p) for p in task.prompts}
+        candidates = [from_row(Candidate, row) for row in task.candidates]
+        items = [
+            item_of(prompts[c.prompt_id], c, derive_seed(task.seed, "token2wav", c.prompt_id)) for c in candidates
+        ]
+        results = client.score(items)
+        return [to_row(row_of(prompts[c.prompt_id], c, r)) for c, r in zip(candidates, results, strict=True)]
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            self._client.close()
+
+
+def item_of(prompt: Prompt, candidate: Candidate, seed: int) -> Item:
+    """A candidate as the service wants it; ``seed`` is the decoder's."""
+    return Item(
+        id=candidate.candidate_id, text=prompt.text, lang=prompt.lang, speaker=candidate.speaker, seed=seed,
+        codes=candidate.codes, end_reason=candidate.end_reason, reference_seconds=prompt.reference_seconds,
+        prompt_id=candidate.prompt_id, sample_seed=candidate.seed,
+    )
+
+
+def row_of(prompt: Prompt, candidate: Candidate, result: ItemResult) -> Any:
+    """The stored record of an answer."""
+    item = ScoreItem.from_candidate(prompt, candidate, None)
+    if result.error is not None:
+        return to_score_row(item, Failure(result.error.code, result.error.message, result.error.retryable))
+    assert result.reward is not None  # the protocol's own check
+    return to_score_row(item, ScoreResult(
+        id=result.id, value=result.reward, components=result.components, transcript=result.transcript,
+        spans=result.spans, errors=json.dumps(result.alignment, ensure_ascii=False), notes=result.notes,
+    ))
