@@ -16,8 +16,8 @@ from talker_rl import cli
 from talker_rl.errors import CheckpointError, TalkerRLError
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ["run", "prompts", "condition", "rollout", "score", "pair", "train", "eval", "report", "sweep", "validate",
-         "doctor", "micro"]
+VERBS = ["run", "prompts", "condition", "rollout", "score", "pair", "train", "eval", "report", "diagnose", "sweep",
+         "validate", "doctor", "wer", "micro"]
 
 
 def test_help_answers_in_under_a_second_without_torch() -> None:
