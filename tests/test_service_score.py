@@ -75,6 +75,7 @@ def test_an_outage_leaves_zero_pairs_with_an_unscored_candidate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write = ShardFolder.write
+    through = ["--endpoint", service.url, "reward.max_failure_rate=0.1"]  # less than the share of one shard
     service.engine._cache.clear()
 
     def write_and_break(folder: ShardFolder, i: int, *rest: Any) -> None:
@@ -90,7 +91,7 @@ def test_an_outage_leaves_zero_pairs_with_an_unscored_candidate(
     normal = service.engine.config
     monkeypatch.setattr(ShardFolder, "write", write_and_break)
     try:
-        assert do("score", service_config, run, "--endpoint", service.url) == 1
+        assert do("score", service_config, run, *through) == 1
     finally:
         service.engine.config = normal
         service.run(start(service))
@@ -101,7 +102,7 @@ def test_an_outage_leaves_zero_pairs_with_an_unscored_candidate(
     assert do("pair", service_config, run) == 1
     assert "scores of this run is not finished" in capsys.readouterr().err
     assert not (run / "pairs").exists()
-    assert do("score", service_config, run, "--endpoint", service.url) == 0
+    assert do("score", service_config, run, *through) == 0
     assert all(r.status == "ok" for r in rows_of(run)), "the shard that the outage hit was made again"
 
 
