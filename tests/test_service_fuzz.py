@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import schemathesis
 import soundfile
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from schemathesis import checks
 from service_helpers import Service, code_items, noise, sound_item
 
@@ -92,7 +92,7 @@ def malformed_sound(rng: random.Random) -> tuple[str, bytes]:
     """(kind, file) of a sound file that is wrong or strange."""
     kind = rng.choice(["truncated", "huge_header", "zero_samples", "nan", "one_sample", "8_bit", "192_khz",
                        "50_channels", "flipped", "other_format", "noise"])
-    rate, channels, length = 24_000, 1, rng.randrange(3_000, 20_000)
+    rate, channels = 24_000, 1
     form, subtype = rng.choice([("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")])
     if kind == "nan":
         form, subtype = "WAV", "FLOAT"
@@ -104,6 +104,7 @@ def malformed_sound(rng: random.Random) -> tuple[str, bytes]:
         channels, form, subtype = 50, "WAV", "PCM_16"
     if kind == "other_format":
         form, subtype = rng.choice([("AIFF", "PCM_16"), ("AU", "PCM_16"), ("CAF", "PCM_16"), ("MP3", "MPEG_LAYER_III")])
+    length = rng.randrange(rate // 8, rate // 2)
     if kind in ("zero_samples", "one_sample"):
         length = int(kind == "one_sample")
     samples = np.random.default_rng(rng.randrange(2**31)).normal(0, 0.1, (length, channels)).astype(np.float32)
@@ -174,18 +175,20 @@ def test_a_huge_header_takes_no_memory(service: Service) -> None:
 # -- the schema -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def api(service: Service) -> Any:
-    return schemathesis.openapi.from_url(f"{service.url}/openapi.json")
+def test_the_service_keeps_its_own_schema(service: Service) -> None:
+    schema = schemathesis.openapi.from_url(f"{service.url}/openapi.json")
+    wanted = (checks.not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,
+              checks.response_schema_conformance)
+    bounded = settings(max_examples=15, deadline=None, derandomize=True, database=None,
+                       suppress_health_check=list(HealthCheck))
+    seen = set()
+    for operation in (result.ok() for result in schema.get_all_operations()):
+        seen.add(operation.path)
 
+        @bounded
+        @given(case=operation.as_strategy())
+        def check(case: Any) -> None:
+            case.call_and_validate(timeout=60, checks=wanted)
 
-schema = schemathesis.pytest.from_fixture("api")
-
-
-@schema.parametrize()
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
-def test_the_service_keeps_its_own_schema(case: Any) -> None:
-    case.call_and_validate(timeout=60, checks=(
-        checks.not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,
-        checks.response_schema_conformance,
-    ))
+        check()
+    assert seen == {"/v1/score", "/get_reward", "/healthz", "/readyz", "/metrics"}
