@@ -247,7 +247,7 @@ def test_the_pair_verb_takes_votes(tmp_path: Path, capsys: pytest.CaptureFixture
     file, pairs, _, _ = voted(run, "rejected", "tie", "chosen")
     args = ["pair", "--run-dir", str(run), "--votes", str(file), "-q"]
     assert cli.main(args) == 1
-    assert "votes.json" in (refusal := capsys.readouterr().err) and "--force-stage pairs" in refusal
+    assert "pairs.votes: null -> " in (refusal := capsys.readouterr().err) and "--force-stage pairs" in refusal
     assert cli.main([*args, "--force-stage", "pairs"]) == 0
     made = ShardFolder(run / "pairs").read_all(Pair)
     expected = {pairs[2].pair_id: pairs[2].chosen}
