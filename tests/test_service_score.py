@@ -19,6 +19,9 @@ from talker_rl.stages.serve import canary_of
 from talker_rl.stages.shards import ShardFolder
 
 
+pytestmark = pytest.mark.slow  # a whole service with its worker processes: pytest -m slow tests/test_service*
+
+
 @pytest.fixture(scope="module")
 def sampled(service_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose rollouts are done."""

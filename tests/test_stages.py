@@ -215,7 +215,8 @@ def test_too_many_failures_stop_the_run_with_their_codes(finished: tuple[Path, P
         assert "broken microphone" in str(caught.value)
         rows = ShardFolder(copy / "scores").read_all(ScoreRow)
         failed = [r for r in rows if r.status == "failed"]  # silence is heard without the recogniser, and scored
-        assert len(failed) > 12 and all(r.reward is None and r.retryable and not r.components for r in failed)
+        assert 0 < len(failed) <= 0.2 * 24, "what is kept lies below the share: the run stops before it is passed"
+        assert all(r.reward is None and r.retryable and not r.components for r in failed)
 
 
 def test_length_is_removed_over_the_whole_set(finished: tuple[Path, Path], tmp_path: Path) -> None:
