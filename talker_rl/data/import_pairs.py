@@ -126,7 +126,7 @@ def import_votes(
         raise DataError(f"This is no file of votes ({place}: {first['msg']})", where=str(path),
                         fix="export the votes again from the page") from None
     prompt_of = {p.prompt_id: p for p in prompts}
-    codes_of = {c.candidate_id: c.codes + ([] if c.stop_id is None else [c.stop_id]) for c in candidates}
+    codes_of = {c.candidate_id: c.codes_with_stop for c in candidates}
     pairs: dict[str, Pair] = {}
     reasons: Counter[str] = Counter()
     seen: set[str] = set()

@@ -50,8 +50,7 @@ class _Ranked:
 
     @property
     def codes_with_stop(self) -> list[int]:
-        stop = self.candidate.stop_id
-        return self.candidate.codes + ([stop] if stop is not None else [])
+        return self.candidate.codes_with_stop
 
     @property
     def length(self) -> int:

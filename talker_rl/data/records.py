@@ -73,6 +73,11 @@ class Candidate:
         """Seconds of speech."""
         return len(self.codes) / CODE_RATE_HZ
 
+    @property
+    def codes_with_stop(self) -> list[int]:
+        """Codes with the stop id last if it was sampled: what pairs, masks and losses count."""
+        return self.codes + ([] if self.stop_id is None else [self.stop_id])
+
 
 @dataclass
 class ScoreRow:
