@@ -183,6 +183,22 @@ def test_speech_plays_one_clip_at_a_time(opened: Any, sweep: Path) -> None:
     page.wait_for_function(state, arg="rejected")
 
 
+def test_a_clip_started_before_it_was_seen_plays_on(opened: Any, sweep: Path) -> None:
+    page = opened(sweep / "report" / "length.html")
+    state = page.evaluate("""async () => {
+      const key = (name) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
+      key("j"); key("r"); // in one task: the observer that loads what is scrolled to has not run yet
+      const audio = document.querySelector(".pair.at [data-side=rejected] audio");
+      let loads = 0;
+      audio.addEventListener("loadstart", () => loads += 1);
+      audio.playbackRate = 0.1;
+      for (let i = 0; i < 1000 && !(audio.currentTime > 0.01); i++) await new Promise((done) => setTimeout(done, 20));
+      await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 300)));
+      return [loads, audio.paused];
+    }""")
+    assert state == [1, False]
+
+
 @pytest.mark.parametrize("audio_format", sorted(FORMATS))
 def test_every_audio_format_can_be_played(opened: Any, sweep: Path, audio_format: str) -> None:
     page = opened(sweep / "report" / "stability.html")

@@ -64,7 +64,7 @@
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
       visible.unobserve(entry.target);
-      entry.target.src = clip(entry.target.dataset.clip);
+      load(entry.target);
     }
   }, { rootMargin: "400px" });
   new IntersectionObserver((entries) => {
@@ -74,6 +74,10 @@
   function grow() {
     const from = list.querySelectorAll(".pair").length;
     list.append(...shown.slice(from, from + CHUNK).map((pair, i) => card(pair, from + i)));
+  }
+
+  function load(audio) { // once: a second src would stop what a quick listener has started already
+    if (!audio.src) audio.src = clip(audio.dataset.clip);
   }
 
   function player(id) {
@@ -136,7 +140,7 @@
     if (!audio) return;
     last = index;
     if (!audio.paused) { audio.pause(); return; }
-    if (!audio.src) audio.src = clip(audio.dataset.clip);
+    load(audio);
     audio.currentTime = 0;
     audio.play().catch(() => { /* paused again before it began */ });
   }
