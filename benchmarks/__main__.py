@@ -1,18 +1,77 @@
-"""`python -m benchmarks NAME [options]`; each module of this folder is a benchmark with a `main(argv) -> int`."""
+"""`python -m benchmarks NAME [options]`: figures of one benchmark, or of `all` of those that compare speeds.
+
+Each name's module has `main(argv) -> int`, or `add_arguments(parser)` and `rows(args) -> list of Row`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
+from typing import Any
+
+SPEED = {
+    "token2wav": "benchmarks.token2wav",
+    "token2wav_long": "benchmarks.token2wav_long",
+    "token2wav_reward": "benchmarks.token2wav_reward",
+    "vocoder": "benchmarks.vocoder",
+    "rollouts": "benchmarks.rollouts",
+    "train": "benchmarks.train",
+    "train_precomputed": "benchmarks.train_precomputed",
+    "train_long_context": "benchmarks.train_long_context",
+    "score": "benchmarks.score",
+}
+"""Ours against upstream's way; `all` runs these in this order."""
+OTHER = {"service": "benchmarks.service"}
 
 
-def main(argv: list[str]) -> int:
-    names = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
+def main(argv: Sequence[str]) -> int:
+    names = [*SPEED, *OTHER, "all"]
     if not argv or argv[0] not in names:
         print(f"usage: python -m benchmarks {{{','.join(names)}}} [--help]", file=sys.stderr)
         return 2
-    return int(import_module(f"benchmarks.{argv[0]}").main(argv[1:]))
+    name, *rest = argv
+    if name in OTHER:
+        return int(import_module(OTHER[name]).main(rest))
+    return compare_speeds(name, list(SPEED) if name == "all" else [name], rest)
+
+
+def compare_speeds(prog: str, names: Sequence[str], argv: Sequence[str]) -> int:
+    """Run benchmarks one after the other; print their table, write their rows."""
+    import torch
+
+    from ._measure import say, table, write_json
+
+    modules: dict[str, Any] = {name: import_module(SPEED[name]) for name in names}
+    about = next(iter(modules.values())).__doc__ if len(names) == 1 else "All speed benchmarks."
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks {prog}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each side (default 5)")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, two repeats: minutes in all")
+    parser.add_argument("--threads", type=int, help="of torch (default: one a core)")
+    if len(names) == 1:
+        modules[names[0]].add_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.repeats = min(args.repeats, 2)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows = []
+    for name, module in modules.items():
+        own = args
+        if len(names) > 1:  # each with the defaults of its own options
+            options = argparse.ArgumentParser(add_help=False)
+            module.add_arguments(options)
+            own = argparse.Namespace(**vars(args) | vars(options.parse_args([])))
+        say(f"{name} ...")
+        rows += module.rows(own)
+    print(table(rows))
+    if args.json:
+        write_json(rows, args.json)
+    return 0
 
 
 if __name__ == "__main__":
