@@ -327,12 +327,9 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
 
     device = device_name(config.model.device)
     endpoints = tuple(getattr(args, "endpoint", ()))
-    workers = config.workers if device == "cpu" and not endpoints else 1
-    with RunDir(run_dir, force=args.force_stage) as run, WorkerPool(workers) as pool:
+    with RunDir(run_dir, force=args.force_stage) as run, WorkerPool(config.workers) as pool:
         run.record_command(config.resolved(), ["talker-rl", *arguments], device)
         ctx = Context(config, run, pool, quiet=args.quiet, endpoints=endpoints)
-        if workers != config.workers and not endpoints:
-            ctx.say(f"workers: 1 instead of {config.workers}, because {device} cannot be shared")
         from talker_rl.stages import pipeline
 
         if args.verb == "diagnose":
@@ -373,7 +370,7 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
     from talker_rl.stages.sweep import Sweep, text_table
 
     device = device_name(config.run.model.device)
-    with WorkerPool(config.run.workers if device == "cpu" else 1) as pool:
+    with WorkerPool(config.run.workers) as pool:
         found = Sweep(config, folder, pool, ["talker-rl", *arguments], device, args.force_stage, args.quiet).run()
     print(f"\n{text_table(found)}\n\nfigures: {folder / 'ablation.json'}\n"
           f"look and listen: {(folder / 'report' / 'loss_ablation.html').resolve()}")

@@ -157,7 +157,8 @@ class RunConfig(Settings):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Figures elsewhere.")
     service: ServiceConfig = Field(default_factory=ServiceConfig, description="The scorer over HTTP (verb serve).")
     workers: int = Field(
-        1, ge=1, description="Processes that sample, decode and score (one thread each); results don't depend on it."
+        1, ge=1, description="Processes that sample, decode and score (one thread each); results don't depend on it. "
+        "On a GPU each holds its models: 2 let one sample while the other scores."
     )
 
     @model_validator(mode="before")

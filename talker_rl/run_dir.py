@@ -131,7 +131,7 @@ class RunDir:
         }
         self._config_before: dict[str, Any] | None = None
         for name in force:
-            if name not in self.stages:
+            if name not in self.stages and not (self.path / name / "index.json").exists():
                 raise StageError(f"There is no stage {name!r} to force in this run", where=str(self.path),
                                  fix=f"one of: {', '.join(self.stages) or '(none has begun)'}")
             self.clear(name)
@@ -270,7 +270,7 @@ class RunDir:
             if stage not in doomed and any(parent in doomed for parent in entry["inputs"]):
                 doomed.append(stage)
         for stage in reversed(doomed):
-            self.stages.pop(stage)
+            self.stages.pop(stage, None)  # one that began before its source was finished is not listed yet
         self.save()
         for stage in doomed:
             shutil.rmtree(self.path / stage, ignore_errors=True)

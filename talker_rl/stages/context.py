@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from talker_rl.config import RunConfig
 from talker_rl.data.records import Prompt, derive_seed, from_row, stable_hash
 from talker_rl.run_dir import RunDir, atomic_write, read_json
+from talker_rl.stages.flow import Leg, flow
 from talker_rl.stages.pool import WorkerPool
 from talker_rl.stages.shards import ShardFolder
 from talker_rl.tracking import Tracking
@@ -84,14 +85,16 @@ class Context:
         store: Callable[[ShardFolder, int, Any], None],
     ) -> ShardFolder:
         """Make the shards that are missing: ``store(folder, i, function(tasks(i)))``."""
-        folder = ShardFolder(self.run.path / stage, key)
-        missing = folder.missing(count)
-        if len(missing) < count:
-            self.say(f"{stage}: {count - len(missing)} of {count} shards are there already")
-        made = self.pool.imap(function, [tasks(i) for i in missing])
-        for at, result in self.progress(made, len(missing), stage):
-            store(folder, missing[at], result)
-        return folder
+        leg = Leg(stage, ShardFolder(self.run.path / stage, key), count, tasks, function, store)
+        self.flow(leg)
+        return leg.folder
+
+    def flow(self, *legs: Leg) -> float:
+        """Make the missing shards of stages that overlap; returns the seconds it took."""
+        for leg in legs:
+            if len(leg.missing) < leg.count:
+                self.say(f"{leg.stage}: {leg.count - len(leg.missing)} of {leg.count} shards are there already")
+        return flow(self.pool, legs, quiet=self.quiet)
 
     # -- what stages read ---------------------------------------------------------------------------------------
 

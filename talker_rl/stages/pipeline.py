@@ -41,6 +41,11 @@ def run_scores(ctx: Context, round_: Round) -> None:
     scores.run(ctx, round_)
 
 
+def run_samples(ctx: Context, round_: Round) -> None:
+    """Sample and score a round's candidates, both at once."""
+    scores.run_with_rollouts(ctx, round_, *start_of(ctx, round_, round_.variant))
+
+
 def run_pairs(ctx: Context, round_: Round) -> None:
     """Make a round's pairs."""
     pairs.run(ctx, round_)
@@ -132,8 +137,9 @@ def run_all(ctx: Context) -> dict[str, Any]:
     conditioning.run(ctx)
     for index in range(1, ctx.config.iterations + 1):
         for round_ in rounds_of(ctx.config, index):
-            for stage in ROUND_STAGES.values():
-                stage(ctx, round_)
+            run_samples(ctx, round_)
+            run_pairs(ctx, round_)
+            run_training(ctx, round_)
     summary = evaluate.run(ctx)
     track(ctx, report(ctx))
     return summary

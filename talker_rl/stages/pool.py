@@ -5,6 +5,8 @@ What a task returns does not depend on where it ran, so the number of workers ne
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -50,45 +52,58 @@ class WorkerPool:
         self._executor: ProcessPoolExecutor | None = None
         self._processes: set[multiprocessing.process.BaseProcess] = set()
 
+    @property
+    def started(self) -> bool:
+        """Whether there are worker processes already."""
+        return self._executor is not None
+
+    @property
+    def slots(self) -> int:
+        """Tasks to have under way: one in reserve, so that no worker waits for this process."""
+        return 1 if self.workers == 1 else self.workers + 1
+
+    def submit(self, function: Callable[[T], R], task: T) -> Future[R]:
+        """The task's result, some time; with one worker it is worked out at once, and what it raises is raised here."""
+        if self.workers > 1:
+            return self._start().submit(function, task)
+        future: Future[R] = Future()
+        future.set_result(function(task))
+        return future
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turns the death of a worker into a StageError."""
+        try:
+            yield
+        except BrokenProcessPool as error:
+            self._executor = None
+            raise StageError("A worker process died (killed, or out of memory?)", fix="start the same command again: "
+                             "finished shards are kept; fewer workers need less memory") from error
+
     def imap(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
         """(index of the task, result) as they are finished.
 
         Raises:
             StageError: a worker died. Whatever the function raises is raised here.
         """
-        if self.workers == 1 or (len(tasks) == 1 and self._executor is None):
-            for i, task in enumerate(tasks):
-                yield i, function(task)
+        if len(tasks) == 1 and not self.started:
+            yield 0, function(tasks[0])
             return
-        executor = self._start()
         waiting: dict[Future[R], int] = {}
         queue = iter(enumerate(tasks))
         try:
-            for _ in range(self.workers + 1):  # one task in reserve, so that no worker waits for this process
-                self._submit(executor, function, queue, waiting)
-            while waiting:
-                done, _pending = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    index = waiting.pop(future)
-                    result = future.result()
-                    self._submit(executor, function, queue, waiting)
-                    yield index, result
-        except BrokenProcessPool as error:
-            self._executor = None
-            raise StageError("A worker process died (killed, or out of memory?)", fix="start the same command again: "
-                             "finished shards are kept; fewer workers need less memory") from error
+            with self.watched():
+                while True:
+                    for index, task in itertools.islice(queue, self.slots - len(waiting)):
+                        waiting[self.submit(function, task)] = index
+                    if not waiting:
+                        return
+                    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield waiting.pop(future), future.result()
         finally:
             for future in waiting:
                 future.cancel()
-
-    @staticmethod
-    def _submit(
-        executor: ProcessPoolExecutor, function: Callable[[T], R], queue: Iterator[tuple[int, T]],
-        waiting: dict[Future[R], int],
-    ) -> None:
-        for index, task in queue:
-            waiting[executor.submit(function, task)] = index
-            return
 
     def _start(self) -> ProcessPoolExecutor:
         if self._executor is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from talker_rl.data.records import Candidate, Prompt, from_row
-from talker_rl.run_dir import timed
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context, Round, some
-from talker_rl.stages.shards import chunks
+from talker_rl.stages.flow import Leg
+from talker_rl.stages.shards import ShardFolder, chunks
 
 
 def prompts_of(ctx: Context, index: int) -> list[Prompt]:
@@ -25,6 +26,14 @@ def run(ctx: Context, round_: Round, policy: Path | None = None, policy_inputs: 
         policy: adapter to sample from; None is the base.
         policy_inputs: stage that made the policy -> its content.
     """
+    leg = begin(ctx, round_, policy, policy_inputs)
+    finish(ctx, leg, ctx.flow(leg))
+
+
+def begin(
+    ctx: Context, round_: Round, policy: Path | None = None, policy_inputs: dict[str, str] | None = None
+) -> Leg:
+    """The stage's work, as a leg of a flow."""
     cfg = ctx.config.rollouts
     stage = round_.stage("rollouts")
     inputs = {"prompts": ctx.run.content("prompts"), "conditioning": ctx.run.content("conditioning"),
@@ -42,17 +51,23 @@ def run(ctx: Context, round_: Round, policy: Path | None = None, policy_inputs: 
             sampling=cfg.sampling.model_dump(mode="json"), batch_size=cfg.batch_size,
         )
 
-    with timed() as seconds:
-        folder = ctx.fill(stage, key, len(shards), task, worker.sample,
-                          lambda f, i, rows: f.write(i, [from_row(Candidate, r) for r in rows], Candidate))
-    if ctx.run.is_done(stage) and seconds[0] < 0.5:
-        ctx.run.finish(stage, content=folder.content(), seconds=0.0)
+    def store(folder: ShardFolder, i: int, rows: list[dict[str, Any]]) -> None:
+        folder.write(i, [from_row(Candidate, r) for r in rows], Candidate)
+
+    return Leg(stage, ShardFolder(ctx.run.path / stage, key), len(shards), task, worker.sample, store)
+
+
+def finish(ctx: Context, leg: Leg, seconds: float) -> None:
+    """Mark the stage as done, and tell what came out where something was made."""
+    if ctx.run.is_done(leg.stage) and not leg.rows:
+        ctx.run.finish(leg.stage, content=leg.folder.content(), seconds=0.0)
         return
     reasons: dict[str, int] = {}
-    codes = 0
-    for row in folder.all_rows():
+    codes, prompts = 0, set()
+    for row in leg.folder.all_rows():
         reasons[row["end_reason"]] = reasons.get(row["end_reason"], 0) + 1
         codes += len(row["codes"])
-    ctx.say(f"{stage}: {sum(reasons.values())} candidates of {len(prompts)} prompts, {codes / 50:.0f} s of speech, "
+        prompts.add(row["prompt_id"])
+    ctx.say(f"{leg.stage}: {sum(reasons.values())} candidates of {len(prompts)} prompts, {codes / 50:.0f} s of speech, "
             + ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items())))
-    ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts=reasons)
+    ctx.run.finish(leg.stage, content=leg.folder.content(), seconds=seconds, counts=reasons)

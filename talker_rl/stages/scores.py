@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from talker_rl.data.records import Candidate, ScoreRow, from_row, to_row
+from talker_rl.data.records import Candidate, ScoreRow, from_row, stable_hash, to_row
 from talker_rl.errors import StageError
-from talker_rl.run_dir import timed
-from talker_rl.stages import worker
-from talker_rl.stages.context import Context, Round
+from talker_rl.stages import rollouts, worker
+from talker_rl.stages.context import DEPENDS, Context, Round, pick
+from talker_rl.stages.flow import Leg, describe
 from talker_rl.stages.rollouts import prompts_of
 from talker_rl.stages.shards import ShardFolder
 
@@ -24,35 +24,92 @@ def run(ctx: Context, round_: Round) -> None:
         StageError: more scores failed than reward.max_failure_rate allows.
     """
     stage, source = round_.stage("scores"), round_.stage("rollouts")
+    key = _begin(ctx, round_)
+    rollouts = ShardFolder(ctx.run.path / source)
+    folder = ShardFolder(ctx.run.path / stage, key, source=rollouts, early_key=_early_key(ctx, round_))
+    with _judge(ctx, stage) as judge:
+        leg = _leg(ctx, round_, folder, rollouts, len(rollouts), judge)
+        seconds = ctx.flow(leg)
+    _finish(ctx, leg, seconds)
+
+
+def run_with_rollouts(
+    ctx: Context, round_: Round, policy: Path | None = None, policy_inputs: dict[str, str] | None = None
+) -> None:
+    """``rollouts/`` and ``scores/`` of a round, each shard scored as soon as it is sampled. The same files as by the
+    two stages one after the other; arguments as for the rollouts.
+
+    Raises:
+        StageError: more scores failed than reward.max_failure_rate allows.
+    """
+    stage, source = round_.stage("scores"), round_.stage("rollouts")
+    if ctx.run.is_done(source):
+        rollouts.run(ctx, round_, policy, policy_inputs)
+        run(ctx, round_)
+        return
+    sampling = rollouts.begin(ctx, round_, policy, policy_inputs)
+    (ctx.run.path / stage).mkdir(parents=True, exist_ok=True)
+    folder = ShardFolder(ctx.run.path / stage, _early_key(ctx, round_), source=sampling.folder)
+    with _judge(ctx, stage) as judge:
+        scoring = _leg(ctx, round_, folder, sampling.folder, sampling.count, judge)
+        seconds = ctx.flow(sampling, scoring)
+    # by wall time each has its share of the work
+    share = sampling.busy / ((sampling.busy + scoring.busy) or 1.0)
+    rollouts.finish(ctx, sampling, seconds * share)
+    _begin(ctx, round_)
+    _finish(ctx, scoring, seconds * (1 - share))
+    if scoring.rows:
+        ctx.say(describe([sampling, scoring], seconds))
+
+
+def _begin(ctx: Context, round_: Round) -> str:
+    source = round_.stage("rollouts")
     inputs = {source: ctx.run.content(source), "reward": ctx.scorer_input("recognizer"), **ctx.model_input()}
-    key = ctx.begin(stage, "scores", inputs)
+    return ctx.begin(round_.stage("scores"), "scores", inputs)
+
+
+def _early_key(ctx: Context, round_: Round) -> str:
+    """Key of scores whose rollouts are still being made: what they will be is known, their content is not yet."""
+    stage, source = round_.stage("scores"), round_.stage("rollouts")
+    config = {path: pick(ctx.config.resolved(), path) for path in DEPENDS["scores"]}
+    return stable_hash("early", stage, config, ctx.run.stages[source]["key"], ctx.scorer_input("recognizer"),
+                       ctx.model_input())
+
+
+def _leg(
+    ctx: Context, round_: Round, folder: ShardFolder, source: ShardFolder, count: int,
+    judge: Callable[[worker.ScoreTask], list[dict[str, Any]]],
+) -> Leg:
+    """The stage's work, as a leg of a flow."""
+    stage = round_.stage("scores")
     prompts = prompts_of(ctx, round_.index)
     rows = {p.prompt_id: to_row(p) for p in prompts}
-    rollouts = ShardFolder(ctx.run.path / source)
     audio = audio_spec(ctx, stage, [p.prompt_id for p in prompts])
+    total = len(prompts) * ctx.config.rollouts.num_candidates
+    failures: Counter[str | None] = Counter()
 
     def task(i: int) -> worker.ScoreTask:
-        candidates = rollouts.rows(i)
+        candidates = source.rows(i)
         return score_task(ctx, [rows[p] for p in dict.fromkeys(c["prompt_id"] for c in candidates)], candidates, audio)
-
-    total = sum(len(rollouts.rows(i)) for i in range(len(rollouts)))
-    failures: Counter[str | None] = Counter()
 
     def store(folder: ShardFolder, i: int, made: list[dict]) -> None:
         records: list[ScoreRow] = [from_row(ScoreRow, r) for r in made]
         _count_failures(ctx, stage, records, failures, total)  # first: a shard that stops the run is made again
         folder.write(i, records, ScoreRow)
 
-    with timed() as seconds, _judge(ctx, stage) as judge:
-        folder = ctx.fill(stage, key, len(rollouts), task, judge, store)
-    done = folder.read_all(ScoreRow)
-    failures.clear()
-    _count_failures(ctx, stage, done, failures, total)
+    return Leg(stage, folder, count, task, judge, store, here=bool(ctx.endpoints))
+
+
+def _finish(ctx: Context, leg: Leg, seconds: float) -> None:
+    """Mark the stage as done, and tell what came out where something was made."""
+    done = leg.folder.read_all(ScoreRow)
+    failures: Counter[str | None] = Counter()
+    _count_failures(ctx, leg.stage, done, failures, len(done))
     rewards = [r.reward for r in done if r.reward is not None]
-    if seconds[0] >= 0.5 or not ctx.run.is_done(stage):
-        ctx.say(f"{stage}: {len(rewards)} scores, mean reward {sum(rewards) / max(1, len(rewards)):.3f}, "
+    if leg.rows or not ctx.run.is_done(leg.stage):
+        ctx.say(f"{leg.stage}: {len(rewards)} scores, mean reward {sum(rewards) / max(1, len(rewards)):.3f}, "
                 f"{sum(failures.values())} failures")
-    ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
+    ctx.run.finish(leg.stage, content=leg.folder.content(), seconds=seconds,
                    counts={"ok": len(rewards), "failed": dict(failures)})
 
 
@@ -70,7 +127,8 @@ def _judge(ctx: Context, stage: str) -> Iterator[Callable[[worker.ScoreTask], li
     try:
         yield remote
     finally:
-        remote.close()
+        with contextlib.suppress(RuntimeError):  # interrupted: a thread still waits for an answer
+            remote.close()
 
 
 def _count_failures(

@@ -71,14 +71,21 @@ class ShardFolder:
     Args:
         path: the stage's folder.
         key: the stage's key; shards of another key are not taken. None opens a folder for reading.
+        source: folder that each shard is made from, shard by shard. With it a shard counts only while the shard that
+            it was made from has the same rows.
+        early_key: a key that shards may have as well: of a stage that had begun before its source was finished.
     """
 
-    def __init__(self, path: Path, key: str | None = None) -> None:
-        self.path, self.key = path, key
+    def __init__(
+        self, path: Path, key: str | None = None, *, source: ShardFolder | None = None, early_key: str | None = None
+    ) -> None:
+        self.path, self.key, self._source = path, key, source
         index = path / "index.json"
         found = read_json(index) if index.exists() else {"key": key, "shards": {}}
-        if key is not None and found["key"] != key:
+        if key is not None and found["key"] not in (key, early_key):
             found = {"key": key, "shards": {}}
+        if key is not None:
+            found["key"] = key
         self._index: dict[str, Any] = found
         self._intact: set[str] = set()
 
@@ -95,6 +102,9 @@ class ShardFolder:
         name = self.name(i)
         if name not in self._index["shards"]:
             return False
+        noted = self._index["shards"][name].get("source")
+        if self._source is not None and noted not in (None, self._source_content(i)):
+            return False  # none noted: the key alone vouches for it
         try:
             self._check(name)
         except DataError as error:
@@ -111,10 +121,24 @@ class ShardFolder:
         rows = [to_row(r) for r in records] if cls is not None else list(records)
         name = self.name(i)
         sha = atomic_write(self.path / name, parquet_bytes(table_of(rows, schema_of(cls) if cls else None)))
-        self._index["shards"][name] = {"sha256": sha, "rows": len(rows), "content": stable_hash(rows)}
+        entry = {"sha256": sha, "rows": len(rows), "content": stable_hash(rows)}
+        if self._source is not None:
+            entry["source"] = self._source_content(i)
+        self._index["shards"][name] = entry
         self._index["shards"] = dict(sorted(self._index["shards"].items()))
         atomic_write(self.path / "index.json", json.dumps(self._index, indent=1) + "\n")
         self._intact.add(name)
+
+    def _source_content(self, i: int) -> str | None:
+        """Hash of the rows that shard ``i`` is made from; None where they are not there, or not asked for."""
+        if self._source is None:
+            return None
+        entry: dict[str, Any] = self._source._index["shards"].get(self.name(i), {})
+        return entry.get("content")
+
+    def row_count(self, i: int) -> int:
+        """Rows of a finished shard."""
+        return int(self._index["shards"][self.name(i)]["rows"])
 
     def _check(self, name: str) -> None:
         if name in self._intact:

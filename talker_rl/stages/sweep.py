@@ -114,8 +114,7 @@ class Sweep:
         self._record(ctx)
         prompts.run(ctx)
         conditioning.run(ctx)
-        pipeline.run_rollouts(ctx, Round(1))
-        pipeline.run_scores(ctx, Round(1))
+        pipeline.run_samples(ctx, Round(1))
         evaluate.run_base(ctx)
 
     def _table(self, arms: dict[str, Context]) -> dict[str, Any]:
