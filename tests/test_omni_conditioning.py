@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from omni_factory import tokenizer, write_checkpoint
+from omni_factory import random_conditionings, tokenizer, write_checkpoint
 
 from talker_rl.data.records import Prompt
 from talker_rl.errors import CheckpointError, DataError, PromptError
@@ -179,7 +181,9 @@ def test_truncated_shard_is_recomputed_or_refused(omni, tmp_path, monkeypatch):
     cfg = ConditioningConfig()
     expected = ensure_conditioning(omni, PROMPTS, cfg, tmp_path, shard_size=2)
     shard = sorted(tmp_path.glob("*.safetensors"))[0]
-    shard.write_bytes(shard.read_bytes()[:-10])
+    damaged = shard.read_bytes()[:-10]
+    shard.unlink()  # `expected` lies in this file
+    shard.write_bytes(damaged)
     with pytest.raises(DataError, match="may be truncated") as raised:
         ConditioningCache(tmp_path, strict=True)
     assert shard.name in str(raised.value)
@@ -189,6 +193,29 @@ def test_truncated_shard_is_recomputed_or_refused(omni, tmp_path, monkeypatch):
     for prompt_id, c in expected.items():
         assert torch.allclose(c.prefix, repaired[prompt_id].prefix, atol=TOLERANCE)
     assert len(ConditioningCache(tmp_path, strict=True)) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stored_tensors_stay_on_disk_and_are_what_was_stored(tmp_path, dtype):
+    made = [replace(c, prefix=c.prefix.to(dtype), reply_stream=c.reply_stream.to(dtype))
+            for c in random_conditionings([(300, 9), (5, 1)])]
+    ConditioningCache(tmp_path).put([(c, f"key {c.prompt_id}") for c in made])
+    cache = ConditioningCache(tmp_path, strict=True)
+    found = cache.load()
+    for c in made:
+        assert torch.equal(found[c.prompt_id].prefix, c.prefix)
+        assert torch.equal(found[c.prompt_id].reply_stream, c.reply_stream)
+    [shard] = tmp_path.glob("*.safetensors")
+    assert cache.size == shard.stat().st_size
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(shard))]
+    assert mapped, "the tensors were copied"
+    found["p0"].prefix.zero_()  # stays in this process
+    assert torch.equal(cache.load()["p0"].prefix, made[0].prefix)
+    cut = shard.read_bytes()[:-100]
+    shard.unlink()
+    shard.write_bytes(cut)
+    with pytest.raises(DataError, match="lies outside the file"):
+        cache.load()
 
 
 def test_reading_without_the_model(omni, tmp_path):

@@ -18,6 +18,7 @@ from talker_rl.errors import DataError, PromptError, StageError, TalkerRLError
 from talker_rl.omni.checkpoint import Omni
 from talker_rl.omni.conditioning import Conditioning, compute_conditioning, conditioning_key
 from talker_rl.omni.config import ConditioningConfig
+from talker_rl.omni.files import map_tensors
 
 _META = "talker_rl.conditioning"
 
@@ -56,7 +57,7 @@ class ConditioningCache:
         return self._entries.get(prompt_id, {}).get("key") == key
 
     def load(self, prompt_ids: Sequence[str] | None = None) -> dict[str, Conditioning]:
-        """Conditioning by prompt id; all of it without ``prompt_ids``.
+        """Conditioning by prompt id; all of it without ``prompt_ids``. Tensors stay on disk until they are used.
 
         Raises:
             DataError: a prompt that is not stored, or a shard that can no longer be read.
@@ -105,6 +106,11 @@ class ConditioningCache:
         self._write_index()
         return shard
 
+    @property
+    def size(self) -> int:
+        """Bytes of the shards on disk."""
+        return sum(shard.stat().st_size for shard in {entry["shard"] for entry in self._entries.values()})
+
     def drop_damaged(self) -> None:
         """Remove shards that cannot be read; their prompts are computed again."""
         for shard in self.damaged:
@@ -134,26 +140,24 @@ def _read_entries(shard: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_shard(shard: Path, entries: dict[str, dict[str, Any]]) -> dict[str, Conditioning]:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(str(shard), framework="pt") as reader:
-            return {
-                prompt_id: Conditioning(
-                    prompt_id=prompt_id,
-                    prefix=reader.get_tensor(f"{prompt_id}.prefix"),
-                    reply_stream=reader.get_tensor(f"{prompt_id}.reply_stream"),
-                    speaker=entry["speaker"],
-                    reply_text=entry["reply_text"],
-                )
-                for prompt_id, entry in entries.items()
-            }
-    except (SafetensorError, OSError) as error:
+        tensors = map_tensors(shard, [f"{i}.{part}" for i in entries for part in ("prefix", "reply_stream")])
+    except (ValueError, OSError, KeyError) as error:
         raise DataError(
             f"a conditioning shard cannot be read ({error})",
             where=str(shard),
             fix="delete this file and run the conditioning stage again",
         ) from error
+    return {
+        prompt_id: Conditioning(
+            prompt_id=prompt_id,
+            prefix=tensors[f"{prompt_id}.prefix"],
+            reply_stream=tensors[f"{prompt_id}.reply_stream"],
+            speaker=entry["speaker"],
+            reply_text=entry["reply_text"],
+        )
+        for prompt_id, entry in entries.items()
+    }
 
 
 def ensure_conditioning(

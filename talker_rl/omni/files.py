@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from talker_rl.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HASHED_SUFFIXES = {".json", ".safetensors", ".txt", ".jinja", ".pt"}
 
 
@@ -74,6 +77,31 @@ def read_tensors(files: Iterable[Path], prefix: str = "") -> dict[str, torch.Ten
             raise CheckpointError(
                 f"{file.name} cannot be read ({error}); it may be truncated", where=str(file), fix="download it again"
             ) from error
+    return out
+
+
+def map_tensors(file: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file that stay on disk: pages are read when they are looked at, and given back to the
+    system where memory is short. (``safe_open`` copies.) Changes to them stay in this process.
+
+    Raises:
+        ValueError, OSError, KeyError: the file is truncated, is no safetensors file, or lacks a name.
+    """
+    with open(file, "rb") as stream:
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    start = 8 + int.from_bytes(mapped[:8], "little")
+    if not 8 < start <= len(mapped):
+        raise ValueError("its header is longer than the file")
+    header = json.loads(mapped[8:start])
+    out = {}
+    for name in names:
+        entry = header[name]
+        dtype, (begin, end) = _DTYPES[entry["dtype"]], entry["data_offsets"]
+        count = math.prod(entry["shape"])
+        if not 0 <= begin <= end <= len(mapped) - start or end - begin != count * dtype.itemsize:
+            raise ValueError(f"{name} lies outside the file")
+        flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=start + begin) if count else torch.empty(0)
+        out[name] = flat.to(dtype).reshape(entry["shape"])
     return out
 
 

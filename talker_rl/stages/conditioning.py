@@ -39,9 +39,10 @@ def run(ctx: Context) -> None:
     with timed() as seconds:
         omni = load_omni(ctx.config.model, parts=("thinker",))
         keys = {p.prompt_id: conditioning_key(omni, p, ctx.config.conditioning) for p in prompts}
-        parts = chunks(prompts, SHARD_SIZE)
+        parts, stored = chunks(prompts, SHARD_SIZE), 0
         for part in ctx.progress(parts, len(parts), "conditioning"):
             if all(cache.has(p.prompt_id, keys[p.prompt_id]) for p in part):
+                stored += len(part)
                 continue
             errors: dict[str, TalkerRLError] = {}
             fresh = compute_conditioning(omni, part, ctx.config.conditioning, errors=errors)
@@ -54,6 +55,8 @@ def run(ctx: Context) -> None:
     for reason in sorted(set(skipped.values()))[:10]:
         ctx.say(f"conditioning: skipped {sum(r == reason for r in skipped.values())} prompts: {reason}")
     atomic_write(notes, json.dumps(skipped, ensure_ascii=False, indent=1) + "\n")
+    ctx.say(f"conditioning: {len(prompts) - len(skipped)} prompts, {stored} of them were there already; "
+            f"{cache.size / 2**20:.1f} MiB in {ctx.config.model.dtype}")
     content = stable_hash(key, sorted(k for p, k in keys.items() if p not in skipped))
     ctx.run.finish("conditioning", content=content, seconds=seconds[0],
                    counts={"prompts": len(prompts) - len(skipped), "skipped": len(skipped)})
