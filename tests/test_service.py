@@ -25,7 +25,6 @@ from service_helpers import (
 
 from talker_rl.reward.service.protocol import ScoreResponse
 
-pytestmark = pytest.mark.slow  # a whole service with its worker processes: pytest -m slow tests/test_service*
 FAILED_FIELDS = {"id", "status", "error"}
 
 

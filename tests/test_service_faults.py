@@ -37,8 +37,6 @@ from service_helpers import (
 from talker_rl.reward.client import ScoreClient
 from talker_rl.reward.service.protocol import Item
 
-pytestmark = pytest.mark.slow  # a whole service with its worker processes: pytest -m slow tests/test_service*
-
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:

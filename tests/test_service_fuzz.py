@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import checks
 from service_helpers import Service, code_items, noise, sound_item
 
-pytestmark = pytest.mark.slow  # a whole service with its worker processes: pytest -m slow tests/test_service*
 ALLOWED = {200, 400, 413, 422}
 
 

@@ -18,8 +18,6 @@ from talker_rl.reward.client import ScoreClient
 from talker_rl.stages.serve import canary_of
 from talker_rl.stages.shards import ShardFolder
 
-pytestmark = pytest.mark.slow  # a whole service with its worker processes: pytest -m slow tests/test_service*
-
 
 @pytest.fixture(scope="module")
 def sampled(service_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
