@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
-    codes = 32 if args.quick else args.codes
+    codes = 16 if args.quick else args.codes
     talker, n = mid_talker(), args.candidates
     conditionings = random_conditionings(args.prompts, talker.config.embedding_size)
     silent = sorted({talker.codec_pad_token, talker.codec_eos_token, *range(NUM_CODES, 8448)})
