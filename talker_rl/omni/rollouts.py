@@ -193,7 +193,7 @@ class _Rows:
             if self.waiting[0].prompt not in prefixes:
                 prompts = itertools.islice(dict.fromkeys(s.prompt for s in self.waiting), PREFILL_PROMPTS)
                 self.decoder.prefill(list(prompts))
-            new = []
+            new: list[_Sequence] = []
             while self.waiting and len(self.here) + len(new) < self.rows and self.waiting[0].prompt in prefixes:
                 new.append(self.waiting.popleft())
             self.decoder.join([s.prompt for s in new])

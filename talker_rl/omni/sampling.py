@@ -125,7 +125,6 @@ class CodeSampler:
             raise ConfigError(f"transformers refuses a sampling option: {error}", where="sampling") from error
         self.top_k = sampling.top_k if sampling.do_sample else 0
         self.narrow, self.renormalize = narrow, sampling.renormalize_logits
-        self.full_top_k = hf.TopKLogitsWarper(self.top_k) if self.top_k else None
 
     def scores(self, histories: Histories, logits_BV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Processed scores, and the ids they belong to where only top-k's support is kept: (B, K), (B, K) or None.
@@ -143,7 +142,7 @@ class CodeSampler:
                     scores[rows] = processor(same_length, scores[rows])
         ids = None
         if 0 < self.top_k < scores.shape[-1]:
-            scores, ids = self._survivors(scores) if self.narrow else (self.full_top_k(ids_BL, scores), None)
+            scores, ids = self._survivors(scores) if self.narrow else (self._full_top_k(scores), None)
         scores = self.warpers(ids_BL, scores)
         return (scores.log_softmax(-1) if self.renormalize else scores), ids
 
@@ -156,6 +155,11 @@ class CodeSampler:
         kept = int((scores_BV >= threshold).sum(-1).max())
         support, ids = scores_BV.topk(kept, dim=-1)
         return support.masked_fill(support < threshold, -torch.inf), ids
+
+    def _full_top_k(self, scores_BV: torch.Tensor) -> torch.Tensor:
+        """The same over all ids, the others at -inf."""
+        threshold = scores_BV.topk(self.top_k, dim=-1).values[:, -1:]
+        return scores_BV.masked_fill(scores_BV < threshold, -torch.inf)
 
     def choose(
         self, histories: Histories, logits_BV: torch.Tensor, uniforms_B: torch.Tensor | None
