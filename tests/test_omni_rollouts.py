@@ -11,8 +11,10 @@ from pydantic import ValidationError
 
 from talker_rl.errors import ConfigError, DataError, StageError
 from talker_rl.omni.config import SamplingConfig
+from talker_rl.omni.layout import TalkerExample, collate
+from talker_rl.omni.logps import token_logps
 from talker_rl.omni.rollouts import sample_candidates
-from talker_rl.omni.sampling import CodeSampler, Uniforms
+from talker_rl.omni.sampling import CodeSampler, Histories, uniforms
 
 EVERY_OPTION = [
     {},
@@ -50,59 +52,75 @@ def transformers_processors(talker, sampling, prefix_length):
     return talker._get_logits_processor(generation_config=config, input_ids_seq_length=prefix_length, device="cpu")
 
 
+def sampler_of(talker, sampling, *, narrow=True):
+    return CodeSampler(sampling, talker, torch.device("cpu"), narrow=narrow)
+
+
+def histories_of(sampler, said):
+    """Rows that have said these ids, the longest first: the others joined later."""
+    histories, longest = Histories(sampler.start_ids, len(said), 8, torch.device("cpu")), len(said[0])
+    for left in range(longest, -1, -1):
+        if joining := sum(len(ids) == left for ids in said):
+            histories.join([0] * joining)
+        if left:
+            histories.append(torch.tensor([ids[len(ids) - left] for ids in said if len(ids) >= left]))
+    return histories
+
+
+@pytest.mark.parametrize("narrow", [True, False])
 @pytest.mark.parametrize("options", EVERY_OPTION, ids=lambda o: "+".join(o) or "defaults")
-def test_processed_scores_are_transformers_own(talker, options):
-    """Step by step on random logits and histories, against the list that transformers builds itself."""
+def test_processed_scores_are_transformers_own(talker, options, narrow):
+    """Rows at different steps, on random logits and histories, against the list that transformers builds itself."""
     sampling = SamplingConfig(**options)
-    sampler = CodeSampler(sampling, talker, torch.device("cpu"))
+    sampler = sampler_of(talker, sampling, narrow=narrow)
     generator = torch.Generator().manual_seed(1)
-    batch, prefix_length = 3, 17
-    theirs = transformers_processors(talker, sampling, prefix_length)
-    prefix = torch.full((batch, prefix_length), 8296)
-    prefix[:, -2], prefix[:, -1] = 8292, 8293
-    history = torch.tensor([[7, 9, 7, 30, 7], [8, 8, 8, 8, 8], [11, 12, 7, 9, 7]])
-    for step in range(history.shape[1] + 1):
-        logits = 4 * torch.randn(batch, 8448, generator=generator)
+    prefix = [8296] * 15 + [8292, 8293]
+    theirs = transformers_processors(talker, sampling, len(prefix))
+    history = [[7, 9, 7, 30, 7], [8, 8, 8, 8, 8], [11, 12, 7, 9, 7]]
+    for steps in [(0, 0, 0), (3, 2, 1), (5, 5, 0), (5, 0, 0), (4, 3, 2)]:
+        logits = 4 * torch.randn(3, 8448, generator=generator)
         logits[:, [7, 8, 9, 12, 8292, 8294]] += 12
-        ids = torch.cat([sampler.start(batch, logits.device), history[:, :step]], dim=-1)
-        expected = theirs(torch.cat([prefix, history[:, :step]], dim=-1), logits.clone())
-        scores, support = sampler.scores(ids, logits.clone())
+        original = logits.clone()
+        said = [ids[:step] for ids, step in zip(history, steps, strict=True)]
+        histories = histories_of(sampler, said)
+        rows = [theirs(torch.tensor([prefix + ids]), logits[i : i + 1].clone()) for i, ids in enumerate(said)]
+        expected = torch.cat(rows)
+        scores, support = sampler.scores(histories, logits)
         dense = scores if support is None else torch.full_like(logits, -torch.inf).scatter(-1, support, scores)
         assert torch.equal(torch.isfinite(dense), torch.isfinite(expected))
         kept = torch.isfinite(expected)
         assert torch.allclose(dense[kept], expected[kept], rtol=1e-6, atol=1e-6)
         assert not torch.isfinite(dense[:, 8293]).any()
-        _, logps = sampler.choose(ids, logits.clone(), torch.full((batch,), 0.5, dtype=torch.float64))
+        _, logps = sampler.choose(histories, logits, torch.full((3,), 0.5, dtype=torch.float64))
         assert (logps <= 0).all()
+        assert torch.equal(logits, original)  # raw log-probs are taken from them afterwards
 
 
 def test_ties_at_the_kth_place_survive_as_in_transformers(talker):
-    sampling = SamplingConfig(top_k=2, top_p=1.0, repetition_penalty=1.0, temperature=1.0)
-    sampler = CodeSampler(sampling, talker, torch.device("cpu"))
+    sampler = sampler_of(talker, SamplingConfig(top_k=2, top_p=1.0, repetition_penalty=1.0, temperature=1.0))
     logits = torch.full((2, 8448), -9.0)
     logits[0, [3, 5, 6]] = torch.tensor([1.0, 0.0, 0.0])
     logits[1, [3, 5]] = torch.tensor([1.0, 0.0])
-    scores, ids = sampler.scores(sampler.start(2, logits.device), logits)
+    scores, ids = sampler.scores(histories_of(sampler, [[], []]), logits)
     survivors = [set(i[torch.isfinite(s)].tolist()) for s, i in zip(scores, ids, strict=True)]
     assert survivors == [{3, 5, 6}, {3, 5}]
 
 
 def test_draws_follow_the_distribution(talker):
     """4,000 draws from a known distribution: every frequency within five standard errors."""
-    sampling = SamplingConfig(top_k=4, top_p=1.0, repetition_penalty=1.0, temperature=1.0)
-    sampler = CodeSampler(sampling, talker, torch.device("cpu"))
+    sampler = sampler_of(talker, SamplingConfig(top_k=4, top_p=1.0, repetition_penalty=1.0, temperature=1.0))
     probabilities = {100: 0.5, 7: 0.3, 8294: 0.15, 4000: 0.05}
     logits = torch.full((1, 8448), -100.0)
     for code, p in probabilities.items():
         logits[0, code] = math.log(p)
     n = 4_000
-    uniforms = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    ids, logps = sampler.choose(sampler.start(n, logits.device), logits.expand(n, -1), uniforms)
+    drawn = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ids, logps = sampler.choose(histories_of(sampler, [[]] * n), logits.expand(n, -1), drawn)
     for code, p in probabilities.items():
         share = float((ids == code).double().mean())
         assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / n)
         assert torch.allclose(logps[ids == code], torch.tensor(math.log(p), dtype=torch.float64), atol=1e-6)
-    edge, _ = sampler.choose(sampler.start(1, logits.device), logits, torch.tensor([1 - 2**-53], dtype=torch.float64))
+    edge, _ = sampler.choose(histories_of(sampler, [[]]), logits, torch.tensor([1 - 2**-53], dtype=torch.float64))
     assert edge.item() == 8294  # the last id with any probability, never one without
 
 
@@ -113,17 +131,60 @@ def test_a_candidate_does_not_depend_on_its_batch(talker):
     together = sample_candidates(talker, conditionings, seeds, sampling)
     assert [c.candidate_id for c in together] == ["p0-0", "p0-1", "p1-0", "p2-0", "p2-1", "p2-2", "p3-0", "p3-1"]
     small = sample_candidates(talker, conditionings, seeds, sampling, batch_size=3)
+    unseen = sample_candidates(talker, conditionings, seeds, sampling, batch_size=3, steps_unseen=7)
     alone = [
         sample_candidates(talker, [conditioning], [[seed]], sampling)[0]
         for conditioning, group in zip(conditionings, seeds, strict=True)
         for seed in group
     ]
-    for a, b, c in zip(together, small, alone, strict=True):
-        assert a.codes == b.codes == c.codes and a.end_reason == c.end_reason and a.seed == c.seed
-        for x, y in ((a, b), (a, c)):
+    for a, b, c, d in zip(together, small, alone, unseen, strict=True):
+        assert a.codes == b.codes == c.codes == d.codes and a.end_reason == c.end_reason == d.end_reason
+        assert a.seed == c.seed and len(a.token_logps) == len(d.token_logps)  # nothing past a row's end
+        for x, y in ((a, b), (a, c), (a, d)):
             assert torch.allclose(torch.tensor(x.token_logps), torch.tensor(y.token_logps), atol=1e-5)
             assert torch.allclose(torch.tensor(x.processed_logps), torch.tensor(y.processed_logps), atol=1e-5)
     assert len({tuple(c.codes) for c in together}) == len(together)  # other seeds, other speech
+
+
+def test_rows_are_refilled_and_a_prefix_is_computed_once(monkeypatch):
+    """19 prompts in groups of 4 (never more prefixes), two candidates each, five rows: full while anyone waits."""
+    talker = tiny_omni().talker
+    monkeypatch.setattr("talker_rl.omni.rollouts.PREFILL_PROMPTS", 4)
+    prefilled, sampled = [], []
+    talker.model.register_forward_pre_hook(
+        lambda _, args, kw: prefilled.append(kw["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    talker.codec_head.register_forward_pre_hook(lambda _, args: sampled.append(len(args[0])))
+    conditionings = random_conditionings([(60 if i in (7, 18) else 5 + i % 6, 2 + i % 3) for i in range(19)])
+    sampling = SamplingConfig(max_new_tokens=30, sequence_bias=[([8294], 6.0)])
+    seeds = [[i, 100 + i] for i in range(19)]
+    together = sample_candidates(talker, conditionings, seeds, sampling)
+    prefilled.clear(), sampled.clear()
+    candidates = sample_candidates(talker, conditionings, seeds, sampling, batch_size=5)
+    assert [c.codes for c in candidates] == [c.codes for c in together]
+    assert len({len(c.codes) for c in candidates}) > 5
+    assert [rows for rows, width in prefilled if width > 1] == [4, 4, 4, 4, 3]
+    assert sampled == sorted(sampled, reverse=True) and sampled[0] == 5 and sampled[-1] < 5
+    ids = sum(len(c.token_logps) + (c.end_reason == "invalid_code") for c in candidates)  # its log-prob is not kept
+    assert sum(sampled) == ids  # nothing is computed for a candidate that ended
+
+
+@pytest.mark.parametrize("kind", ["eager", "sliding"])
+def test_other_attention_scores_its_own_samples(kind):
+    """Raw log-probs equal teacher-forced ones when the mask is added to the scores by hand, or hides the past."""
+    inner = tiny_omni().talker
+    if kind == "eager":
+        inner.model.config._attn_implementation = "eager"
+    else:
+        inner.model.config.layer_types = ["full_attention", "sliding_attention"]
+        inner.model.config.sliding_window = 4
+        inner.model.has_sliding_layers = True
+    conditionings = random_conditionings([(6, 3), (15, 5)])
+    sampling = SamplingConfig(max_new_tokens=20, suppress_tokens=[8292, 8294, *range(8194, 8292), *range(8295, 8448)])
+    for c in sample_candidates(inner, conditionings, [[1, 2], [3]], sampling, batch_size=2):
+        example = TalkerExample(conditionings[int(c.prompt_id[1:])], c.codes)
+        logps = token_logps(inner, collate([example]))[0]
+        assert torch.allclose(logps, torch.tensor(c.token_logps), atol=1e-5)
 
 
 def test_a_longer_budget_only_continues(talker):
@@ -137,10 +198,10 @@ def test_a_longer_budget_only_continues(talker):
         assert long.codes[: len(short.codes)] == short.codes
 
 
-def test_uniforms_do_not_depend_on_neighbours():
-    one, three = Uniforms([5]), Uniforms([9, 5, 2])
-    for step in range(600):
-        assert one.at(step, torch.tensor([0])) == three.at(step, torch.tensor([1, 2]))[0]
+def test_uniforms_do_not_depend_on_neighbours_nor_on_the_budget():
+    one, three = uniforms([5], 300), uniforms([9, 5, 2], 600)
+    assert torch.equal(one[0], three[1, :300])
+    assert 0 <= float(three.min()) and float(three.max()) < 1 and len(three.unique()) == three.numel()
 
 
 class Scripted:
@@ -202,7 +263,7 @@ def test_bad_calls(talker):
     with pytest.raises(DataError, match="lists of seeds"):
         sample_candidates(talker, random_conditionings([(5, 2)]), [], SamplingConfig())
     with pytest.raises(ConfigError, match="refuses"):
-        CodeSampler(SamplingConfig(bad_words_ids=[[-1]]), talker, torch.device("cpu"))
+        sampler_of(talker, SamplingConfig(bad_words_ids=[[-1]]))
 
 
 def test_progress_and_training_mode(talker):

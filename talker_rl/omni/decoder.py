@@ -1,0 +1,200 @@
+"""The Talker's decoder for rollouts: rows at different positions over a cache that is written in place.
+
+Attention, projections and adapters are the model's own: they get the cache as ``past_key_values`` and the rows' lengths
+as an attention mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from talker_rl.omni.conditioning import Conditioning
+from talker_rl.omni.layout import prefix_inputs
+
+CACHE_BLOCK = 256
+"""Positions the cache grows by: what it holds is copied once in so many steps."""
+
+
+class RowCache:
+    """Keys and values of all layers, (rows, heads, capacity, head_dim) each; a row's position p is its slot p.
+
+    Serves as ``past_key_values`` of a forward over one position a row: of the cache's interface the model calls
+    ``update`` alone, since positions and mask are given to it.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self._at: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._length = 0
+
+    def place(self, slots_B: torch.Tensor, length: int) -> None:
+        """Where the next forward writes: row b at ``slots_B[b]``; it reads the first ``length`` slots."""
+        for tensors in (self.keys, self.values):
+            for i, tensor in enumerate(tensors):
+                tensors[i] = self._grown(tensor, length)
+        self._at, self._length = (torch.arange(len(slots_B), device=slots_B.device), slots_B), length
+
+    def update(
+        self, keys_BH1D: torch.Tensor, values_BH1D: torch.Tensor, layer: int, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write a position of every row; returns the filled part, (B, H, length, D) views."""
+        assert self._at is not None, "place comes first"
+        self.keys[layer][self._at[0], :, self._at[1]] = keys_BH1D[:, :, 0]
+        self.values[layer][self._at[0], :, self._at[1]] = values_BH1D[:, :, 0]
+        part = (slice(len(keys_BH1D)), slice(None), slice(self._length))
+        return self.keys[layer][part], self.values[layer][part]
+
+    def fill(self, rows: Sequence[int], prefix: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Give rows the keys and values of a prefix, one pair (H, P, D) a layer."""
+        length = prefix[0][0].shape[1]
+        if not self.keys:
+            self.keys = [k.new_zeros(self.rows, len(k), 0, k.shape[2]) for k, _ in prefix]
+            self.values = [v.new_zeros(self.rows, len(v), 0, v.shape[2]) for _, v in prefix]
+        index = torch.tensor(rows, device=prefix[0][0].device)
+        for i, (keys, values) in enumerate(prefix):
+            self.keys[i], self.values[i] = self._grown(self.keys[i], length), self._grown(self.values[i], length)
+            self.keys[i][index, :, :length] = keys
+            self.values[i][index, :, :length] = values
+
+    def move(self, source: torch.Tensor, target: torch.Tensor, length: int) -> None:
+        """Copy the first ``length`` slots of rows over others."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :length] = tensor[source, :, :length]
+
+    @staticmethod
+    def _grown(tensor: torch.Tensor, length: int) -> torch.Tensor:
+        missing = length - tensor.shape[2]
+        if missing <= 0:
+            return tensor
+        # zeros: attention multiplies what no row has written by zero, so it must be finite
+        return torch.nn.functional.pad(tensor, (0, 0, 0, -(-missing // CACHE_BLOCK) * CACHE_BLOCK))
+
+
+@dataclass
+class _Prefix:
+    """What a prompt's prefix leaves: computed once, copied to each of its candidates."""
+
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    """Keys and values (H, P, D) of each layer."""
+    hidden: torch.Tensor
+    """(H,) last hidden state at the last position, which predicts the first code."""
+    length: int
+
+
+class Decoder:
+    """Rows 0 .. n-1 are sequences; they join and leave between steps.
+
+    Args:
+        inner: the transformers Talker (LoRA layers may be in it).
+        conditionings: of all prompts; rows name them by index.
+        rows: most rows at a time.
+    """
+
+    def __init__(self, inner: Any, conditionings: Sequence[Conditioning], rows: int) -> None:
+        self.inner, self.conditionings = inner, conditionings
+        weight = inner.codec_head.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.cache = RowCache(rows)
+        self.prefixes: dict[int, _Prefix] = {}
+        replies = (max(len(c.reply_stream) for c in conditionings), conditionings[0].reply_stream.shape[-1])
+        self.reply = torch.zeros(rows, *replies, dtype=self.dtype, device=self.device)
+        self.reply_last = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self.steps = torch.zeros(rows, dtype=torch.long, device=self.device)  # codes fed
+        self.positions = torch.zeros(rows, dtype=torch.long, device=self.device)  # of the next input
+        self.lengths: list[int] = []  # the same of the rows that are there, known without asking the device
+        self.hidden = weight.new_zeros(0, weight.shape[1])
+
+    def logits(self) -> torch.Tensor:
+        """(n, V) float32 of each row's next code."""
+        return self.inner.codec_head(self.hidden).float()
+
+    def prefill(self, prompts: Sequence[int]) -> None:
+        """Compute prefixes in one forward, in the place of those that there were.
+
+        Right-padded, so causal attention needs no mask, and slot is position.
+        """
+        self.prefixes.clear()
+        given = [self.conditionings[i].prefix.to(self.device, self.dtype) for i in prompts]
+        prefixes = [prefix_inputs(self.inner, prefix) for prefix in given]
+        inputs = torch.nn.utils.rnn.pad_sequence(prefixes, batch_first=True)
+        cache = DynamicCache()  # of no config: sliding layers, too, keep all
+        hidden = self.inner.model(
+            inputs_embeds=self.inner.thinker_to_talker_proj(inputs),
+            attention_mask=None,
+            position_ids=torch.arange(inputs.shape[1], device=self.device).expand(3, *inputs.shape[:2]),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        for row, (i, prefix) in enumerate(zip(prompts, prefixes, strict=True)):
+            length = len(prefix)
+            layers = [(layer.keys[row, :, :length], layer.values[row, :, :length]) for layer in cache.layers]
+            self.prefixes[i] = _Prefix(layers, hidden[row, length - 1], length)
+
+    def join(self, prompts: Sequence[int]) -> None:
+        """Append a row for each of these prompts (prefilled before), at its first code."""
+        first = len(self.lengths)
+        for i in dict.fromkeys(prompts):
+            prefix, stream = self.prefixes[i], self.conditionings[i].reply_stream
+            rows = [first + k for k, prompt in enumerate(prompts) if prompt == i]
+            index = torch.tensor(rows, device=self.device)
+            self.cache.fill(rows, prefix.layers)
+            self.reply[index, : len(stream)] = stream.to(self.device, self.dtype)
+            self.reply_last[index], self.positions[index], self.steps[index] = len(stream) - 1, prefix.length, 0
+        self.lengths += [self.prefixes[i].length for i in prompts]
+        self.hidden = torch.cat([self.hidden, *(self.prefixes[i].hidden[None] for i in prompts)])
+
+    def feed(self, codes_n: torch.Tensor) -> None:
+        """Append a code to every row, with its row of the reply stream."""
+        n = len(self.lengths)
+        rows = torch.arange(n, device=self.device)
+        stream = self.reply[rows, torch.minimum(self.steps[:n], self.reply_last[:n])]
+        inputs = self.inner.get_input_embeddings()(codes_n) + stream
+        positions = self.positions[:n]
+        self.lengths = [length + 1 for length in self.lengths]
+        self.cache.place(positions, max(self.lengths))
+        self.hidden = self.inner.model(
+            inputs_embeds=self.inner.thinker_to_talker_proj(inputs[:, None]),
+            attention_mask=self._masks(positions),
+            position_ids=positions[:, None].expand(3, n, 1),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        self.steps[:n] += 1
+        self.positions[:n] += 1
+
+    def _masks(self, positions_n: torch.Tensor) -> dict[str, torch.Tensor | None]:
+        """What each kind of layer may see: itself and what came before; as the model's attention wants it."""
+        config, length = self.inner.model.config, max(self.lengths)
+        slots = torch.arange(length, device=self.device)
+        seen = slots <= positions_n[:, None]
+        masks: dict[str, torch.Tensor | None] = {}
+        for kind in set(config.layer_types):
+            sliding = kind == "sliding_attention"
+            if not sliding and min(self.lengths) == length:
+                masks[kind] = None  # everybody sees everything
+                continue
+            mask = seen & (slots > positions_n[:, None] - config.sliding_window) if sliding else seen
+            if "flash" in config._attn_implementation:
+                masks[kind] = mask
+            else:  # added to the scores; made once for all layers
+                zero = torch.zeros((), dtype=self.dtype, device=self.device)
+                masks[kind] = torch.where(mask, zero, torch.finfo(self.dtype).min)[:, None, None]
+        return masks
+
+    def leave(self, moves: Sequence[tuple[int, int]], left: int) -> None:
+        """Copy rows over others (from, to), then keep the first ``left``."""
+        if moves:
+            source, target = (torch.tensor(x, device=self.device) for x in zip(*moves, strict=True))
+            self.cache.move(source, target, max(self.lengths))
+            for tensor in (self.reply, self.reply_last, self.steps, self.positions, self.hidden):
+                tensor[target] = tensor[source]
+        for a, b in moves:
+            self.lengths[b] = self.lengths[a]
+        self.lengths, self.hidden = self.lengths[:left], self.hidden[:left]
