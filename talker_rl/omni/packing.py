@@ -71,11 +71,12 @@ class Packing:
         if self._index is None:
             self._index = _Index.of(self.prompts).to(query.device)
         index = self._index
-        k, v = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
-        out = [sdpa(*(_take(x, index.prefix_UP) for x in (query, k, v)), None, dropout, True, scale=scale)]
+        q, k, v = (_take(x, index.prefix_UP) for x in (query, key, value))
+        out = [sdpa(q, k, v, None, dropout, True, scale=scale, enable_gqa=True)]
         if index.completion_CT.numel():
-            q = _take(query, index.completion_CT)
-            k, v = _take(k, index.key_CS), _take(v, index.key_CS)
+            q, k, v = _take(query, index.completion_CT), _take(key, index.key_CS), _take(value, index.key_CS)
+            # CUDA's kernels take a mask or grouped keys, not both.
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
             out.append(sdpa(q, k, v, index.mask_C1TS, dropout, scale=scale))
         flat = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in out])
         return flat.index_select(0, index.back_L)[None]
