@@ -130,6 +130,17 @@ def test_attention_on_either_device_equals_masked_softmax(way, prompts):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("way", ["_stretch_by_stretch", "_padded"])
+def test_nan_in_a_prompt_stays_there(way):
+    """So that an error names the right pair."""
+    L = sum(prefix + sum(completions) for prefix, completions in PROMPTS)
+    query, key, value = (torch.randn(1, heads, L, 8) for heads in (4, 2, 2))
+    key[:, :, 0] = value[:, :, 0] = float("nan")
+    finite = getattr(Packing(PROMPTS), way)(query, key, value, 0.3, 0.0).isfinite().all(dim=(0, 2, 3))
+    first = PROMPTS[0][0] + sum(PROMPTS[0][1])
+    assert finite.tolist() == [False] * first + [True] * (L - first)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_rows_that_are_not_packed_are_computed_as_before(attention):
     talker = tiny_omni().talker

@@ -52,8 +52,8 @@ class Packing:
             out.append(sdpa(q, prefix_k, prefix_v, None, dropout, True, scale=scale, enable_gqa=True))
             for _ in completions:
                 (q, k, v), mask = next(stretches), next(masks)
-                k, v = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)
                 if q.shape[2]:
+                    k, v = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)
                     out.append(sdpa(q, k, v, mask, dropout, scale=scale, enable_gqa=True))
         return torch.cat([x.transpose(1, 2) for x in out], dim=1)
 
@@ -84,7 +84,10 @@ class Packing:
 
 @dataclass
 class _Index:
-    """Where the padded calls take their rows from, U prompts, C completions, S = P + T; padding takes row 0."""
+    """Where the padded calls take their rows from, U prompts, C completions, S = P + T.
+
+    Padding takes the prompt's first position: a NaN there spoils no other prompt, masked or not.
+    """
 
     prefix_UP: Tensor
     completion_CT: Tensor
@@ -103,7 +106,9 @@ class _Index:
             for _ in counts:
                 completions.append(next(stretches))
                 owner.append(u)
-        (prefix_UP, in_prefix_UP), (completion_CT, in_completion_CT) = _pad(prefixes), _pad(completions)
+        first_U = torch.stack([x[0] for x in prefixes])
+        prefix_UP, in_prefix_UP = _pad(prefixes, first_U)
+        completion_CT, in_completion_CT = _pad(completions, first_U[owner])
         T = completion_CT.shape[1]
         before_CTP = in_prefix_UP[owner][:, None].expand(-1, T, -1)
         own_CTT = torch.ones(T, T, dtype=torch.bool).tril().expand(len(owner), T, T)
@@ -118,10 +123,10 @@ class _Index:
         return _Index(*(x.to(device) for x in vars(self).values()))
 
 
-def _pad(stretches: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Right-padded with 0, and True where there is no padding."""
-    real = [torch.ones_like(x, dtype=torch.bool) for x in stretches]
-    return pad_sequence(stretches, batch_first=True), pad_sequence(real, batch_first=True)
+def _pad(stretches: list[Tensor], fill_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, S) right-padded with each row's fill, and True where there is no padding."""
+    real = pad_sequence([torch.ones_like(x, dtype=torch.bool) for x in stretches], batch_first=True)
+    return torch.where(real, pad_sequence(stretches, batch_first=True), fill_B[:, None]), real
 
 
 def _take(x_1HLD: Tensor, index_BS: Tensor) -> Tensor:
