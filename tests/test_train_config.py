@@ -93,7 +93,8 @@ def test_defaults(tmp_path):
     ("args", "message"),
     [
         ({"learnin_rate": 1.0}, "did you mean 'learning_rate'"),
-        ({"padding_free": True}, "padding_free"),
+        ({"padding_free": False}, "padding_free"),
+        ({"train_sampling_strategy": "group_by_length"}, "packed"),
         ({"precompute_ref_log_probs": False}, "precompute_ref_log_probs"),
         ({"sync_ref_model": True}, "sync_ref_model"),
         ({"load_best_model_at_end": True}, "select: best"),
@@ -123,7 +124,7 @@ assert not HAS_TRL
 from talker_rl.errors import ConfigError
 args = TalkerDPOConfig(output_dir="unused", max_steps=3)
 assert args.max_length is None and args.disable_dropout
-for bad in ({"beta": 0.1}, {"ld_alpha": 0.5}, {"padding_free": True}):
+for bad in ({"beta": 0.1}, {"ld_alpha": 0.5}, {"padding_free": False}):
     try:
         TalkerDPOConfig(output_dir="unused", **bad)
     except ConfigError:

@@ -71,15 +71,14 @@ def world(request):
 
 
 def our_batch(talker, reference, conditionings, pairs) -> PairBatch:
-    """Log-probs as the package computes them: one right-padded batch a side."""
-    fields = {}
-    for side in ("chosen", "rejected"):
-        batch = collate([TalkerExample(conditionings[p.conditioning], getattr(p, side)) for p in pairs])
-        fields[f"policy_{side}_logps"] = token_logps(talker, batch)
-        with torch.no_grad():
-            fields[f"ref_{side}_logps"] = token_logps(reference, batch)
-        fields[f"{side}_mask"] = batch.completion_mask_BT
-    return PairBatch(**fields)
+    """Log-probs as the package computes them: chosen and rejected of a prompt behind one prefix."""
+    examples = [TalkerExample(conditionings[p.conditioning], codes) for p in pairs for codes in (p.chosen, p.rejected)]
+    batch = collate(examples)
+    policy = token_logps(talker, batch)
+    with torch.no_grad():
+        ref = token_logps(reference, batch)
+    mask = batch.completion_mask_BT
+    return PairBatch(policy[::2], policy[1::2], ref[::2], ref[1::2], mask[::2], mask[1::2])
 
 
 @pytest.mark.parametrize("case", CASES)

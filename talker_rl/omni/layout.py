@@ -9,7 +9,7 @@ Every position is a sum in the Thinker's width, projected to the Talker's (facts
     P-1             first reply token                  codec-bos      -> predicts code 0
     P-1+t, t >= 1   reply_stream[min(t-1, R-1)]        code t-1       -> predicts code t
 
-so teacher forcing is one forward over the whole sum, and needs no model code of its own.
+so teacher forcing is one forward over the whole sum. P is the prefix; what follows it is the completion.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from talker_rl.errors import DataError
+from talker_rl.omni.packing import Packing
 
 if TYPE_CHECKING:
     from talker_rl.omni.conditioning import Conditioning
@@ -40,25 +42,26 @@ class TalkerExample:
 
 @dataclass
 class TalkerBatch:
-    """Right-padded: causal attention never looks at padding, so no attention mask is needed.
+    """B sequences in one packed row without padding: see :mod:`talker_rl.omni.packing`.
 
-    S = longest prefix + completion - 1 (the last id is predicted, never read), T = longest completion.
+    L = positions of all prefixes, each once, and of all completions but their last ids, which are predicted and never
+    read; T = longest completion.
     """
 
-    thinker_BSE: torch.Tensor
-    """Thinker side of the sum; padding may hold anything."""
-    codec_ids_BS: torch.Tensor
+    thinker_LE: torch.Tensor
+    """Thinker side of the sum."""
+    codec_ids_L: torch.Tensor
     """Codec side: special placeholders resolved by :func:`talker_inputs`; NO_CODE where there is none."""
-    mask_BS: torch.Tensor
-    """True at real positions."""
-    position_ids_3BS: torch.Tensor
-    """Rotary positions of the three axes, equal for text."""
+    position_ids_L: torch.Tensor
+    """Rotary positions, equal on the three axes for text; each completion goes on from its prefix."""
+    packing: Packing
+    """Which positions belong together."""
     codes_BT: torch.Tensor
-    """Completion ids; 0 at padding, which is a real code, so use the mask."""
+    """Completion ids in the order of the examples; 0 at padding, which is a real code, so use the mask."""
     completion_mask_BT: torch.Tensor
     """True on completion ids, the stop included."""
     predictor_BT: torch.Tensor
-    """Position in S whose output predicts the id; 0 at padding."""
+    """Position in L whose output predicts the id; 0 at padding."""
 
     def to(self, device: torch.device | str) -> TalkerBatch:
         moved = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
@@ -79,52 +82,55 @@ def reply_rows(reply_stream_RE: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 def collate(examples: Sequence[TalkerExample]) -> TalkerBatch:
-    """Stack examples into a right-padded batch.
+    """Pack examples into one row; those with the same conditioning (the same object) share its prefix.
 
     Raises:
         DataError: an example without ids, or a prefix shorter than the two rows that end it.
     """
     if not examples:
         raise DataError("an empty batch cannot be collated")
-    rows: list[dict[str, torch.Tensor]] = []
-    for example in examples:
-        prefix, stream = example.conditioning.prefix, example.conditioning.reply_stream
-        steps, width = len(example.codes), prefix.shape[0]
-        if steps == 0:
-            raise DataError("a sequence without ids has no log-probs", where=example.conditioning.prompt_id)
-        if width < 2 or stream.shape[0] < 1:
-            where = example.conditioning.prompt_id
-            raise DataError("a conditioning needs two prefix rows and one reply row", where=where)
-        codes = torch.tensor(example.codes, dtype=torch.long)
-        codec = torch.full((width + steps - 1,), NO_CODE, dtype=torch.long)
-        codec[width - 2], codec[width - 1], codec[width:] = PAD_SLOT, BOS_SLOT, codes[:-1]
-        rows.append(
-            {
-                "thinker": torch.cat([prefix, reply_rows(stream, steps - 1)]),
-                "codec": codec,
-                "codes": codes,
-                "predictor": torch.arange(width - 1, width - 1 + steps),
-            }
-        )
-    seq_len = torch.tensor([len(r["codec"]) for r in rows])
-    code_len = torch.tensor([len(r["codes"]) for r in rows])
-    S, T = int(seq_len.max()), int(code_len.max())
+    by_prompt: dict[int, list[int]] = {}
+    for b, example in enumerate(examples):
+        _check(example)
+        by_prompt.setdefault(id(example.conditioning), []).append(b)
+    thinker: list[torch.Tensor] = []
+    codec: list[torch.Tensor] = []
+    positions: list[torch.Tensor] = []
+    predictors: dict[int, torch.Tensor] = {}
+    prompts, at = [], 0
+    codes = [torch.tensor(example.codes, dtype=torch.long) for example in examples]
+    for members in by_prompt.values():
+        prefix = examples[members[0]].conditioning.prefix
+        width = prefix.shape[0]
+        ids = torch.full((width,), NO_CODE)
+        ids[-2:] = torch.tensor([PAD_SLOT, BOS_SLOT])
+        thinker, codec, positions = [*thinker, prefix], [*codec, ids], [*positions, torch.arange(width)]
+        last, at = at + width - 1, at + width
+        for b in members:
+            steps = len(codes[b]) - 1
+            thinker.append(reply_rows(examples[b].conditioning.reply_stream, steps))
+            codec.append(codes[b][:-1])
+            positions.append(torch.arange(width, width + steps))
+            predictors[b] = torch.cat([torch.tensor([last]), torch.arange(at, at + steps)])
+            at += steps
+        prompts.append((width, [len(codes[b]) - 1 for b in members]))
     return TalkerBatch(
-        thinker_BSE=_stack([r["thinker"] for r in rows], S, 0.0),
-        codec_ids_BS=_stack([r["codec"] for r in rows], S, NO_CODE),
-        mask_BS=torch.arange(S)[None] < seq_len[:, None],
-        position_ids_3BS=torch.arange(S).expand(3, len(rows), S).contiguous(),
-        codes_BT=_stack([r["codes"] for r in rows], T, 0),
-        completion_mask_BT=torch.arange(T)[None] < code_len[:, None],
-        predictor_BT=_stack([r["predictor"] for r in rows], T, 0),
+        thinker_LE=torch.cat(thinker),
+        codec_ids_L=torch.cat(codec),
+        position_ids_L=torch.cat(positions),
+        packing=Packing(prompts),
+        codes_BT=pad_sequence(codes, batch_first=True),
+        completion_mask_BT=pad_sequence([torch.ones_like(c, dtype=torch.bool) for c in codes], batch_first=True),
+        predictor_BT=pad_sequence([predictors[b] for b in range(len(examples))], batch_first=True),
     )
 
 
-def _stack(rows: list[torch.Tensor], length: int, value: float) -> torch.Tensor:
-    out = rows[0].new_full((len(rows), length, *rows[0].shape[1:]), value)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out
+def _check(example: TalkerExample) -> None:
+    where = example.conditioning.prompt_id
+    if not example.codes:
+        raise DataError("a sequence without ids has no log-probs", where=where)
+    if example.conditioning.prefix.shape[0] < 2 or example.conditioning.reply_stream.shape[0] < 1:
+        raise DataError("a conditioning needs two prefix rows and one reply row", where=where)
 
 
 def unwrap_talker(model: nn.Module) -> Any:
@@ -152,13 +158,11 @@ def prefix_inputs(talker: Any, prefix_PE: torch.Tensor) -> torch.Tensor:
 
 
 def talker_inputs(talker: Any, batch: TalkerBatch) -> torch.Tensor:
-    """The summed inputs (B, S, E) in the Talker's dtype; padding is 0 whatever the batch holds there, NaN included."""
+    """The summed inputs (1, L, E) in the Talker's dtype."""
     inner = unwrap_talker(talker)
     embed = inner.get_input_embeddings()
-    ids = batch.codec_ids_BS
+    ids = batch.codec_ids_L
     ids = torch.where(ids == PAD_SLOT, inner.codec_pad_token, ids)
     ids = torch.where(ids == BOS_SLOT, inner.codec_bos_token, ids)
-    has_code = ((ids >= 0) & batch.mask_BS)[..., None]
-    codec = torch.where(has_code, embed(ids.clamp(0, inner.codebook_size - 1)), 0.0)
-    thinker = torch.where(batch.mask_BS[..., None], batch.thinker_BSE, 0.0)
-    return thinker.to(codec.dtype) + codec
+    codec = torch.where((ids >= 0)[:, None], embed(ids.clamp(min=0)), 0.0)
+    return (batch.thinker_LE.to(codec.dtype) + codec)[None]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from talker_rl.omni.layout import TalkerBatch, stop_ids, talker_inputs, unwrap_talker
+from talker_rl.omni.packing import use_packed_attention
 
 _ROWS = 64
 """Rows at a time on a CPU: their logits (64 x 8448 floats, 2 MB) stay in its cache."""
@@ -73,25 +74,25 @@ def token_and_stop_logps(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor,
 def _completion_logits(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor, TalkerBatch]:
     """Logits (N, V) that predict the N completion ids, row by row; and the batch on the model's device."""
     inner = unwrap_talker(talker)
+    use_packed_attention(inner)
     batch = batch.to(inner.codec_head.weight.device)
-    mask = batch.completion_mask_BT
-    rows = torch.arange(len(batch), device=mask.device)[:, None].expand_as(mask)[mask]
-    with _head_only_at(inner, rows, batch.predictor_BT[mask]):
+    with _head_only_at(inner, batch.predictor_BT[batch.completion_mask_BT]):
         out = talker(
             inputs_embeds=talker_inputs(inner, batch),
             attention_mask=None,
-            position_ids=batch.position_ids_3BS,
+            position_ids=batch.position_ids_L.expand(3, 1, -1),
             use_cache=False,
+            packing=batch.packing,
         )
     return out.logits, batch
 
 
 @contextmanager
-def _head_only_at(inner: Any, rows_N: torch.Tensor, columns_N: torch.Tensor) -> Iterator[None]:
-    """Give the codec head the hidden states (N, H) at these positions instead of all of (B, S, H)."""
+def _head_only_at(inner: Any, positions_N: torch.Tensor) -> Iterator[None]:
+    """Give the codec head the hidden states (N, H) at these positions of the packed row instead of all (1, L, H)."""
 
     def select(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        return (args[0][rows_N, columns_N],)
+        return (args[0][0, positions_N],)
 
     handle = inner.codec_head.register_forward_pre_hook(select)
     try:

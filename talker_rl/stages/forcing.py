@@ -55,13 +55,13 @@ def force(task: ForceTask) -> list[list[Forced]]:
 
 
 def _force(talker: Any, examples: Sequence[Any], batch_size: int) -> list[Forced]:
-    """Alike lengths together waste no padding."""
+    """Sequences of a prompt side by side share its prefix."""
     import torch
 
     from talker_rl.omni.layout import collate
     from talker_rl.omni.logps import token_and_stop_logps
 
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].conditioning.prefix) + len(examples[i].codes))
+    order = sorted(range(len(examples)), key=lambda i: examples[i].conditioning.prompt_id)
     found: dict[int, Forced] = {}
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]

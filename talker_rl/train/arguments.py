@@ -37,7 +37,7 @@ class _FieldsOfDPOConfig(TrainingArguments):
     dataset_num_proc: int | None = field(default=None)
     max_length: int | None = field(default=None)
     truncation_mode: str = field(default="keep_start")
-    padding_free: bool = field(default=False)
+    padding_free: bool = field(default=True)
     pad_to_multiple_of: int | str | None = field(default=None)
     precompute_ref_log_probs: bool = field(default=True)
     precompute_ref_batch_size: int | None = field(default=None)
@@ -61,8 +61,8 @@ _UNUSED: dict[str, tuple[Any, str]] = {
     "router_aux_loss_coef": (None, "the Talker is no mixture of experts"),
     "dataset_num_proc": (None, "pairs need no preprocessing"),
     "truncation_mode": ("keep_start", "only the end of a rejected sequence can be cut"),
-    "padding_free": (False, "the Talker's dual-track input is padded"),
-    "pad_to_multiple_of": (None, "batches are padded to their longest sequence"),
+    "padding_free": (True, "batches are always packed into one row without padding"),
+    "pad_to_multiple_of": (None, "batches are packed without padding"),
     "precompute_ref_log_probs": (True, "reference log-probs are always computed before training, and cached"),
     "activation_offloading": (False, "use gradient_checkpointing to save memory"),
     "sync_ref_model": (False, "the reference is the policy as training began"),
@@ -102,6 +102,7 @@ class TalkerDPOConfig(_Base):
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers, none by default."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A NaN loss stops training instead."})
     max_length: int | None = field(default=None, metadata={"help": "Longest completion in codes, the stop included."})
+    padding_free: bool = field(default=True, metadata={"help": "Always True."})
     pad_to_multiple_of: int | str | None = field(default=None, metadata={"help": "Not used."})
     precompute_ref_log_probs: bool = field(default=True, metadata={"help": "Always True."})
 
@@ -125,6 +126,12 @@ class TalkerDPOConfig(_Base):
                     where=f"train.args.{name}={getattr(self, name)!r}",
                     fix=f"remove it (its value here is {only!r})",
                 )
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ConfigError(
+                f"train_sampling_strategy {self.train_sampling_strategy!r} would group pairs by length to save padding",
+                where="train.args.train_sampling_strategy",
+                fix="leave it random: batches are packed and have no padding",
+            )
         if self.max_length is not None and self.max_length < 1:
             raise ConfigError("max_length is below 1", where="train.args.max_length", fix="give codes, or null")
         if not torch.cuda.is_available():

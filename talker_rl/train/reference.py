@@ -143,8 +143,8 @@ def reference_logps(
         for key, codes in zip(key_pair, sides, strict=True):
             wanted.setdefault(key, TalkerExample(conditionings[pair.prompt_id], codes))
     missing = [key for key in wanted if cache.get(key) is None]
-    # Alike lengths together waste no padding; the key makes the order, and so the batches, reproducible.
-    missing.sort(key=lambda key: (_length(wanted[key]), key))
+    # Sequences of a prompt side by side share its prefix; the hashes make the batches reproducible.
+    missing.sort(key=lambda key: (condition_key[wanted[key].conditioning.prompt_id], key))
     done = 0
     with _as_reference(talker, bf16):
         for start in range(0, len(missing), CHUNK):
@@ -167,10 +167,6 @@ def reference_logps(
             cache.add(entries)
     found = [(cache.get(chosen), cache.get(rejected)) for chosen, rejected in keys]
     return found, {"hit": len(wanted) - len(missing), "computed": len(missing)}  # type: ignore[return-value]
-
-
-def _length(example: TalkerExample) -> int:
-    return example.conditioning.prefix.shape[0] + len(example.codes)
 
 
 @contextlib.contextmanager

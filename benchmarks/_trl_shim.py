@@ -1,0 +1,125 @@
+"""TRL's own DPOTrainer over a Talker, as an able engineer would set it up: one right-padded forward a batch.
+
+TRL reads token ids from the input to the labels, and a Talker reads sums of Thinker states and codec embeddings. So
+``prompt_ids`` is one number, the index of a conditioning, and the backbone under ``base_model`` turns the rows
+``[index, code, code, ...]`` into the Talker's inputs, runs its decoder once over the batch, and gives back the hidden
+states from the end of each prefix on, where TRL's head expects them. (The tests' shim does the same row by row, in the
+most literal way; timed, that would be a straw man.)
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers report to the hub otherwise
+
+from collections.abc import Sequence  # noqa: E402
+from typing import Any  # noqa: E402
+
+import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from peft import LoraConfig  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+from tokenizers.models import WordLevel  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from transformers import (  # noqa: E402
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast  # noqa: E402
+from trl import DPOConfig, DPOTrainer  # noqa: E402
+
+from talker_rl.omni.conditioning import Conditioning  # noqa: E402
+
+
+class _Backbone(nn.Module):
+    """(B, 1 + T) rows ``[index of conditioning, codes...]`` -> hidden states (B, 1 + T, H); padding holds anything."""
+
+    def __init__(self, talker: Any, conditionings: Sequence[Conditioning]) -> None:
+        super().__init__()
+        self.talker, self.conditionings = talker, conditionings
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool = False) -> BaseModelOutputWithPast:
+        talker = self.talker
+        spoken = [self.conditionings[index] for index in input_ids[:, 0].tolist()]
+        widths, steps = [len(c.prefix) for c in spoken], attention_mask.sum(dim=1) - 1
+        sums = torch.zeros(len(spoken), max(widths) + int(steps.max()), spoken[0].prefix.shape[1])
+        special = talker.get_input_embeddings()(torch.tensor([talker.codec_pad_token, talker.codec_bos_token]))
+        embedded = talker.get_input_embeddings()(input_ids[:, 1:])
+        for row, c, n, codes in zip(sums, spoken, steps.tolist(), embedded, strict=True):
+            width = len(c.prefix)
+            row[:width] = c.prefix
+            row[width - 2 : width] += special
+            row[width : width + n] = codes[:n] + c.reply_stream[torch.arange(n).clamp(max=len(c.reply_stream) - 1)]
+        positions = torch.arange(sums.shape[1]).expand(3, len(spoken), -1)
+        inputs = talker.thinker_to_talker_proj(sums)
+        out = talker.model(inputs_embeds=inputs, position_ids=positions, use_cache=False).last_hidden_state
+        # The last prefix position predicts the first code: it stands where TRL has the last prompt token.
+        columns = torch.tensor(widths)[:, None] - 1 + torch.arange(input_ids.shape[1])
+        columns = columns.clamp(max=out.shape[1] - 1)
+        return BaseModelOutputWithPast(last_hidden_state=out[torch.arange(len(spoken))[:, None], columns])
+
+
+class _ShimConfig(PreTrainedConfig):
+    model_type = "talker_rl_trl_benchmark"
+
+
+class TalkerShim(PreTrainedModel):
+    """What TRL's DPOTrainer takes for a causal language model."""
+
+    config_class = _ShimConfig
+    base_model_prefix = "backbone"
+
+    def __init__(self, talker: Any, conditionings: Sequence[Conditioning]) -> None:
+        super().__init__(_ShimConfig())
+        self.backbone = _Backbone(talker, conditionings)
+        self.generation_config = GenerationConfig()
+
+    def get_output_embeddings(self) -> Any:
+        return self.backbone.talker.codec_head
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        raise NotImplementedError("TRL calls this model through its fused head only")
+
+
+class TRLTrainer(DPOTrainer):
+    """Records its losses; sends nothing; takes rows that are ids already.
+
+    Args:
+        rows: {"prompt_ids": [index], "chosen_ids": codes, "rejected_ids": codes} for each pair.
+        lora: as ``peft_config``, so that TRL's reference is the model with its adapter off.
+        config: fields of ``trl.DPOConfig``.
+    """
+
+    def __init__(
+        self,
+        talker: Any,
+        conditionings: Sequence[Conditioning],
+        rows: list[dict[str, list[int]]],
+        lora: LoraConfig,
+        **config: Any,
+    ) -> None:
+        self.losses: list[Tensor] = []
+        vocabulary = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
+        super().__init__(
+            model=TalkerShim(talker, conditionings),
+            args=DPOConfig(max_length=None, **config),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>", eos_token="<eos>"),
+            peft_config=lora,
+        )
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)
+        self.losses.append(loss.detach())
+        return loss
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _send_telemetry(self) -> None:
+        pass

@@ -1,0 +1,19 @@
+"""As `train`, against TRL's defaults, with a prefix of 1,000 positions: a long prompt, or speech in it."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import _training
+from ._measure import Row
+from ._training import Sizes, add_arguments
+
+__all__ = ["add_arguments", "rows"]
+
+SIZES = Sizes(pairs=16, batch=4, prefix=(1000, 1000))
+QUICK = Sizes(pairs=4, batch=2, layers=2, prefix=(1000, 1000))
+
+
+def rows(args: argparse.Namespace) -> list[Row]:
+    """One row."""
+    return _training.rows("train_long_context", args, SIZES, QUICK, "against TRL's defaults")
