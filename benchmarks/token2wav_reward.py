@@ -1,0 +1,94 @@
+"""Preset `reward` on the micro model: whole decode against transformers' loop with upstream's defaults.
+
+The case tells what it does to WER, by both recognisers, on utterances of the base Talker on the eval texts: the
+difference in points and its paired-bootstrap 95 % interval. `--curve` adds a row a point of the options that change
+numbers, with the mean absolute distance of the sound's log-mel from that of the defaults, in nats.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from talker_rl.omni.config import Token2WavConfig
+from talker_rl.omni.mel import log_mel
+from talker_rl.omni.token2wav import utterance_noise
+from talker_rl.reward.asr.funasr_recognizer import FunASRRecognizer
+
+from ._measure import Row, compare, say
+from ._speech import Spoken, errors, spoken, wer_change
+from ._upstream import upstream_wave
+
+CURVE: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "5 points": {"num_steps": 5},
+    "no guidance": {"guidance_scale": 0},
+    "5 points, no guidance": {"num_steps": 5, "guidance_scale": 0},
+    "3 points, no guidance": {"num_steps": 3, "guidance_scale": 0},
+    "2 points, no guidance": {"num_steps": 2, "guidance_scale": 0},
+    "5 points, midpoint, no guidance": {"num_steps": 5, "solver": "midpoint", "guidance_scale": 0},
+    "3 points, midpoint, no guidance": {"num_steps": 3, "solver": "midpoint", "guidance_scale": 0},
+    "2 points, midpoint, no guidance": {"num_steps": 2, "solver": "midpoint", "guidance_scale": 0},
+    "5 points, Euler, no guidance": {"num_steps": 5, "solver": "euler", "guidance_scale": 0},
+    "3 points, Euler, no guidance": {"num_steps": 3, "solver": "euler", "guidance_scale": 0},
+    "2 points, Euler, no guidance": {"num_steps": 2, "solver": "euler", "guidance_scale": 0},
+    "bfloat16": {"dtype": "bfloat16"},
+    "2 points, no guidance, bfloat16": {"num_steps": 2, "guidance_scale": 0, "dtype": "bfloat16"},
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--utterances", type=int, default=200, help="that WER is measured on")
+    parser.add_argument("--timed", type=int, default=16, help="utterances that are timed")
+    parser.add_argument("--curve", action="store_true", help="a row for every point")
+
+
+def rows(args: argparse.Namespace) -> list[Row]:
+    """The preset, then the curve."""
+    said = spoken(12 if args.quick else args.utterances)
+    timed = 4 if args.quick else args.timed
+    heard = _Heard(said)
+    out = [_row(args, said, heard, timed, "preset reward", Token2WavConfig(preset="reward"))]
+    if args.curve:
+        out += [_row(args, said, heard, timed, name, Token2WavConfig(**point)) for name, point in CURVE.items()]
+    return out
+
+
+class _Heard:
+    """What the recognisers make of a decode, against the decode with upstream's defaults."""
+
+    def __init__(self, said: Spoken) -> None:
+        self._said = said
+        self._recognizers = {name: FunASRRecognizer(f"micro:{name}") for name in ("reward", "eval")}
+        self._waves = said.decode(Token2WavConfig())
+        self._before = {name: errors(r, self._waves, said.prompts) for name, r in self._recognizers.items()}
+
+    def describe(self, cfg: Token2WavConfig) -> str:
+        """Log-mel distance and change of WER."""
+        waves = self._said.decode(cfg)
+        pairs = zip(waves, self._waves, strict=True)
+        distance = np.mean([float((log_mel(a) - log_mel(b)).abs().mean()) for a, b in pairs])
+        parts = []
+        for name, recognizer in self._recognizers.items():
+            change, low, high = wer_change(self._before[name], errors(recognizer, waves, self._said.prompts))
+            wrong, words = self._before[name]
+            parts.append(f"{name} {100 * wrong.sum() / words.sum():.1f} {change:+.2f} [{low:+.2f}, {high:+.2f}]")
+        return f"log-mel distance {distance:.3f}; WER % of {len(waves)} and change, {', '.join(parts)}"
+
+
+def _row(args: argparse.Namespace, said: Spoken, heard: _Heard, timed: int, name: str, cfg: Token2WavConfig) -> Row:
+    say(f"token2wav_reward: {name}")
+    case = f"{name}: {cfg.passes} DiT passes; {heard.describe(cfg)}; against transformers' loop with its defaults"
+    chosen = said.candidates[:timed]
+
+    def theirs() -> Sequence[np.ndarray]:
+        return [
+            upstream_wave(said.omni.token2wav, c.codes, said.omni.speaker(c.speaker),
+                          utterance_noise(seed, 2 * len(c.codes), 80))
+            for c, seed in zip(chosen, said.seeds, strict=False)
+        ]
+
+    return compare("token2wav_reward", case, lambda: said.decode(cfg, timed), theirs, repeats=args.repeats)
