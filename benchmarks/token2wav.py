@@ -58,7 +58,8 @@ def rows(args: argparse.Namespace) -> list[Row]:
     with without_layers(dit):
         bare = [min(seconds_of(call) for _ in range(2)) for call in (ours, theirs)]
     frames = sum(len(n) for n in noise)
-    return [row, projected(row, bare, args, frames), sounds(token2wav, codes[0][:50], speaker, cfg), packets(token2wav)]
+    return [row, projected(row, bare, args, frames), sounds(token2wav, codes[0][:50], speaker, cfg),
+            packets(token2wav, 2.0 if args.quick else 10.0)]
 
 
 @contextlib.contextmanager
@@ -115,22 +116,22 @@ def sounds(token2wav: Any, codes: list[int], speaker: dict[str, Any], cfg: Token
                furthest([mine], [other]), 1)
 
 
-def packets(token2wav: Any) -> Row:
+def packets(token2wav: Any, seconds: float) -> Row:
     """The first packet of a stream against the whole decode (preset reward), in the columns ours and theirs."""
-    codes, speaker, cfg = random_codes(4, 0), random_speaker(), Token2WavConfig(preset="reward")
+    codes, speaker, cfg = random_codes(seconds, 0), random_speaker(), Token2WavConfig(preset="reward")
     first: dict[str, Any] = {}
 
     def ours() -> None:
-        first["packet"] = next(stream(token2wav, codes, speaker, 0, cfg))
+        first["packet"] = next(stream(token2wav, codes, speaker, 0, cfg, blocks=1))
 
     def whole() -> None:
         first["whole"] = decode(token2wav, [codes], [speaker], [0], cfg)[0]
 
-    (_, my_peak), (_, other_peak) = peak_of(ours), peak_of(whole)
     say("token2wav: stream")
-    seconds, whole_seconds = seconds_of(ours), seconds_of(whole)
+    (_, my_peak), (_, other_peak) = peak_of(ours), peak_of(whole)
+    mine, other = seconds_of(ours), seconds_of(whole)
     packet = first["packet"]
     gap = furthest([packet], [first["whole"][: len(packet)]])
-    case = (f"first packet ({len(packet) / 24000:.2f} s) of a stream of {len(codes) / 50:g} s, preset reward; "
+    case = (f"first packet ({len(packet) / 24000:.2f} s) of a stream of {seconds:g} s, preset reward; "
             "against the whole decode")
-    return Row("token2wav", case, seconds, whole_seconds, whole_seconds / seconds, my_peak, other_peak, gap, 1)
+    return Row("token2wav", case, mine, other, other / mine, my_peak, other_peak, gap, 1)

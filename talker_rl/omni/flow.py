@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,12 +73,14 @@ def _moved(x: Tensor, width: float, factors: Sequence[float], slopes: Sequence[T
     return x
 
 
+@torch.no_grad()
 def network(dit: Any, cfg: Token2WavConfig) -> tuple[BlockDiT, Schedule]:
     """The DiT at the precision, guidance and times of these settings."""
     schedule = Schedule.of(cfg)
     return BlockDiT(dit, schedule.times, cfg.guidance_scale, getattr(torch, cfg.dtype or "float32")), schedule
 
 
+@torch.no_grad()
 def sample_mels(
     net: BlockDiT,
     schedule: Schedule,
@@ -102,10 +104,15 @@ def sample_mels(
         for start in range(0, blocks.count, size)
     ]
     state = blocks.pack([n.to(net.device) for n in noise])
+    return blocks.unpack(integrate(schedule, lambda x, at: net.velocity(x, at, groups), state))
+
+
+def integrate(schedule: Schedule, velocity: Callable[[Tensor, int], Tensor], state: Tensor) -> Tensor:
+    """The state at the last time point; ``velocity`` takes a state and the number of its time."""
     slopes: list[Tensor] = []
     for at in range(len(schedule.times)):
-        slopes.append(net.velocity(schedule.point(at, state, slopes), at, groups))
+        slopes.append(velocity(schedule.point(at, state, slopes), at))
         moved = schedule.step(at, state, slopes)
         if moved is not None:
             state, slopes = moved, []
-    return blocks.unpack(state)
+    return state
