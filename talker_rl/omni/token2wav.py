@@ -1,8 +1,7 @@
 """Codes to speech: transformers' DiT and BigVGAN, with noise from each utterance's own seed.
 
 The same numbers as ``Qwen2_5OmniToken2WavModel.forward`` for the same noise, for any lengths in a batch. How the work
-is done differs: attention inside blocks only (`omni.dit`), filters as matrix products (`omni.vocoder`). For sound as
-soon as there is some, see `omni.streaming`.
+is done differs, see `omni.dit` and `omni.vocoder`. For sound as soon as there is some there is `omni.streaming`.
 """
 
 from __future__ import annotations
