@@ -8,17 +8,20 @@ numbers, with the mean absolute distance of the sound's log-mel from that of the
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from talker_rl.omni.config import Token2WavConfig
 from talker_rl.omni.mel import log_mel
 from talker_rl.omni.token2wav import utterance_noise
 from talker_rl.reward.asr.funasr_recognizer import FunASRRecognizer
 
-from ._measure import Row, compare, say
+from ._measure import Row, compare, peak_of, say, seconds_of
 from ._speech import Spoken, errors, spoken, wer_change
 from ._upstream import upstream_wave
 
@@ -47,14 +50,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
-    """The preset, then the curve."""
+    """The preset, then the curve, whose points are timed against the same baseline."""
     said = spoken(12 if args.quick else args.utterances)
-    timed = 4 if args.quick else args.timed
-    heard = _Heard(said)
-    out = [_row(args, said, heard, timed, "preset reward", Token2WavConfig(preset="reward"))]
-    if args.curve:
-        out += [_row(args, said, heard, timed, name, Token2WavConfig(**point)) for name, point in CURVE.items()]
-    return out
+    heard, timed = _Heard(said), 4 if args.quick else args.timed
+    chosen = said.candidates[:timed]
+
+    def theirs() -> Sequence[np.ndarray]:
+        return [
+            upstream_wave(said.omni.token2wav, c.codes, said.omni.speaker(c.speaker),
+                          utterance_noise(seed, 2 * len(c.codes), 80))
+            for c, seed in zip(chosen, said.seeds, strict=False)
+        ]
+
+    cfg = Token2WavConfig(preset="reward")
+    first = compare("token2wav_reward", heard.describe("preset reward", cfg), lambda: said.decode(cfg, timed), theirs,
+                    repeats=args.repeats)
+    return [first, *(_point(first, said, heard, timed, name) for name in (CURVE if args.curve else ()))]
+
+
+def _point(first: Row, said: Spoken, heard: _Heard, timed: int, name: str) -> Row:
+    """A row of the curve."""
+    cfg = Token2WavConfig(**CURVE[name])
+    case = heard.describe(name, cfg)
+    _, peak = peak_of(lambda: said.decode(cfg, timed))
+    seconds = statistics.median(seconds_of(lambda: said.decode(cfg, timed)) for _ in range(first.n))
+    return replace(first, case=case, ours_s=seconds, ratio=first.theirs_s / seconds, ours_peak_mib=peak)
 
 
 class _Heard:
@@ -66,29 +86,16 @@ class _Heard:
         self._waves = said.decode(Token2WavConfig())
         self._before = {name: errors(r, self._waves, said.prompts) for name, r in self._recognizers.items()}
 
-    def describe(self, cfg: Token2WavConfig) -> str:
-        """Log-mel distance and change of WER."""
+    def describe(self, name: str, cfg: Token2WavConfig) -> str:
+        """The case: passes, log-mel distance and change of WER."""
+        say(f"token2wav_reward: {name}")
         waves = self._said.decode(cfg)
-        pairs = zip(waves, self._waves, strict=True)
-        distance = np.mean([float((log_mel(a) - log_mel(b)).abs().mean()) for a, b in pairs])
+        mels = [[log_mel(torch.from_numpy(w)) for w in side] for side in (waves, self._waves)]
+        distance = np.mean([float((a - b).abs().mean()) for a, b in zip(*mels, strict=True)])
         parts = []
-        for name, recognizer in self._recognizers.items():
-            change, low, high = wer_change(self._before[name], errors(recognizer, waves, self._said.prompts))
-            wrong, words = self._before[name]
-            parts.append(f"{name} {100 * wrong.sum() / words.sum():.1f} {change:+.2f} [{low:+.2f}, {high:+.2f}]")
-        return f"log-mel distance {distance:.3f}; WER % of {len(waves)} and change, {', '.join(parts)}"
-
-
-def _row(args: argparse.Namespace, said: Spoken, heard: _Heard, timed: int, name: str, cfg: Token2WavConfig) -> Row:
-    say(f"token2wav_reward: {name}")
-    case = f"{name}: {cfg.passes} DiT passes; {heard.describe(cfg)}; against transformers' loop with its defaults"
-    chosen = said.candidates[:timed]
-
-    def theirs() -> Sequence[np.ndarray]:
-        return [
-            upstream_wave(said.omni.token2wav, c.codes, said.omni.speaker(c.speaker),
-                          utterance_noise(seed, 2 * len(c.codes), 80))
-            for c, seed in zip(chosen, said.seeds, strict=False)
-        ]
-
-    return compare("token2wav_reward", case, lambda: said.decode(cfg, timed), theirs, repeats=args.repeats)
+        for which, recognizer in self._recognizers.items():
+            change, low, high = wer_change(self._before[which], errors(recognizer, waves, self._said.prompts))
+            wrong, words = self._before[which]
+            parts.append(f"{which} {100 * wrong.sum() / words.sum():.1f} {change:+.2f} [{low:+.2f}, {high:+.2f}]")
+        return (f"{name}: {cfg.passes} DiT passes; log-mel distance {distance:.3f}; WER % of {len(waves)} and change, "
+                f"{', '.join(parts)}; against transformers' loop with its defaults")
