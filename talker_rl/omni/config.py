@@ -137,7 +137,9 @@ class Token2WavConfig(_Settings):
     """How codes become speech: upstream's settings are the defaults."""
 
     preset: Literal["reward"] | None = Field(
-        default=None, exclude=True, description="Short for a set of values; what is given beside it overrides."
+        default=None,
+        exclude=True,
+        description="Short for a set of values, which take its place; what is given beside it goes first.",
     )
     num_steps: int = Field(
         default=10, ge=2, description="Time points of the flow; between two the DiT runs as often as the solver asks."
@@ -161,7 +163,7 @@ class Token2WavConfig(_Settings):
     @classmethod
     def _fill_in_preset(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("preset") in PRESETS:
-            return PRESETS[data["preset"]] | data
+            return PRESETS[data["preset"]] | {key: value for key, value in data.items() if key != "preset"}
         return data
 
     @property
