@@ -118,22 +118,22 @@ class BlockDiT:
         self._mel, self._voice, self._code, self._speaker = weights
         self._bias = dit.input_embed.proj.bias
         self._null: Tensor | None = None
+        self._known: dict[int, tuple[Any, Tensor]] = {}  # by id, with the entry, so that the id stays its own
 
     # -- what stays the same in every evaluation ------------------------------------------------------------------
 
     def voices(self, speakers: Sequence[dict[str, Any]]) -> list[Tensor]:
-        """The input projection's share (D,) of each utterance's speaker; one pass of the encoder a distinct voice."""
-        known: dict[int, Tensor] = {}
+        """The input projection's share (D,) of each utterance's speaker; one encoder pass a distinct entry."""
         for s in speakers:
-            if id(s) not in known:
+            if id(s) not in self._known:
                 voice = self.dit.input_embed.spk_encoder(s["ref_mel"].to(self.device).float())
                 cond = F.linear(s["cond"].to(self.device).float(), self._speaker)
-                known[id(s)] = (F.linear(voice, self._voice, self._bias) + cond)[0]
+                self._known[id(s)] = s, (F.linear(voice, self._voice, self._bias) + cond)[0]
         if self.branches == 2 and self._null is None:  # codes 0, no speaker, a reference of zeros
             nothing = torch.zeros_like(speakers[0]["ref_mel"]).to(self.device).float()
             code = F.linear(self.dit.text_embed.codec_embed.weight[0], self._code)
             self._null = F.linear(self.dit.input_embed.spk_encoder(nothing), self._voice, self._bias)[0] + code
-        return [known[id(s)] for s in speakers]
+        return [self._known[id(s)][1] for s in speakers]
 
     def condition(self, codes: Sequence[int], voice: Tensor) -> Tensor:
         """(frames, D): the input projection's share of these codes, spoken by this voice."""
