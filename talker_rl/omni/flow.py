@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from talker_rl.omni.config import Token2WavConfig
-from talker_rl.omni.dit import CPU_BLOCKS, BlockDiT, Blocks
+from talker_rl.omni.dit import CPU_VALUES, BlockDiT, Blocks
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def sample_mels(
     blocks = Blocks([len(n) for n in noise], net.dit.block_size)
     voices = net.voices(speakers)
     condition = blocks.pack([net.condition(c, v) for c, v in zip(codes, voices, strict=True)])
-    size = CPU_BLOCKS if net.device.type == "cpu" else blocks.count
+    a_block = net.branches * blocks.size * condition.shape[-1]
+    size = max(1, CPU_VALUES // a_block) if net.device.type == "cpu" else blocks.count
     groups = [
         net.group(blocks, start, start + size, condition[start : start + size])
         for start in range(0, blocks.count, size)
