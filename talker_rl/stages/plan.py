@@ -105,12 +105,11 @@ def describe(config: RunConfig) -> str:
     steps = plan(config)
     width = max(len(step.stage) for step in steps)
     cfg = config.token2wav
-    passes = 4 * (cfg.num_steps - 1) * (2 if cfg.guidance_scale >= 1e-5 else 1)
     total = sum(step.decodes for step in steps)
     lines = [f"  {step.stage:{width}}  {step.what}" for step in steps]
     return "\n".join([
         f"plan of run {config.name}:", *lines,
-        f"decode budget: {total} utterances x {passes} DiT passes ({cfg.num_steps} time points, guidance "
+        f"decode budget: {total} utterances x {cfg.passes} DiT passes ({cfg.num_steps} time points, guidance "
         f"{cfg.guidance_scale:g}), {config.workers} worker{'s' if config.workers > 1 else ''}",
     ])
 

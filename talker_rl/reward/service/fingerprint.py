@@ -17,6 +17,9 @@ from ..scorer import code_version
 
 LIBRARIES = ("torch", "transformers", "numpy", "scipy")
 
+DECODER = ("token2wav", "flow", "dit", "vocoder")
+"""Sources in ``omni`` that make speech of codes."""
+
 PARTS = {"reward", "token2wav", "model", "code", "recognizer", "decoder_libraries", "recognizer_libraries"}
 
 Parts = dict[str, str]
@@ -28,11 +31,12 @@ def settings_parts(reward: RewardConfig, token2wav: Token2WavConfig) -> Parts:
         mode="json", exclude={"recognizer", "evaluator", "batch_size", "max_failure_rate", "remove_length"}
     )
     recognizer = reward.recognizer.model_dump(mode="json", exclude={"path", "device"})
-    decoder = Path(__file__).parents[2] / "omni" / "token2wav.py"
+    folder = Path(__file__).parents[2] / "omni"
+    decoder = [hashlib.sha256((folder / f"{name}.py").read_bytes()).hexdigest() for name in DECODER]
     return {
         "reward": stable_hash("reward", settings, recognizer),
         "token2wav": stable_hash("token2wav", token2wav.model_dump(mode="json", exclude={"batch_size"})),
-        "code": stable_hash("code", code_version(), hashlib.sha256(decoder.read_bytes()).hexdigest()),
+        "code": stable_hash("code", code_version(), decoder),
     }
 
 

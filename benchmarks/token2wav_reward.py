@@ -1,0 +1,101 @@
+"""Preset `reward` on the micro model: whole decode against transformers' loop with upstream's defaults.
+
+The case tells what it does to WER, by both recognisers, on utterances of the base Talker on the eval texts: the
+difference in points and its paired-bootstrap 95 % interval. `--curve` adds a row a point of the options that change
+numbers, with the mean absolute distance of the sound's log-mel from that of the defaults, in nats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from talker_rl.omni.config import Token2WavConfig
+from talker_rl.omni.mel import log_mel
+from talker_rl.omni.token2wav import utterance_noise
+from talker_rl.reward.asr.funasr_recognizer import FunASRRecognizer
+
+from ._measure import Row, compare, peak_of, say, seconds_of
+from ._speech import Spoken, errors, spoken, wer_change
+from ._upstream import upstream_wave
+
+CURVE: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "5 points": {"num_steps": 5},
+    "no guidance": {"guidance_scale": 0},
+    "5 points, no guidance": {"num_steps": 5, "guidance_scale": 0},
+    "3 points, no guidance": {"num_steps": 3, "guidance_scale": 0},
+    "2 points, no guidance": {"num_steps": 2, "guidance_scale": 0},
+    "5 points, midpoint, no guidance": {"num_steps": 5, "solver": "midpoint", "guidance_scale": 0},
+    "3 points, midpoint, no guidance": {"num_steps": 3, "solver": "midpoint", "guidance_scale": 0},
+    "2 points, midpoint, no guidance": {"num_steps": 2, "solver": "midpoint", "guidance_scale": 0},
+    "5 points, Euler, no guidance": {"num_steps": 5, "solver": "euler", "guidance_scale": 0},
+    "3 points, Euler, no guidance": {"num_steps": 3, "solver": "euler", "guidance_scale": 0},
+    "2 points, Euler, no guidance": {"num_steps": 2, "solver": "euler", "guidance_scale": 0},
+    "bfloat16": {"dtype": "bfloat16"},
+    "2 points, no guidance, bfloat16": {"num_steps": 2, "guidance_scale": 0, "dtype": "bfloat16"},
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--utterances", type=int, default=200, help="that WER is measured on")
+    parser.add_argument("--timed", type=int, default=16, help="utterances that are timed")
+    parser.add_argument("--curve", action="store_true", help="a row for every point")
+
+
+def rows(args: argparse.Namespace) -> list[Row]:
+    """The preset, then the curve, whose points are timed against the same baseline."""
+    said = spoken(12 if args.quick else args.utterances)
+    heard, timed = _Heard(said), 4 if args.quick else args.timed
+    chosen = said.candidates[:timed]
+
+    def theirs() -> Sequence[np.ndarray]:
+        return [
+            upstream_wave(said.omni.token2wav, c.codes, said.omni.speaker(c.speaker),
+                          utterance_noise(seed, 2 * len(c.codes), 80))
+            for c, seed in zip(chosen, said.seeds, strict=False)
+        ]
+
+    cfg = Token2WavConfig(preset="reward")
+    first = compare("token2wav_reward", heard.describe("preset reward", cfg), lambda: said.decode(cfg, timed), theirs,
+                    repeats=args.repeats)
+    return [first, *(_point(first, said, heard, timed, name) for name in (CURVE if args.curve else ()))]
+
+
+def _point(first: Row, said: Spoken, heard: _Heard, timed: int, name: str) -> Row:
+    """A row of the curve."""
+    cfg = Token2WavConfig(**CURVE[name])
+    case = heard.describe(name, cfg)
+    _, peak = peak_of(lambda: said.decode(cfg, timed))
+    seconds = statistics.median(seconds_of(lambda: said.decode(cfg, timed)) for _ in range(first.n))
+    return replace(first, case=case, ours_s=seconds, ratio=first.theirs_s / seconds, ours_peak_mib=peak)
+
+
+class _Heard:
+    """What the recognisers make of a decode, against the decode with upstream's defaults."""
+
+    def __init__(self, said: Spoken) -> None:
+        self._said = said
+        self._recognizers = {name: FunASRRecognizer(f"micro:{name}") for name in ("reward", "eval")}
+        self._waves = said.decode(Token2WavConfig())
+        self._before = {name: errors(r, self._waves, said.prompts) for name, r in self._recognizers.items()}
+
+    def describe(self, name: str, cfg: Token2WavConfig) -> str:
+        """The case: passes, log-mel distance and change of WER."""
+        say(f"token2wav_reward: {name}")
+        waves = self._said.decode(cfg)
+        mels = [[log_mel(torch.from_numpy(w)) for w in side] for side in (waves, self._waves)]
+        distance = np.mean([float((a - b).abs().mean()) for a, b in zip(*mels, strict=True)])
+        parts = []
+        for which, recognizer in self._recognizers.items():
+            change, low, high = wer_change(self._before[which], errors(recognizer, waves, self._said.prompts))
+            wrong, words = self._before[which]
+            parts.append(f"{which} {100 * wrong.sum() / words.sum():.1f} {change:+.2f} [{low:+.2f}, {high:+.2f}]")
+        return (f"{name}: {cfg.passes} DiT passes; log-mel distance {distance:.3f}; WER % of {len(waves)} and change, "
+                f"{', '.join(parts)}; against transformers' loop with its defaults")
