@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from talker_rl.omni.conditioning import Conditioning
 from talker_rl.omni.layout import prefix_inputs
+from talker_rl.omni.packing import refuse_sliding_window
 
 CACHE_BLOCK = 256
 """Positions the cache grows by: what it holds is copied once in so many steps."""
@@ -98,6 +99,7 @@ class Decoder:
     """
 
     def __init__(self, inner: Any, conditionings: Sequence[Conditioning], rows: int) -> None:
+        refuse_sliding_window(inner)
         self.inner, self.conditionings = inner, conditionings
         weight = inner.codec_head.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -124,7 +126,7 @@ class Decoder:
         given = [self.conditionings[i].prefix.to(self.device, self.dtype) for i in prompts]
         prefixes = [prefix_inputs(self.inner, prefix) for prefix in given]
         inputs = torch.nn.utils.rnn.pad_sequence(prefixes, batch_first=True)
-        cache = DynamicCache()  # of no config: sliding layers, too, keep all
+        cache = DynamicCache()
         hidden = self.inner.model(
             inputs_embeds=self.inner.thinker_to_talker_proj(inputs),
             attention_mask=None,
@@ -161,7 +163,7 @@ class Decoder:
         self.cache.place(positions, max(self.lengths))
         self.hidden = self.inner.model(
             inputs_embeds=self.inner.thinker_to_talker_proj(inputs[:, None]),
-            attention_mask=self._masks(positions),
+            attention_mask={"full_attention": self._mask(positions)},  # made once for all layers
             position_ids=positions[:, None].expand(3, n, 1),
             past_key_values=self.cache,
             use_cache=True,
@@ -169,24 +171,16 @@ class Decoder:
         self.steps[:n] += 1
         self.positions[:n] += 1
 
-    def _masks(self, positions_n: torch.Tensor) -> dict[str, torch.Tensor | None]:
-        """What each kind of layer may see: itself and what came before; as the model's attention wants it."""
-        config, length = self.inner.model.config, max(self.lengths)
-        slots = torch.arange(length, device=self.device)
-        seen = slots <= positions_n[:, None]
-        masks: dict[str, torch.Tensor | None] = {}
-        for kind in set(config.layer_types):
-            sliding = kind == "sliding_attention"
-            if not sliding and min(self.lengths) == length:
-                masks[kind] = None  # everybody sees everything
-                continue
-            mask = seen & (slots > positions_n[:, None] - config.sliding_window) if sliding else seen
-            if "flash" in config._attn_implementation:
-                masks[kind] = mask
-            else:  # added to the scores; made once for all layers
-                zero = torch.zeros((), dtype=self.dtype, device=self.device)
-                masks[kind] = torch.where(mask, zero, torch.finfo(self.dtype).min)[:, None, None]
-        return masks
+    def _mask(self, positions_n: torch.Tensor) -> torch.Tensor | None:
+        """What each row may see: itself and what came before; as the model's attention wants it. None: everything."""
+        length = max(self.lengths)
+        if min(self.lengths) == length:
+            return None
+        seen = torch.arange(length, device=self.device) <= positions_n[:, None]
+        if "flash" in self.inner.model.config._attn_implementation:
+            return seen
+        zero = torch.zeros((), dtype=self.dtype, device=self.device)
+        return torch.where(seen, zero, torch.finfo(self.dtype).min)[:, None, None]  # added to the scores
 
     def leave(self, moves: Sequence[tuple[int, int]], left: int) -> None:
         """Copy rows over others (from, to), then keep the first ``left``."""

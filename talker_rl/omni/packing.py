@@ -135,6 +135,18 @@ def _take(x_1HLD: Tensor, index_BS: Tensor) -> Tensor:
     return rows.unflatten(1, index_BS.shape).transpose(0, 1)
 
 
+def refuse_sliding_window(talker: Any) -> None:
+    """Neither packed rows nor the cache of rollouts know one; no published Talker has one.
+
+    Raises:
+        ConfigError: a Talker with sliding-window layers.
+    """
+    if talker.model.has_sliding_layers:
+        raise ConfigError(
+            "A Talker with sliding-window attention", where="talker_config.use_sliding_window", fix="set it to false"
+        )
+
+
 def use_packed_attention(talker: Any) -> None:
     """From now on the Talker's attention obeys a ``packing`` given to its ``forward``; without one it is what it was.
 
@@ -154,10 +166,7 @@ def use_packed_attention(talker: Any) -> None:
     name = config._attn_implementation
     if name.startswith(_NAME):
         return
-    if talker.model.has_sliding_layers:
-        raise ConfigError(
-            "packed rows know no sliding window", where="talker_config.use_sliding_window", fix="set it to false"
-        )
+    refuse_sliding_window(talker)
     ALL_ATTENTION_FUNCTIONS.register(_NAME + name, _obeying(ALL_ATTENTION_FUNCTIONS.get(name, eager_attention_forward)))
     if name in ALL_MASK_ATTENTION_FUNCTIONS:
         ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
