@@ -1,6 +1,6 @@
-"""BigVGAN of the real geometry, and of the micro model: one padded forward against transformers' module one by one.
+"""BigVGAN of the real geometry, and of the micro model, as decoding calls it, against transformers' module one by one.
 
-The padded forward is what a GPU gets. On a CPU it gains nothing, so decoding passes utterances one by one there.
+Decoding calls it one by one as well on a CPU, so the ratio is 1 there; on a GPU utterances share a padded forward.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from talker_rl.omni.checkpoint import load_omni
 from talker_rl.omni.config import ModelConfig
-from talker_rl.omni.vocoder import batched
+from talker_rl.omni.vocoder import vocode
 
 from ._measure import Row, compare
 from ._upstream import furthest, snr_db
@@ -42,7 +42,7 @@ def _row(args: argparse.Namespace, which: str, vocoder: Any, count: int, seconds
         with torch.no_grad():
             return [vocoder(m.T[None]) for m in mels]
 
-    snr = min(snr_db(a.numpy(), b.numpy()) for a, b in zip(batched(vocoder, mels), theirs(), strict=True))
+    snr = min(snr_db(a.numpy(), b.numpy()) for a, b in zip(vocode(vocoder, mels), theirs(), strict=True))
     case = (f"{which}, {count} of {lengths[0] / 100:g} to {lengths[-1] / 100:g} s, wave SNR {snr:.0f} dB; "
             "against transformers' module")
-    return compare("vocoder", case, lambda: batched(vocoder, mels), theirs, furthest, repeats=args.repeats)
+    return compare("vocoder", case, lambda: vocode(vocoder, mels), theirs, furthest, repeats=args.repeats)
