@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from talker_rl import __version__
 from talker_rl.errors import TalkerRLError
+from talker_rl.planning.options import PLAN_EXAMPLES, add_plan_options
 
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
@@ -114,6 +115,11 @@ def parser() -> argparse.ArgumentParser:
                    "talker-rl doctor -c configs/runs/qwen2.5-omni-7b-dpo.yaml")
     _add_config(doctor)
     doctor.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+
+    plan = _verb(verbs, "plan", "forecast time, memory, disk and GPU-hours of a run, before anything is loaded",
+                 PLAN_EXAMPLES)
+    _add_config(plan)
+    add_plan_options(plan)
 
     wer = _verb(verbs, "wer", "error rates of transcripts against references, two files of key<TAB>text lines",
                 "talker-rl wer reference.tsv heard.tsv --metric cer --detail")
@@ -223,6 +229,11 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         from talker_rl.doctor import examine
 
         return examine(_config(args))
+    if args.verb == "plan":
+        from talker_rl.planning.command import run as plan
+
+        print(plan(args, _config(args)))
+        return 0
     if args.verb == "sweep":
         return _sweep(args, arguments)
     if args.verb == "serve":
