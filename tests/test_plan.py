@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from talker_rl import cli
 from talker_rl.config import RunConfig, load_data
-from talker_rl.omni.config import LoraSettings, Token2WavConfig
 from talker_rl.omni.conditioning_cache import ConditioningCache
+from talker_rl.omni.config import LoraSettings, Token2WavConfig
 from talker_rl.omni.layout import TalkerExample, collate
 from talker_rl.omni.logps import token_logps
 from talker_rl.omni.lora import attach_lora
@@ -154,7 +154,8 @@ def test_activations_are_near_what_autograd_keeps(tiny: Geometry) -> None:
 
 @pytest.fixture
 def job(tiny: Geometry) -> Job:
-    config = RunConfig.model_validate({"iterations": 2, "audio": {"keep": "none"}, "train": {"args": {"num_train_epochs": 1}}})
+    data = {"iterations": 2, "audio": {"keep": "none"}, "train": {"args": {"num_train_epochs": 1}}}
+    config = RunConfig.model_validate(data)
     return Job(config, tiny, HARDWARE["cpu"], {"train": 64, "dev": 16, "eval": 32}, AT, 2.0, 1)
 
 
@@ -180,7 +181,8 @@ def test_cost_grows_linearly_with_length_but_for_the_talkers_attention(job: Job)
         kind = name.split()[0]
         if kind in sampled:
             curve = third[name] - 2 * second[name] + first[name]
-            assert curve == pytest.approx(cost.attention(job.geometry.talker, bend) * sampled[kind], abs=first[name] / 1e9)
+            attention = cost.attention(job.geometry.talker, bend) * sampled[kind]
+            assert curve == pytest.approx(attention, abs=first[name] / 1e9)
     at = next(name for name in first if name.startswith("scores"))
     assert second[at] == pytest.approx(2 * first[at])
 
@@ -250,7 +252,8 @@ def test_a_mistake_is_one_message(options: list[str], told: str, capsys: pytest.
 
 
 def test_help_needs_no_torch() -> None:
-    code = ("import sys\nfrom talker_rl.cli import main\ntry:\n    main(['plan', '--help'])\nexcept SystemExit:\n    pass\n"
+    code = ("import sys\nfrom talker_rl.cli import main\n"
+            "try:\n    main(['plan', '--help'])\nexcept SystemExit:\n    pass\n"
             "assert not {'torch', 'transformers', 'pydantic', 'numpy'} & set(sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           cwd=Path(__file__).resolve().parents[1])

@@ -34,8 +34,8 @@ def run(args: argparse.Namespace, config: RunConfig) -> str:
         config.rollouts.num_candidates = args.candidates
     geometry = read_geometry(args.geometry or config.model.path)
     rates = _rates(args, geometry)
-    machine = hardware(args.hardware or (rates.hardware if rates else "cpu" if config.model.path == "micro" else "h200"),
-                       args.tflops, args.bandwidth)  # fmt: skip
+    usual = rates.hardware if rates else "cpu" if geometry.name == "micro" else "h200"
+    machine = hardware(args.hardware or usual, args.tflops, args.bandwidth)
     if rates and (rates.hardware != machine.name or args.tflops or args.bandwidth):
         raise ConfigError(f"These rates were measured on {rates.hardware}", where="--rates",
                           fix="leave out --hardware, --tflops and --bandwidth, or --rates")

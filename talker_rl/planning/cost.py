@@ -102,8 +102,8 @@ def training(
     """Forward and backward over ``pairs`` pairs, whose two sides share the prefix.
 
     Backward costs two matrix products a weight, by activations and by the weight itself. With LoRA the second falls
-    away for the frozen weights, and both for the projection, whose input (codec embeddings) is frozen too. Attention: twice the forward.
-    The head runs on completions alone. Gradient checkpointing runs the layers forward again.
+    away for the frozen weights, and both for the projection, whose input (codec embeddings) is frozen too. Attention:
+    twice the forward. The head runs on completions alone. Gradient checkpointing runs the layers forward again.
     """
     talker = geo.talker
     positions = at.prefix + 2 * (at.codes - 1)

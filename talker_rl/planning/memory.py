@@ -90,12 +90,13 @@ def activations(geo: Geometry, lora: LoraSettings | None, dtype: str, recompute:
 def training(geo: Geometry, config: RunConfig, cfg: TrainConfig, at: Lengths) -> float:
     """Peak of a training."""
     dtype = config.model.dtype
-    trained = 16 * geo.adapters(cfg.lora) if cfg.lora else 3 * BYTES[dtype] * geo.parameters["talker"]
+    weights = BYTES[dtype] * geo.parameters["talker"]
+    trained = 16 * geo.adapters(cfg.lora) if cfg.lora else 3 * weights
     pairs = cfg.args.get("per_device_train_batch_size", 8)
     positions = pairs * (at.prefix + 2 * (at.codes - 1))
     kept = activations(geo, cfg.lora, dtype, bool(cfg.args.get("gradient_checkpointing")))
     logits = 2 * 4 * geo.vocabulary * pairs * 2 * at.codes
-    return geo.parameters["talker"] * BYTES[dtype] + trained + positions * kept + logits
+    return weights + trained + positions * kept + logits
 
 
 def cache_on_disk(geo: Geometry, config: RunConfig, prompts: float, at: Lengths) -> float:
@@ -105,8 +106,9 @@ def cache_on_disk(geo: Geometry, config: RunConfig, prompts: float, at: Lengths)
 
 def checkpoints_on_disk(geo: Geometry, config: RunConfig, cfg: TrainConfig, saved: int) -> float:
     """Every saved step's weights, the variant's own and its copy under train/; moments where they are kept."""
-    size = 4 * geo.adapters(cfg.lora) if cfg.lora else BYTES[config.model.dtype] * geo.parameters["talker"]
-    return size * (saved + 2 + (2 * saved if cfg.keep_optimizer else 0))
+    full = BYTES[config.model.dtype] * geo.parameters["talker"]
+    moments = 2 * saved if cfg.keep_optimizer else 0
+    return (4 * geo.adapters(cfg.lora) if cfg.lora else full) * (saved + 2 + moments)
 
 
 def audio_on_disk(config: RunConfig, prompts: float, utterances_each: float, at: Lengths) -> float:
