@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talker_rl import __version__
-from talker_rl.errors import TalkerRLError
+from talker_rl.errors import TalkerRLError, is_disk_full
 from talker_rl.planning.options import PLAN_EXAMPLES, add_plan_options
 
 if TYPE_CHECKING:
@@ -182,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted: what is finished is kept; start the same command again to go on", file=sys.stderr)
         return 130
     except Exception as error:  # whatever library wrote the file: a full disk is not a bug
-        if getattr(args, "debug", False) or not _is_disk_full(error):
+        if getattr(args, "debug", False) or not is_disk_full(error):
             raise
         print("error: The disk is full\n  fix:   free some space and start the same command again: what is finished "
               "is kept", file=sys.stderr)
@@ -205,17 +204,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         args.overrides += [a for a in args.endpoint if a not in urls]
         args.endpoint = urls
     return args
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(seen):  # safetensors and torch raise their own kinds
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:

@@ -130,7 +130,7 @@ def read_geometry(name: str) -> Geometry:
         ConfigError: neither.
         CheckpointError: a folder whose config.json cannot be used.
     """
-    from talker_rl.omni.checkpoint import read_config, resolve_model_path
+    from talker_rl.omni.checkpoint import quiet_transformers, read_config, resolve_model_path
 
     short = name.rpartition("/")[2].lower()
     if Path(name).expanduser().is_dir() or name == "micro":
@@ -143,7 +143,9 @@ def read_geometry(name: str) -> Geometry:
     from transformers import Qwen2_5OmniConfig
 
     text = resources.files("talker_rl.omni").joinpath("geometry", f"{short}.json").read_text()
-    return measure(short, Qwen2_5OmniConfig.from_dict(json.loads(text)))
+    with quiet_transformers():
+        config = Qwen2_5OmniConfig.from_dict(json.loads(text))
+    return measure(short, config)
 
 
 def measure(name: str, config: Any) -> Geometry:

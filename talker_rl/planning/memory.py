@@ -79,7 +79,7 @@ def activations(geo: Geometry, lora: LoraSettings | None, dtype: str, recompute:
     """
     stack, size = geo.talker, BYTES[dtype]
     heads = (2 * stack.heads + 2 * stack.kv_heads) * stack.head_dim * 2
-    layer = size * (4 * stack.width + heads + 4 * stack.inner) + 4 * 2 * stack.width
+    layer: float = size * (4 * stack.width + heads + 4 * stack.inner) + 4 * 2 * stack.width
     if lora:
         adapted = geo.adapted(lora)
         copies = sum(x.inputs for x in adapted) * 4 if size < 4 else 0
