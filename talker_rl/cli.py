@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import logging
 import os
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talker_rl import __version__
-from talker_rl.errors import TalkerRLError
+from talker_rl.errors import TalkerRLError, is_disk_full
+from talker_rl.planning.options import PLAN_EXAMPLES, add_plan_options
 
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
@@ -115,6 +115,11 @@ def parser() -> argparse.ArgumentParser:
     _add_config(doctor)
     doctor.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
+    plan = _verb(verbs, "plan", "forecast time, memory, disk and GPU-hours of a run, before anything is loaded",
+                 PLAN_EXAMPLES)
+    _add_config(plan)
+    add_plan_options(plan)
+
     wer = _verb(verbs, "wer", "error rates of transcripts against references, two files of key<TAB>text lines",
                 "talker-rl wer reference.tsv heard.tsv --metric cer --detail")
     wer.add_argument("reference", metavar="REF", help="what should have been said: one key<TAB>text line an utterance")
@@ -176,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted: what is finished is kept; start the same command again to go on", file=sys.stderr)
         return 130
     except Exception as error:  # whatever library wrote the file: a full disk is not a bug
-        if getattr(args, "debug", False) or not _is_disk_full(error):
+        if getattr(args, "debug", False) or not is_disk_full(error):
             raise
         print("error: The disk is full\n  fix:   free some space and start the same command again: what is finished "
               "is kept", file=sys.stderr)
@@ -201,17 +206,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(seen):  # safetensors and torch raise their own kinds
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
 def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.verb == "validate":
         return _validate(args)
@@ -223,6 +217,11 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         from talker_rl.doctor import examine
 
         return examine(_config(args))
+    if args.verb == "plan":
+        from talker_rl.planning.command import run as plan
+
+        print(plan(args, _config(args)))
+        return 0
     if args.verb == "sweep":
         return _sweep(args, arguments)
     if args.verb == "serve":

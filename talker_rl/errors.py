@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class TalkerRLError(Exception):
     """A mistake or a condition the user can act on; the CLI prints it as one message and exits non-zero.
@@ -48,3 +50,15 @@ class StageError(TalkerRLError):
 
 class TrainingError(TalkerRLError):
     """Training that diverged (NaN loss) or cannot start."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that the disk is full."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(seen):  # safetensors and torch raise their own kinds
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -154,7 +154,7 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
     if unknown:
         raise ConfigError(f"unknown model part {sorted(unknown)[0]!r}", fix=f"use any of {', '.join(PARTS)}")
     folder = resolve_model_path(model.path)
-    config = _read_config(folder)
+    config = read_config(folder)
     device = _device(model.device)
     checkpoint_hash = content_hash(folder)
     omni = Omni(
@@ -179,7 +179,7 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
     return omni
 
 
-def _read_config(folder: Path) -> Any:
+def read_config(folder: Path) -> Any:
     from transformers import Qwen2_5OmniConfig
 
     file = require_file(folder, "config.json", "the model's geometry")
@@ -191,7 +191,7 @@ def _read_config(folder: Path) -> Any:
                 where=str(file),
                 fix="give a Qwen2.5-Omni checkpoint",
             )
-        with _quiet_transformers():
+        with quiet_transformers():
             return Qwen2_5OmniConfig.from_dict(raw)
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"config.json cannot be used: {error}", where=str(file), fix="restore it") from error
@@ -230,7 +230,7 @@ def _load_part(part: str, folder: Path, config: Any, model: ModelConfig, replace
         raise CheckpointError(f"no tensor named {part}.* is stored", where=str(where), fix="restore the checkpoint")
     state = {k: v for k, v in state.items() if not k.endswith(_IGNORED_STORED_KEYS)}
     speech = part == "token2wav"
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             module, info = cls.from_pretrained(  # type: ignore[attr-defined]
                 None,
@@ -287,7 +287,7 @@ def _load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-class _quiet_transformers:
+class quiet_transformers:
     """Silences loading bars and the notes about text ids outside the codec vocabulary, which are right."""
 
     def __enter__(self) -> None:

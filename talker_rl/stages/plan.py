@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from talker_rl.config import RunConfig, SetLimits
@@ -44,15 +44,15 @@ def plan(config: RunConfig) -> list[Step]:
     return list(_steps(config))
 
 
-def _counts(config: RunConfig) -> dict[str, int]:
-    """Prompts of the three sets.
+def set_sizes(config: RunConfig, given: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Prompts of the three sets; those of ``given`` are taken from there.
 
     Raises:
         TalkerRLError: a file that is not there.
     """
     counts = {}
     for name in SetLimits.model_fields:
-        found = count_prompts(config, name)
+        found = given[name] if given and name in given else count_prompts(config, name)
         if found is None:
             raise TalkerRLError(f"Cannot count the {name} prompts", fix=f"check prompts.{name}, or set prompts.limit")
         counts[name] = found
@@ -60,7 +60,7 @@ def _counts(config: RunConfig) -> dict[str, int]:
 
 
 def _steps(config: RunConfig) -> Iterator[Step]:
-    counts = _counts(config)
+    counts = set_sizes(config)
     total = sum(counts.values())
     yield Step("prompts", ", ".join(f"{n} {name}" for name, n in counts.items()))
     yield Step("conditioning", f"{total} prompts through the Thinker")
@@ -116,7 +116,7 @@ def describe(config: RunConfig) -> str:
 
 def describe_sweep(config: SweepConfig) -> str:
     """The grid of a sweep as text: trainings, utterances, and how long the micro model takes for them."""
-    run, counts = config.run, _counts(config.run)
+    run, counts = config.run, set_sizes(config.run)
     candidates = counts["train"] * run.rollouts.num_candidates
     eval_each, dev_each = counts["eval"] * run.eval.seeds, counts["dev"] * run.dev.num_candidates
     variant = next(iter(config.variants))

@@ -1,0 +1,136 @@
+"""FLOPs and bytes of each kind of work, counted from the geometry. A multiply-add is two FLOPs.
+
+P positions of a prefix, T ids of a completion (the stop included), so a sequence has P + T - 1 positions. All of it is
+linear in prompts, candidates and T, but for the Talker's attention, whose pairs of positions are P^2/2 + T P + T^2/2.
+token2wav has no such term: its attention is local.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from talker_rl.omni.config import LoraSettings, Token2WavConfig
+from talker_rl.planning.geometry import Geometry, Stack
+from talker_rl.planning.hardware import Work
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+RECOGNISER_FLOPS = {"funasr": 6e9, "micro": 5e7}
+"""A second of speech: Paraformer-large's 160 M encoder weights at 16.7 frames a second and its decoder; the shipped one
+of 1 M parameters."""
+WHISPER_FLOPS = 2e12
+"""An utterance up to 30 s: large-v3 pads each to 1500 frames, through an encoder of 0.64 B weights."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of the average utterance."""
+
+    codes: float
+    """T: ids of a completion, the stop included; 50 a second."""
+    prefix: float
+    """P."""
+    reply: float
+    """Rows of the reply stream."""
+
+    @property
+    def seconds(self) -> float:
+        return (self.codes - 1) / 50
+
+    @classmethod
+    def of_seconds(cls, seconds: float, like: Lengths | None = None) -> Lengths:
+        """Assumed: 4 text tokens a second of speech, 60 tokens of template and system prompt; or in the proportions of
+        a measured length."""
+        codes = 50 * seconds + 1
+        if like is None:
+            return cls(codes, 60 + 4 * seconds, 4 * seconds)
+        reply = like.reply * seconds / like.seconds
+        return cls(codes, like.prefix + reply - like.reply, reply)
+
+
+def attention(stack: Stack, pairs: float) -> float:
+    """FLOPs of scores and sums over all layers, of so many pairs of positions."""
+    return 4.0 * stack.heads * stack.head_dim * stack.layers * pairs
+
+
+def causal(n: float) -> float:
+    """Pairs of positions that see one another in n of them."""
+    return n * (n + 1) / 2
+
+
+def tail(prefix: float, codes: float) -> float:
+    """Pairs of a completion with its prefix and itself."""
+    return (codes - 1) * prefix + causal(codes - 1)
+
+
+def conditioning(geo: Geometry, prompts: float, at: Lengths, batch: int, generate: bool, dtype: str) -> list[Work]:
+    """Prompt and reply through the Thinker's text model; where it writes the reply itself, a forward a token."""
+    positions = at.prefix + at.reply
+    flops = prompts * (2 * geo.thinker.weights * positions + attention(geo.thinker, causal(positions)))
+    forwards = prompts / batch * (1 + (at.reply if generate else 0))
+    return [Work(flops, dtype, forwards * geo.thinker.weights * BYTES[dtype], forwards * geo.thinker.layers)]
+
+
+def rollouts(geo: Geometry, prompts: float, candidates: int, at: Lengths, rows: int, dtype: str) -> list[Work]:
+    """A prefill a prompt, then a step a code for ``rows`` rows at a time: the weights are read once a step."""
+    talker, per_position = geo.talker, geo.talker.weights + geo.projection
+    prefill = Work(prompts * (2 * per_position * at.prefix + attention(talker, causal(at.prefix))), dtype,
+                   launches=prompts * talker.layers / 8)
+    said = prompts * candidates * at.codes
+    read = prompts * candidates * tail(at.prefix, at.codes)
+    steps = said / rows
+    flops = said * 2 * (per_position + geo.head) + attention(talker, read)
+    moved = (steps * (per_position + geo.head) + read * talker.kv_width) * BYTES[dtype]
+    return [prefill, Work(flops, dtype, moved, steps * talker.layers)]
+
+
+def reference(geo: Geometry, pairs: float, at: Lengths, batch: int, dtype: str) -> list[Work]:
+    """Log-probs of both sides of every pair, once: a forward over the packed row."""
+    talker = geo.talker
+    return [Work(pairs * _forward(geo, at), dtype, launches=2 * pairs / batch * talker.layers)]
+
+
+def _forward(geo: Geometry, at: Lengths) -> float:
+    positions = at.prefix + 2 * (at.codes - 1)
+    pairs = causal(at.prefix) + 2 * tail(at.prefix, at.codes)
+    return (2 * (geo.talker.weights + geo.projection) * positions + attention(geo.talker, pairs)
+            + 2 * geo.head * 2 * at.codes)
+
+
+def training(
+    geo: Geometry, pairs: float, at: Lengths, batch: int, dtype: str, lora: LoraSettings | None, recompute: bool
+) -> list[Work]:
+    """Forward and backward over ``pairs`` pairs, whose two sides share the prefix.
+
+    Backward costs two matrix products a weight, by activations and by the weight itself. With LoRA the second falls
+    away for the frozen weights, and both for the projection, whose input (codec embeddings) is frozen too. Attention:
+    twice the forward. The head runs on completions alone. Gradient checkpointing runs the layers forward again.
+    """
+    talker = geo.talker
+    positions = at.prefix + 2 * (at.codes - 1)
+    seen = attention(talker, causal(at.prefix) + 2 * tail(at.prefix, at.codes))
+    adapters = geo.adapters(lora) if lora else 0
+    layers = 2 * (talker.weights + adapters) * positions + seen  # a forward
+    backward = 2 * positions * (talker.weights + 2 * adapters if lora else 2 * talker.weights) + 2 * seen
+    head = 2 * geo.head * 2 * at.codes * (2 if lora else 3)
+    projection = 2 * geo.projection * positions * (1 if lora else 3)
+    flops = pairs * ((2 if recompute else 1) * layers + backward + head + projection)
+    return [Work(flops, dtype, launches=pairs / batch * talker.layers * (4 if recompute else 3))]
+
+
+def decode(geo: Geometry, utterances: float, at: Lengths, cfg: Token2WavConfig) -> list[Work]:
+    """The DiT's passes with block-local attention, and the vocoder (float32 or TF32)."""
+    frames = utterances * (at.codes - 1) * geo.dit.frames_per_code
+    plain = "tf32" if cfg.tf32 else "float32"
+    per_pass = frames * (2 * geo.dit.weights + 4 * geo.dit.width * geo.dit.keys)
+    branches = 2 if cfg.guidance_scale >= 1e-5 else 1
+    launches = utterances / cfg.batch_size * cfg.passes / branches * geo.dit.layers
+    dit = Work(cfg.passes * per_pass, "bfloat16" if cfg.dtype == "bfloat16" else plain, launches=launches)
+    return [dit, Work(frames * 2 * geo.vocoder.macs, plain)]
+
+
+def recognition(kind: str, path: str, utterances: float, at: Lengths) -> list[Work]:
+    """A recogniser of a usual size: it is named in the configuration, not counted."""
+    if kind == "whisper":
+        return [Work(utterances * WHISPER_FLOPS, "float32")]
+    per_second = RECOGNISER_FLOPS["micro" if path.startswith("micro") else "funasr"]
+    return [Work(utterances * at.seconds * per_second, "float32")]

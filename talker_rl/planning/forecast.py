@@ -1,0 +1,228 @@
+"""The forecast of a run: every stage's counted work, its time on a machine, its peak memory and what it leaves on disk.
+
+Not counted: loading models (seconds of a worker, minutes from a slow disk), the pairs and the report (seconds), and in
+the evaluation speaker similarity and F0. Counts are upper bounds where the configuration leaves them open: every
+prompt gives its most pairs, no training stops early.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from talker_rl.config import RunConfig
+from talker_rl.planning import cost, memory
+from talker_rl.planning.cost import Lengths
+from talker_rl.planning.geometry import Geometry
+from talker_rl.planning.hardware import Hardware, Work
+from talker_rl.planning.rates import Finished, Rates
+from talker_rl.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a plan is made of."""
+
+    config: RunConfig
+    geometry: Geometry
+    machine: Hardware
+    sizes: dict[str, int]
+    """Prompts of each set."""
+    lengths: Lengths
+    pairs_per_prompt: float
+    devices: int
+    """GPUs, or cores, one a worker."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the forecast."""
+
+    kind: str
+    label: str
+    works: list[Work] = field(repr=False)
+    parallel: int
+    """Devices that work on it at once."""
+    memory: float
+    """Peak bytes of a device (of the machine, on a CPU)."""
+    disk: float
+    """Bytes that stay."""
+    parts: int = 1
+    """Stages of the run's folder that this line stands for."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A stage with its time."""
+
+    stage: Stage
+    device_seconds: float
+    rate: str
+    """``measured``, ``as <stage>`` (measured on a stage that does the same work), or ``assumed``."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time."""
+        return self.device_seconds / self.stage.parallel
+
+
+ALIKE = {"choice": ("evaluation", "scores"), "evaluation": ("choice", "scores")}
+"""Whose measured rate serves a stage that has none of its own."""
+
+
+def forecast(job: Job, rates: Rates | None = None) -> list[Line]:
+    """Every stage of the run with its time."""
+    factors = rates.factors if rates else {}
+    lines = []
+    for stage in stages(job):
+        known = next((kind for kind in (stage.kind, *ALIKE.get(stage.kind, ())) if kind in factors), None)
+        rate = "assumed" if known is None else "measured" if known == stage.kind else f"as {known}"
+        lines.append(Line(stage, job.machine.seconds(stage.works) * factors.get(known or "", 1.0), rate))
+    return lines
+
+
+def rates_of(run: Finished, geometry: Geometry, machine: Hardware, source: str) -> Rates:
+    """What a finished run says about its machine: by kind of stage, measured device-seconds over counted ones."""
+    job = Job(run.config, geometry, machine, run.sizes, run.lengths, run.pairs_per_prompt,
+              run.config.workers if machine.is_cpu else 1)
+    counted: dict[str, float] = {}
+    parts: dict[str, int] = {}
+    busy: dict[str, int] = {}
+    for stage in stages(job):
+        counted[stage.kind] = counted.get(stage.kind, 0.0) + machine.seconds(stage.works)
+        parts[stage.kind] = parts.get(stage.kind, 0) + stage.parts
+        busy[stage.kind] = stage.parallel if stage.kind != "training" or stage.parts == 1 else 1
+    factors = {kind: sum(s) / len(s) * busy[kind] / (counted[kind] / parts[kind]) for kind, s in run.seconds.items()}
+    return Rates(source, machine.name, geometry.name, factors, run.lengths, run.pairs_per_prompt)
+
+
+def stages(job: Job) -> list[Stage]:
+    """All stages in order."""
+    return list(_stages(job))
+
+
+def _stages(job: Job) -> Iterator[Stage]:
+    config, geo, at = job.config, job.geometry, job.lengths
+    sizes, cfg = job.sizes, job.config.rollouts
+    everything = sum(sizes.values())
+    generate = config.conditioning.mode == "generate"
+    yield Stage(
+        "conditioning", f"{everything} prompts",
+        cost.conditioning(geo, everything, at, config.conditioning.batch_size, generate, config.model.dtype),
+        job.devices if job.machine.is_cpu else 1, memory.conditioning(geo, config, at),
+        memory.cache_on_disk(geo, config, everything, at),
+    )  # fmt: skip
+    prompts = min(cfg.prompts_per_round or sizes["train"], sizes["train"])
+    variants = len(config.train)
+    for index in range(1, config.iterations + 1):
+        policies = 1 if index == 1 else variants
+        sampled = policies * prompts * cfg.num_candidates
+        rows = min(cfg.batch_size, cfg.shard_size * cfg.num_candidates)
+        yield Stage(
+            "rollouts", f"round {index}: {sampled} candidates",
+            cost.rollouts(geo, policies * prompts, cfg.num_candidates, at, rows, config.model.dtype), job.devices,
+            _on_device(job, memory.sampling(geo, config, at, rows, cfg.sampling.max_new_tokens)),
+            sampled * at.codes * memory.ROLLOUT_BYTES_A_CODE, policies,
+        )  # fmt: skip
+        yield Stage(
+            "scores", f"round {index}: {sampled} utterances",
+            cost.decode(geo, sampled, at, config.token2wav) + _heard(job, "recognizer", sampled), job.devices,
+            _on_device(job, memory.decoding(geo, config, at, job.machine.is_cpu)),
+            sampled * memory.SCORE_BYTES
+            + memory.audio_on_disk(config, policies * prompts, cfg.num_candidates, at), policies,
+        )  # fmt: skip
+        yield _training(job, index, prompts * job.pairs_per_prompt, policies)
+        yield _choice(job, index, prompts * job.pairs_per_prompt)
+    judged = 1 + len(config.eval.talkers) + variants
+    spoken = judged * sizes["eval"] * config.eval.seeds
+    yield Stage(
+        "evaluation", f"{judged} Talkers: {spoken} utterances",
+        _spoken(job, judged * sizes["eval"], config.eval.seeds)
+        + _heard(job, "recognizer", spoken) + _heard(job, "evaluator", spoken),
+        job.devices, _speaking(job, config.eval.seeds),
+        spoken * (memory.EVAL_BYTES + at.codes * memory.ROLLOUT_BYTES_A_CODE)
+        + judged * memory.audio_on_disk(config, sizes["eval"], config.eval.seeds, at), judged,
+    )  # fmt: skip
+
+
+def _training(job: Job, index: int, pairs: float, policies: int) -> Stage:
+    """All variants of a round; the first pays for the reference log-probs that they share."""
+    config, geo, at = job.config, job.geometry, job.lengths
+    variants = list(config.train.values())
+    works, disk = [], policies * pairs * (memory.PAIR_BYTES + 2 * at.codes * 4)
+    for number, cfg in enumerate(variants):
+        dtype = "bfloat16" if cfg.args.get("bf16") else config.model.dtype
+        if number < policies:
+            works += cost.reference(geo, pairs, at, cfg.reference_batch_size, dtype)
+        works += cost.training(
+            geo, steps(cfg, pairs) * _batch(cfg), at, cfg.args.get("per_device_train_batch_size", 8), dtype, cfg.lora,
+            bool(cfg.args.get("gradient_checkpointing")),
+        )  # fmt: skip
+        disk += memory.checkpoints_on_disk(geo, config, cfg, saved(cfg, pairs))
+    one = len(variants) == 1  # alone it has all cores
+    parallel = (job.devices if job.machine.is_cpu else 1) if one else min(job.devices, len(variants))
+    peak = max(memory.training(geo, config, cfg, at) for cfg in variants)
+    total = sum(steps(cfg, pairs) for cfg in variants)
+    label = f"round {index}: {total} steps, {len(variants)} variant" + "s" * (not one)
+    return Stage("training", label, works, parallel, peak if one or not job.machine.is_cpu else peak * parallel, disk,
+                 len(variants))
+
+
+def _choice(job: Job, index: int, pairs: float) -> Stage:
+    """Saved checkpoints, and in round 1 the start, on dev."""
+    config = job.config
+    tried = sum((1 if config.dev.checkpoints == "last" else saved(cfg, pairs)) + (index == 1)
+                for cfg in config.train.values())
+    prompts = tried * job.sizes["dev"]
+    spoken = prompts * config.dev.num_candidates
+    works = _spoken(job, prompts, config.dev.num_candidates) + _heard(job, "recognizer", spoken)
+    return Stage("choice", f"round {index}: {tried} policies, {spoken} utterances", works, job.devices,
+                 _speaking(job, config.dev.num_candidates), spoken * memory.SCORE_BYTES, len(config.train))
+
+
+def steps(cfg: TrainConfig, pairs: float) -> int:
+    """Optimizer steps of a training."""
+    if cfg.args.get("max_steps", 0) > 0:
+        return int(cfg.args["max_steps"])
+    return math.ceil(cfg.args.get("num_train_epochs", 3) * pairs / _batch(cfg))
+
+
+def saved(cfg: TrainConfig, pairs: float) -> int:
+    """Checkpoints that a training saves."""
+    if cfg.args.get("save_strategy", "steps") != "steps":
+        return math.ceil(cfg.args.get("num_train_epochs", 3)) if cfg.args["save_strategy"] == "epoch" else 1
+    every = cfg.args.get("save_steps", 50)
+    return math.ceil(steps(cfg, pairs) / every) if every >= 1 else math.ceil(1 / every)
+
+
+def _batch(cfg: TrainConfig) -> int:
+    return int(cfg.args.get("per_device_train_batch_size", 8) * cfg.args.get("gradient_accumulation_steps", 1))
+
+
+def _spoken(job: Job, prompts: float, each: int) -> list[Work]:
+    """Sampled and decoded."""
+    geo, at, config = job.geometry, job.lengths, job.config
+    works = cost.rollouts(geo, prompts, each, at, _rows(job, each), config.model.dtype)
+    return works + cost.decode(geo, prompts * each, at, config.token2wav)
+
+
+def _rows(job: Job, each: int) -> int:
+    return min(job.config.rollouts.batch_size, job.config.rollouts.shard_size * each)
+
+
+def _heard(job: Job, which: str, utterances: float) -> list[Work]:
+    asr = getattr(job.config.reward, which)
+    return cost.recognition(asr.type, asr.path, utterances, job.lengths)
+
+
+def _speaking(job: Job, each: int) -> float:
+    """Peak of a stage that samples and decodes."""
+    geo, config, at = job.geometry, job.config, job.lengths
+    sampling = memory.sampling(geo, config, at, _rows(job, each), config.rollouts.sampling.max_new_tokens)
+    return _on_device(job, max(sampling, memory.decoding(geo, config, at, job.machine.is_cpu)))
+
+
+def _on_device(job: Job, one_worker: float) -> float:
+    """All workers share the machine's memory, or one GPU's."""
+    return one_worker * job.config.workers

@@ -1,0 +1,29 @@
+"""Options of ``talker-rl plan``. Imports nothing heavy, since every command parses them."""
+
+from __future__ import annotations
+
+import argparse
+
+PLAN_EXAMPLES = """\
+talker-rl plan -c configs/runs/qwen2.5-omni-7b-dpo.yaml --prompts 5000 --seconds 6
+  talker-rl plan -c configs/demo.yaml --rates runs/demo        at the rates of a run that has finished"""
+
+
+def add_plan_options(plan: argparse.ArgumentParser) -> None:
+    """All but the configuration's."""
+    plan.add_argument("--geometry", metavar="NAME", help="qwen2.5-omni-7b, qwen2.5-omni-3b, micro, or a folder with a "
+                      "config.json (default: model.path)")
+    plan.add_argument("--prompts", type=int, metavar="N", help="train prompts (default: those of the configuration)")
+    plan.add_argument("--candidates", type=int, metavar="N", help="candidates a prompt")
+    plan.add_argument("--seconds", type=float, metavar="S", help="of speech an utterance (default: as in the measured "
+                      "run, else 5)")
+    plan.add_argument("--gpus", type=int, default=1, metavar="G", help="GPUs to divide the work among (default 1)")
+    plan.add_argument("--hardware", metavar="NAME", help="h200, a100, or cpu: one core a worker (default: the measured "
+                      "one, else cpu for micro and h200 for all others)")
+    plan.add_argument("--tflops", type=float, metavar="X", help="what a device sustains, in place of an assumed share "
+                      "of its peak")
+    plan.add_argument("--bandwidth", type=float, metavar="GB/S", help="likewise, of its memory")
+    plan.add_argument("--rates", metavar="RUN_DIR|FILE", help="take rates and lengths from a finished run, or from the "
+                      "JSON that such a plan printed")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)

@@ -1,0 +1,122 @@
+"""Measured rates: how long the stages of a run took, as a factor on what the hardware's assumed rates give for it.
+
+A factor holds for work of the same kind on the same machine: it carries over to other counts and lengths, and, with
+less right, to another geometry.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from talker_rl.config import RunConfig, load_data
+from talker_rl.errors import DataError
+from talker_rl.planning.cost import Lengths
+
+KINDS = {"conditioning": "conditioning", "rollouts": "rollouts", "scores": "scores", "train": "training",
+         "choice": "choice", "eval": "evaluation"}
+"""Folder of a stage in a run -> what it is called in a plan."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a finished run tells about the next."""
+
+    source: str
+    hardware: str
+    geometry: str
+    factors: dict[str, float]
+    """Stage -> measured seconds for each that the assumed rates give."""
+    lengths: Lengths
+    pairs_per_prompt: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run folder, as far as a plan needs it."""
+
+    config: RunConfig
+    device: str
+    sizes: dict[str, int]
+    """Prompts of each set."""
+    seconds: dict[str, list[float]]
+    """By kind of stage: of each stage that is done."""
+    lengths: Lengths
+    pairs_per_prompt: float
+
+
+def load_rates(path: Path) -> Rates:
+    """Rates that ``talker-rl plan --json`` printed.
+
+    Raises:
+        DataError: the file cannot be read, or holds none.
+    """
+    try:
+        data = json.loads(path.read_text())["rates"]
+        return Rates(**{**data, "lengths": Lengths(**data["lengths"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"These are no rates: {type(error).__name__}: {error}", where=str(path), fix="give a run "
+                        "folder, or what `talker-rl plan --rates RUN_DIR --json` prints") from None
+
+
+def dump_rates(rates: Rates) -> dict[str, Any]:
+    """Plain data, which ``load_rates`` reads under the key ``rates``."""
+    return asdict(rates)
+
+
+def read_run(folder: Path) -> Finished:
+    """Seconds and counts of a run's manifest, lengths of its candidates and prefixes.
+
+    Raises:
+        DataError: no run, or one that has not finished its rollouts.
+    """
+    from talker_rl.run_dir import read_json
+
+    manifest = read_json(folder / "manifest.json")
+    stages = {name: entry for name, entry in manifest["stages"].items() if entry.get("state") == "done"}
+    if not {"prompts", "conditioning", "rollouts"} <= stages.keys():
+        raise DataError("This run has no rates yet: its rollouts are not done", where=str(folder),
+                        fix="give a run that has finished")
+    seconds: dict[str, list[float]] = {}
+    for name, entry in stages.items():
+        kind = next((KINDS[part] for part in name.split("/") if part in KINDS), None)
+        if kind:
+            seconds.setdefault(kind, []).append(entry["seconds"])
+    counts = stages.get("pairs", {}).get("counts", {})
+    config = load_data(manifest["config"], where=str(folder / "manifest.json"))
+    return Finished(
+        config=config, device=manifest["commands"][-1]["device"], sizes=dict(stages["prompts"]["counts"]),
+        seconds=seconds, lengths=_lengths(folder),
+        pairs_per_prompt=counts["pairs"] / counts["prompts"] if counts else config.pairs.max_pairs_per_prompt,
+    )  # fmt: skip
+
+
+def _lengths(folder: Path) -> Lengths:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    codes = rows = 0
+    for shard in (folder / "rollouts").glob("*.parquet"):
+        table = pq.read_table(shard, columns=["codes"])
+        rows += table.num_rows
+        codes += pc.sum(pc.list_value_length(table["codes"])).as_py() or 0
+    found: dict[str, list[int]] = {"prefix": [], "reply_stream": []}
+    for shard in (folder / "conditioning").glob("*.safetensors"):
+        for name, length in _tensors(shard):
+            found[name.rpartition(".")[2]].append(length)
+    if not (rows and found["prefix"]):
+        raise DataError("The run's rollouts or conditioning are gone", where=str(folder), fix="give a run with both")
+    prefix, reply = (sum(x) / len(x) for x in found.values())
+    return Lengths(codes / rows + 1, prefix, reply)
+
+
+def _tensors(shard: Path) -> Iterator[tuple[str, int]]:
+    """(name, rows) of a safetensors file, from its header alone."""
+    with open(shard, "rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+    return ((name, entry["shape"][0]) for name, entry in header.items() if name != "__metadata__")
