@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from talker_rl.data.config import PairsConfig
 from talker_rl.errors import ConfigError
-from talker_rl.omni.config import ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
+from talker_rl.omni.config import PRESETS, ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
 from talker_rl.reward.config import RewardConfig, ServiceConfig
 from talker_rl.train.config import TrainConfig
 
@@ -333,10 +333,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Mappings merge key by key; a loss of another type replaces the old one whole."""
+    """Mappings merge key by key; a loss of another type replaces the old one whole, a preset what it sets."""
     if path and path[-1] == "loss" and "type" in new and new["type"] != old.get("type"):
         return new
-    merged = dict(old)
+    replaced = PRESETS.get(str(new.get("preset")), {})
+    merged = {key: value for key, value in old.items() if key not in replaced}
     for key, value in new.items():
         both = isinstance(value, dict) and isinstance(old.get(key), dict)
         merged[key] = merge(old[key], value, (*path, key)) if both else value
@@ -364,4 +365,7 @@ def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> No
         node = child
     if isinstance(value, dict) and isinstance(node.get(path[-1]), dict):
         value = merge(node[path[-1]], value, tuple(path))
+    if path[-1] == "preset":
+        for key in PRESETS.get(str(value), {}):
+            node.pop(key, None)
     node[path[-1]] = value

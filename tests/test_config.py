@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,21 @@ def test_another_loss_replaces_the_old_one_whole(tmp_path: Path) -> None:
     assert same.train["default"].loss == {"type": "dpo", "beta": 0.5, "label_smoothing": 0.1}
     by_name = load_config([tmp_path / "a.yaml"], ["train.default.loss.beta=0.5"])
     assert by_name == same
+
+
+def test_a_preset_replaces_what_came_before_it_and_yields_to_what_comes_after(tmp_path: Path) -> None:
+    file, later = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    file.write_text("token2wav: {num_steps: 10, guidance_scale: 0.5, batch_size: 3}\n")
+    later.write_text("token2wav: {preset: reward}\n")
+
+    def values(*overrides: str, files: Sequence[Path] = (file,)) -> tuple[int, float, int]:
+        found = load_config(files, overrides).token2wav
+        return found.num_steps, found.guidance_scale, found.batch_size
+
+    assert values() == (10, 0.5, 3)
+    assert values(files=(file, later)) == values("token2wav.preset=reward") == (2, 0.0, 3)
+    assert values(files=(later, file)) == (10, 0.5, 3)
+    assert values("token2wav.preset=reward", "token2wav.num_steps=4") == (4, 0.0, 3)
 
 
 def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
