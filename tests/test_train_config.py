@@ -9,7 +9,7 @@ import pytest
 
 from talker_rl.errors import ConfigError
 from talker_rl.losses.config import parse_loss
-from talker_rl.train.config import LOSS_FIELDS, TrainConfig, suggest_loss
+from talker_rl.train.config import LOSS_FIELDS, SAVE_STEPS, TrainConfig, suggest_loss
 
 
 @pytest.mark.parametrize(
@@ -133,3 +133,17 @@ for bad in ({"beta": 0.1}, {"ld_alpha": 0.5}, {"padding_free": False}):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_steps_and_checkpoints_are_counted_as_the_trainer_counts_them():
+    from talker_rl.train.arguments import TalkerDPOConfig
+
+    fixed = TrainConfig(args={"max_steps": 120})
+    assert (fixed.fixed_steps, fixed.steps(7), fixed.checkpoints(0)) == (120, 120, 3)  # every 50, and the last
+    by_pairs = TrainConfig(args={"num_train_epochs": 2, "per_device_train_batch_size": 4,
+                                 "gradient_accumulation_steps": 2, "save_steps": 10})
+    assert (by_pairs.fixed_steps, by_pairs.pairs_per_step) == (None, 8)
+    assert (by_pairs.steps(100), by_pairs.checkpoints(100)) == (25, 3)
+    assert TrainConfig(args={"save_steps": 0.25}).checkpoints(100) == 4
+    assert [TrainConfig(args={"save_strategy": s}).checkpoints(9) for s in ("epoch", "no")] == [3, 1]
+    assert TalkerDPOConfig.save_steps == SAVE_STEPS

@@ -133,6 +133,11 @@ EVALUATIONS = {"rk4": 4, "midpoint": 2, "euler": 1}
 """Of the DiT, in a step of each solver."""
 
 
+def branches(guidance_scale: float) -> int:
+    """Rows of the DiT an utterance: with and without conditions, or with them alone; upstream's threshold."""
+    return 2 if guidance_scale >= 1e-5 else 1
+
+
 class Token2WavConfig(_Settings):
     """How codes become speech: upstream's settings are the defaults."""
 
@@ -169,7 +174,7 @@ class Token2WavConfig(_Settings):
     @property
     def passes(self) -> int:
         """DiT passes an utterance, a guided one counted twice: what decoding costs."""
-        return EVALUATIONS[self.solver or "rk4"] * (self.num_steps - 1) * (2 if self.guidance_scale >= 1e-5 else 1)
+        return EVALUATIONS[self.solver or "rk4"] * (self.num_steps - 1) * branches(self.guidance_scale)
 
 
 class LoraSettings(_Settings):

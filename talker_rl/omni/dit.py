@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from talker_rl.omni.config import branches
+
 CPU_VALUES = 1 << 19
 """Values of the residual stream that pass a layer together on a CPU: with more, a layer's arrays are fetched from the
 system each time, and page faults take a sixth of the time."""
@@ -101,13 +103,13 @@ class BlockDiT:
     Args:
         dit: Qwen2_5OmniToken2WavDiTModel.
         times: every time at which the velocity will be asked for, (T,); methods take the place in this list.
-        guidance: scale of classifier-free guidance; below 1e-5 there is one branch only, as upstream has it.
+        guidance: scale of classifier-free guidance.
         dtype: of attention and feed-forward; the rest (residual stream, norms, flow) is float32.
     """
 
     def __init__(self, dit: Any, times: Tensor, guidance: float, dtype: torch.dtype = torch.float32) -> None:
         self.dit, self.guidance = dit, guidance
-        self.branches = 2 if guidance >= 1e-5 else 1
+        self.branches = branches(guidance)
         self.device = dit.proj_out.weight.device
         emb = dit.time_embed(times.to(self.device).float())
         self.layers = [Layer(block, emb, dtype) for block in dit.transformer_blocks]

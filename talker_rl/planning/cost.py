@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from talker_rl.omni.config import LoraSettings, Token2WavConfig
+from talker_rl.omni.config import LoraSettings, Token2WavConfig, branches
 from talker_rl.planning.geometry import Geometry, Stack
 from talker_rl.planning.hardware import Work
 
@@ -122,8 +122,8 @@ def decode(geo: Geometry, utterances: float, at: Lengths, cfg: Token2WavConfig) 
     frames = utterances * (at.codes - 1) * geo.dit.frames_per_code
     plain = "tf32" if cfg.tf32 else "float32"
     per_pass = frames * (2 * geo.dit.weights + 4 * geo.dit.width * geo.dit.keys)
-    branches = 2 if cfg.guidance_scale >= 1e-5 else 1
-    launches = utterances / cfg.batch_size * cfg.passes / branches * geo.dit.layers
+    rows = branches(cfg.guidance_scale)
+    launches = utterances / cfg.batch_size * cfg.passes / rows * geo.dit.layers
     dit = Work(cfg.passes * per_pass, "bfloat16" if cfg.dtype == "bfloat16" else plain, launches=launches)
     return [dit, Work(frames * 2 * geo.vocoder.macs, plain)]
 

@@ -7,7 +7,6 @@ prompt gives its most pairs, no training stops early.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,7 +16,6 @@ from talker_rl.planning.cost import Lengths
 from talker_rl.planning.geometry import Geometry
 from talker_rl.planning.hardware import Hardware, Work
 from talker_rl.planning.rates import Finished, Rates
-from talker_rl.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -156,14 +154,14 @@ def _training(job: Job, index: int, pairs: float, policies: int) -> Stage:
         if number < policies:
             works += cost.reference(geo, pairs, at, cfg.reference_batch_size, dtype)
         works += cost.training(
-            geo, steps(cfg, pairs) * _batch(cfg), at, cfg.args.get("per_device_train_batch_size", 8), dtype, cfg.lora,
-            bool(cfg.args.get("gradient_checkpointing")),
+            geo, cfg.steps(pairs) * cfg.pairs_per_step, at, cfg.args.get("per_device_train_batch_size", 8), dtype,
+            cfg.lora, bool(cfg.args.get("gradient_checkpointing")),
         )  # fmt: skip
-        disk += memory.checkpoints_on_disk(geo, config, cfg, saved(cfg, pairs))
+        disk += memory.checkpoints_on_disk(geo, config, cfg, cfg.checkpoints(pairs))
     one = len(variants) == 1  # alone it has all cores
     parallel = (job.devices if job.machine.is_cpu else 1) if one else min(job.devices, len(variants))
     peak = max(memory.training(geo, config, cfg, at) for cfg in variants)
-    total = sum(steps(cfg, pairs) for cfg in variants)
+    total = sum(cfg.steps(pairs) for cfg in variants)
     label = f"round {index}: {total} steps, {len(variants)} variant" + "s" * (not one)
     return Stage("training", label, works, parallel, peak if one or not job.machine.is_cpu else peak * parallel, disk,
                  len(variants))
@@ -172,32 +170,13 @@ def _training(job: Job, index: int, pairs: float, policies: int) -> Stage:
 def _choice(job: Job, index: int, pairs: float) -> Stage:
     """Saved checkpoints, and in round 1 the start, on dev."""
     config = job.config
-    tried = sum((1 if config.dev.checkpoints == "last" else saved(cfg, pairs)) + (index == 1)
+    tried = sum((1 if config.dev.checkpoints == "last" else cfg.checkpoints(pairs)) + (index == 1)
                 for cfg in config.train.values())
     prompts = tried * job.sizes["dev"]
     spoken = prompts * config.dev.num_candidates
     works = _spoken(job, prompts, config.dev.num_candidates) + _heard(job, "recognizer", spoken)
     return Stage("choice", f"round {index}: {tried} policies, {spoken} utterances", works, job.devices,
                  _speaking(job, config.dev.num_candidates), spoken * memory.SCORE_BYTES, len(config.train))
-
-
-def steps(cfg: TrainConfig, pairs: float) -> int:
-    """Optimizer steps of a training."""
-    if cfg.args.get("max_steps", 0) > 0:
-        return int(cfg.args["max_steps"])
-    return math.ceil(cfg.args.get("num_train_epochs", 3) * pairs / _batch(cfg))
-
-
-def saved(cfg: TrainConfig, pairs: float) -> int:
-    """Checkpoints that a training saves."""
-    if cfg.args.get("save_strategy", "steps") != "steps":
-        return math.ceil(cfg.args.get("num_train_epochs", 3)) if cfg.args["save_strategy"] == "epoch" else 1
-    every = cfg.args.get("save_steps", 50)
-    return math.ceil(steps(cfg, pairs) / every) if every >= 1 else math.ceil(1 / every)
-
-
-def _batch(cfg: TrainConfig) -> int:
-    return int(cfg.args.get("per_device_train_batch_size", 8) * cfg.args.get("gradient_accumulation_steps", 1))
 
 
 def _spoken(job: Job, prompts: float, each: int) -> list[Work]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 
 from talker_rl.config import RunConfig
-from talker_rl.omni.config import LoraSettings
+from talker_rl.omni.config import LoraSettings, branches
 from talker_rl.omni.decoder import CACHE_BLOCK
 from talker_rl.omni.dit import CPU_VALUES
 from talker_rl.planning.cost import BYTES, Lengths
@@ -61,8 +61,8 @@ def decoding(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> flo
     """Peak of a worker that decodes."""
     cfg, dit = config.token2wav, geo.dit
     frames = (at.codes - 1) * dit.frames_per_code
-    branches = 2 if cfg.guidance_scale >= 1e-5 else 1
-    together = cfg.batch_size * frames * branches
+    rows = branches(cfg.guidance_scale)
+    together = cfg.batch_size * frames * rows
     wide = min(together, CPU_VALUES / dit.width) if on_cpu else together
     flow = 4 * (together * dit.width + wide * (7 * dit.width + 2 * dit.inner))
     vocoder = 4 * 6 * geo.vocoder.values * frames * (1 if on_cpu else cfg.batch_size)

@@ -7,8 +7,6 @@ less right, to another geometry.
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,24 +97,16 @@ def _lengths(folder: Path) -> Lengths:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    from talker_rl.omni.conditioning_cache import ConditioningCache
+
     codes = rows = 0
     for shard in (folder / "rollouts").glob("*.parquet"):
         table = pq.read_table(shard, columns=["codes"])
         rows += table.num_rows
         codes += pc.sum(pc.list_value_length(table["codes"])).as_py() or 0
-    found: dict[str, list[int]] = {"prefix": [], "reply_stream": []}
-    for shard in (folder / "conditioning").glob("*.safetensors"):
-        for name, length in _tensors(shard):
-            found[name.rpartition(".")[2]].append(length)
-    if not (rows and found["prefix"]):
+    stored = ConditioningCache(folder / "conditioning").load().values()
+    if not (rows and stored):
         raise DataError("The run's rollouts or conditioning are gone", where=str(folder), fix="give a run with both")
-    prefix, reply = (sum(x) / len(x) for x in found.values())
+    prefix, reply = (sum(lengths) / len(stored)
+                     for lengths in zip(*((len(c.prefix), len(c.reply_stream)) for c in stored), strict=True))
     return Lengths(codes / rows + 1, prefix, reply)
-
-
-def _tensors(shard: Path) -> Iterator[tuple[str, int]]:
-    """(name, rows) of a safetensors file, from its header alone."""
-    with open(shard, "rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-    return ((name, entry["shape"][0]) for name, entry in header.items() if name != "__metadata__")

@@ -9,9 +9,11 @@ from talker_rl.config import RunConfig, SetLimits
 from talker_rl.data.prompts import resolve_prompt_path
 from talker_rl.errors import TalkerRLError
 from talker_rl.sweep_config import SweepConfig, cell
+from talker_rl.train.config import TrainConfig
 
-MICRO_SECONDS = {"utterance": 0.35, "pair": 0.12}
-"""Of one core, on the micro model: to sample, decode and judge an utterance; to train on a pair for one step."""
+MICRO_SECONDS = {"utterance": 0.55, "pair": 0.16, "diagnostics": 80.0}
+"""Of one core, on the micro model: to sample, decode and judge an utterance; to train on a pair for one step; to
+diagnose a training. As the shipped sweep took them in 86 minutes, beside other work (docs/LOG.md)."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,7 @@ def _steps(config: RunConfig) -> Iterator[Step]:
             yield Step("scores", f"{label}: {sampled} utterances decoded and recognised", sampled)
             yield Step("pairs", f"{label}: at most {per_round * config.pairs.max_pairs_per_prompt} pairs")
         for variant, cfg in config.train.items():
-            steps = cfg.args.get("max_steps")
-            length = f"{steps} steps" if steps else f"{cfg.args.get('num_train_epochs', 3)} epochs"
-            yield Step("training", f"round {index}, {variant}: {cfg.loss['type']}, {length}")
+            yield Step("training", f"round {index}, {variant}: {cfg.loss['type']}, {_length(cfg)}")
             tried = _checkpoints(config, variant)
             spoken = counts["dev"] * config.dev.num_candidates
             known = (f"{tried} checkpoints" if tried else "every saved checkpoint") + " and the start" * (index == 1)
@@ -89,15 +89,16 @@ def _steps(config: RunConfig) -> Iterator[Step]:
     yield Step("report", "one page")
 
 
+def _length(cfg: TrainConfig) -> str:
+    return f"{cfg.fixed_steps} steps" if cfg.fixed_steps else f"{cfg.args.get('num_train_epochs', 3)} epochs"
+
+
 def _checkpoints(config: RunConfig, variant: str) -> int | None:
     """How many checkpoints a training saves, where that is known beforehand."""
-    args = config.train[variant].args
     if config.dev.checkpoints == "last":
         return 1
-    if not args.get("max_steps") or args.get("save_strategy", "steps") != "steps":
-        return None
-    every = args.get("save_steps", 500)
-    return -(-args["max_steps"] // every) if every >= 1 else None
+    cfg = config.train[variant]
+    return cfg.checkpoints(0) if cfg.fixed_steps else None
 
 
 def describe(config: RunConfig) -> str:
@@ -120,9 +121,8 @@ def describe_sweep(config: SweepConfig) -> str:
     candidates = counts["train"] * run.rollouts.num_candidates
     eval_each, dev_each = counts["eval"] * run.eval.seeds, counts["dev"] * run.dev.num_candidates
     variant = next(iter(config.variants))
-    args = config.variants[variant].args
-    batch = args.get("per_device_train_batch_size", 8) * args.get("gradient_accumulation_steps", 1)
-    steps = args.get("max_steps")
+    training = config.variants[variant]
+    batch, steps = training.pairs_per_step, training.fixed_steps
     tried = _checkpoints(config.arm_run(next(iter(config.arms))), cell(variant, config.seeds[0]))
     trainings = sum(len(config.cells(arm)) for arm in config.arms)
     lines = [f"sweep {config.name}, measured against {config.baseline}:",
@@ -131,13 +131,13 @@ def describe_sweep(config: SweepConfig) -> str:
     seeds = ", ".join(map(str, config.seeds))
     for arm, cfg in config.arms.items():
         lines.append(f"  arm {arm}: {len(cfg.variants)} variants x seeds {seeds}: {', '.join(cfg.variants)}")
-    length = f"{steps} steps" if steps else f"{args.get('num_train_epochs', 3)} epochs"
-    lines.append(f"  each training: {length} of {batch} pairs, {tried or 'every'} checkpoints and the start on "
-                 f"{dev_each} dev utterances, {eval_each} eval utterances")
+    lines.append(f"  each training: {_length(training)} of {batch} pairs, {tried or 'every'} checkpoints and the start "
+                 f"on {dev_each} dev utterances, {eval_each} eval utterances")
     spoken = candidates + eval_each + trainings * (eval_each + dev_each * ((tried or 1) + 1))
     lines.append(f"in all: {trainings} trainings, {spoken} utterances, {run.workers} worker"
                  + ("s" if run.workers > 1 else ""))
     if run.model.path == "micro" and steps:
-        seconds = spoken * MICRO_SECONDS["utterance"] + trainings * steps * batch * MICRO_SECONDS["pair"]
+        seconds = (spoken * MICRO_SECONDS["utterance"] + trainings * steps * batch * MICRO_SECONDS["pair"]
+                   + trainings * MICRO_SECONDS["diagnostics"])
         lines.append(f"about {seconds / run.workers / 60:.0f} min with a core for each worker")
     return "\n".join(lines)

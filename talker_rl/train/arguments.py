@@ -18,7 +18,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..errors import ConfigError
-from .config import LOSS_FIELDS, refuse_loss_fields
+from .config import LOSS_FIELDS, SAVE_STEPS, refuse_loss_fields
 
 # TRL's trainers and configs report their use to the hub when they start; a training run tells nobody.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -98,7 +98,7 @@ class TalkerDPOConfig(_Base):
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many update steps."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Always False."})
-    save_steps: float = field(default=50, metadata={"help": "A checkpoint every so many update steps."})
+    save_steps: float = field(default=SAVE_STEPS, metadata={"help": "A checkpoint every so many update steps."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers, none by default."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A NaN loss stops training instead."})
     max_length: int | None = field(default=None, metadata={"help": "Longest completion in codes, the stop included."})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -26,6 +27,10 @@ LOSS_FIELDS: tuple[str, ...] = (
 """DPOConfig's fields that describe a loss: refused, because `loss:` is the only way to name one."""
 
 _TRL_TYPES = {"sigmoid": "dpo", "sigmoid_norm": "dpo_norm", "hinge": "hinge", "ipo": "ipo", "sft": "sft"}
+
+
+SAVE_STEPS = 50
+"""`save_steps` of TalkerDPOConfig, which cannot be imported here."""
 
 
 class TrainConfig(BaseModel):
@@ -84,6 +89,30 @@ class TrainConfig(BaseModel):
                 fix="set lora_dropout: 0, or args: {disable_dropout: false}",
             )
         return self
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Pairs of an optimizer step on one device."""
+        args = self.args
+        return int(args.get("per_device_train_batch_size", 8) * args.get("gradient_accumulation_steps", 1))
+
+    @property
+    def fixed_steps(self) -> int | None:
+        """Optimizer steps, where they don't depend on how many pairs there are."""
+        steps = self.args.get("max_steps", 0)
+        return int(steps) if steps > 0 else None
+
+    def steps(self, pairs: float) -> int:
+        """Optimizer steps of a training on so many pairs."""
+        return self.fixed_steps or math.ceil(self.args.get("num_train_epochs", 3) * pairs / self.pairs_per_step)
+
+    def checkpoints(self, pairs: float) -> int:
+        """Checkpoints that a training on so many pairs saves, unless it stops early."""
+        strategy = self.args.get("save_strategy", "steps")
+        if strategy != "steps":
+            return math.ceil(self.args.get("num_train_epochs", 3)) if strategy == "epoch" else 1
+        every = self.args.get("save_steps", SAVE_STEPS)
+        return math.ceil(self.steps(pairs) / every if every >= 1 else 1 / every)  # below 1 it is a share of all steps
 
 
 def refuse_loss_fields(values: Mapping[str, Any]) -> None:
