@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talker_rl import __version__
-from talker_rl.errors import TalkerRLError, is_disk_full
+from talker_rl.errors import DataError, TalkerRLError, is_disk_full
 from talker_rl.planning.options import PLAN_EXAMPLES, add_plan_options
 
 if TYPE_CHECKING:
@@ -282,9 +282,6 @@ def _micro(args: argparse.Namespace) -> int:
 
 
 def _wer(args: argparse.Namespace) -> int:
-    import json
-
-    from talker_rl.errors import DataError
     from talker_rl.reward import wer_tool
     from talker_rl.run_dir import atomic_write
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -30,6 +30,13 @@ class Settings(BaseModel):
     """Base of configuration classes: unknown keys are mistakes."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+def check_names(names: Iterable[str], what: str) -> None:
+    """Raise ValueError on a name that cannot be a folder, or is the base's."""
+    for name in names:
+        if name == "base" or not all(c.isalnum() or c in "_-." for c in name):
+            raise ValueError(f"{name!r} cannot {what}: letters, digits, _ - . only, and not `base`")
 
 
 class SetLimits(Settings):
@@ -174,9 +181,7 @@ class RunConfig(Settings):
     def _variant_names(cls, value: dict[str, TrainConfig]) -> dict[str, TrainConfig]:
         if not value:
             raise ValueError("at least one variant is needed")
-        for name in value:
-            if name == "base" or not all(c.isalnum() or c in "_-." for c in name):
-                raise ValueError(f"{name!r} cannot name a variant: letters, digits, _ - . only, and not `base`")
+        check_names(value, "name a variant")
         return value
 
     @model_validator(mode="after")
@@ -336,12 +341,17 @@ def merge(old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()) 
     """Mappings merge key by key; a loss of another type replaces the old one whole, a preset what it sets."""
     if path and path[-1] == "loss" and "type" in new and new["type"] != old.get("type"):
         return new
-    replaced = PRESETS.get(str(new.get("preset")), {})
-    merged = {key: value for key, value in old.items() if key not in replaced}
+    merged = _without_preset(old, new)
     for key, value in new.items():
         both = isinstance(value, dict) and isinstance(old.get(key), dict)
         merged[key] = merge(old[key], value, (*path, key)) if both else value
     return merged
+
+
+def _without_preset(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The old keys but those that a preset in the new ones sets."""
+    replaced = PRESETS.get(str(new.get("preset")), {})
+    return {key: value for key, value in old.items() if key not in replaced}
 
 
 def _parse_value(text: str, override: str) -> Any:
@@ -365,7 +375,6 @@ def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> No
         node = child
     if isinstance(value, dict) and isinstance(node.get(path[-1]), dict):
         value = merge(node[path[-1]], value, tuple(path))
-    if path[-1] == "preset":
-        for key in PRESETS.get(str(value), {}):
-            node.pop(key, None)
-    node[path[-1]] = value
+    kept = _without_preset(node, {path[-1]: value})
+    node.clear()
+    node.update({**kept, path[-1]: value})

@@ -9,7 +9,6 @@ difference, unless that stage is forced.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.data.records import stable_hash
-from talker_rl.errors import DataError, StageError
+from talker_rl.errors import DataError, StageError, is_disk_full
 
 PACKAGES = ("talker-rl", "torch", "transformers", "trl", "peft", "accelerate", "funasr", "jiwer", "numpy", "pyarrow")
 
@@ -50,7 +49,7 @@ def atomic_write(path: Path, data: bytes | str) -> str:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise disk_full(path) from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)
@@ -288,7 +287,7 @@ def _link_tree(source: Path, target: Path) -> None:
         try:
             os.link(file, copy)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(error):
                 raise disk_full(copy) from error
             atomic_write(copy, file.read_bytes())  # another file system, or one without hard links
 

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from talker_rl.config import RunConfig, Settings, apply_overrides, merge, parse_as, read_files
+from talker_rl.config import RunConfig, Settings, apply_overrides, check_names, merge, parse_as, read_files
 from talker_rl.data.config import PairsConfig
 from talker_rl.errors import ConfigError
 from talker_rl.losses.config import parse_loss
@@ -81,9 +81,7 @@ class SweepConfig(Settings):
     def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
         if not value:
             raise ValueError("at least one is needed")
-        for name in value:
-            if name == "base" or not all(c.isalnum() or c in "_-." for c in name):
-                raise ValueError(f"{name!r} cannot be a name here: letters, digits, _ - . only, and not `base`")
+        check_names(value, "be a name here")
         return value
 
     @field_validator("seeds")

@@ -76,7 +76,12 @@ class Candidate:
     @property
     def codes_with_stop(self) -> list[int]:
         """Codes with the stop id last if it was sampled: what pairs, masks and losses count."""
-        return self.codes + ([] if self.stop_id is None else [self.stop_id])
+        return with_stop(self.codes, self.stop_id)
+
+
+def with_stop(codes: list[int], stop_id: int | None) -> list[int]:
+    """Codes with the stop id last if it was sampled."""
+    return codes + ([] if stop_id is None else [stop_id])
 
 
 @dataclass

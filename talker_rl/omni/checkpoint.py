@@ -180,6 +180,11 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
 
 
 def read_config(folder: Path) -> Any:
+    """The Qwen2_5OmniConfig of a checkpoint's folder.
+
+    Raises:
+        CheckpointError: config.json is missing, of another model, or cannot be used.
+    """
     from transformers import Qwen2_5OmniConfig
 
     file = require_file(folder, "config.json", "the model's geometry")

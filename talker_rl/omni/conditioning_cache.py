@@ -6,7 +6,6 @@ each prompt was computed from. The headers are the truth; ``index.json`` repeats
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.data.records import Prompt, stable_hash
-from talker_rl.errors import DataError, PromptError, StageError, TalkerRLError
+from talker_rl.errors import DataError, PromptError, StageError, TalkerRLError, is_disk_full
 from talker_rl.omni.checkpoint import Omni
 from talker_rl.omni.conditioning import Conditioning, compute_conditioning, conditioning_key
 from talker_rl.omni.config import ConditioningConfig
@@ -99,7 +98,7 @@ class ConditioningCache:
             os.replace(temporary, shard)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            if error.errno == errno.ENOSPC:
+            if is_disk_full(error):
                 raise StageError("the disk is full", where=str(shard), fix="free some space and run again") from error
             raise
         self._entries.update({i: {**e, "shard": shard} for i, e in entries.items()})

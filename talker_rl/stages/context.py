@@ -66,8 +66,12 @@ class Context:
 
     def begin(self, stage: str, kind: str, inputs: dict[str, str], extra: dict[str, Any] | None = None) -> str:
         """``RunDir.begin`` with the part of the configuration that this kind of stage depends on."""
-        config = {path: pick(self.config.resolved(), path) for path in DEPENDS[kind]}
-        return self.run.begin(stage, config | (extra or {}), inputs)
+        return self.run.begin(stage, self.settings_of(kind) | (extra or {}), inputs)
+
+    def settings_of(self, kind: str) -> dict[str, Any]:
+        """The part of the configuration that this kind of stage depends on, by dotted key."""
+        resolved = self.config.resolved()
+        return {path: pick(resolved, path) for path in DEPENDS[kind]}
 
     def progress(self, items: Iterable[T], total: int, label: str, unit: str = "shard") -> Iterable[T]:
         """A progress bar around an iterable."""

@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from talker_rl.stages.pool import WorkerPool
+from talker_rl.stages.pool import WorkerPool, at_once
 from talker_rl.stages.shards import ShardFolder
 
 BACKLOG = 4
@@ -103,7 +103,7 @@ class _Flow:
             while queue and self._room(at):
                 i = queue.popleft()
                 call, task = _Timed(leg.function), leg.task(i)
-                start = _now if self.now[leg.here] else _in_thread if leg.here else self.pool.submit
+                start = at_once if self.now[leg.here] else _in_thread if leg.here else self.pool.submit
                 future = start(call, task)
                 self.under[future] = at, i
                 if future.done():
@@ -154,12 +154,6 @@ def describe(legs: Sequence[Leg], seconds: float) -> str:
     parts = [f"{leg.stage} {leg.rows / leg.busy:.1f} a worker's second ({leg.busy / total:.0%} of the work)"
              for leg in legs if leg.busy]
     return f"{', '.join(parts)}; {seconds:.0f} s in all"
-
-
-def _now(function: Callable[[Any], Any], task: Any) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_result(function(task))
-    return future
 
 
 def _in_thread(function: Callable[[Any], Any], task: Any) -> Future[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from talker_rl.data.records import with_stop
 from talker_rl.stages.worker import omni_of, one_thread, policy_on
 
 
@@ -33,9 +34,8 @@ class Forced:
 
 
 def ids_of(candidate: dict[str, Any]) -> list[int]:
-    """Codes of a candidate row, with the stop last if it was sampled."""
-    stop = candidate["stop_id"]
-    return [*candidate["codes"], *([stop] if stop is not None else [])]
+    """``Candidate.codes_with_stop`` of a row."""
+    return with_stop(candidate["codes"], candidate["stop_id"])
 
 
 def force(task: ForceTask) -> list[list[Forced]]:

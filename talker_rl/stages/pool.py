@@ -40,6 +40,13 @@ def _start(parent: int) -> None:
     torch.set_num_threads(1)
 
 
+def at_once(function: Callable[[T], R], task: T) -> Future[R]:
+    """The task's result, worked out here and now."""
+    future: Future[R] = Future()
+    future.set_result(function(task))
+    return future
+
+
 class WorkerPool:
     """Runs a module-level function over tasks.
 
@@ -64,11 +71,7 @@ class WorkerPool:
 
     def submit(self, function: Callable[[T], R], task: T) -> Future[R]:
         """The task's result, some time; with one worker it is worked out at once, and what it raises is raised here."""
-        if self.workers > 1:
-            return self._start().submit(function, task)
-        future: Future[R] = Future()
-        future.set_result(function(task))
-        return future
+        return self._start().submit(function, task) if self.workers > 1 else at_once(function, task)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from typing import Any
 from talker_rl.data.records import Candidate, ScoreRow, from_row, stable_hash, to_row
 from talker_rl.errors import StageError
 from talker_rl.stages import rollouts, worker
-from talker_rl.stages.context import DEPENDS, Context, Round, pick
+from talker_rl.stages.context import Context, Round
 from talker_rl.stages.flow import Leg, describe
 from talker_rl.stages.rollouts import prompts_of
 from talker_rl.stages.shards import ShardFolder
@@ -25,10 +25,10 @@ def run(ctx: Context, round_: Round) -> None:
     """
     stage, source = round_.stage("scores"), round_.stage("rollouts")
     key = _begin(ctx, round_)
-    rollouts = ShardFolder(ctx.run.path / source)
-    folder = ShardFolder(ctx.run.path / stage, key, source=rollouts, early_key=_early_key(ctx, round_))
+    sampled = ShardFolder(ctx.run.path / source)
+    folder = ShardFolder(ctx.run.path / stage, key, source=sampled, early_key=_early_key(ctx, round_))
     with _judge(ctx, stage) as judge:
-        leg = _leg(ctx, round_, folder, rollouts, len(rollouts), judge)
+        leg = _leg(ctx, round_, folder, sampled, len(sampled), judge)
         seconds = ctx.flow(leg)
     _finish(ctx, leg, seconds)
 
@@ -71,9 +71,8 @@ def _begin(ctx: Context, round_: Round) -> str:
 def _early_key(ctx: Context, round_: Round) -> str:
     """Key of scores whose rollouts are still being made: what they will be is known, their content is not yet."""
     stage, source = round_.stage("scores"), round_.stage("rollouts")
-    config = {path: pick(ctx.config.resolved(), path) for path in DEPENDS["scores"]}
-    return stable_hash("early", stage, config, ctx.run.stages[source]["key"], ctx.scorer_input("recognizer"),
-                       ctx.model_input())
+    return stable_hash("early", stage, ctx.settings_of("scores"), ctx.run.stages[source]["key"],
+                       ctx.scorer_input("recognizer"), ctx.model_input())
 
 
 def _leg(

@@ -8,7 +8,6 @@ one that was never interrupted. Names of arguments and metrics are TRL's.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from ..data.records import derive_seed
-from ..errors import TrainingError
+from ..errors import TrainingError, is_disk_full
 from ..losses import LossOutput, PairBatch, build_loss
 from ..losses.build import Loss
 from ..omni.logps import token_logps
@@ -166,7 +165,7 @@ class TalkerDPOTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own word for a full disk
-            full = getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(output_dir).free < 1 << 20
+            full = is_disk_full(error) or shutil.disk_usage(output_dir).free < 1 << 20
             if not full:
                 raise
             raise TrainingError(
