@@ -17,7 +17,7 @@ from ..scorer import code_version
 
 LIBRARIES = ("torch", "transformers", "numpy", "scipy")
 
-DECODER = ("token2wav", "flow", "dit", "vocoder")
+DECODER = ("token2wav", "flow", "dit", "linear", "vocoder")
 """Sources in ``omni`` that make speech of codes."""
 
 PARTS = {"reward", "token2wav", "model", "code", "recognizer", "decoder_libraries", "recognizer_libraries"}
