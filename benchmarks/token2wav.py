@@ -20,10 +20,11 @@ from talker_rl.omni.config import Token2WavConfig
 from talker_rl.omni.flow import network, sample_mels
 from talker_rl.omni.streaming import stream
 from talker_rl.omni.token2wav import decode, utterance_noise
+from talker_rl.planning.geometry import read_geometry
 
 from ._measure import Row, compare, peak_of, say, seconds_of
 from ._upstream import furthest, random_codes, snr_db, upstream_mel, upstream_wave
-from .geometry import random_speaker, real_config, real_width_token2wav
+from .geometry import random_speaker, real_width_token2wav
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,19 +75,18 @@ def without_layers(dit: Any) -> Iterator[None]:
 
 def projected(row: Row, bare: list[float], args: argparse.Namespace, frames: int) -> Row:
     """All layers and evaluations, from seconds with ``args.layers`` and with none (ours, theirs)."""
-    real = real_config()["token2wav_config"]["dit_config"]
+    dit = read_geometry("qwen2.5-omni-7b").dit
     evaluations = Token2WavConfig().passes // 2
     share = evaluations / (4 * (args.steps - 1))
     ours, theirs = (
-        share * (none + real["depth"] * (some - none) / args.layers)
+        share * (none + dit.layers * (some - none) / args.layers)
         for some, none in zip((row.ours_s, row.theirs_s), bare, strict=True)
     )
-    width, passes = real["dim"], 2 * evaluations * frames * real["depth"]
-    linear = passes * 2 * width**2 * (4 + 2 * real["ff_mult"])
-    attention = passes * 4 * width * 24 * (1 + 3 / real["depth"])  # own block; two layers look back, one ahead
-    rate = product_rate(width)
+    rows = 2 * evaluations * frames
+    linear, attention = rows * 2 * dit.weights, rows * 4 * dit.width * dit.keys
+    rate = product_rate(dit.width)
     floor = linear / rate
-    case = (f"projected: {real['depth']} layers, {evaluations} forwards; {(linear + attention) / 1e12:.1f} TFLOP, "
+    case = (f"projected: {dit.layers} layers, {evaluations} forwards; {(linear + attention) / 1e12:.1f} TFLOP, "
             f"{linear / (linear + attention):.1%} of it linear layers: floor {floor:.0f} s at {rate / 1e9:.0f} "
             f"GFLOP/s; ours {ours / floor:.2f} x floor, transformers {theirs / floor:.2f} x")
     return Row("token2wav", case, ours, theirs, theirs / ours, math.nan, math.nan, None, 0)
