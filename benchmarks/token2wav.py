@@ -60,7 +60,7 @@ def rows(args: argparse.Namespace) -> list[Row]:
         bare = [min(seconds_of(call) for _ in range(2)) for call in (ours, theirs)]
     frames = sum(len(n) for n in noise)
     return [row, projected(row, bare, args, frames), sounds(token2wav, codes[0][:50], speaker, cfg),
-            packets(token2wav, 2.0 if args.quick else 10.0)]
+            packets(token2wav, 2.0 if args.quick else 10.0), growth(token2wav, 1.0 if args.quick else 4.0)]
 
 
 @contextlib.contextmanager
@@ -135,3 +135,19 @@ def packets(token2wav: Any, seconds: float) -> Row:
     case = (f"first packet ({len(packet) / 24000:.2f} s) of a stream of {seconds:g} s, preset reward; "
             "against the whole decode")
     return Row("token2wav", case, mine, other, other / mine, my_peak, other_peak, gap, 1)
+
+
+def growth(token2wav: Any, seconds: float) -> Row:
+    """Most memory of a stream, and of one four times as long, in the columns ours and theirs: it must not grow."""
+    speaker, cfg = random_speaker(), Token2WavConfig(preset="reward")
+
+    def run(codes: list[int]) -> int:
+        return sum(len(packet) for packet in stream(token2wav, codes, speaker, 0, cfg, blocks=1))
+
+    say("token2wav: memory of streams")
+    short, long = random_codes(seconds, 0), random_codes(4 * seconds, 0)
+    run(short[:50])
+    (_, short_peak), (_, long_peak) = peak_of(lambda: run(short)), peak_of(lambda: run(long))
+    mine, other = seconds_of(lambda: run(short)), seconds_of(lambda: run(long))
+    case = f"whole stream of {seconds:g} s, preset reward; beside one of {4 * seconds:g} s: memory must not grow"
+    return Row("token2wav", case, mine, other, other / mine, short_peak, long_peak, None, 1)
