@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talker_rl import __version__
-from talker_rl.errors import DataError, TalkerRLError, is_disk_full
+from talker_rl.errors import TalkerRLError, is_disk_full
 from talker_rl.planning.options import PLAN_EXAMPLES, add_plan_options
+from talker_rl.reward.wer_verb import WER_EXAMPLES, add_wer_options
 
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
@@ -121,16 +122,8 @@ def parser() -> argparse.ArgumentParser:
     add_plan_options(plan)
 
     wer = _verb(verbs, "wer", "error rates of transcripts against references, two files of key<TAB>text lines",
-                "talker-rl wer reference.tsv heard.tsv --metric cer --detail")
-    wer.add_argument("reference", metavar="REF", help="what should have been said: one key<TAB>text line an utterance")
-    wer.add_argument("hypothesis", metavar="HYP", help="what was heard, matched by key; a missing key is empty")
-    wer.add_argument("--metric", choices=("wer", "cer"), default="wer", help="wer: words, each CJK character one. "
-                     "cer: characters, spaces not counted. (default: wer)")
-    shape = wer.add_mutually_exclusive_group()
-    shape.add_argument("--detail", action="store_true", help="each utterance's alignment (* is a gap), and what was "
-                       "mistaken how often")
-    shape.add_argument("--json", action="store_true", help="only the figures, rates as fractions")
-    wer.add_argument("--out", metavar="FILE", help="write all of it there, and print only the figures")
+                WER_EXAMPLES)
+    add_wer_options(wer)
     wer.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
     micro = _verb(verbs, "micro", "the micro world: build it, check it, say where it is", "talker-rl micro check")
@@ -212,7 +205,9 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.verb == "micro":
         return _micro(args)
     if args.verb == "wer":
-        return _wer(args)
+        from talker_rl.reward.wer_verb import run as wer
+
+        return wer(args)
     if args.verb == "doctor":
         from talker_rl.doctor import examine
 
@@ -279,30 +274,6 @@ def _micro(args: argparse.Namespace) -> int:
 
     command = import_module(f"talker_rl.micro.{args.what}")
     return int(command.main(args.rest) or 0)
-
-
-def _wer(args: argparse.Namespace) -> int:
-    from talker_rl.reward import wer_tool
-    from talker_rl.run_dir import atomic_write
-
-    reference, hypothesis = (wer_tool.read_texts(Path(file)) for file in (args.reference, args.hypothesis))
-    result = wer_tool.compare(reference, hypothesis, args.metric)
-    if args.json:
-        figures = full = json.dumps(result.figures(), indent=1) + "\n"
-        sys.stderr.writelines(f"note: {note}\n" for note in result.notes)
-    else:
-        figures, full = wer_tool.report(result), wer_tool.report(result, detail=args.detail)
-    if args.out:
-        try:
-            atomic_write(Path(args.out), full)
-        except OSError as error:
-            raise DataError(f"Cannot write the report: {error.strerror or error}", where=args.out,
-                            fix="give the path of a file that can be written") from None
-    try:
-        print(figures if args.out else full, end="", flush=True)
-    except BrokenPipeError:  # `... --detail | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
