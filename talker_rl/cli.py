@@ -81,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
                                help="variants to look at (default: all of the run)")
             stage.add_argument("--reward-noise", type=int, metavar="N", help="also decode some rollouts from N seeds "
                                "each and score them all: how much of a reward is luck, and which pairs.margin follows")
+        if name == "eval":
+            stage.add_argument("--protocol", choices=("seed-tts-eval",), help="also score as seed-tts-eval does, by "
+                               "language (short for eval.protocol=...)")
         if name == "pair":
             stage.add_argument("--votes", metavar="FILE", help="votes exported by a page's blind A/B listening: make "
                                "the pairs of round 1 of them (short for pairs.votes=FILE)")
@@ -235,6 +238,8 @@ def _config(args: argparse.Namespace) -> RunConfig:
     files, overrides = _files(args)
     if getattr(args, "votes", None):
         overrides.append(f"pairs.votes={json.dumps(args.votes)}")
+    if args.verb == "eval" and args.protocol:
+        overrides.append(f"eval.protocol={args.protocol}")
     run_dir = getattr(args, "run_dir", None)
     if not files and run_dir and (Path(run_dir) / "manifest.json").exists():
         from talker_rl.config import load_data
@@ -348,6 +353,10 @@ def _print_summary(summary: dict[str, Any], run_dir: Path) -> None:
     from talker_rl.report.page import headline, text_table
 
     print(f"\n{text_table(summary)}\n\n{headline(summary)}\nfigures: {run_dir / 'eval' / 'summary.json'}")
+    if "seed_tts_eval" in summary:
+        from talker_rl.evaluation.seed_tts_rows import lines
+
+        print("\n".join(lines(summary["seed_tts_eval"])))
 
 
 def _print_diagnostics(summaries: dict[str, dict[str, Any]], run_dir: Path) -> None:

@@ -12,6 +12,7 @@ from talker_rl import cli
 from talker_rl.data.seed_lst import read_lst
 from talker_rl.errors import ConfigError, DataError, PromptError
 from talker_rl.evaluation.seed_tts_eval import PUNCTUATION, figures, score, table
+from talker_rl.evaluation.seed_tts_rows import lines, protocol_figures, score_rows
 
 # Each line: key, reference, transcript, then by hand S, D, I, WER as a fraction of N, and the pieces between single
 # spaces of the reference (what S, D and I are divided by in the shares) where they are not N.
@@ -163,3 +164,20 @@ def test_lists_of_every_width_are_read(tmp_path: Path) -> None:
         file.write_text(bad, encoding="utf-8")
         with pytest.raises(PromptError, match=told):
             read_lst(file)
+
+
+def test_evaluated_rows_have_the_protocols_figures_by_language() -> None:
+    def row(prompt: str, lang: str, heard: str, text: str = "a well-known fact", status: str = "ok") -> dict:
+        return {"prompt_id": prompt, "seed": 7, "status": status, "lang": lang, "text": text, "heard": heard}
+
+    base = score_rows([row("p", "en", "a well known fact"), row("q", "en", "a wellknown fact"), row("r", "mixed", "x"),
+                       row("s", "en", "", status="failed"), row("t", "en", "a", text="?")])
+    trained = score_rows([row("p", "en", "a wellknown fact."), row("q", "en", "A wellknown fact")])
+    assert base.left_out == {"language mixed": 1, "failed": 1, "no word in the reference": 1}
+    found = protocol_figures(trained, base, {"en": "models/whisper-large-v3"}, resamples=200)
+    assert found["en"]["wer_percent"] == 0.0 and found["en"]["base"]["wer_percent"] == 33.333
+    assert found["en"]["wer_diff"] == pytest.approx(-1 / 3) and found["en"]["own_recogniser"]
+    [line] = lines(found)
+    assert line.startswith("seed-tts-eval en: WER 0.0%, base 33.333%, difference -66.667% .. +0.000%, 2 utterances")
+    alone = protocol_figures(base, None, {"en": "micro:eval"}, resamples=200)
+    assert "base" not in alone["en"] and "no published figure" in lines(alone)[0] and "1 (failed)" in lines(alone)[1]

@@ -1,4 +1,4 @@
-"""``talker-rl wer REF HYP --protocol seed-tts-eval --lang zh``: the protocol on a file of references and one of transcripts."""
+"""seed-tts-eval's scoring of a file of references and one of transcripts: ``talker-rl wer --protocol``."""
 
 from __future__ import annotations
 
