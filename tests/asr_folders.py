@@ -76,7 +76,7 @@ def write_sense_voice(folder: Path) -> dict[str, tuple[np.ndarray, list[float]]]
         sounds = {lang: beeps([order.index(i) for i in said]) for lang, said in ids.items()}
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         rich = {lang: [f"<|{lang}|>", *TAGS[2:]] for lang in SAID}
-        for _ in range(120):
+        for _ in range(90):
             loss = torch.zeros(())
             for lang, (sound, _) in sounds.items():
                 speech, lengths = extract_fbank([torch.from_numpy(sound)], data_type="sound", frontend=frontend)

@@ -1,4 +1,4 @@
-"""SenseVoiceSmall, SeACo-Paraformer and the aligner: FunASR's own classes in the published layout, small and trained."""
+"""SenseVoiceSmall, SeACo-Paraformer, the aligner: FunASR's own classes in the published layout, small and trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from talker_rl.reward.asr.base import Failure, Transcript  # noqa: E402
 from talker_rl.reward.asr.funasr_recognizer import (  # noqa: E402
     FunASRRecognizer,
     parse_rich,
-    spans_of_characters,
+    timed_pieces,
 )
 from talker_rl.reward.audio import resample  # noqa: E402
 from talker_rl.reward.config import AlignerConfig, PauseConfig, RecognizerConfig, RewardConfig  # noqa: E402
@@ -69,28 +69,21 @@ def test_sense_voice_hears_text_without_tags_and_times_its_tokens(
     assert [(a["language"], a["use_itn"]) for a in asked] == [("en", False), ("auto", False), ("zh", False),
                                                              ("auto", False)]
 
-    def unaligned(**kw: Any) -> Any:
-        if kw.get("output_timestamp"):
-            raise IndexError("list index out of range")
-        return generate(**kw)
 
-    monkeypatch.setattr(recognizer._model, "generate", unaligned)
-    [untimed] = recognizer.transcribe([sounds["en"][0]], "en")
-    assert untimed.tokens == tokens_of(SAID["en"]) and "no times" in untimed.spans_fault
-
-
-def test_rich_results_are_parsed_by_their_characters() -> None:
-    result = {"text": "<|en|><|HAPPY|><|Speech|><|woitn|>I'm 苹果 fan", "words": ["▁I", "'", "m", "苹", "果", "fan"],
-              "timestamp": [[-30, 90], [90, 150], [150, 210], [300, 400], [400, 500], [600, 900]]}
-    heard = parse_rich(result)
+def test_rich_results_are_parsed_by_their_letters() -> None:
+    tags = "<|en|><|HAPPY|><|Speech|><|woitn|>"
+    path = [0, 5, 5, 0, 6, 7, 7, 0, 0, 9]
+    assert timed_pieces(path, 0, 0.06) == [(5, (0.03, 0.15)), (6, (pytest.approx(0.21), pytest.approx(0.27))),
+                                           (7, (pytest.approx(0.27), pytest.approx(0.39))),
+                                           (9, (pytest.approx(0.51), pytest.approx(0.57)))]
+    pieces = [("▁I", (0.0, 0.1)), ("'", (0.1, 0.2)), ("m", (0.2, 0.3)), ("<|BGM|>", (0.3, 0.4)), ("苹果", (0.4, 0.6)),
+              ("▁fa", (0.7, 0.8)), ("n", (0.8, 1.0))]
+    heard = parse_rich(f"{tags}I'm<|BGM|> 苹果 fan", pieces)
     assert heard.text == "I'm 苹果 fan" and heard.tokens == ["i'm", "苹", "果", "fan"]
-    # the apostrophe is no character of a token's pieces when it stands alone, so these pieces spell another text
-    assert heard.spans == [] and "another text" in heard.spans_fault
-    whole = parse_rich({**result, "text": "<|en|>hello fan", "words": ["▁hel", "lo", "fan"],
-                        "timestamp": [[0, 300], [300, 500], [600, 900]]})
-    assert whole.tokens == ["hello", "fan"] and np.allclose(whole.spans, [(0.0, 0.5), (0.6, 0.9)])
-    assert spans_of_characters(["ab"], ["a"], [(0.0, 1.0)]) is None
-    assert parse_rich({"text": "<|nospeech|><|EMO_UNKNOWN|><|Event_UNK|><|woitn|>"}) == Transcript([], [])
+    assert np.allclose(heard.spans, [(0.0, 0.3), (0.4, 0.5), (0.5, 0.6), (0.7, 1.0)]) and heard.spans_fault is None
+    other = parse_rich(f"{tags}I am 苹果 fan", pieces)
+    assert other.tokens[1] == "am" and other.spans == [] and "another text" in other.spans_fault
+    assert parse_rich("<|nospeech|><|EMO_UNKNOWN|><|Event_UNK|><|woitn|>", []) == Transcript([], [])
 
 
 def test_seaco_paraformer_in_the_published_layout_hears_as_its_paraformer(tmp_path: Path, speech: list[Any]) -> None:
@@ -122,7 +115,9 @@ def test_the_aligner_finds_the_onsets_of_the_given_text(aligner_folder: Path, sp
         Aligner(AlignerConfig(path=str(checkpoint_dir() / "asr" / "reward")))
 
 
-def test_pauses_take_the_aligners_times(aligner_folder: Path, speech: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pauses_take_the_aligners_times(
+    aligner_folder: Path, speech: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a recogniser whose times are lost, pauses are scored by the aligner's; without an aligner they are null."""
     lost = FunASRRecognizer("micro:reward")
     hear = lost._recognize

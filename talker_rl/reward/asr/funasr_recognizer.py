@@ -3,15 +3,17 @@
 Neither voice activity detection nor a punctuation model is joined to them: seed-tts-eval's Paraformer has none, and an
 utterance is short. What FunASR does while it recognises and this module mends: loses `<unk>` from the text but not from
 the times; answers once for several inputs; consumes the global random generator; SenseVoice writes its language, mood
-and event tags into the text, spells numbers as digits where asked to (not asked here), and times its own pieces, the
-first of them with its word mark left on.
+and event tags into the text, and spells numbers as digits where asked to (not asked here). Its own times come from its
+text tokenised anew, piece by piece, which may give other pieces; here they come from the frames that it decoded.
 """
 
 from __future__ import annotations
 
 import copy
 import re
+import unicodedata
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ _UNK_WORD = "zzunkzz"
 _TAG = re.compile(r"<\|[^|]*\|>")
 _LANGUAGES = {"zh": "zh", "en": "en"}
 """SenseVoice's names; it detects the language of a mixed text."""
+_QUERIES = 4
+"""Frames that SenseVoice puts before the sound: language, event, mood, text norm. It answers them with the tags."""
 Span = tuple[float, float]
 
 
@@ -60,17 +64,9 @@ class FunASRRecognizer(GuardedRecognizer):
         return self._hash
 
     def _recognize(self, audios: list[np.ndarray], lang: str) -> list[Transcript]:
-        if not self._sense_voice:
-            return [parse(result, self._time_scale) for result in self._generate(audios)]
-        options = {"language": _LANGUAGES.get(lang, "auto"), "use_itn": False}
-        try:
-            results = self._generate(audios, **options, output_timestamp=True)
-        except (IndexError, RuntimeError, ValueError):
-            if len(audios) > 1:
-                raise  # the guard hears them one by one
-            # Its aligner fails where the text, tokenised again, has more pieces than the sound has frames.
-            results = self._generate(audios, **options)
-        return [parse_rich(result, self._time_scale) for result in results]
+        if self._sense_voice:
+            return [self._hear_richly(audio, _LANGUAGES.get(lang, "auto")) for audio in audios]
+        return [parse(result, self._time_scale) for result in self._generate(audios)]
 
     def _generate(self, audios: list[np.ndarray], **options: Any) -> list[dict[str, Any]]:
         import torch
@@ -79,6 +75,25 @@ class FunASRRecognizer(GuardedRecognizer):
             return self._model.generate(
                 input=list(audios), key="item", batch_size=len(audios), fs=SAMPLE_RATE, **self._runtime, **options
             )
+
+    def _hear_richly(self, audio: np.ndarray, language: str) -> Transcript:
+        """One utterance by SenseVoice (a batch would have to tell its padding from its frames)."""
+        ctc, seen = self._model.model.ctc, []
+        scores_of = ctc.log_softmax
+
+        def keep(states: Any) -> Any:
+            seen.append(scores_of(states))
+            return seen[-1]
+
+        ctc.log_softmax = keep
+        try:
+            [result] = self._generate([audio], language=language, use_itn=False)
+        finally:
+            del ctc.log_softmax
+        frontend, tokenizer = self._runtime["frontend"], self._runtime["tokenizer"]
+        best = seen[0][0, _QUERIES:].argmax(-1).tolist()
+        pieces = timed_pieces(best, self._model.model.blank_id, frontend.lfr_n * frontend.frame_shift / 1000)
+        return parse_rich(str(result["text"]), [(tokenizer.sp.IdToPiece(i), span) for i, span in pieces])
 
 
 def parse(result: dict[str, Any], time_scale: float = 1.0) -> Transcript:
@@ -101,41 +116,59 @@ def parse(result: dict[str, Any], time_scale: float = 1.0) -> Transcript:
     return Transcript(timed.tokens, timed.spans, text=text)
 
 
-def parse_rich(result: dict[str, Any], time_scale: float = 1.0) -> Transcript:
-    """A transcript from one SenseVoice result, ``{"text": "<|en|>...hello", "words": [...], "timestamp": [...]}``.
+def timed_pieces(best: Sequence[int], blank: int, stride: float) -> list[tuple[int, Span]]:
+    """Piece ids of a CTC path with their times: a run of one id is one piece; a frame is centred on its time.
 
-    The words that come with the times are pieces that FunASR joins by halves, so the text decides what was said, and
-    each of its tokens takes the time of its characters among those of the pieces.
+    Args:
+        best: the likeliest id of each frame.
+        stride: seconds a frame.
     """
-    text = _TAG.sub("", str(result.get("text", ""))).strip()
+    found, at = [], 0
+    for piece, run in groupby(best):
+        count = len(list(run))
+        if piece != blank:
+            found.append((piece, (max(0.0, (at - 0.5) * stride), max(0.0, (at + count - 0.5) * stride))))
+        at += count
+    return found
+
+
+def parse_rich(text: str, pieces: Sequence[tuple[str, Span]]) -> Transcript:
+    """A transcript from SenseVoice's text, ``<|en|><|NEUTRAL|><|Speech|><|woitn|>hello``, and its timed pieces.
+
+    The text decides what was said; each of its tokens takes the time of its characters among those of the pieces.
+    """
+    text = _TAG.sub("", text).strip()
     tokens = transcript_of([(text, (0.0, 0.0))]).tokens if text else []
     if not tokens:
         return Transcript([], [], text=text)
-    if result.get("timestamp") is None:
-        return Transcript(tokens, [], "the model gives no times", text)
-    spans = spans_of_characters(tokens, result["words"], _seconds(result["timestamp"], time_scale))
+    spans = spans_of_characters(tokens, [(piece, span) for piece, span in pieces if not _TAG.fullmatch(piece)])
     if spans is None:
         return Transcript(tokens, [], "the times belong to another text", text)
     return Transcript(tokens, spans, text=text)
 
 
-def spans_of_characters(tokens: Sequence[str], pieces: Sequence[str], times: Sequence[Span]) -> list[Span] | None:
-    """Times of tokens whose characters are those of timed pieces, a piece's time shared among its characters.
+def spans_of_characters(tokens: Sequence[str], pieces: Sequence[tuple[str, Span]]) -> list[Span] | None:
+    """Times of tokens whose letters and digits are those of timed pieces; a piece's characters share its time.
 
-    None where the characters differ; marks and spaces, which are no part of a token, are passed over.
+    None where the letters differ. Marks, spaces and apostrophes are passed over on both sides.
     """
-    timed = transcript_of((piece, span) for piece, span in zip(pieces, times, strict=True) if piece.strip())
-    characters: list[tuple[str, Span]] = []
-    for token, (start, end) in zip(timed.tokens, timed.spans, strict=True):
-        step = (end - start) / len(token)
-        characters += [(c, (start + k * step, start + (k + 1) * step)) for k, c in enumerate(token)]
-    if "".join(tokens) != "".join(c for c, _ in characters):
+    letters: list[tuple[str, Span]] = []
+    for piece, (start, end) in pieces:
+        plain = _letters(unicodedata.normalize("NFKC", piece).lower())
+        step = (end - start) / max(1, len(plain))
+        letters += [(c, (start + k * step, start + (k + 1) * step)) for k, c in enumerate(plain)]
+    wanted = [_letters(token) for token in tokens]
+    if not all(wanted) or "".join(wanted) != "".join(c for c, _ in letters):
         return None
     spans, at = [], 0
-    for token in tokens:
-        spans.append((characters[at][1][0], characters[at + len(token) - 1][1][1]))
+    for token in wanted:
+        spans.append((letters[at][1][0], letters[at + len(token) - 1][1][1]))
         at += len(token)
     return spans
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in text if c.isalnum())
 
 
 def _seconds(times: Sequence[Sequence[float]], time_scale: float) -> list[Span]:
