@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -128,6 +129,8 @@ def _recognisers(config: RunConfig) -> Iterator[Finding]:
     if config.reward.pauses.aligner is not None:
         aligner = Aligner(config.reward.pauses.aligner)
         yield "ok", f"reward.pauses.aligner ({aligner.config.path}) loads, for {', '.join(aligner.config.languages)}"
+    if config.eval.protocol and importlib.util.find_spec("zhconv") is None:
+        yield "warn", "eval.protocol scores Chinese by the package zhconv: pip install 'talker-rl[seed-tts-eval]'"
     shared = shared_languages(config.reward.recognizer, config.reward.evaluator)
     if shared:
         yield "warn", f"the recogniser that rewards also evaluates ({', '.join(shared)}): the figures may flatter"
