@@ -24,18 +24,22 @@ BEEP, GAP = 0.24, 0.12
 
 def beeps(pieces: list[int], seed: int = 0) -> tuple[np.ndarray, list[float]]:
     """One tone a piece in faint noise, and the onset of each in seconds."""
-    parts, onsets, at = [np.zeros(round(0.2 * RATE))], [], 0.2
+    parts, onsets, at = [np.zeros(round(0.1 * RATE))], [], 0.1  # no more than trimming leaves
     for piece in pieces:
         t = np.arange(round(BEEP * RATE)) / RATE
         parts += [0.3 * np.sin(2 * np.pi * (350 + 210 * piece) * t), np.zeros(round(GAP * RATE))]
         onsets.append(at)
         at += BEEP + GAP
-    sound = np.concatenate([*parts, np.zeros(round(0.2 * RATE))])
+    sound = np.concatenate(parts)
     return (sound + 1e-3 * np.random.default_rng(seed).standard_normal(len(sound))).astype(np.float32), onsets
 
 
-def write_sense_voice(folder: Path) -> dict[str, tuple[np.ndarray, list[float]]]:
-    """A SenseVoiceSmall of one block that has learnt `SAID`; returns its sounds and their pieces' onsets."""
+def write_sense_voice(folder: Path) -> dict[str, tuple[np.ndarray, list[tuple[str, float]]]]:
+    """A SenseVoiceSmall of two blocks that has learnt `SAID`, each frame its piece or blank.
+
+    Returns:
+        Each language's sound, and its pieces with their onsets in seconds.
+    """
     import sentencepiece
     from funasr.register import tables
     from funasr.utils.load_utils import extract_fbank
@@ -76,24 +80,33 @@ def write_sense_voice(folder: Path) -> dict[str, tuple[np.ndarray, list[float]]]
         sounds = {lang: beeps([order.index(i) for i in said]) for lang, said in ids.items()}
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         rich = {lang: [f"<|{lang}|>", *TAGS[2:]] for lang in SAID}
-        for _ in range(90):
+        heard = {lang: extract_fbank([torch.from_numpy(sound)], data_type="sound", frontend=frontend)
+                 for lang, (sound, _) in sounds.items()}
+        wanted = {lang: torch.tensor([tokens.PieceToId(tag) for tag in rich[lang]]
+                                     + frame_targets(ids[lang], sounds[lang][1], int(heard[lang][1]))) for lang in SAID}
+        for _ in range(80):
             loss = torch.zeros(())
-            for lang, (sound, _) in sounds.items():
-                speech, lengths = extract_fbank([torch.from_numpy(sound)], data_type="sound", frontend=frontend)
+            for lang, (speech, lengths) in heard.items():
                 for query in (lang, "auto"):  # as inference puts them: language, event, mood, text norm
                     head = model.embed(torch.tensor([[model.lid_dict[query], 1, 2, model.textnorm_dict["woitn"]]]))
                     states, _ = model.encoder(torch.cat([head, speech], 1), lengths + 4)
-                    scores = model.ctc.log_softmax(states)
-                    wanted = torch.tensor([tokens.PieceToId(tag) for tag in rich[lang]])
-                    loss = loss + torch.nn.functional.nll_loss(scores[0, :4], wanted)
-                    loss = loss + torch.nn.functional.ctc_loss(
-                        scores[:, 4:].transpose(0, 1), torch.tensor([ids[lang]]), lengths,
-                        torch.tensor([len(ids[lang])]))
+                    loss = loss + torch.nn.functional.nll_loss(model.ctc.log_softmax(states)[0], wanted[lang])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     torch.save(model.state_dict(), folder / "model.pt")
-    return sounds
+    return {lang: (sound, list(zip(map(tokens.IdToPiece, ids[lang]), onsets, strict=True)))
+            for lang, (sound, onsets) in sounds.items()}
+
+
+def frame_targets(ids: list[int], onsets: list[float], frames: int) -> list[int]:
+    """The piece that sounds at each frame of 60 ms, or blank (0)."""
+    found = [0] * frames
+    for piece, onset in zip(ids, onsets, strict=True):
+        for k in range(frames):
+            if onset <= 0.06 * k < onset + BEEP:
+                found[k] = piece
+    return found
 
 
 def write_aligner(folder: Path, recogniser: Path) -> Path:
