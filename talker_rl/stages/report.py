@@ -126,8 +126,8 @@ def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]
     return {
         "model": cfg.model.path,
         "variant": f"{variant}: {cfg.train[variant].loss['type']}, round {choice['round']}, step {choice['step']}",
-        "recogniser that rewards": cfg.reward.recognizer.path,
-        "recogniser that evaluates": cfg.reward.evaluator.path,
+        "recogniser that rewards": cfg.reward.recognizer.label,
+        "recogniser that evaluates": cfg.reward.evaluator.label,
         "candidates": f"{cfg.rollouts.num_candidates} a prompt, {cfg.iterations} round(s)",
         "time": f"{seconds / 60:.1f} min in all stages",
         "commit": f"{(code['commit'] or 'unknown')[:12]}{' with uncommitted changes' if code['diff'] else ''}",
