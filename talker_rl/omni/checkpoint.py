@@ -183,7 +183,7 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
         raise ConfigError(f"unknown model part {sorted(unknown)[0]!r}", fix=f"use any of {', '.join(PARTS)}")
     folder = resolve_model_path(model.path)
     config = read_config(folder)
-    device = _device(model.device)
+    device = pick_device(model.device)
     checkpoint_hash = content_hash(folder)
     omni = Omni(
         settings=model,
@@ -204,7 +204,7 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
         module = _load_part(part, folder, config, model, device, replaced if part == "talker" else None)
         setattr(omni, part, module)
     if tokenizer if tokenizer is not None else "thinker" in parts:
-        omni.tokenizer = _load_tokenizer(folder)
+        omni.tokenizer = load_tokenizer(folder)
     return omni
 
 
@@ -239,7 +239,8 @@ def read_config(folder: Path) -> Any:
         raise CheckpointError(f"config.json cannot be used: {error}", where=str(file), fix="restore it") from error
 
 
-def _device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
+    """The device of a name, ``auto`` resolved; ConfigError where it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -353,7 +354,7 @@ def four_bit(model: ModelConfig, device: torch.device) -> Any:
                               bnb_4bit_compute_dtype=getattr(torch, model.dtype), llm_int8_skip_modules=UNQUANTISED)
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     """The text tokenizer with its chat template (kept in chat_template.json by the published checkpoints)."""
     from transformers import AutoTokenizer
 

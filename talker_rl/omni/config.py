@@ -51,7 +51,7 @@ class ModelConfig(_Settings):
     )
     thinker_quantization: Literal["4bit"] | None = Field(
         default=None,
-        description='"4bit": the Thinker\'s language model in nf4 (pip install "talker-rl[4bit]"; CUDA); null: in dtype.',
+        description='"4bit": the Thinker\'s language model in nf4 (needs "talker-rl[4bit]" and CUDA); null: in dtype.',
     )
     system_prompt: str = Field(
         default=SPEECH_SYSTEM_PROMPT, description="System message of prompts that carry no messages."

@@ -122,8 +122,9 @@ def shards_of(folder: Path, prefix: str = "") -> dict[Path, set[str] | None]:
 
 @contextmanager
 def open_tensors(shards: Mapping[Path, set[str] | None], prefix: str = "") -> Iterator[dict[str, Any]]:
-    """Tensors by their name without ``prefix``, as safetensors' slices: ``get_shape()`` is known from the file's header,
-    and ``[...]`` reads the values, inside the context.
+    """Tensors by their name without ``prefix``, as safetensors' slices.
+
+    ``get_shape()`` is known from the file's header, and ``[...]`` reads the values, inside the context.
 
     Args:
         shards: file -> names to take (`shards_of`); None takes all that start with ``prefix``.
@@ -149,8 +150,25 @@ def open_tensors(shards: Mapping[Path, set[str] | None], prefix: str = "") -> It
                     where=str(file),
                     fix=f"restore {file.name} and {INDEX}; they must be of one checkpoint",
                 )
-            out.update({name[len(prefix) :]: reader.get_slice(name) for name in sorted(held if names is None else names)})
+            wanted = held if names is None else names
+            out.update({name[len(prefix) :]: reader.get_slice(name) for name in sorted(wanted)})
         yield out
+
+
+def read_headers(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (safetensors' word for the type, shape) of a file's tensors; no values are read.
+
+    Raises:
+        CheckpointError: the file is truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as reader:  # checks that the file is as long as its header says
+            slices = {name: reader.get_slice(name) for name in reader.keys()}
+            return {name: (str(x.get_dtype()), tuple(x.get_shape())) for name, x in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise unreadable(file, error) from error
 
 
 def unreadable(file: Path, error: Exception) -> CheckpointError:
