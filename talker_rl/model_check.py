@@ -15,8 +15,7 @@ from talker_rl.errors import CheckpointError, TalkerRLError
 Finding = tuple[str, str]
 """(``ok``, ``warn`` or ``fail``; what was found, one line)."""
 
-NEEDED = {"config.json": "the geometry", "generation_config.json": "the sampling defaults",
-          "spk_dict.pt": "the speakers"}
+NEEDED = {"config.json": "the geometry", "generation_config.json": "the sampling defaults"}
 CODEC_IDS = {"tts_codec_pad_token_id": 8292, "tts_codec_start_token_id": 8293, "tts_codec_end_token_id": 8294,
              "tts_codec_mask_token_id": 8296}
 CHAT_TOKENS = {"bos_token_id": "<|im_start|>", "eos_token_id": "<|im_end|>", "pad_token_id": "<|endoftext|>"}
@@ -35,8 +34,12 @@ def one_line(error: TalkerRLError) -> str:
 
 def check_model(folder: Path) -> Iterator[Finding]:
     """Everything that can be said of the folder."""
+    said = set()
     for check in (_files, _code, _config, _weights, _tokens, _speakers):
-        yield from guarded(check, folder)
+        for finding in guarded(check, folder):
+            if finding not in said:  # several checks read config.json
+                said.add(finding)
+                yield finding
 
 
 def guarded(check: Callable[..., Iterator[Any]], *args: Any) -> Iterator[Any]:

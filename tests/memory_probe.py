@@ -1,12 +1,14 @@
 """What each stage really takes: run as a script, it prints measured and forecast peaks as JSON.
 
     python tests/memory_probe.py '{"model": "micro", "sampling": [64, 64], "decoding": [8, 80], "training": [8, 80],
-                                   "conditioning": 32}'
+                                   "conditioning": [32]}'
 
 Measured is the high-water mark of resident memory (VmHWM, reset before each work) above the interpreter with its
-libraries, once the weights are loaded: while they are read, the pages of the files count as resident as well, and the
-system takes those back as it pleases. ``sampling``: [rows, codes]; ``decoding``: [utterances, codes]; ``training``:
-[pairs, codes]; ``conditioning``: prompts.
+libraries, which a tiny model has warmed up, once the weights are loaded: while they are read, the pages of the files
+count as resident as well, and the system takes those back as it pleases.
+
+``sampling``: [rows, codes]; ``decoding``: [utterances, codes]; ``training``: [pairs, codes]; ``conditioning``:
+[prompts].
 """
 
 from __future__ import annotations
@@ -14,22 +16,27 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import random
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from omni_factory import EMBED, random_conditionings, speakers, tiny_omni
+from train_helpers import make_config, make_omni, make_pairs
 
 from talker_rl import micro
 from talker_rl.config import RunConfig
 from talker_rl.data.pairs import pair_id_of
 from talker_rl.data.records import Pair, Prompt
 from talker_rl.omni.checkpoint import Omni, load_omni
-from talker_rl.omni.conditioning import Conditioning, compute_conditioning
-from talker_rl.omni.config import ConditioningConfig
+from talker_rl.omni.conditioning import Conditioning, compute_conditioning, text_model
+from talker_rl.omni.config import ConditioningConfig, SamplingConfig
 from talker_rl.omni.rollouts import sample_candidates
 from talker_rl.omni.token2wav import decode
 from talker_rl.planning import memory
@@ -68,18 +75,33 @@ def pairs_of(count: int, codes: int) -> list[Pair]:
     return found
 
 
-def measure(load: Callable[[], Any], work: Callable[..., Any], small: Any, full: Any) -> dict[str, Any]:
-    """Bytes: what loading left, and that with the peak of the work on top.
-
-    The work is done on a ``small`` load first: kernels that are loaded, and buffers that libraries keep, are theirs.
-    """
+def measure(load: Callable[[], Omni], work: Callable[..., Any], *size: int) -> dict[str, Any]:
+    """Bytes at the peak of the work, and of them what was there before it: the weights, every page of them."""
     before = settle()
     loaded = load()
+    for part in loaded.parts:
+        for value in getattr(loaded, part).parameters():  # stored in the wanted type they stay in the file till used
+            value.sum()
     weights = settle() - before
-    work(loaded, *small)
-    base = settle()
-    work(loaded, *full)
-    return {"loaded": weights, "measured": weights + resident("VmHWM") - base}
+    work(loaded, *size)
+    return {"loaded": weights, "measured": resident("VmHWM") - before}
+
+
+def apart(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A function's result, worked out in a copy of this process: no stage finds what another one left in the heap."""
+    reader, writer = os.pipe()
+    if child := os.fork():
+        os.close(writer)
+        with os.fdopen(reader) as stream:
+            text = stream.read()
+        os.waitpid(child, 0)
+        found: dict[str, Any] = json.loads(text)
+        return found
+    try:
+        os.write(writer, json.dumps(function()).encode())
+    except BaseException:
+        traceback.print_exc()
+    os._exit(0)
 
 
 class Probe:
@@ -124,28 +146,35 @@ class Probe:
 
     def run(self, options: dict[str, Any]) -> dict[str, Any]:
         """Measured and forecast bytes of every stage that the options name."""
-        geo, config, out = self.geo, self.config, {}
-        if "sampling" in options:
-            rows, codes = options["sampling"]
-            found = measure(self.load("talker", "token2wav"), self.sample, (4, 4), (rows, codes))
-            out["rollouts"] = found | {"forecast": memory.sampling(geo, config, lengths(codes), rows, codes)}
-        if "decoding" in options:
-            count, codes = options["decoding"]
-            found = measure(self.load("talker", "token2wav"), self.decode, (1, 8), (count, codes))
-            config.token2wav.batch_size = count
-            out["scores"] = found | {"forecast": memory.decoding(geo, config, lengths(codes), True)}
-        if "training" in options:
-            count, codes = options["training"]
-            found = measure(self.load("talker"), self.train, (1, 4), (count, codes))
-            cfg = config.train["default"]
-            cfg.args["per_device_train_batch_size"] = count
-            out["training"] = found | {"forecast": memory.training(geo, config, cfg, lengths(codes))}
-        if "conditioning" in options:
-            count = options["conditioning"]
-            found = measure(self.load("thinker"), self.condition, (1,), (count,))
-            config.conditioning.batch_size = count
-            out["conditioning"] = found | {"forecast": memory.conditioning(geo, config, self.positions)}
-        return out
+        stages = {"sampling": self.rollouts, "decoding": self.scores, "training": self.training,
+                  "conditioning": self.conditioning}
+        return {stage: apart(partial(stages[stage], *options[stage])) for stage in stages if stage in options}
+
+    def rollouts(self, rows: int, codes: int) -> dict[str, Any]:
+        sample_candidates(tiny_omni().talker, random_conditionings([(9, 3)]), [[0]], SamplingConfig(max_new_tokens=3))
+        found = measure(self.load("talker", "token2wav"), self.sample, rows, codes)
+        return found | {"forecast": memory.sampling(self.geo, self.config, lengths(codes), rows, codes)}
+
+    def scores(self, count: int, codes: int) -> dict[str, Any]:
+        decode(tiny_omni().token2wav, [[7] * 9], [speakers()["Ann"]], [0], self.config.token2wav)
+        found = measure(self.load("talker", "token2wav"), self.decode, count, codes)
+        self.config.token2wav.batch_size = count
+        return found | {"forecast": memory.decoding(self.geo, self.config, lengths(codes), True)}
+
+    def training(self, count: int, codes: int) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            train_variant(make_omni(), *make_pairs(4), make_config(args={"max_steps": 2}), folder, progress=False)
+        found = measure(self.load("talker"), self.train, count, codes)
+        cfg = self.config.train["default"]
+        cfg.args["per_device_train_batch_size"] = count
+        return found | {"forecast": memory.training(self.geo, self.config, cfg, lengths(codes), True)}
+
+    def conditioning(self, count: int) -> dict[str, Any]:
+        text_model(tiny_omni().thinker)(inputs_embeds=torch.zeros(1, 5, EMBED), use_cache=False)
+        found = measure(self.load("thinker"), self.condition, count)
+        self.config.conditioning.batch_size = count
+        at = vars(self.positions)
+        return found | {"forecast": memory.conditioning(self.geo, self.config, self.positions, True), "lengths": at}
 
 
 def lengths(codes: int) -> Lengths:

@@ -3,6 +3,7 @@ their layout of which only the asked part's shards are opened."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -184,6 +185,24 @@ def test_a_large_file_is_hashed_once_a_machine(tmp_path: Path, monkeypatch: pyte
     blob.parent.mkdir(parents=True)
     blob.write_bytes(b"z" * 5000)
     assert file_hash.cached_hash(blob) == "ab" * 32  # named by its hash, as in the hub's cache
+
+
+def test_a_recognisers_hash_is_of_names_and_contents(tmp_path: Path) -> None:
+    """Runs that were scored before know this digest."""
+    from talker_rl.reward.asr.base import hash_files
+
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "model.pt").write_bytes(b"abc")
+    (tmp_path / "sub" / "tokens.txt").write_bytes(b"")
+    expected = hashlib.sha256()
+    for name, content in (("model.pt", b"abc"), ("sub/tokens.txt", b"")):
+        expected.update(name.encode() + hashlib.sha256(content).digest())
+    assert hash_files(tmp_path) == expected.hexdigest()
+
+
+def test_an_attention_that_is_not_installed_is_named(sharded: Path) -> None:
+    with pytest.raises(ConfigError, match="model.attn_implementation"):
+        load(sharded, "talker", attn_implementation="flash_attention_2")
 
 
 def test_a_thinker_in_four_bits_is_another_conditioning(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
