@@ -36,7 +36,7 @@ from talker_rl.data.pairs import pair_id_of
 from talker_rl.data.records import Pair, Prompt
 from talker_rl.omni.checkpoint import Omni, load_omni
 from talker_rl.omni.conditioning import Conditioning, compute_conditioning, text_model
-from talker_rl.omni.config import ConditioningConfig, SamplingConfig
+from talker_rl.omni.config import ConditioningConfig, ModelConfig, SamplingConfig
 from talker_rl.omni.rollouts import sample_candidates
 from talker_rl.omni.token2wav import decode
 from talker_rl.planning import memory
@@ -148,12 +148,13 @@ class Probe:
         """Measured and forecast bytes of every stage that the options name."""
         stages = {"sampling": self.rollouts, "decoding": self.scores, "training": self.training,
                   "conditioning": self.conditioning}
+        load_omni(ModelConfig(path="micro", device="cpu"))  # what loading itself brings in is a library's
         return {stage: apart(partial(stages[stage], *options[stage])) for stage in stages if stage in options}
 
     def rollouts(self, rows: int, codes: int) -> dict[str, Any]:
         sample_candidates(tiny_omni().talker, random_conditionings([(9, 3)]), [[0]], SamplingConfig(max_new_tokens=3))
         found = measure(self.load("talker", "token2wav"), self.sample, rows, codes)
-        return found | {"forecast": memory.sampling(self.geo, self.config, lengths(codes), rows, codes)}
+        return found | {"forecast": memory.sampling(self.geo, self.config, lengths(codes), rows, codes, True)}
 
     def scores(self, count: int, codes: int) -> dict[str, Any]:
         decode(tiny_omni().token2wav, [[7] * 9], [speakers()["Ann"]], [0], self.config.token2wav)

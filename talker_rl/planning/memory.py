@@ -14,10 +14,12 @@ The terms of memory:
   vocoder's widest layer (on a CPU of one utterance, beside the heap that the DiT left).
 - training: weights in their type; 16 bytes a trained parameter of LoRA (float32 weight, gradient, two moments of AdamW)
   or, in full training, 4 times the weights on top (the policy, its gradient, two moments); what the backward pass keeps
-  of one packed batch (`activations`); the logits of the completions and their gradient.
+  of one packed batch (`activations`), and as much again for one layer, of gradients; the logits of the completions and
+  their gradient.
 
-On a CPU the arrays that come and go in a forward or backward pass take ``HEAP`` times their size: the C library's heap
-keeps and splits what was freed. docs/PLAN.md compares all of it with what a micro and a mid-size model took.
+On a CPU the arrays that come and go in a step, a forward or a backward pass take ``HEAP`` times their size: the C
+library's heap keeps and splits what was freed. docs/PLAN.md compares all of it with what a micro and a mid-size model
+took.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ def speech_weights(geo: Geometry, config: RunConfig) -> float:
     return geo.parameters["talker"] * BYTES[config.model.dtype] + geo.parameters["token2wav"] * 4
 
 
-def sampling(geo: Geometry, config: RunConfig, at: Lengths, rows: int, longest: float) -> float:
+def sampling(geo: Geometry, config: RunConfig, at: Lengths, rows: int, longest: float, on_cpu: bool) -> float:
     """Peak of a worker that samples; ``longest``: ids of the longest candidate, which sets the cache's capacity."""
     size, talker = BYTES[config.model.dtype], geo.talker
     positions = math.ceil((at.prefix + longest) / CACHE_BLOCK) * CACHE_BLOCK
@@ -80,7 +82,8 @@ def sampling(geo: Geometry, config: RunConfig, at: Lengths, rows: int, longest: 
     repeated = rows * (at.prefix + longest) * 2 * talker.heads * talker.head_dim * size
     if config.model.attn_implementation == "flash_attention_2":
         repeated = 0  # its kernels share keys among queries themselves
-    return speech_weights(geo, config) + cache + growing + prefixes + repeated + 4 * rows * geo.vocabulary * 4
+    step = repeated + 4 * rows * geo.vocabulary * 4
+    return speech_weights(geo, config) + cache + growing + prefixes + (HEAP if on_cpu else 1) * step
 
 
 def decoding(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> float:
@@ -104,12 +107,17 @@ def recognizer_weights(path: str) -> float:
 
 
 def activations(geo: Geometry, lora: LoraSettings | None, dtype: str, recompute: bool) -> float:
-    """Bytes that the backward pass keeps a position.
+    """Bytes that the backward pass keeps a position; with gradient checkpointing every layer's input, and one layer."""
+    stack, layer = geo.talker, layer_activations(geo, lora, dtype)
+    return stack.layers * stack.width * BYTES[dtype] + layer if recompute else stack.layers * layer
 
-    A layer: residual stream and its norm twice (each once more in float32, where the norms compute), queries, keys and
-    values before and after rotation, attention's output, and 4 feed-forward widths (gate, its activation, up, their
-    product). Under LoRA, below float32, PEFT's float32 copy of each adapted layer's input comes on top, and r values
-    an adapter. With gradient checkpointing: every layer's input, and one layer in full.
+
+def layer_activations(geo: Geometry, lora: LoraSettings | None, dtype: str) -> float:
+    """Bytes that the backward pass of one layer needs a position.
+
+    Residual stream and its norm twice (each once more in float32, where the norms compute), queries, keys and values
+    before and after rotation, attention's output, and 4 feed-forward widths (gate, its activation, up, their product).
+    Under LoRA, below float32, PEFT's float32 copy of each adapted layer's input comes on top, and r values an adapter.
     """
     stack, size = geo.talker, BYTES[dtype]
     heads = (2 * stack.heads + 2 * stack.kv_heads) * stack.head_dim * 2
@@ -118,7 +126,7 @@ def activations(geo: Geometry, lora: LoraSettings | None, dtype: str, recompute:
         adapted = geo.adapted(lora)
         copies = sum(x.inputs for x in adapted) * 4 if size < 4 else 0
         layer += (copies + 4 * lora.r * len(adapted)) / stack.layers
-    return stack.layers * stack.width * size + layer if recompute else stack.layers * layer
+    return layer
 
 
 def training(geo: Geometry, config: RunConfig, cfg: TrainConfig, at: Lengths, on_cpu: bool) -> float:
@@ -129,6 +137,7 @@ def training(geo: Geometry, config: RunConfig, cfg: TrainConfig, at: Lengths, on
     pairs = cfg.args.get("per_device_train_batch_size", 8)
     positions = pairs * (at.prefix + 2 * (at.codes - 1))
     kept = activations(geo, cfg.lora, dtype, bool(cfg.args.get("gradient_checkpointing")))
+    kept += layer_activations(geo, cfg.lora, dtype)  # the gradients of the layer at hand
     # raw (below float32 once more in their own type) and their gradient
     logits = (8 if dtype == "float32" else 8 + 2 * BYTES[dtype]) * geo.vocabulary * pairs * 2 * at.codes
     return weights + trained + (HEAP if on_cpu else 1) * positions * kept + logits
@@ -141,7 +150,7 @@ def stage_peaks(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> 
 
     def speaking(each: int) -> float:
         rows = min(cfg.batch_size, cfg.shard_size * each)
-        return workers * sampling(geo, config, at, rows, longest)
+        return workers * sampling(geo, config, at, rows, longest, on_cpu)
 
     decoded = decoding(geo, config, at, on_cpu)
     scored = workers * (decoded + recognizer_weights(config.reward.recognizer.path))
