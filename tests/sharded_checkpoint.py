@@ -141,3 +141,18 @@ def parts_by_shard(folder: Path) -> dict[str, set[str]]:
     for name, file in json.loads((folder / INDEX).read_text())["weight_map"].items():
         found.setdefault(file, set()).add(name.split(".")[0])
     return found
+
+
+def record_opens(monkeypatch: Any) -> list[str]:
+    """Names of the safetensors files that are opened from now on."""
+    import safetensors
+
+    names: list[str] = []
+    real = safetensors.safe_open
+
+    def recorded(file: Any, *args: Any, **options: Any) -> Any:
+        names.append(Path(file).name)
+        return real(file, *args, **options)
+
+    monkeypatch.setattr(safetensors, "safe_open", recorded)
+    return names

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from sharded_checkpoint import INDEX, MICRO, parts_by_shard, write_sharded
+from sharded_checkpoint import INDEX, MICRO, parts_by_shard, record_opens, write_sharded
 
 from talker_rl import cli
 from talker_rl.errors import CheckpointError
@@ -177,6 +177,13 @@ def test_a_sound_folder_passes_and_says_what_is_needed(world: Path, capsys: pyte
     assert needs.keys() == {"conditioning", "rollouts", "scores", "training", "choice", "evaluation"}
     assert needs["evaluation"] >= max(needs["rollouts"], needs["scores"])
     assert start(world, "rollout") == 0 and not (world / "ran").exists()
+
+
+def test_a_rollout_from_cached_conditioning_reads_no_thinker(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = record_opens(monkeypatch)
+    assert start(world, "rollout") == 0
+    held = parts_by_shard(world / "omni")
+    assert {file for file in opened if file in held} == {file for file, parts in held.items() if parts != {"thinker"}}
 
 
 def test_an_adapter_for_another_geometry_is_named(world: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from sharded_checkpoint import (
     INDEX,
     parts_by_shard,
     random_model,
+    record_opens,
     reduced_config,
     stored_tensors,
     write_sharded,
@@ -106,27 +106,12 @@ def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return write_sharded(tmp_path_factory.mktemp("sharded") / request.param, request.param)
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of the safetensors files that are opened."""
-    import safetensors
-
-    names: list[str] = []
-    real = safetensors.safe_open
-
-    def recorded(file: str, *args: object, **options: object) -> object:
-        names.append(Path(file).name)
-        return real(file, *args, **options)
-
-    monkeypatch.setattr(safetensors, "safe_open", recorded)
-    return names
-
-
 def load(folder: Path, *parts: str, **settings: object):
     return load_omni(ModelConfig(path=str(folder), device="cpu", **settings), parts=parts)
 
 
-def test_only_the_shards_of_the_asked_parts_are_opened(sharded: Path, opened: list[str]) -> None:
+def test_only_the_shards_of_the_asked_parts_are_opened(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = record_opens(monkeypatch)
     held = parts_by_shard(sharded)
     assert len(held) >= 3 and {"thinker"} in held.values() and {"talker", "thinker"} in held.values()
     for parts in (("talker",), ("talker", "token2wav"), ("token2wav",), ("thinker",)):

@@ -10,8 +10,9 @@ The terms of memory:
   keys and values repeated for each query head; the prefixes' own; the float32 logits, 4 copies: raw, processed, sorted,
   cumulated.
 - decoding: the same weights, in a run the recogniser's as well; the DiT's batch in float32, 8 values of the residual
-  stream's width and 2 of the feed-forward's a frame and branch (on a CPU one group of blocks); 6 copies of the
-  vocoder's widest layer (on a CPU of one utterance, beside the heap that the DiT left).
+  stream's width and 2 of the feed-forward's a frame and branch (on a CPU one group of blocks); 12 copies of the
+  vocoder's widest layer, whose activations compute at twice the rate (on a CPU of one utterance, beside the heap that
+  the DiT left).
 - training: weights in their type; 16 bytes a trained parameter of LoRA (float32 weight, gradient, two moments of AdamW)
   or, in full training, 4 times the weights on top (the policy, its gradient, two moments); what the backward pass keeps
   of one packed batch (`activations`), and as much again for one layer, of gradients; the logits of the completions and
@@ -38,8 +39,8 @@ from talker_rl.train.config import TrainConfig
 
 FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a weight in nf4 with double quantisation: of every 64 one scale of 8 bits, of 256 of those one of 32."""
-HEAP = 1.5
-"""Resident bytes a byte of short-lived arrays on a CPU, measured (docs/PLAN.md): 1.4 to 1.6. A GPU's allocator: not
+HEAP = 1.4
+"""Resident bytes a byte of short-lived arrays on a CPU, measured (docs/PLAN.md). A GPU's allocator: not
 measured, 1 is assumed."""
 ROLLOUT_BYTES_A_CODE = 5.3
 SCORE_BYTES = 180
@@ -94,7 +95,7 @@ def decoding(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> flo
     together = cfg.batch_size * frames * rows
     wide = min(together, CPU_VALUES / dit.width) if on_cpu else together
     flow = 4 * (together * dit.width + wide * (7 * dit.width + 2 * dit.inner))
-    vocoder = 4 * 6 * geo.vocoder.values * frames * (1 if on_cpu else cfg.batch_size)
+    vocoder = 4 * 12 * geo.vocoder.values * frames * (1 if on_cpu else cfg.batch_size)
     return speech_weights(geo, config) + (HEAP * (flow + vocoder) if on_cpu else max(flow, vocoder))
 
 
