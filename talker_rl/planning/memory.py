@@ -40,8 +40,10 @@ from talker_rl.train.config import TrainConfig
 FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a weight in nf4 with double quantisation: of every 64 one scale of 8 bits, of 256 of those one of 32."""
 HEAP = 1.4
-"""Resident bytes a byte of short-lived arrays on a CPU, measured (docs/PLAN.md). A GPU's allocator: not
-measured, 1 is assumed."""
+"""Resident bytes a byte of short-lived arrays on a CPU, measured (docs/PLAN.md). A GPU's allocator: not measured, 1 is
+assumed."""
+DECODING_HEAP = 1.7
+"""The same where DiT and vocoder take turns: what the one leaves seldom fits the other."""
 ROLLOUT_BYTES_A_CODE = 5.3
 SCORE_BYTES = 180
 EVAL_BYTES = 1050
@@ -96,7 +98,7 @@ def decoding(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> flo
     wide = min(together, CPU_VALUES / dit.width) if on_cpu else together
     flow = 4 * (together * dit.width + wide * (7 * dit.width + 2 * dit.inner))
     vocoder = 4 * 12 * geo.vocoder.values * frames * (1 if on_cpu else cfg.batch_size)
-    return speech_weights(geo, config) + (HEAP * (flow + vocoder) if on_cpu else max(flow, vocoder))
+    return speech_weights(geo, config) + (DECODING_HEAP * (flow + vocoder) if on_cpu else max(flow, vocoder))
 
 
 def recognizer_weights(path: str) -> float:
