@@ -23,6 +23,9 @@ MID: dict[str, dict[str, Any]] = {
     "vocoder": dict(upsample_initial_channel=256),
 }  # fmt: skip
 
+LUCK = 8_000_000
+"""Bytes by which two runs of micro's smallest stages differ: what the heap happened to keep (docs/PLAN.md)."""
+
 
 def probe(**options: Any) -> dict[str, dict[str, float]]:
     """See `memory_probe`; in a process of its own, since the high-water mark is one of a process."""
@@ -45,7 +48,8 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 def test_the_micro_model_takes_what_was_forecast() -> None:
     found = probe(model="micro", sampling=[64, 64], decoding=[8, 155], training=[8, 80], conditioning=[32])
     assert found.keys() == {"sampling", "decoding", "training", "conditioning"}
-    assert all(abs(miss) < 0.15 for miss in misses(found).values()), found
+    for stage, values in found.items():
+        assert abs(values["forecast"] - values["measured"]) < 0.15 * values["measured"] + LUCK, (stage, found)
 
 
 @needs_proc
