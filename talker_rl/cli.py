@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from talker_rl import __version__
 from talker_rl.errors import TalkerRLError, is_disk_full
-from talker_rl.planning.options import PLAN_EXAMPLES, add_plan_options
+from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_doctor_options, add_plan_options
 from talker_rl.reward.wer_verb import WER_EXAMPLES, add_wer_options
 
 if TYPE_CHECKING:
@@ -114,10 +114,10 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("--quiet", "-q", action="store_true", help="print nothing when all is well")
     validate.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
-    doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognisers",
-                   "talker-rl doctor -c configs/runs/qwen2.5-omni-7b-dpo.yaml")
+    doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognisers, and forecast memory",
+                   DOCTOR_EXAMPLES)
     _add_config(doctor)
-    doctor.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    add_doctor_options(doctor)
 
     plan = _verb(verbs, "plan", "forecast time, memory, disk and GPU-hours of a run, before anything is loaded",
                  PLAN_EXAMPLES)
@@ -214,7 +214,9 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.verb == "doctor":
         from talker_rl.doctor import examine
 
-        return examine(_config(args))
+        if args.model:
+            args.overrides.append(f"model.path={json.dumps(args.model)}")
+        return examine(_config(args), model_only=bool(args.model) and not _files(args)[0], as_json=args.json)
     if args.verb == "plan":
         from talker_rl.planning.command import run as plan
 

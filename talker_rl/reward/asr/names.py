@@ -12,10 +12,10 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from ...errors import CheckpointError
+from ...file_hash import cached_hash
 
 MODELS_VARIABLE = "TALKER_RL_MODELS"
 
@@ -135,21 +135,9 @@ def model_folder(path: str, required: Sequence[str]) -> Path:
 
 
 def hash_files(folder: Path) -> str:
-    """SHA-256 over names and contents of a folder's files; read once a process while they stay as they are."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return _hash(folder, tuple((str(p.relative_to(folder)), *_stamp(p)) for p in files))
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-@lru_cache(maxsize=32)
-def _hash(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+    """SHA-256 over names and contents of a folder's files; each is read once (`talker_rl.file_hash`)."""
     digest = hashlib.sha256()
-    for name, _, _ in files:
-        digest.update(name.encode())
-        with (folder / name).open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(str(file.relative_to(folder)).encode())
+        digest.update(bytes.fromhex(cached_hash(file)))
     return digest.hexdigest()
