@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from talker_rl import __version__
 from talker_rl.errors import DataError, TalkerRLError, is_disk_full
 from talker_rl.planning.options import PLAN_EXAMPLES, add_plan_options
+from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_TEXT, add_export_options
 
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
@@ -120,6 +121,10 @@ def parser() -> argparse.ArgumentParser:
     _add_config(plan)
     add_plan_options(plan)
 
+    export = _verb(verbs, "export", "write a trained Talker as a whole checkpoint or as a PEFT adapter", EXPORT_EXAMPLES)
+    export.description = EXPORT_TEXT
+    add_export_options(export)
+
     wer = _verb(verbs, "wer", "error rates of transcripts against references, two files of key<TAB>text lines",
                 "talker-rl wer reference.tsv heard.tsv --metric cer --detail")
     wer.add_argument("reference", metavar="REF", help="what should have been said: one key<TAB>text line an utterance")
@@ -222,6 +227,10 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
 
         print(plan(args, _config(args)))
         return 0
+    if args.verb == "export":
+        from talker_rl.stages.export import run as export
+
+        return export(args)
     if args.verb == "sweep":
         return _sweep(args, arguments)
     if args.verb == "serve":
