@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from talker_rl import __version__
 from talker_rl.errors import DataError, TalkerRLError, is_disk_full
 from talker_rl.planning.options import PLAN_EXAMPLES, add_plan_options
-from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_TEXT, add_export_options
+from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options
 
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
@@ -121,9 +121,7 @@ def parser() -> argparse.ArgumentParser:
     _add_config(plan)
     add_plan_options(plan)
 
-    export = _verb(verbs, "export", "write a trained Talker as a whole checkpoint or as a PEFT adapter", EXPORT_EXAMPLES)
-    export.description = EXPORT_TEXT
-    add_export_options(export)
+    add_export_options(_verb(verbs, "export", EXPORT_HELP, EXPORT_EXAMPLES))
 
     wer = _verb(verbs, "wer", "error rates of transcripts against references, two files of key<TAB>text lines",
                 "talker-rl wer reference.tsv heard.tsv --metric cer --detail")
@@ -228,9 +226,9 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         print(plan(args, _config(args)))
         return 0
     if args.verb == "export":
-        from talker_rl.stages.export import run as export
+        from talker_rl.stages import export
 
-        return export(args)
+        return export.run(args)
     if args.verb == "sweep":
         return _sweep(args, arguments)
     if args.verb == "serve":

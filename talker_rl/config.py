@@ -8,7 +8,6 @@ Importing this module loads neither torch nor transformers.
 from __future__ import annotations
 
 import difflib
-import re
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from talker_rl.config_files import merge, parse_value, read_files, without_preset
 from talker_rl.data.config import PairsConfig
 from talker_rl.errors import ConfigError
-from talker_rl.omni.config import PRESETS, ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
+from talker_rl.omni.config import ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
 from talker_rl.reward.config import RewardConfig, ServiceConfig
 from talker_rl.train.config import TrainConfig
 
@@ -220,21 +220,13 @@ def load_data(data: dict[str, Any], overrides: Sequence[str] = (), where: str = 
     return parse_config(data, where)
 
 
-def read_files(files: Sequence[str | Path]) -> dict[str, Any]:
-    """YAML files merged left to right, as plain data."""
-    data: dict[str, Any] = {}
-    for file in files:
-        data = merge(data, _read_yaml(Path(file)))
-    return data
-
-
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
     """Set every ``dotted.key=value``, in place."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"Not an override: {override!r}", fix="write dotted.key=value, e.g. pairs.margin=0.1")
-        _set(data, key.strip().split("."), _parse_value(value, override), override)
+        _set(data, key.strip().split("."), parse_value(value, override), override)
 
 
 def parse_config(data: dict[str, Any], where: str = "config") -> RunConfig:
@@ -310,57 +302,6 @@ def _match_parent(path: Sequence[str], keys: Sequence[str]) -> str:
     return at
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 5e-6 is a number (YAML 1.1 asks for a dot and a sign and takes it for a string)."""
-
-
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.load(path.read_text(), _Loader)
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
-        raise ConfigError("There is no such configuration file", where=str(path),
-                          fix=f"did you mean {path.parent / near[0]}?" if near else "see configs/") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"Cannot read the configuration file: {error}", where=str(path),
-                          fix="correct the YAML at that place") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigError("A configuration file holds a mapping of keys", where=str(path), fix="see configs/demo.yaml")
-    return data
-
-
-def merge(old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Mappings merge key by key; a loss of another type replaces the old one whole, a preset what it sets."""
-    if path and path[-1] == "loss" and "type" in new and new["type"] != old.get("type"):
-        return new
-    merged = _without_preset(old, new)
-    for key, value in new.items():
-        both = isinstance(value, dict) and isinstance(old.get(key), dict)
-        merged[key] = merge(old[key], value, (*path, key)) if both else value
-    return merged
-
-
-def _without_preset(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The old keys but those that a preset in the new ones sets."""
-    replaced = PRESETS.get(str(new.get("preset")), {})
-    return {key: value for key, value in old.items() if key not in replaced}
-
-
-def _parse_value(text: str, override: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"Cannot read the value of {override!r}: {error}", fix="quote it as in YAML") from None
-
-
 def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> None:
     if path[0] == "train" and len(path) > 2 and path[1] == "default" and isinstance(data.get("train"), dict):
         if data["train"].keys() & TrainConfig.model_fields.keys():  # a single variant without a name
@@ -375,6 +316,6 @@ def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> No
         node = child
     if isinstance(value, dict) and isinstance(node.get(path[-1]), dict):
         value = merge(node[path[-1]], value, tuple(path))
-    kept = _without_preset(node, {path[-1]: value})
+    kept = without_preset(node, {path[-1]: value})
     node.clear()
     node.update({**kept, path[-1]: value})

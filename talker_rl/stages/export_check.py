@@ -1,4 +1,4 @@
-"""Does the exported checkpoint say what the trained policy says? Log-probs of the run's own samples, before and after."""
+"""Does an exported checkpoint say what the policy says? Log-probs of the run's own samples, before and after."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ class Run:
     def lineage(self) -> dict[str, Any]:
         """Where the weights come from, as plain data."""
         stages, command = self.manifest["stages"], _command(self.manifest)
-        rounds = [read_json(self.path / train_stage(self.variant, i) / "variant.json") for i in range(1, self.round + 1)]
+        trained = [train_stage(self.variant, index) for index in range(1, self.round + 1)]
+        rounds = [read_json(self.path / stage / "variant.json") for stage in trained]
         return {
             "run": self.config.name, "round": self.round, "step": self.result["step"],
             "config_hash": self.manifest["config_hash"], "seed": self.manifest["seed"],
@@ -64,7 +65,7 @@ def open_run(path: Path, variant: str | None) -> Run:
         DataError: a file of the run is missing or damaged.
     """
     if not (path / "manifest.json").is_file():
-        raise StageError("There is no run in this folder", where=str(path), fix="give the folder that holds manifest.json")
+        raise StageError("There is no run in this folder", where=str(path), fix="give the one with manifest.json")
     manifest = read_json(path / "manifest.json")
     config = load_data(manifest["config"], where=f"{path}/manifest.json")
     best = path / "eval" / "summary.json"
@@ -82,7 +83,8 @@ def open_run(path: Path, variant: str | None) -> Run:
                          fix="finish the run: talker-rl run --run-dir " + str(path))
     chosen = read_json(chosen_file)
     trained = path / train_stage(variant, chosen["round"])
-    return Run(path, config, manifest, variant, read_json(trained / "result.json") | chosen,
+    named = chosen | {"name": f"{config.name}-{variant}"}
+    return Run(path, config, manifest, variant, read_json(trained / "result.json") | named,
                read_json(trained / "variant.json"), chosen["round"])
 
 
@@ -118,7 +120,7 @@ def _data_lines(run: Run) -> list[str]:
     for name in SETS:
         source = getattr(run.config.prompts, name)
         digest = prompts["inputs"].get(f"prompts.{name}", "unknown")
-        lines.append(f"{name} prompts: {prompts['counts'][name]} of `{Path(source).name}` (SHA-256 of the file `{digest}`)")
+        lines.append(f"{name} prompts: {prompts['counts'][name]} of `{Path(source).name}` (the file's hash `{digest}`)")
     for index in range(1, run.round + 1):
         round_ = Round(index, None if index == 1 else run.variant)
         for name in ("rollouts", "scores", "pairs"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+EXPORT_HELP = "write a trained Talker as a whole checkpoint or as a PEFT adapter"
+
 EXPORT_TEXT = """\
 Take a trained Talker out of the workbench: as a whole checkpoint that transformers loads and speaks with, or as a PEFT
 adapter alone. Both come with a model card: data, loss, figures with intervals, lineage, and code that speaks.
@@ -21,14 +23,15 @@ talker-rl export --run-dir runs/demo --merge exports/demo
 
 
 def add_export_options(export: argparse.ArgumentParser) -> None:
-    """All of them."""
+    """All of them, and what the verb does."""
+    export.description = EXPORT_TEXT
     export.add_argument("adapter_dir", nargs="?", metavar="ADAPTER", help="folder of an adapter (or of full Talker "
                         "weights), where it is not a run's")
     export.add_argument("--run-dir", metavar="DIR", help="folder of a finished run")
     export.add_argument("--variant", metavar="NAME", help="which of the run's variants (default: the only one, or the "
                         "one that was best on dev)")
-    export.add_argument("--model", metavar="PATH", help="the base: a folder or hub name (default: the run's, or the one "
-                        "that the adapter names)")
+    export.add_argument("--model", metavar="PATH", help="the base: a folder or hub name (default: the run's, or "
+                        "what the adapter names)")
     export.add_argument("--merge", metavar="OUT", help="write a whole checkpoint there")
     export.add_argument("--adapter", metavar="OUT", help="write the PEFT adapter there")
     export.add_argument("--base-name", metavar="OWNER/NAME", help="the base's name on the hub, for the card and the "

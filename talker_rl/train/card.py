@@ -1,4 +1,4 @@
-"""Model cards: what a folder of weights was trained on, by what, how well it speaks, where it comes from, how to use it.
+"""Model cards: what weights were trained on and by what, how well they speak, where they come from, how to use them.
 
 One builder for the folder that training leaves and for what ``talker-rl export`` writes, which knows of the whole run.
 """
@@ -127,7 +127,8 @@ def hub_name(path: str) -> str | None:
 
 
 def _front_matter(name: str, base: str, facts: RunFacts | None, adapter: bool) -> str:
-    """YAML metadata as the hub reads it. It states no license: the base's holds for what is made of it."""
+    """YAML metadata as the hub reads it: a base that is not on the hub is not in it. It states no license: the base's
+    holds for what is made of it."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = None
@@ -141,7 +142,7 @@ def _front_matter(name: str, base: str, facts: RunFacts | None, adapter: bool) -
     return ModelCardData(
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-to-speech",
-        base_model=base,
+        base_model=hub_name(base),
         base_model_relation="adapter" if adapter else "finetune",
         tags=["talker-rl", "preference-training", "qwen2_5_omni"],
         model_name=name if results else None,
