@@ -50,6 +50,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder, model={"path": str(folder / "base"), "instruction": "Read aloud: {text}"},
         prompts={**{name: f"micro:{name}" for name in ("train", "dev", "eval")}, "speaker": None,
                  "limit": {"train": 4, "dev": 2, "eval": 2}},
+        rollouts={"num_candidates": 4, "batch_size": 16, "shard_size": 4,
+                  "sampling": {"max_new_tokens": 32, "min_new_tokens": 4, "top_k": 0, "top_p": 1.0, "temperature": 1.0,
+                               "sequence_bias": [[[8294], 14.0]]}},
         train={"loss": {"type": "dpo", "beta": 0.1}, "lora": {"r": 2, "lora_alpha": 4},
                "args": {"max_steps": 2, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2,
                         "per_device_train_batch_size": 2, "lr_scheduler_type": "constant"}},
@@ -256,3 +259,54 @@ def test_mistakes_are_one_message(
              for o in options for tail in [o.partition("/")[2]]]
     assert cli.main(["export", *given, "-q"]) in (1, 2)
     assert re.search(message, capsys.readouterr().err) and not list(tmp_path.iterdir())
+
+
+def test_the_cards_code_speaks_in_plain_transformers(tmp_path: Path, monkeypatch: Any) -> None:
+    """The micro model with a small adapter: transformers' own generate, the sound of talker_rl's decode, understood."""
+    import numpy as np
+    import soundfile
+    import soxr
+    from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniToken2WavModel as Token2Wav
+
+    from talker_rl.omni import token2wav
+    from talker_rl.omni.config import LoraSettings
+    from talker_rl.omni.lora import attach_lora, save_lora
+    from talker_rl.reward.asr.registry import build_recognizer
+    from talker_rl.reward.config import RecognizerConfig
+
+    talker = load_omni(ModelConfig(path="micro"), parts=("talker",)).talker
+    model = attach_lora(talker, LoraSettings(r=2), base_model="micro")
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(0, 1e-3, generator=torch.Generator().manual_seed(0))
+    save_lora(model, tmp_path / "lora")
+    assert export(tmp_path / "lora", "--merge", tmp_path / "merged", "--adapter", tmp_path / "adapter") == 0
+
+    forward, seen = Token2Wav.forward, {}
+
+    def listen(self: Any, codes: torch.Tensor, **more: Any) -> torch.Tensor:
+        noise = token2wav.utterance_noise(1, 2 * codes.shape[1], 80)[None]
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randn", lambda size, **_: noise.reshape(size).clone())
+            wave = forward(self, codes, **more)
+        seen.update(codes=codes[0].tolist(), speaker={"cond": more["conditioning"], "ref_mel": more["reference_mel"]})
+        return wave
+
+    monkeypatch.setattr(Token2Wav, "forward", listen)
+    monkeypatch.chdir(tmp_path)
+    recognizer = build_recognizer(RecognizerConfig(path="micro:eval"))
+    spoken = {}
+    for kind in ("merged", "adapter"):
+        torch.manual_seed(0)
+        names: dict[str, Any] = {}
+        with quiet_transformers():
+            exec(code_of(tmp_path / kind), names)
+        wave, rate = soundfile.read("speech.wav", dtype="float32")
+        assert rate == 24000 and len(wave) == 480 * len(seen["codes"])
+        mine = token2wav.decode(names["model"].token2wav, [seen["codes"]], [seen["speaker"]], [1])[0]
+        assert np.abs(mine - names["wave"].numpy()).max() <= 1e-5 and np.abs(mine).max() > 0.05
+        (heard,) = recognizer.transcribe([soxr.resample(wave, 24000, 16000)], "en")
+        assert heard.tokens == ["river", "garden"]
+        spoken[kind] = seen["codes"]
+    assert spoken["merged"] == spoken["adapter"]
