@@ -12,14 +12,14 @@ from talker_rl.stages.shards import ShardFolder
 
 def run(ctx: Context) -> None:
     """Write ``prompts/``; what was skipped is told and noted in the manifest."""
-    from talker_rl.omni.checkpoint import load_speakers, resolve_model_path
+    from talker_rl.omni.checkpoint import speakers_of
 
     cfg = ctx.config.prompts
     inputs = {}
     for name in SETS:
         path = resolve_prompt_path(getattr(cfg, name))
         inputs[f"prompts.{name}"] = file_hash(path) if path.is_file() else "missing"
-    speakers = sorted(load_speakers(resolve_model_path(ctx.config.model.path)))
+    speakers = sorted(speakers_of(ctx.config.model))
     key = ctx.begin("prompts", "prompts", inputs, {"speakers": speakers})
     folder = ShardFolder(ctx.run.path / "prompts", key)
     if ctx.run.is_done("prompts") and not folder.missing(len(SETS)):
