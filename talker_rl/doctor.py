@@ -71,7 +71,7 @@ def _speech_libraries(_: RunConfig) -> Iterator[Finding]:
 
 
 def _model(config: RunConfig) -> Iterator[Finding]:
-    from talker_rl.omni.checkpoint import load_omni, load_speakers, resolve_model_path
+    from talker_rl.omni.checkpoint import load_omni, resolve_model_path, speakers_of
     from talker_rl.omni.files import require_file, weight_files
 
     folder = resolve_model_path(config.model.path)
@@ -80,7 +80,7 @@ def _model(config: RunConfig) -> Iterator[Finding]:
     yield "ok", f"{folder}: {len(weights)} weight files, {size:.2f} GiB"
     for name, purpose in (("config.json", "the geometry"), ("generation_config.json", "the sampling defaults")):
         require_file(folder, name, purpose)
-    speakers = sorted(load_speakers(folder))
+    speakers = sorted(speakers_of(config.model))
     yield "ok", f"speakers: {', '.join(speakers)}"
     if config.prompts.speaker and config.prompts.speaker not in speakers:
         yield "fail", f"prompts.speaker {config.prompts.speaker!r} is not among them"
@@ -123,9 +123,9 @@ def _recognisers(config: RunConfig) -> Iterator[Finding]:
 
 def _prompts(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.data.prompts import check_disjoint, read_prompts
-    from talker_rl.omni.checkpoint import load_speakers, resolve_model_path
+    from talker_rl.omni.checkpoint import speakers_of
 
-    speakers = sorted(load_speakers(resolve_model_path(config.model.path)))
+    speakers = sorted(speakers_of(config.model))
     sets = {}
     for name in ("train", "dev", "eval"):
         found = read_prompts(getattr(config.prompts, name), speakers=speakers, default_speaker=config.prompts.speaker,

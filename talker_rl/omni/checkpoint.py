@@ -53,7 +53,7 @@ class Omni:
         if name not in self.speakers:
             raise CheckpointError(
                 f"unknown speaker {name!r}",
-                where=str(self.path / "spk_dict.pt"),
+                where=self.settings.speakers or str(self.path / "spk_dict.pt"),
                 fix=f"use one of: {', '.join(sorted(self.speakers))}",
             )
         return self.speakers[name]
@@ -98,17 +98,32 @@ def _hub_snapshot(name: str) -> Path:
         ) from error
 
 
-def load_speakers(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read and check ``spk_dict.pt``: per speaker bos_token (int), cond (1, C) and ref_mel (1, frames, 80), finite."""
-    file = require_file(folder, "spk_dict.pt", "the speakers (bos_token, cond, ref_mel)")
+def speakers_of(model: ModelConfig) -> dict[str, dict[str, Any]]:
+    """The speakers that a model's settings name, without loading anything else."""
+    return load_speakers(resolve_model_path(model.path), model.speakers)
+
+
+def load_speakers(folder: Path, other: str | None = None) -> dict[str, dict[str, Any]]:
+    """Read and check ``spk_dict.pt``: per speaker bos_token (int), cond (1, C) and ref_mel (1, frames, 80), finite.
+
+    Args:
+        folder: the checkpoint's.
+        other: a file to read in the place of the checkpoint's own (``model.speakers``).
+    """
+    if other:
+        file = Path(other).expanduser()
+        if not file.is_file():
+            raise CheckpointError("no such file of speakers", where=other, fix="check model.speakers, or leave it out")
+    else:
+        file = require_file(folder, "spk_dict.pt", "the speakers (bos_token, cond, ref_mel)")
     try:
         raw = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types here; all mean the same to the user
         raise CheckpointError(
-            f"spk_dict.pt cannot be read as plain tensors: {error}", where=str(file), fix="restore the original file"
+            f"{file.name} cannot be read as plain tensors: {error}", where=str(file), fix="restore the original file"
         ) from error
     if not isinstance(raw, dict) or not raw:
-        raise CheckpointError("spk_dict.pt holds no speakers", where=str(file), fix="restore the original file")
+        raise CheckpointError(f"{file.name} holds no speakers", where=str(file), fix="restore the original file")
     speakers: dict[str, dict[str, Any]] = {}
     for name, entry in raw.items():
         problem = _speaker_problem(entry)
@@ -156,12 +171,15 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
     folder = resolve_model_path(model.path)
     config = read_config(folder)
     device = _device(model.device)
+    speakers = load_speakers(folder, model.speakers)
     checkpoint_hash = content_hash(folder)
+    if model.speakers:
+        checkpoint_hash = stable_hash("speakers", checkpoint_hash, content_hash(Path(model.speakers).expanduser()))
     omni = Omni(
         settings=model,
         path=folder,
         config=config,
-        speakers=load_speakers(folder),
+        speakers=speakers,
         device=device,
         checkpoint_hash=checkpoint_hash,
         model_hash=checkpoint_hash,

@@ -126,6 +126,8 @@ class Context:
         found = {"model": content_hash(resolve_model_path(self.config.model.path))}
         if self.config.model.talker:
             found["model.talker"] = content_hash(talker_path(self.config.model.talker))
+        if self.config.model.speakers:
+            found["model.speakers"] = content_hash(Path(self.config.model.speakers).expanduser())
         return found
 
     def seeds(self, purpose: str, prompt: Prompt, count: int) -> list[int]:
