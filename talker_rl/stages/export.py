@@ -16,7 +16,7 @@ from typing import Any
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import CheckpointError, ConfigError, StageError, is_disk_full
 from talker_rl.omni import merge
-from talker_rl.omni.checkpoint import load_speakers, resolve_model_path
+from talker_rl.omni.checkpoint import resolve_model_path, speakers_of
 from talker_rl.omni.config import ModelConfig
 from talker_rl.omni.files import content_hash, require_file
 from talker_rl.planning.command import size
@@ -178,20 +178,22 @@ def _weight_lines(rounding: merge.Rounding) -> list[str]:
 
 
 def _finish(source: Source, folder: Path, target: Path, base_name: str, weights: list[str], *, merged: bool) -> None:
-    """Write export.json and the card."""
-    speakers = sorted(load_speakers(source.base))
+    """Write speakers of the user's own, export.json and the card."""
     model, run = source.model, source.run
+    speakers = sorted(speakers_of(model))
+    if model.speakers:
+        shutil.copyfile(Path(model.speakers).expanduser(), folder / merge.SPEAKERS)
     lineage = {
         "format": 1, "kind": "checkpoint" if merged else "adapter", "variant": source.name, "base": base_name,
         "base_hash": content_hash(source.base), "weights_hash": stable_hash(
             [(f.name, content_hash(f)) for f in sorted(source.weights.glob("*.safetensors"))]),
-        "weights": weights, **(run.lineage if run else {}),
+        "weights": weights, "speakers": speakers, **(run.lineage if run else {}),
     }
     (folder / LINEAGE).write_text(json.dumps(lineage, indent=1, ensure_ascii=False) + "\n")
     text = export_facts.example_text(run) if run else "River, garden."
-    known = run and run.config.prompts.speaker
+    known = run and (run.config.prompts.speaker or (run.config.prompts.speakers or [None])[-1])
     usage = Usage(folder=str(target), base=base_name, speaker=known or speakers[0], system=model.system_prompt,
-                  user=model.instruction.replace("{text}", text))
+                  user=model.instruction.replace("{text}", text), own_speakers=bool(model.speakers))
     facts = export_facts.facts(run, usage, weights, lineage) if run else RunFacts(
         usage, weights, lineage=[f"base: `{base_name}` (content hash `{lineage['base_hash']}`)",
                                  f"weights' hash: `{lineage['weights_hash']}`"])

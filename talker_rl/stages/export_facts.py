@@ -145,6 +145,7 @@ def _lineage_lines(run: Run, lineage: dict[str, Any]) -> list[str]:
         f"base: `{lineage['base']}` (content hash `{lineage['base_hash']}`)",
         f"run: `{lineage['run']}`, configuration `{lineage['config_hash']}`, seed {seeds}",
         f"weights: `{lineage['weights_hash']}`",
+        f"speakers: {', '.join(lineage['speakers'])}",
     ]
     for index, round_ in enumerate(lineage["rounds"], 1):
         start, reference = round_["start_adapter_hash"], round_["reference_hash"]

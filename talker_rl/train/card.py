@@ -25,6 +25,7 @@ _SHOWN = (
 )
 
 _LOAD_ADAPTER = "model.talker = PeftModel.from_pretrained(model.talker, {folder!r}).merge_and_unload()\n"
+_LOAD_SPEAKERS = 'model.load_speakers(cached_file({folder!r}, "spk_dict.pt"))\n'
 
 _CODE = """\
 import json
@@ -66,6 +67,8 @@ class Usage:
     """System prompt."""
     user: str
     """User message."""
+    own_speakers: bool = False
+    """Whether the folder of an adapter holds speakers that take the place of the base's."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,8 @@ def _use(facts: RunFacts | None, adapter: bool, merged: bool) -> list[str]:
     usage, apart = facts.usage, adapter and not merged
     code = _CODE.format(
         base=usage.base if apart else usage.folder, imports="from peft import PeftModel\n" * apart,
-        adapter=_LOAD_ADAPTER.format(folder=usage.folder) * apart, system=usage.system, user=usage.user,
-        speaker=usage.speaker,
+        adapter=((_LOAD_ADAPTER + _LOAD_SPEAKERS * usage.own_speakers) * apart).format(folder=usage.folder),
+        system=usage.system, user=usage.user, speaker=usage.speaker,
     )  # fmt: skip
     return ["## Use", "", "```python", f"{code}```", "", *(f"- {line}" for line in facts.weights), ""]
 
