@@ -22,11 +22,12 @@ from talker_rl.data.records import Candidate
 from talker_rl.errors import TalkerRLError
 from talker_rl.omni.checkpoint import load_omni, quiet_transformers
 from talker_rl.omni.conditioning_cache import ConditioningCache
-from talker_rl.omni.config import ModelConfig
+from talker_rl.omni.config import SPEECH_SYSTEM_PROMPT, ModelConfig
 from talker_rl.omni.layout import TalkerExample, collate
 from talker_rl.omni.logps import token_logps
 from talker_rl.omni.lora import load_lora
 from talker_rl.stages.shards import ShardFolder
+from talker_rl.train.card import Usage, speaking_code
 
 LAYOUT = ("config.json", INDEX, "spk_dict.pt", "tokenizer.json", "tokenizer_config.json", "chat_template.json",
           "preprocessor_config.json", "generation_config.json")
@@ -90,6 +91,12 @@ def code_of(folder: Path) -> str:
     found = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
     assert found
     return found[1]
+
+
+def test_the_readme_shows_the_code_of_the_cards() -> None:
+    readme = Path(__file__).resolve().parents[1] / "README.md"
+    usage = Usage("exports/my-7b", "", "Chelsie", SPEECH_SYSTEM_PROMPT, "Please say: hello.")
+    assert speaking_code(usage, adapter=False) in readme.read_text()
 
 
 def header(file: Path) -> bytes:

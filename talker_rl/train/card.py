@@ -24,8 +24,8 @@ _SHOWN = (
     "length/reward_corr",
 )
 
-_LOAD_ADAPTER = "model.talker = PeftModel.from_pretrained(model.talker, {folder!r}).merge_and_unload()\n"
-_LOAD_SPEAKERS = 'model.load_speakers(cached_file({folder!r}, "spk_dict.pt"))\n'
+_LOAD_ADAPTER = "model.talker = PeftModel.from_pretrained(model.talker, {folder}).merge_and_unload()\n"
+_LOAD_SPEAKERS = 'model.load_speakers(cached_file({folder}, "spk_dict.pt"))\n'
 
 _CODE = """\
 import json
@@ -35,21 +35,21 @@ import torch
 {imports}from transformers import AutoTokenizer, Qwen2_5OmniForConditionalGeneration
 from transformers.utils import cached_file
 
-base = {base!r}  # a folder, or a name on the hub
+base = {base}  # a folder, or a name on the hub
 model = Qwen2_5OmniForConditionalGeneration.from_pretrained(base, dtype="auto", device_map="auto")
 {adapter}tokenizer = AutoTokenizer.from_pretrained(base)
 with open(cached_file(base, "chat_template.json")) as file:
     template = json.load(file)["chat_template"]
 messages = [
-    {{"role": "system", "content": {system!r}}},
-    {{"role": "user", "content": {user!r}}},
+    {{"role": "system", "content": {system}}},
+    {{"role": "user", "content": {user}}},
 ]
 inputs = tokenizer.apply_chat_template(
     messages, chat_template=template, add_generation_prompt=True, return_dict=True, return_tensors="pt"
 ).to(model.device)
 # One masked place on the left: where nothing is masked, transformers 5.23 leaves out the embeddings that begin speech.
 inputs = {{name: torch.nn.functional.pad(value, (1, 0)) for name, value in inputs.items()}}
-text_ids, wave = model.generate(**inputs, speaker={speaker!r})
+text_ids, wave = model.generate(**inputs, speaker={speaker})
 soundfile.write("speech.wav", wave.float().cpu().numpy(), 24000)
 """
 
@@ -168,13 +168,16 @@ def _use(facts: RunFacts | None, adapter: bool, merged: bool) -> list[str]:
                 else "from safetensors.torch import load_file\n"
                      'talker.load_state_dict(load_file("model.safetensors"))\n')
         return ["```python", f"{code}```", ""]
-    usage, apart = facts.usage, adapter and not merged
-    code = _CODE.format(
-        base=usage.base if apart else usage.folder, imports="from peft import PeftModel\n" * apart,
-        adapter=((_LOAD_ADAPTER + _LOAD_SPEAKERS * usage.own_speakers) * apart).format(folder=usage.folder),
-        system=usage.system, user=usage.user, speaker=usage.speaker,
-    )  # fmt: skip
+    code = speaking_code(facts.usage, adapter=adapter and not merged)
     return ["## Use", "", "```python", f"{code}```", "", *(f"- {line}" for line in facts.weights), ""]
+
+
+def speaking_code(usage: Usage, *, adapter: bool) -> str:
+    """Python that speaks with plain transformers, from a whole checkpoint or from the base and an adapter's folder."""
+    own = _LOAD_ADAPTER + _LOAD_SPEAKERS * usage.own_speakers if adapter else ""
+    quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in vars(usage).items()}
+    return _CODE.format(imports="from peft import PeftModel\n" * adapter, adapter=own.format(**quoted),
+                        **(quoted if adapter else quoted | {"base": quoted["folder"]}))
 
 
 def _evaluation(facts: RunFacts) -> list[str]:
