@@ -149,6 +149,9 @@ def _export_merged(source: Source, target: Path, base_name: str, args: argparse.
 def _export_adapter(source: Source, target: Path, base_name: str, args: argparse.Namespace) -> None:
     from talker_rl.omni.files import read_tensors
 
+    if source.model.talker:
+        raise ConfigError("The adapter belongs to other Talker weights than the base's", where="model.talker",
+                          fix="use --merge OUT, which puts both into the checkpoint")
     config = read_json(require_file(source.weights, "adapter_config.json", "the adapter's settings"))
     weights = require_file(source.weights, merge.ADAPTER, "the adapter's weights")
     if args.dry_run:
@@ -209,13 +212,14 @@ def _folder(target: Path) -> Iterator[Path]:
     Raises:
         StageError: the disk is full.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    target = Path(os.path.abspath(target))
+    temporary, old = (target.with_name(f".{target.name}.{end}") for end in ("tmp", "old"))
+    temporary.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary)  # what a killed export left
     temporary.mkdir()
     try:
         yield temporary
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             os.rename(target, old)
         os.rename(temporary, target)
