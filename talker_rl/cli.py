@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from talker_rl import __version__
 from talker_rl.errors import DataError, TalkerRLError, is_disk_full
 from talker_rl.planning.options import PLAN_EXAMPLES, add_plan_options
+from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
 
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
@@ -120,6 +121,9 @@ def parser() -> argparse.ArgumentParser:
     _add_config(plan)
     add_plan_options(plan)
 
+    add_speaker_options(_verb(verbs, "speaker", "list a model's speakers, add one, tell them apart after training",
+                              SPEAKER_EXAMPLES))
+
     wer = _verb(verbs, "wer", "error rates of transcripts against references, two files of key<TAB>text lines",
                 "talker-rl wer reference.tsv heard.tsv --metric cer --detail")
     wer.add_argument("reference", metavar="REF", help="what should have been said: one key<TAB>text line an utterance")
@@ -134,9 +138,10 @@ def parser() -> argparse.ArgumentParser:
     wer.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
     micro = _verb(verbs, "micro", "the micro world: build it, check it, say where it is", "talker-rl micro check")
-    micro.add_argument("what", choices=("build", "check", "path"), help="build: train every part from a seed. check: "
-                       "print every figure it must meet, fail where one is missed. path: print its folder.")
-    micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of build or check (try: micro build --help)")
+    micro.add_argument("what", choices=("build", "check", "path", "voice"), help="build: train every part from a seed. "
+                       "check: print every figure it must meet, fail where one is missed. path: print its folder. "
+                       "voice: a further voice's recording and codes, to add a speaker from.")
+    micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of build, check, voice (try: micro build --help)")
     return top
 
 
@@ -191,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Overrides may stand before, between and after options, which argparse alone does not allow below a verb."""
     command = parser()
-    if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"]):  # their options are their own
+    if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"], ["voice"]):  # their options are their own
         return argparse.Namespace(verb="micro", what=arguments[1], rest=arguments[2:])
     args, rest = command.parse_known_args(arguments)
     strange = [a for a in rest if a.startswith("-") or not hasattr(args, "overrides")]
@@ -213,6 +218,10 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         return _micro(args)
     if args.verb == "wer":
         return _wer(args)
+    if args.verb == "speaker":
+        from talker_rl.speakers.command import run as speaker
+
+        return speaker(args)
     if args.verb == "doctor":
         from talker_rl.doctor import examine
 
