@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from talker_rl import __version__
 from talker_rl.errors import DataError, TalkerRLError, is_disk_full
-from talker_rl.planning.options import PLAN_EXAMPLES, add_plan_options
+from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_doctor_options, add_plan_options
 from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
 
 if TYPE_CHECKING:
@@ -111,18 +111,17 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("--quiet", "-q", action="store_true", help="print nothing when all is well")
     validate.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
-    doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognisers",
-                   "talker-rl doctor -c configs/runs/qwen2.5-omni-7b-dpo.yaml")
+    doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognisers, and forecast memory",
+                   DOCTOR_EXAMPLES)
     _add_config(doctor)
-    doctor.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    add_doctor_options(doctor)
 
     plan = _verb(verbs, "plan", "forecast time, memory, disk and GPU-hours of a run, before anything is loaded",
                  PLAN_EXAMPLES)
     _add_config(plan)
     add_plan_options(plan)
 
-    add_speaker_options(_verb(verbs, "speaker", "list a model's speakers, add one, tell them apart after training",
-                              SPEAKER_EXAMPLES))
+    add_speaker_options(_verb(verbs, "speaker", "list speakers, add one, tell them apart", SPEAKER_EXAMPLES))
 
     wer = _verb(verbs, "wer", "error rates of transcripts against references, two files of key<TAB>text lines",
                 "talker-rl wer reference.tsv heard.tsv --metric cer --detail")
@@ -139,8 +138,7 @@ def parser() -> argparse.ArgumentParser:
 
     micro = _verb(verbs, "micro", "the micro world: build it, check it, say where it is", "talker-rl micro check")
     micro.add_argument("what", choices=("build", "check", "path", "voice"), help="build: train every part from a seed. "
-                       "check: print every figure it must meet, fail where one is missed. path: print its folder. "
-                       "voice: a further voice's recording and codes, to add a speaker from.")
+                       "check: print every figure it must meet. path: its folder. voice: recording and codes of another.")
     micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of build, check, voice (try: micro build --help)")
     return top
 
@@ -225,7 +223,9 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.verb == "doctor":
         from talker_rl.doctor import examine
 
-        return examine(_config(args))
+        if args.model:
+            args.overrides.append(f"model.path={json.dumps(args.model)}")
+        return examine(_config(args), model_only=bool(args.model) and not _files(args)[0], as_json=args.json)
     if args.verb == "plan":
         from talker_rl.planning.command import run as plan
 

@@ -54,6 +54,10 @@ class ModelConfig(_Settings):
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         default="sdpa", description="Attention of Thinker and Talker; token2wav uses sdpa."
     )
+    thinker_quantization: Literal["4bit"] | None = Field(
+        default=None,
+        description='"4bit": the Thinker\'s language model in nf4 (needs "talker-rl[4bit]" and CUDA); null: in dtype.',
+    )
     system_prompt: str = Field(
         default=SPEECH_SYSTEM_PROMPT, description="System message of prompts that carry no messages."
     )

@@ -119,9 +119,9 @@ def new_entry(
 
 def _tokens(folder: Path) -> int:
     """Ids below it are the tokenizer's."""
-    from talker_rl.omni.checkpoint import _load_tokenizer
+    from talker_rl.omni.checkpoint import load_tokenizer
 
-    return len(_load_tokenizer(folder))
+    return len(load_tokenizer(folder))
 
 
 def _shape_findings(entry: Entry, reference: Reference, bos: BosChoice | None, speakers: dict[str, Entry]) -> Any:
