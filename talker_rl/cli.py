@@ -138,8 +138,8 @@ def parser() -> argparse.ArgumentParser:
 
     micro = _verb(verbs, "micro", "the micro world: build it, check it, say where it is", "talker-rl micro check")
     micro.add_argument("what", choices=("build", "check", "path", "voice"), help="build: train every part from a seed. "
-                       "check: print every figure it must meet. path: its folder. voice: recording and codes of another.")
-    micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of build, check, voice (try: micro build --help)")
+                       "check: print every figure it must meet. path: its folder. voice: codes of a further voice.")
+    micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of that (try: micro build --help)")
     return top
 
 
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Overrides may stand before, between and after options, which argparse alone does not allow below a verb."""
     command = parser()
-    if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"], ["voice"]):  # their options are their own
+    if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"], ["voice"]):  # with options of their own
         return argparse.Namespace(verb="micro", what=arguments[1], rest=arguments[2:])
     args, rest = command.parse_known_args(arguments)
     strange = [a for a in rest if a.startswith("-") or not hasattr(args, "overrides")]

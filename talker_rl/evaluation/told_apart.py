@@ -38,8 +38,8 @@ def told_apart(taken_for_TS: np.ndarray, speaker: int, resamples: int = 10_000) 
 
     Returns:
         ``accuracy``: of all speakers (chance 1 / S). ``found``: of the speaker's own utterances, those taken for it.
-        ``mistaken``: of the others' utterances, those taken for it. ``balanced``: mean of found and not mistaken (chance
-        0.5). Each with ``_ci95``. ``confusion``: (S, S) counts, rows who spoke, columns who was heard.
+        ``mistaken``: of the others' utterances, those taken for it. ``balanced``: mean of found and not mistaken
+        (chance 0.5). Each with ``_ci95``. ``confusion``: (S, S) counts, rows who spoke, columns who was heard.
     """
     texts, speakers = taken_for_TS.shape
     out: dict[str, Any] = {"texts": texts, "speakers": speakers}

@@ -111,7 +111,8 @@ def new_entry(
         if args.bos_from not in speakers:
             raise ConfigError(f"Unknown speaker {args.bos_from!r}", where="--bos-from",
                               fix=f"this checkpoint has: {', '.join(sorted(speakers))}")
-        return {"bos_token": speakers[args.bos_from]["bos_token"], "cond": cond, "ref_mel": reference.mel}, reference, None
+        shared = speakers[args.bos_from]["bos_token"]
+        return {"bos_token": shared, "cond": cond, "ref_mel": reference.mel}, reference, None
     taken = [e["bos_token"] for e in speakers.values()]
     bos = choose_bos(folder, read_config(folder), _tokens(folder), taken, args.bos_token)
     return {"bos_token": bos.token, "cond": cond, "ref_mel": reference.mel}, reference, bos
@@ -134,14 +135,15 @@ def _shape_findings(entry: Entry, reference: Reference, bos: BosChoice | None, s
     norms = sorted(float(e["cond"].norm()) for e in speakers.values())
     norm = float(cond.norm())
     usual = 0.5 * norms[0] <= norm <= 2 * norms[-1]
-    yield ("ok" if usual else "warn"), (f"cond {list(cond.shape)}: norm {norm:.2f}, the model's own "
-                                        f"{norms[0]:.2f} to {norms[-1]:.2f}" + ("" if usual else ": listen to the words"))
+    yield ("ok" if usual else "warn"), (
+        f"cond {list(cond.shape)}: norm {norm:.2f}, the model's own {norms[0]:.2f} to {norms[-1]:.2f}"
+        + ("" if usual else ": listen to the words"))
     if bos is None:
         yield "ok", f"bos_token {entry['bos_token']}: shared with an old speaker, so there is nothing to train"
     else:
         yield ("warn" if bos.faint else "ok"), (
-            f"bos_token {bos.token}: its row is {bos.norm:.2f} times as long as the old speakers', cosine to the nearest "
-            f"{bos.nearest:.2f}" + (": the Talker hardly sees it; try another --bos-token" if bos.faint else ""))
+            f"bos_token {bos.token}: its row is {bos.norm:.2f} times as long as the old speakers', cosine to the "
+            f"nearest {bos.nearest:.2f}" + (": the Talker hardly sees it; try another --bos-token" if bos.faint else ""))
 
 
 def _range_finding(mel: Any, speakers: dict[str, Entry]) -> Any:

@@ -20,7 +20,7 @@ Entry = dict[str, Any]
 """``bos_token`` (int), ``cond`` (1, 192), ``ref_mel`` (1, frames, 80); float32."""
 
 LEAST_SECONDS, ENOUGH_SECONDS = 0.5, 3.0
-"""A reference shorter than the first is refused, one shorter than the second is told; the published ones last 3 to 4."""
+"""A reference shorter than the first is refused, one shorter than the second is told; the published last 3 to 4."""
 LARGEST_GAIN_DB = 30.0
 SPEECH_DB = 25.0
 """Frames within so many decibels of the loudest are speech."""

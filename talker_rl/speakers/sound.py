@@ -91,7 +91,9 @@ def hear(token2wav: Any, known: list[Known], own: Entry, new: Entry, cfg: Token2
     return Heard(known, *(decode(token2wav, codes, [entry] * n, seeds, cfg) for entry in (own, new)))
 
 
-def judge(heard: Heard, token2wav: Any, name: str, speakers: dict[str, Entry], asr: Recognizer | None) -> Iterator[Finding]:
+def judge(
+    heard: Heard, token2wav: Any, name: str, speakers: dict[str, Entry], asr: Recognizer | None
+) -> Iterator[Finding]:
     """Findings on the sound.
 
     Args:
