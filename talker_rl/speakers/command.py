@@ -143,7 +143,7 @@ def _shape_findings(entry: Entry, reference: Reference, bos: BosChoice | None, s
     else:
         yield ("warn" if bos.faint else "ok"), (
             f"bos_token {bos.token}: its row is {bos.norm:.2f} times as long as the old speakers', cosine to the "
-            f"nearest {bos.nearest:.2f}" + (": the Talker hardly sees it; try another --bos-token" if bos.faint else ""))
+            f"nearest {bos.nearest:.2f}" + (": the Talker hardly sees it: try another" if bos.faint else ""))
 
 
 def _range_finding(mel: Any, speakers: dict[str, Entry]) -> Any:
