@@ -1,4 +1,4 @@
-"""Speakers of one's own: entries, where they are written, how texts are assigned, and the test that tells them apart."""
+"""Speakers of one's own: entries, where they are written, who speaks which text, and the test that tells them apart."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def test_shuffled_speakers_hang_on_the_text_alone_and_on_nothing_in_it() -> None
     prompts = texts(400)
     made = assign_speakers(prompts, ["Ann", "Bob"], "shuffled", seed=3)
     by_text = {p.text: p.speaker for p in made}
-    assert {p.text: p.speaker for p in assign_speakers(prompts[::-7], ["Ann", "Bob"], "shuffled", 3)}.items() <= by_text.items()
+    some = assign_speakers(prompts[::-7], ["Ann", "Bob"], "shuffled", seed=3)
+    assert {p.text: p.speaker for p in some}.items() <= by_text.items()
     assert by_text != {p.text: p.speaker for p in assign_speakers(prompts, ["Ann", "Bob"], "shuffled", seed=4)}
     for half in (made[::2], made[1::2]):  # short and long texts: 5 standard deviations of a fair coin
         assert abs(sum(p.speaker == "Ann" for p in half) - 100) < 35
@@ -75,12 +76,13 @@ def test_all_speakers_say_every_text_once() -> None:
 def test_instructions_are_drawn_for_the_text_and_leave_messages_alone() -> None:
     own = [{"role": "user", "content": "mine"}]
     prompts = [*texts(40), Prompt("with context", "Ann", messages=own)]
-    made = assign_instructions(prompts, ["Softly: {text}", "{text}, fast"], "be a voice", seed=1)
+    wordings = ["Softly: {text}", "{text}, fast"]
+    made = assign_instructions(prompts, wordings, "be a voice", seed=1)
     assert made[-1] is prompts[-1]
     users = [p.messages[1]["content"] for p in made[:-1] if p.messages]
-    assert {u.replace(p.text, "{text}") for u, p in zip(users, prompts, strict=False)} == {"Softly: {text}", "{text}, fast"}
+    assert {u.replace(p.text, "{text}") for u, p in zip(users, prompts, strict=False)} == set(wordings)
     assert all(p.messages[0] == {"role": "system", "content": "be a voice"} for p in made[:-1] if p.messages)
-    bob = assign_instructions(assign_speakers(prompts, ["Bob"], "all", 0), ["Softly: {text}", "{text}, fast"], "be a voice", 1)
+    bob = assign_instructions(assign_speakers(prompts, ["Bob"], "all", 0), wordings, "be a voice", 1)
     assert [p.messages for p in bob] == [p.messages for p in made]  # the style is independent of the speaker
 
 
@@ -236,11 +238,12 @@ def test_sound_is_judged(model: Path) -> None:
 
     def findings(new: np.ndarray) -> dict[str, str]:
         heard = Heard(known, [good], [new])
-        return {text.split(":")[0]: level for level, text in judge(heard, token2wav, "Ann", speakers, _Deaf())}  # type: ignore[arg-type]
+        return {text.split(":")[0]: level for level, text in judge(heard, token2wav, "Ann", speakers, _Deaf())}
 
     assert findings(good)["duration"] == findings(good)["energy"] == findings(good)["words"] == "ok"
     assert findings(good[:-1])["duration"] == "fail"
-    assert findings(good * 1e-4) | {"likeness": ""} == {"duration": "ok", "energy": "fail", "words": "warn", "likeness": ""}
+    faint = findings(good * 1e-4)
+    assert (faint["duration"], faint["energy"], faint["words"]) == ("ok", "fail", "warn")
     broken = good.copy()
     broken[7] = np.nan
     assert findings(broken) == {"duration": "ok", "samples": "fail"}
