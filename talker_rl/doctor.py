@@ -89,6 +89,8 @@ def _model(config: RunConfig) -> Iterator[Finding]:
         yield finding
     if failed:
         return
+    if config.model.speakers:
+        yield "ok", f"speakers of {config.model.speakers}: {', '.join(sorted(speakers_of(config.model)))}"
     if config.prompts.speaker and config.prompts.speaker not in speakers_of(config.model):
         yield "fail", f"prompts.speaker {config.prompts.speaker!r} is not among them"
     if config.model.thinker_quantization:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from talker_rl import cli
 from talker_rl.config import load_data
 from talker_rl.data.records import Prompt
-from talker_rl.data.speakers import assign_instructions, assign_speakers, assignment_key
+from talker_rl.data.speakers import assign_instructions, assign_speakers, assignment_key, voices
 from talker_rl.errors import CheckpointError, ConfigError, DataError, StageError
 from talker_rl.evaluation.told_apart import difference, leave_one_text_out, told_apart
 from talker_rl.omni.checkpoint import load_omni, load_speakers, read_config
@@ -89,6 +89,8 @@ def test_instructions_are_drawn_for_the_text_and_leave_messages_alone() -> None:
 def test_assignment_settings() -> None:
     cfg = load_data({"prompts": {"speaker_assignment": {"eval": "all"}}})
     assert [cfg.prompts.assignment(s) for s in ("train", "dev", "eval")] == ["as_given", "as_given", "all"]
+    assert [voices(cfg, s) for s in ("dev", "eval")] == [1, 2]
+    assert voices(load_data({"prompts": {"speaker_assignment": "all", "speakers": ["a", "b", "c"]}}), "train") == 3
     assert assignment_key(cfg) and not assignment_key(load_data({}))
     assert load_data({}).resolved()["prompts"]["speaker_assignment"] is None  # null: finished runs keep their keys
     for wrong in ({"speakers": ["Ann"]}, {"instructions": ["say it"]}, {"speaker_assignment": "both"}):
