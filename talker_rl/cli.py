@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from talker_rl import __version__
 from talker_rl.errors import DataError, TalkerRLError, is_disk_full
-from talker_rl.planning.options import PLAN_EXAMPLES, add_plan_options
+from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_doctor_options, add_plan_options
+from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
 from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options
 
 if TYPE_CHECKING:
@@ -111,10 +112,10 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("--quiet", "-q", action="store_true", help="print nothing when all is well")
     validate.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
-    doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognisers",
-                   "talker-rl doctor -c configs/runs/qwen2.5-omni-7b-dpo.yaml")
+    doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognisers, and forecast memory",
+                   DOCTOR_EXAMPLES)
     _add_config(doctor)
-    doctor.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    add_doctor_options(doctor)
 
     plan = _verb(verbs, "plan", "forecast time, memory, disk and GPU-hours of a run, before anything is loaded",
                  PLAN_EXAMPLES)
@@ -122,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     add_plan_options(plan)
 
     add_export_options(_verb(verbs, "export", EXPORT_HELP, EXPORT_EXAMPLES))
+    add_speaker_options(_verb(verbs, "speaker", "list speakers, add one, tell them apart", SPEAKER_EXAMPLES))
 
     wer = _verb(verbs, "wer", "error rates of transcripts against references, two files of key<TAB>text lines",
                 "talker-rl wer reference.tsv heard.tsv --metric cer --detail")
@@ -137,9 +139,9 @@ def parser() -> argparse.ArgumentParser:
     wer.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
     micro = _verb(verbs, "micro", "the micro world: build it, check it, say where it is", "talker-rl micro check")
-    micro.add_argument("what", choices=("build", "check", "path"), help="build: train every part from a seed. check: "
-                       "print every figure it must meet, fail where one is missed. path: print its folder.")
-    micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of build or check (try: micro build --help)")
+    micro.add_argument("what", choices=("build", "check", "path", "voice"), help="build: train every part from a seed. "
+                       "check: print every figure it must meet. path: its folder. voice: codes of a further voice.")
+    micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of that (try: micro build --help)")
     return top
 
 
@@ -194,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Overrides may stand before, between and after options, which argparse alone does not allow below a verb."""
     command = parser()
-    if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"]):  # their options are their own
+    if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"], ["voice"]):  # with options of their own
         return argparse.Namespace(verb="micro", what=arguments[1], rest=arguments[2:])
     args, rest = command.parse_known_args(arguments)
     strange = [a for a in rest if a.startswith("-") or not hasattr(args, "overrides")]
@@ -216,10 +218,16 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         return _micro(args)
     if args.verb == "wer":
         return _wer(args)
+    if args.verb == "speaker":
+        from talker_rl.speakers.command import run as speaker
+
+        return speaker(args)
     if args.verb == "doctor":
         from talker_rl.doctor import examine
 
-        return examine(_config(args))
+        if args.model:
+            args.overrides.append(f"model.path={json.dumps(args.model)}")
+        return examine(_config(args), model_only=bool(args.model) and not _files(args)[0], as_json=args.json)
     if args.verb == "plan":
         from talker_rl.planning.command import run as plan
 

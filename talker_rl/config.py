@@ -73,9 +73,9 @@ class PromptsConfig(Settings):
         "eval: all}."
     )
     instructions: list[str] | None = Field(
-        None, min_length=1, description="User messages, {text} in them is the prompt's: prompts without messages get one "
-        "each by seed, whoever speaks, so that the Talker hears the style that is asked for and not one wording. null: "
-        "model.instruction for all."
+        None, min_length=1, description="User messages, {text} in them is the prompt's: prompts without messages get "
+        "one each by seed, whoever speaks, so that the Talker hears the style that is asked for and not one wording. "
+        "null: model.instruction for all."
     )
     limit: SetLimits = Field(default_factory=SetLimits, description="Prompts used of each set.")
 

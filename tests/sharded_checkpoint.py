@@ -1,6 +1,7 @@
-"""A random Qwen2.5-Omni at reduced width, written as the publisher writes the real ones: the publisher's config keys and
-tensor names, bf16 Thinker and Talker beside a float32 token2wav, and an index over shards of which some hold one part
-alone and others two.
+"""A random Qwen2.5-Omni at reduced width, written as the publisher writes the real ones.
+
+That is: the publisher's config keys and tensor names, bf16 Thinker and Talker beside a float32 token2wav, and an index
+over shards of which some hold one part alone and others two.
 
 As in the 7B's five shards: the first ones are the Thinker's alone, one holds the Thinker's end and most of the Talker,
 the last one the Talker's end and all of token2wav. Tokenizer, chat template, speakers and the like are the micro
@@ -63,8 +64,8 @@ def reduced_config(like: str = "7b", sizes: dict[str, dict[str, Any]] | None = N
         part.update({key: value for key, value in known[section].items()
                      if key in part and key.endswith(("_token_id", "_token_index"))})
     width = wanted["text"]["hidden_size"]
-    _resize(thinker["text_config"], {**wanted["text"], "vocab_size": known["thinker_config"]["text_config"]["vocab_size"],
-                                     "max_position_embeddings": 2048})
+    rows = known["thinker_config"]["text_config"]["vocab_size"]
+    _resize(thinker["text_config"], {**wanted["text"], "vocab_size": rows, "max_position_embeddings": 2048})
     _resize(talker, {**wanted["talker"], "max_position_embeddings": 2048})
     thinker["audio_config"].update(d_model=32, encoder_layers=1, num_hidden_layers=1, encoder_attention_heads=2,
                                    encoder_ffn_dim=64, output_dim=width)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from talker_rl.data.records import Prompt, derive_seed
-from talker_rl.errors import PromptError
+from talker_rl.errors import PromptError, TalkerRLError
 
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
@@ -21,6 +21,21 @@ def check_assigned(config: RunConfig, known: Sequence[str]) -> None:
     if unknown:
         raise PromptError(f"Unknown speaker {unknown[0]!r}", where="prompts.speakers",
                           fix=f"this model has: {', '.join(known)}; `talker-rl speaker add` and model.speakers add one")
+
+
+def voices(config: RunConfig, which: str) -> int:
+    """How often each text of a set is spoken: once, or by each of the speakers."""
+    cfg = config.prompts
+    if cfg.assignment(which) != "all":
+        return 1
+    if cfg.speakers:
+        return len(cfg.speakers)
+    from talker_rl.omni.checkpoint import speakers_of
+
+    try:
+        return len(speakers_of(config.model))
+    except TalkerRLError:  # a forecast needs no checkpoint
+        return 2  # as the published ones have
 
 
 def assignment_key(config: RunConfig) -> dict[str, Any]:

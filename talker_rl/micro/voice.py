@@ -49,7 +49,8 @@ def make_voice(out: Path, name: str, variant: str, rate: int, count: int, others
     if len(speakers) > len(sentences):
         raise ConfigError(f"{len(speakers)} texts are asked for, there are {len(sentences)}", where="--count, --others",
                           fix="ask for fewer")
-    own = {"en_voice": f"en-us+{variant}", "zh_voice": f"cmn+{variant}", "rate": rate, "zh_rate": round(rate * 230 / 190)}
+    own: dict[str, Any] = {"en_voice": f"en-us+{variant}", "zh_voice": f"cmn+{variant}", "rate": rate,
+                           "zh_rate": round(rate * 230 / 190)}
     requests = [
         RenderRequest(list(clauses), speaker, **(own if speaker == name else {}))
         for clauses, speaker in zip(sentences, speakers, strict=False)

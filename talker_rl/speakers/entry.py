@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from talker_rl.errors import CheckpointError, ConfigError, DataError
-from talker_rl.omni.files import read_tensors, weight_files
+from talker_rl.omni.files import open_tensors, read_tensors, shards_of
 from talker_rl.omni.mel import FLOOR, HOP, N_MELS, SAMPLE_RATE, log_mel
 
 Entry = dict[str, Any]
 """``bos_token`` (int), ``cond`` (1, 192), ``ref_mel`` (1, frames, 80); float32."""
 
 LEAST_SECONDS, ENOUGH_SECONDS = 0.5, 3.0
-"""A reference shorter than the first is refused, one shorter than the second is told; the published ones last 3 to 4."""
+"""A reference shorter than the first is refused, one shorter than the second is told; the published last 3 to 4."""
 LARGEST_GAIN_DB = 30.0
 SPEECH_DB = 25.0
 """Frames within so many decibels of the loudest are speech."""
@@ -218,12 +218,10 @@ def named_ids(config: Any) -> set[int]:
 
 def embedding_rows(folder: Path) -> torch.Tensor:
     """The Thinker's token embedding (rows, width) in float32; nothing else is read."""
-    from safetensors import safe_open
-
-    for file in weight_files(folder):
-        with safe_open(str(file), framework="pt") as reader:
-            for name in reader.keys():
-                if name.startswith("thinker.") and name.endswith("embed_tokens.weight"):
-                    return reader.get_tensor(name).float()
+    for shard, names in shards_of(folder, "thinker.").items():
+        with open_tensors({shard: names}, "thinker.") as found:
+            for name, stored in found.items():
+                if name.endswith("embed_tokens.weight"):
+                    return stored[:].float()
     raise CheckpointError("no Thinker's embedding (thinker.*.embed_tokens.weight) is stored", where=str(folder),
                           fix="complete the folder")

@@ -63,8 +63,8 @@ def save(speakers: dict[str, Entry], out: Path, folder: Path) -> None:
 
 def _write(speakers: dict[str, Entry], file: Path) -> None:
     plain = {
-        name: {"bos_token": int(e["bos_token"]), "cond": e["cond"].float().clone(), "ref_mel": e["ref_mel"].float().clone()}
-        for name, e in speakers.items()
+        name: {"bos_token": int(entry["bos_token"]), **{k: entry[k].float().clone() for k in ("cond", "ref_mel")}}
+        for name, entry in speakers.items()
     }
     torch.save(plain, file)
 

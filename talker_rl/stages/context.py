@@ -28,7 +28,7 @@ MODEL_KEYS = ("model.dtype", "model.attn_implementation")
 DEPENDS: dict[str, tuple[str, ...]] = {
     "prompts": ("prompts",),
     "conditioning": ("conditioning.mode", "conditioning.max_reply_tokens", "model.dtype", "model.system_prompt",
-                     "model.instruction"),
+                     "model.instruction", "model.thinker_quantization"),
     "rollouts": ("rollouts", "seed", *MODEL_KEYS),
     "scores": ("token2wav", "seed"),
     "pairs": ("pairs", "reward.remove_length"),

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from ...errors import CheckpointError, TalkerRLError
+from ...file_hash import cached_hash
 from ..audio import frame_levels, peak_level
 from ..config import RecognizerConfig
 from ..normalize import tokens_of
@@ -218,10 +219,9 @@ def resolve(path: str) -> Path:
 
 
 def hash_files(folder: Path) -> str:
-    """SHA-256 over names and contents of a folder's files."""
+    """SHA-256 over names and contents of a folder's files; each is read once (`talker_rl.file_hash`)."""
     digest = hashlib.sha256()
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest.update(str(file.relative_to(folder)).encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(cached_hash(file)))
     return digest.hexdigest()
