@@ -49,11 +49,9 @@ def select_completions(
         group = sorted(by_prompt.get(prompt.prompt_id, ()), key=lambda c: c.candidate_id)
         finished = [c for c in group if c.end_reason == "eos" and c.codes]
         unique = {tuple(c.codes): c for c in reversed(finished)}
-        ranked = sorted(
-            (-value, c.candidate_id, c)
-            for c in unique.values()
-            if c.candidate_id in score_of and (value := rank_value(score_of[c.candidate_id], cfg.reward_key)) is not None
-        )
+        scored = [(c, rank_value(score_of[c.candidate_id], cfg.reward_key)) for c in unique.values()
+                  if c.candidate_id in score_of]
+        ranked = sorted((-value, c.candidate_id, c) for c, value in scored if value is not None)
         good = [item for item in ranked if cfg.min_reward is None or -item[0] >= cfg.min_reward - 1e-12]
         if not good:
             reasons["no_candidates" if not group else "all_truncated" if not finished else

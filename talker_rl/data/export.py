@@ -100,9 +100,9 @@ def export_completions(
         *_head("supervised"),
         "# Completions for a Talker to imitate",
         "",
-        "`prompt` is the reply text, `completion` its codec ids (one code is 20 ms; the stop id comes last). `origin` is",
-        "the candidate, or the file and row, it was; `reward` its score, `rank` its place among the `best_of` finished",
-        "candidates of its prompt.",
+        "`prompt` is the reply text, `completion` its codec ids (one code is 20 ms; the stop id comes last). `origin`",
+        "is the candidate, or the file and row, that it was; `reward` its score, `rank` its place among the `best_of`",
+        "finished candidates of its prompt.",
         "",
         f"- completions: {len(completions)} of {len({c.prompt_id for c in completions})} prompts",
         f"- seconds: {math.fsum(c.seconds for c in completions):.1f}",
@@ -184,4 +184,5 @@ def _head(tag: str) -> list[str]:
 def _left_out(title: str, reasons: Mapping[str, int], texts: Mapping[str, str]) -> list[str]:
     if not reasons:
         return []
-    return ["", title, "", *(f"- {n} x `{reason}`: {texts.get(reason, reason)}" for reason, n in sorted(reasons.items()))]
+    lines = [f"- {count} x `{reason}`: {texts.get(reason, reason)}" for reason, count in sorted(reasons.items())]
+    return ["", title, "", *lines]

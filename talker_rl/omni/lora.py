@@ -94,8 +94,8 @@ def resolve_adapter(spec: str | Path) -> Path:
     if trained:
         raise CheckpointError("This run trained several adapters", where=str(folder),
                               fix=f"name one: {', '.join(map(str, trained))}")
-    what = "holds no adapter (adapter_config.json), and no run that has finished one" if folder.is_dir() else "is not there"
-    raise CheckpointError(f"The adapter's folder {what}", where=str(folder),
+    raise CheckpointError("There is no adapter here (adapter_config.json), and no run that has finished one",
+                          where=str(folder),
                           fix="give a PEFT folder, or the folder of a finished run: this stage comes after it")
 
 

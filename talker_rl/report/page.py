@@ -87,8 +87,8 @@ ROUNDS = (
     ("/ round 0", "duration_ratio_to_start", "{:.3f}"),
     ("reward", "reward", "{:.3f}"),
 )
-ROUNDS_NOTE = ("On the dev prompts, by the training recogniser; round 0 is the policy as the run began. Checkpoints were "
-               "chosen on these prompts, so the figures flatter a little. A step of 0: the round was undone.")
+ROUNDS_NOTE = ("On the dev prompts, by the training recogniser; round 0 is the policy as the run began. Checkpoints "
+               "were chosen on these prompts, so the figures flatter a little. A step of 0: the round was undone.")
 
 
 def round_rows(summary: dict[str, Any] | None) -> list[list[str]]:

@@ -43,7 +43,7 @@ def run(ctx: Context) -> dict[str, Any]:
 
 
 def run_base(ctx: Context) -> list[Row]:
-    """Write ``eval/base/``: what every variant is measured against, the policy as the run begins. It needs no training."""
+    """Write ``eval/base/``, the policy as the run began: every variant is measured against it. It needs no training."""
     rows = _variant(ctx, "base", ctx.start_adapter, ctx.start_input())
     ctx.write_json("eval/base/summary.json", variant_summary(rows, resamples=ctx.config.eval.bootstrap_samples))
     return rows

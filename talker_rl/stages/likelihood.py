@@ -21,14 +21,15 @@ SHARD = 64
 def run(ctx: Context, variant: str) -> dict[str, Any] | None:
     """Write ``likelihood/<variant>/``, a row a completion; returns the figures (:func:`compare_likelihood`).
 
-    The codes are those of the first round's completions of the prompts that ``dev.held_out_share`` kept out of training:
-    the run's start said them (or the file holds them), and no round has trained on them. None where there are none: a
-    variant that learned from pairs, or nothing held out.
+    The codes are those of the first round's completions of the prompts that ``dev.held_out_share`` kept out of
+    training: the run's start said them (or the file holds them), and no round has trained on them. None where there
+    are none: a variant that learned from pairs, or nothing held out.
     """
     cfg, share = ctx.config.train[variant], ctx.config.dev.held_out_share
     if cfg.data is None:
         return None
-    source, choice, stage = Round(1).data_stage(cfg.data), choice_stage(variant, ctx.config.iterations), f"likelihood/{variant}"
+    stage, last = f"likelihood/{variant}", ctx.config.iterations
+    source, choice = Round(1).data_stage(cfg.data), choice_stage(variant, last)
     completions = [c for c in ShardFolder(ctx.run.path / source).read(0, Completion) if is_held_out(c.prompt_id, share)]
     if not completions:
         return None
@@ -36,7 +37,7 @@ def run(ctx: Context, variant: str) -> dict[str, Any] | None:
         source: ctx.run.content(source), "conditioning": ctx.run.content("conditioning"),
         choice: ctx.run.content(choice), **ctx.model_input(), **ctx.start_input(),
     }, {"held_out_share": share})
-    policies = [ctx.start_adapter, chosen_policy(ctx, variant, ctx.config.iterations)]
+    policies = [ctx.start_adapter, chosen_policy(ctx, variant, last)]
     parts = chunks(completions, SHARD)
 
     def task(i: int) -> ForceTask:

@@ -77,8 +77,9 @@ def _begin(training: Training) -> TrainTask | None:
     ctx.begin(stage, "train", inputs, settings)
     if ctx.run.is_done(stage) and (ctx.run.path / stage / "result.json").exists():
         return None
-    return TrainTask(ctx.config.resolved(), str(ctx.run.path), stage, source, variant,
-                     str(training.start) if training.start else None, reference, len(ctx.config.train) > 1, not ctx.quiet)
+    start = str(training.start) if training.start else None
+    return TrainTask(ctx.config.resolved(), str(ctx.run.path), stage, source, variant, start, reference,
+                     len(ctx.config.train) > 1, not ctx.quiet)
 
 
 def train_task(task: TrainTask) -> dict[str, Any]:
@@ -101,8 +102,8 @@ def train_task(task: TrainTask) -> dict[str, Any]:
         conditionings = ConditioningCache(path / "conditioning", strict=True).load([p.prompt_id for p in pairs])
         result = train_variant(
             omni, fitted, conditionings, config.train[task.variant], path / task.stage, eval_pairs=held_out or None,
-            start_adapter=task.start, reference=task.reference, progress=task.progress, reference_cache=path / "reference",
-            extra_callbacks=[Track(tracker.log)],
+            start_adapter=task.start, reference=task.reference, progress=task.progress,
+            reference_cache=path / "reference", extra_callbacks=[Track(tracker.log)],
         )
     return {"pairs": len(fitted), "held_out": len(held_out), "steps": result["steps"], "seconds": seconds[0],
             "tracking": tracking.to}

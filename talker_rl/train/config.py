@@ -41,8 +41,7 @@ class TrainConfig(BaseModel):
     data: Literal["best_of_n", "file"] | None = Field(
         None,
         description="null: preference pairs of the round's candidates. best_of_n: the best of the candidates "
-        "themselves, to imitate (rejection sampling). file: given codes. Both as `completions:` says, and with the loss "
-        "sft.",
+        "themselves, to imitate (rejection sampling). file: given codes. Both as `completions:` says, with loss sft.",
     )
     loss: dict[str, Any] = Field(
         default_factory=lambda: {"type": "dpo", "beta": 0.1},

@@ -129,7 +129,8 @@ def reference_logps(
         batch_size: sequences a forward pass.
         on_progress: called with (done, total) sequences that had to be computed.
 
-    Returns: per pair ((T_chosen,), (T_rejected,)) float32 (T_rejected is 0 for a completion without a rejected) on the CPU; and counts {"hit", "computed"}.
+    Returns: per pair ((T_chosen,), (T_rejected,)) float32 on the CPU, T_rejected 0 for a completion; and counts
+        {"hit", "computed"}.
     """
     precision = "autocast-bfloat16" if bf16 else str(next(talker.parameters()).dtype)
     cache = ReferenceCache(cache_dir, reference_hash(talker), precision)
