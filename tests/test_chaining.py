@@ -106,7 +106,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_done(
     tensors = load_file(source / "adapter_model.safetensors")
     save_file({n: torch.zeros(2, t.shape[1] + 8) if "lora_A" in n else t for n, t in tensors.items()},
               other / "adapter_model.safetensors")
-    for adapter, told in ((other, "another geometry"), (world / "two2", "no adapter here"), (tmp_path, "no adapter here")):
+    for adapter, told in ((other, "another geometry"), (world / "no", "no adapter here"), (tmp_path, "no adapter here")):
         run = tmp_path / "run"
         assert cli.main(["run", "-c", str(world / "config.yaml"), "--run-dir", str(run), "-q",
                          f"model.adapter={adapter}", "dev.held_out_share=0.0"]) == 1

@@ -1,4 +1,4 @@
-"""Completions: which samples are imitated, which given codes are taken, and that imitating them is SFT on the chosen."""
+"""Completions: which samples are imitated, which given codes are taken, and that to imitate is SFT on the chosen."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def test_given_codes_are_joined_to_prompts_and_end_with_a_stop(tmp_path: Path) -
         return file
 
     rows = ({"text": " stop go. ", "codes": [1, 2]}, {"text": "go on.", "speaker": "Bob", "codes": [3, 8292]},
-            {"text": "go on.", "codes": [4]}, {"text": "never heard", "codes": [5]}, {"text": "stop go.", "codes": [1, 2]})
+            {"text": "go on.", "codes": [4]}, {"text": "never heard", "codes": [5]},
+            {"text": "stop go.", "codes": [1, 2]})
     found, reasons = import_completions(write(*rows), PROMPTS)
     assert [(c.prompt_id, c.codes, c.origin, c.reward) for c in found] == [
         (PROMPTS[0].prompt_id, [1, 2, 8294], "codes.jsonl:1", None),
@@ -116,8 +117,8 @@ def test_a_loss_that_compares_is_refused_on_completions() -> None:
 
 
 def test_likelihood_is_nats_a_code_over_all_codes_with_an_interval_over_prompts() -> None:
-    rows = [{"prompt_id": f"p{i % 4}", "tokens": 10 * (i + 1), "base_logp": -20.0 * (i + 1), "trained_logp": -15.0 * (i + 1)}
-            for i in range(8)]
+    rows = [{"prompt_id": f"p{i % 4}", "tokens": 10 * n, "base_logp": -20.0 * n, "trained_logp": -15.0 * n}
+            for i, n in enumerate(range(1, 9))]
     found = compare_likelihood(rows, resamples=200)
     assert (found["base"], found["trained"], found["prompts"], found["codes"]) == (2.0, 1.5, 4, 360)
     assert found["diff_ci95"] == pytest.approx((-0.5, -0.5))
