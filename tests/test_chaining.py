@@ -106,7 +106,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_done(
     tensors = load_file(source / "adapter_model.safetensors")
     save_file({n: torch.zeros(2, t.shape[1] + 8) if "lora_A" in n else t for n, t in tensors.items()},
               other / "adapter_model.safetensors")
-    for adapter, told in ((other, "another geometry"), (world / "no", "no adapter here"), (tmp_path, "no adapter here")):
+    for adapter, told in ((other, "another geometry"), (world / "no", "no adapter"), (tmp_path, "no adapter here")):
         run = tmp_path / "run"
         assert cli.main(["run", "-c", str(world / "config.yaml"), "--run-dir", str(run), "-q",
                          f"model.adapter={adapter}", "dev.held_out_share=0.0"]) == 1
@@ -136,7 +136,7 @@ def test_codes_from_a_file_are_trained_on_without_sampling(first: tuple[Path, Pa
     (tmp_path / "codes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = tmp_path / "run"
     command = ["-c", str(world / "config.yaml"), "--run-dir", str(run), "-q", "--debug", "train.data=file",
-               f"completions.file={tmp_path / 'codes.jsonl'}", "train.args.max_steps=2", "train.args.save_steps=2"]
+               f"prompts.train={tmp_path / 'codes.jsonl'}", "train.args.max_steps=2", "train.args.save_steps=2"]
     for verb in ("prompts", "condition", "pair", "train"):
         assert cli.main([verb, *command]) == 0
     stages = json.loads((run / "manifest.json").read_text())["stages"]
