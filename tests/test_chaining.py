@@ -21,7 +21,8 @@ from talker_rl.stages.shards import ShardFolder
 from talker_rl.stages.train import is_held_out
 from talker_rl.train.run import train_variant
 
-TRAIN = {"data": "best_of_n", "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
+TRAIN = {"data": "best_of_n", "loss": {"type": "sft"},
+         "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
          "args": {"max_steps": 6, "save_steps": 3, "logging_steps": 1, "learning_rate": 1e-2,
                   "per_device_train_batch_size": 2}}
 

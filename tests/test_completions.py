@@ -17,6 +17,7 @@ from talker_rl.data.export import export_completions
 from talker_rl.data.records import Candidate, Prompt, ScoreRow
 from talker_rl.errors import ConfigError, DataError
 from talker_rl.evaluation.likelihood import compare_likelihood
+from talker_rl.stages.plan import plan
 from talker_rl.train.run import train_variant
 
 PROMPTS = [Prompt("stop go.", "Ann"), Prompt("go on.", "Ann"), Prompt("go on.", "Bob")]
@@ -102,7 +103,8 @@ def test_imitating_completions_is_sft_on_the_chosen_without_the_rejected(tmp_pat
         both = [losses(tmp_path / name, key) for name in ("pairs", "alone")]
         assert len(both[0]) >= 2 and [step for step, _ in both[0]] == [step for step, _ in both[1]]
         assert [v for _, v in both[0]] == pytest.approx([v for _, v in both[1]], abs=1e-5), key
-    assert losses(tmp_path / "alone")[-1][1] < losses(tmp_path / "alone")[0][1]
+    drift = losses(tmp_path / "alone", "logps/chosen_drift")
+    assert abs(drift[0][1]) < 1e-5 < drift[-1][1]  # it says what it imitates more gladly than the start did
     assert found["alone"]["reference"]["computed"] == 12 and found["pairs"]["reference"]["computed"] == 24
     assert not any("rejected" in key or "margin" in key for key in found["alone"]["train"])
 
@@ -114,6 +116,19 @@ def test_a_loss_that_compares_is_refused_on_completions() -> None:
             load_data({"train": {"data": "best_of_n", "loss": loss}})
     with pytest.raises(ConfigError, match="iterations above 1 sample again"):
         load_data({"train": {"data": "file"}, "iterations": 2})
+
+
+def test_the_plan_names_what_each_variant_learns_from() -> None:
+    def steps(*data: str) -> list[str]:
+        variants = {name: {"data": name} if name != "pairs" else {} for name in data}
+        limit = {"limit": {"train": 4, "dev": 2, "eval": 2}}
+        found = plan(load_data({"train": variants, "prompts": limit, "completions": {"min_reward": 0.9}}))
+        return [f"{step.stage}: {step.what}" for step in found if step.stage in ("rollouts", "pairs", "completions")]
+
+    assert steps("file") == ["completions: round 1: the codes of micro:train"]
+    assert steps("pairs", "best_of_n") == [
+        "rollouts: round 1: 32 candidates (4 prompts x 8)", "pairs: round 1: at most 4 pairs",
+        "completions: round 1: the best 1 of each prompt's candidates with reward >= 0.9"]
 
 
 def test_likelihood_is_nats_a_code_over_all_codes_with_an_interval_over_prompts() -> None:
