@@ -12,7 +12,7 @@ from talker_rl.report.transcript import alignment_of
 from talker_rl.reward.normalize import tokens_of
 from talker_rl.run_dir import read_json
 from talker_rl.stages import worker
-from talker_rl.stages.context import Context, choice_stage, rounds_of
+from talker_rl.stages.context import Context, Round, choice_stage, rounds_of
 from talker_rl.stages.evaluate import best_variant, eval_candidates, eval_rows
 from talker_rl.stages.scores import load_scores, score_task
 from talker_rl.stages.shards import ShardFolder
@@ -38,9 +38,11 @@ def collect(ctx: Context) -> ReportData:
     for index in range(1, ctx.config.iterations + 1):
         for round_ in rounds_of(ctx.config, index):
             if round_.variant in (None, variant):
-                stage = round_.stage("pairs")
-                pairs += ShardFolder(ctx.run.path / stage).rows(0)
-                for reason, count in ctx.run.stages[stage]["counts"]["no_pair"].items():
+                data = ctx.config.train[variant].data
+                stage = round_.data_stage(data)
+                counts = ctx.run.stages[stage]["counts"]
+                pairs += ShardFolder(ctx.run.path / stage).rows(0) if data is None else []
+                for reason, count in counts["no_pair" if data is None else "no_completion"].items():
                     skipped[reason] = skipped.get(reason, 0) + count
     return ReportData(
         title=ctx.config.report.title or f"Run {ctx.config.name}",
@@ -52,7 +54,7 @@ def collect(ctx: Context) -> ReportData:
         pairs=pairs,
         skipped={reason: count for reason, count in skipped.items() if count},
         before_after=_before_after(ctx, variant, base, trained),
-        pair_clips=_pair_clips(ctx),
+        pair_clips=_pair_clips(ctx) if ctx.config.train[variant].data is None else [],
         facts=_facts(ctx, variant, choice),
         config_yaml=ctx.config.to_yaml(),
     )
@@ -123,12 +125,18 @@ def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]
     code = command["code"]
     cfg = ctx.config
     seconds = sum(entry["seconds"] for entry in ctx.run.stages.values())
+    learned = cfg.train[variant].data
+    completions = ctx.run.stages[Round(1).data_stage(learned)]["counts"] if learned else {}
     return {
         "model": cfg.model.path,
+        **({"begins with": cfg.model.adapter} if cfg.model.adapter else {}),
+        **({"completions": f"{completions['completions']} of {completions['prompts']} prompts ({learned})"}
+           if learned else {}),
         "variant": f"{variant}: {cfg.train[variant].loss['type']}, round {choice['round']}, step {choice['step']}",
         "recogniser that rewards": cfg.reward.recognizer.path,
         "recogniser that evaluates": cfg.reward.evaluator.path,
-        "candidates": f"{cfg.rollouts.num_candidates} a prompt, {cfg.iterations} round(s)",
+        "candidates": f"{cfg.rollouts.num_candidates} a prompt, {cfg.iterations} round(s)"
+        + (f", reference {cfg.reference}" if cfg.iterations > 1 else ""),
         "time": f"{seconds / 60:.1f} min in all stages",
         "commit": f"{(code['commit'] or 'unknown')[:12]}{' with uncommitted changes' if code['diff'] else ''}",
         "device": command["device"],

@@ -235,8 +235,9 @@ def _lineage(result: Mapping[str, Any] | None, settings: Mapping[str, Any], fact
         lines += [f"- {line}" for line in facts.lineage]
     else:
         lines.append(f"- base model: `{settings['base_model']}` (hash `{settings['model_hash']}`)")
-        lines.append(f"- reference: {'the starting adapter' if settings['start_adapter'] else 'the base'}"
-                     + (f" (`{settings['start_adapter']}`)" if settings["start_adapter"] else ""))
+        start = settings["start_adapter"]
+        lines.append(f"- reference: {settings.get('reference') or ('the starting adapter' if start else 'the base')}"
+                     + (f"; begun from `{start}`" if start else ""))
     if result:
         lines.append(f"- step kept: {result['step']} of {result['steps']} ({result['selected_by']})")
     return [*lines, ""]
