@@ -138,6 +138,10 @@ class EvalConfig(Settings):
     """The final figures: base and trained side by side, by a second recogniser."""
 
     seeds: int = Field(4, ge=1, description="Utterances an eval prompt.")
+    protocol: Literal["seed-tts-eval"] | None = Field(
+        None, description="Also score the evaluator's transcripts as seed-tts-eval does, by language: figures that "
+        "compare with published ones where the evaluator is its own too (zh paraformer-zh, en whisper-large-v3)."
+    )
     sampling: SamplingConfig | None = Field(None, description="null: as in rollouts.")
     talkers: dict[str, str] = Field(
         default_factory=dict,

@@ -140,16 +140,28 @@ def _free_memory(device: str) -> int:
 def _recognisers(config: RunConfig) -> Iterator[Finding]:
     import numpy as np
 
+    from talker_rl.reward.asr.aligner import Aligner
+    from talker_rl.reward.asr.names import KNOWN
     from talker_rl.reward.asr.registry import build_recognizer
+    from talker_rl.reward.config import shared_languages
 
+    noise = np.random.default_rng(0).normal(0, 0.05, 16_000).astype(np.float32)
     for which in ("recognizer", "evaluator"):
         settings = getattr(config.reward, which)
-        recognizer = build_recognizer(settings)
-        noise = np.random.default_rng(0).normal(0, 0.05, 16_000).astype(np.float32)
-        (answer,) = recognizer.transcribe([noise], "en")
-        yield "ok", f"reward.{which} ({settings.path}) loads and answers: {type(answer).__name__}"
-    if config.reward.recognizer == config.reward.evaluator:
-        yield "warn", "the recogniser that rewards also evaluates: the figures may flatter"
+        for lang in list(settings.by_lang) or ["en"]:
+            one = settings.for_lang(lang)
+            (answer,) = build_recognizer(one).transcribe([noise], lang)
+            heard = f"{lang}: {one.path}" if settings.by_lang else one.path
+            yield "ok", f"reward.{which} ({heard}) loads and answers: {type(answer).__name__}"
+            known = KNOWN.get(Path(one.path).name)
+            if settings.by_lang and known is not None and lang not in known.languages:
+                yield "warn", f"{one.path} was trained for {', '.join(known.languages)}, not for {lang}"
+    if config.reward.pauses.aligner is not None:
+        aligner = Aligner(config.reward.pauses.aligner)
+        yield "ok", f"reward.pauses.aligner ({aligner.config.path}) loads, for {', '.join(aligner.config.languages)}"
+    shared = shared_languages(config.reward.recognizer, config.reward.evaluator)
+    if shared:
+        yield "warn", f"the recogniser that rewards also evaluates ({', '.join(shared)}): the figures may flatter"
 
 
 def _prompts(config: RunConfig) -> Iterator[Finding]:

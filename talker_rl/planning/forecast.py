@@ -207,7 +207,9 @@ def _rows(job: Job, each: int) -> int:
 
 def _heard(job: Job, which: str, utterances: float) -> list[Work]:
     asr = getattr(job.config.reward, which)
-    return cost.recognition(asr.type, asr.path, utterances, job.lengths)
+    routes = list(asr.by_lang.values()) or [asr]  # by language: as if each heard an equal share
+    return [work for route in routes
+            for work in cost.recognition(route.type, route.path, utterances / len(routes), job.lengths)]
 
 
 def _speaking(job: Job, each: int) -> float:

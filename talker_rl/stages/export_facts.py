@@ -102,15 +102,10 @@ def facts(run: Run, usage: Usage, weights: list[str], lineage: dict[str, Any]) -
         usage=usage, weights=weights,
         evaluation=read_json(evaluation) if evaluation.is_file() else None,
         before="before this run" if started else "base",
-        judge=f"{_recogniser(run.config.reward.evaluator)}, which rewarded nothing",
+        judge=f"{run.config.reward.evaluator.label}, which rewarded nothing",
         diagnostics=read_json(diagnostics) if diagnostics.is_file() else None,
         data=_data_lines(run), lineage=_lineage_lines(run, lineage),
     )
-
-
-def _recogniser(config: Any) -> str:
-    """Its name; a local folder's is its last part."""
-    return f"{Path(config.path).name} ({config.type})"
 
 
 def _data_lines(run: Run) -> list[str]:
@@ -127,7 +122,7 @@ def _data_lines(run: Run) -> list[str]:
             entry = stages.get(round_.stage(name))
             if entry and entry.get("counts"):
                 lines.append(f"{round_.stage(name)}: {_counts(entry['counts'])}")
-    lines.append(f"rewarded by {_recogniser(run.config.reward.recognizer)}")
+    lines.append(f"rewarded by {run.config.reward.recognizer.label}")
     return lines
 
 
