@@ -50,7 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = write_world(
         folder, model={"path": str(folder / "base"), "instruction": "Read aloud: {text}"},
         prompts={**{name: f"micro:{name}" for name in ("train", "dev", "eval")}, "speaker": None,
-                 "limit": {"train": 4, "dev": 2, "eval": 2}},
+                 "limit": {"train": 4, "dev": 1, "eval": 2}}, eval={"seeds": 1},
         rollouts={"num_candidates": 4, "batch_size": 16, "shard_size": 4,
                   "sampling": {"max_new_tokens": 32, "min_new_tokens": 4, "top_k": 0, "top_p": 1.0, "temperature": 1.0,
                                "sequence_bias": [[[8294], 14.0]]}},

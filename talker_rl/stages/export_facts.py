@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,15 @@ def facts(run: Run, usage: Usage, weights: list[str], lineage: dict[str, Any]) -
         usage=usage, weights=weights,
         evaluation=read_json(evaluation) if evaluation.is_file() else None,
         before="before this run" if started else "base",
-        judge=f"{run.config.reward.evaluator.label}, which rewarded nothing",
+        judge=f"{_names(run.config.reward.evaluator.label)}, which rewarded nothing",
         diagnostics=read_json(diagnostics) if diagnostics.is_file() else None,
         data=_data_lines(run), lineage=_lineage_lines(run, lineage),
     )
+
+
+def _names(label: str) -> str:
+    """Recognisers' names without the folders of this machine."""
+    return re.sub(r"\S*/", "", label)
 
 
 def _data_lines(run: Run) -> list[str]:
@@ -122,7 +128,7 @@ def _data_lines(run: Run) -> list[str]:
             entry = stages.get(round_.stage(name))
             if entry and entry.get("counts"):
                 lines.append(f"{round_.stage(name)}: {_counts(entry['counts'])}")
-    lines.append(f"rewarded by {run.config.reward.recognizer.label}")
+    lines.append(f"rewarded by {_names(run.config.reward.recognizer.label)}")
     return lines
 
 
