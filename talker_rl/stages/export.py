@@ -194,7 +194,7 @@ def _finish(source: Source, folder: Path, target: Path, base_name: str, weights:
     }
     (folder / LINEAGE).write_text(json.dumps(lineage, indent=1, ensure_ascii=False) + "\n")
     text = export_facts.example_text(run) if run else "River, garden."
-    known = run and (run.config.prompts.speaker or (run.config.prompts.speakers or [None])[-1])
+    known = run and (run.config.prompts.speaker or (run.config.prompts.speakers or [""])[-1])
     usage = Usage(folder=str(target), base=base_name, speaker=known or speakers[0], system=model.system_prompt,
                   user=model.instruction.replace("{text}", text), own_speakers=bool(model.speakers))
     facts = export_facts.facts(run, usage, weights, lineage) if run else RunFacts(
