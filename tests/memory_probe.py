@@ -1,9 +1,9 @@
 """What each stage really takes: run as a script, it prints measured and forecast peaks as JSON.
 
-    python tests/memory_probe.py '{"model": "micro", "sampling": [64, 96], "decoding": [8, 120], "training": [8, 120],
+    python tests/memory_probe.py '{"model": "micro", "sampling": [64, 64], "decoding": [8, 80], "training": [8, 80],
                                    "conditioning": 32}'
 
-Measured is the high-water mark of resident memory (VmHWM, reset before each stage) above the interpreter with its
+Measured is the high-water mark of resident memory (VmHWM, reset before each work) above the interpreter with its
 libraries, once the weights are loaded: while they are read, the pages of the files count as resident as well, and the
 system takes those back as it pleases. ``sampling``: [rows, codes]; ``decoding``: [utterances, codes]; ``training``:
 [pairs, codes]; ``conditioning``: prompts.
@@ -23,11 +23,13 @@ from typing import Any
 
 import torch
 
+from talker_rl import micro
 from talker_rl.config import RunConfig
 from talker_rl.data.pairs import pair_id_of
 from talker_rl.data.records import Pair, Prompt
 from talker_rl.omni.checkpoint import Omni, load_omni
 from talker_rl.omni.conditioning import Conditioning, compute_conditioning
+from talker_rl.omni.config import ConditioningConfig
 from talker_rl.omni.rollouts import sample_candidates
 from talker_rl.omni.token2wav import decode
 from talker_rl.planning import memory
@@ -52,13 +54,6 @@ def settle() -> int:
     return resident("VmRSS")
 
 
-def warm_up() -> None:
-    """The first product, attention and backward pass load libraries and make their thread's buffers."""
-    x = torch.randn(1, 2, 64, 64, requires_grad=True)
-    y = torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True) @ torch.randn(64, 64)
-    torch.nn.functional.conv1d(y[0], torch.randn(4, 64, 3)).sum().backward()
-
-
 def conditionings(count: int, width: int) -> list[Conditioning]:
     return [Conditioning(f"p{i}", torch.randn(PREFIX, width), torch.randn(REPLY, width), "f1") for i in range(count)]
 
@@ -73,74 +68,92 @@ def pairs_of(count: int, codes: int) -> list[Pair]:
     return found
 
 
-def measure(load: Callable[[], Any], work: Callable[[Any], Any]) -> dict[str, float]:
-    """Resident above the baseline: after loading, and at the peak of the work."""
-    base = settle()
+def measure(load: Callable[[], Any], work: Callable[..., Any], small: Any, full: Any) -> dict[str, Any]:
+    """Bytes: what loading left, and that with the peak of the work on top.
+
+    The work is done on a ``small`` load first: kernels that are loaded, and buffers that libraries keep, are theirs.
+    """
+    before = settle()
     loaded = load()
-    weights = settle() - base
-    work(loaded)
-    found = {"loaded": weights, "measured": resident("VmHWM") - base}
-    print(found, file=sys.stderr, flush=True)
-    return found
+    weights = settle() - before
+    work(loaded, *small)
+    base = settle()
+    work(loaded, *full)
+    return {"loaded": weights, "measured": weights + resident("VmHWM") - base}
 
 
-def main(options: dict[str, Any]) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    warm_up()
-    config = RunConfig.model_validate({
-        "model": {"path": options["model"], "device": "cpu", "dtype": options.get("dtype", "float32")},
-        "token2wav": {"num_steps": 2, "guidance_scale": 0.5},
-        "train": {"args": {"max_steps": 2, "logging_steps": 1}, "lora": options.get("lora", {"r": 16})},
-    })  # fmt: skip
-    geo = read_geometry(config.model.path)
-    width = geo.embedding
-    out: dict[str, Any] = {"parameters": geo.parameters}
+class Probe:
+    """The stages of one model."""
 
-    def load(*parts: str) -> Callable[[], Omni]:
-        return lambda: load_omni(config.model, parts=parts)
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.config = RunConfig.model_validate({
+            "model": {"path": options["model"], "device": "cpu", "dtype": options.get("dtype", "float32")},
+            "token2wav": {"num_steps": 2, "guidance_scale": 0.5},
+            "train": {"args": {"max_steps": 2, "logging_steps": 1, **options.get("args", {})},
+                      "lora": options.get("lora", {"r": 16})},
+        })  # fmt: skip
+        self.geo = read_geometry(self.config.model.path)
 
-    if "sampling" in options:
-        rows, codes = options["sampling"]
-        sampling = config.rollouts.sampling.model_copy(update={"max_new_tokens": codes, "min_new_tokens": codes})
-        given = conditionings(max(1, rows // 4), width)
-        out["rollouts"] = measure(load("talker", "token2wav"), lambda omni: sample_candidates(
-            omni.talker, given, [[4 * i + k for k in range(4)] for i in range(len(given))], sampling, batch_size=rows))
-        out["rollouts"]["forecast"] = memory.sampling(geo, config, Lengths(codes, PREFIX, REPLY), rows, codes)
-    if "decoding" in options:
-        count, codes = options["decoding"]
-        config.token2wav.batch_size = count
-        said = [[7] * (codes - 1)] * count
-        out["scores"] = measure(load("talker", "token2wav"), lambda omni: decode(
-            omni.token2wav, said, [next(iter(omni.speakers.values()))] * count, list(range(count)), config.token2wav))
-        out["scores"]["forecast"] = memory.decoding(geo, config, Lengths(codes, PREFIX, REPLY), True)
-    if "training" in options:
-        count, codes = options["training"]
-        cfg = config.train["default"]
+    def load(self, *parts: str) -> Callable[[], Omni]:
+        return lambda: load_omni(self.config.model, parts=parts)
+
+    def sample(self, omni: Omni, rows: int, codes: int) -> None:
+        options = self.config.rollouts.sampling.model_copy(update={"max_new_tokens": codes, "min_new_tokens": codes})
+        given = conditionings(max(1, rows // 4), self.geo.embedding)
+        seeds = [[4 * i + k for k in range(4)] for i in range(len(given))]
+        sample_candidates(omni.talker, given, seeds, options, batch_size=rows)
+
+    def decode(self, omni: Omni, count: int, codes: int) -> None:
+        speaker = next(iter(omni.speakers.values()))
+        cfg = self.config.token2wav.model_copy(update={"batch_size": count})
+        decode(omni.token2wav, [[7] * (codes - 1)] * count, [speaker] * count, list(range(count)), cfg)
+
+    def train(self, omni: Omni, count: int, codes: int) -> None:
+        cfg = self.config.train["default"].model_copy(deep=True)
         cfg.args["per_device_train_batch_size"] = count
-        given = conditionings(2 * count, width)
+        given = conditionings(2 * count, self.geo.embedding)
         with tempfile.TemporaryDirectory() as folder:
-            out["training"] = measure(load("talker"), lambda omni: train_variant(
-                omni, pairs_of(2 * count, codes), given, cfg, folder, progress=False))
-        out["training"]["forecast"] = memory.training(geo, config, cfg, Lengths(codes, PREFIX, REPLY))
-    if "conditioning" in options:
-        config.conditioning.batch_size = options["conditioning"]
-        words = (Path(__file__).parents[1] / "talker_rl/micro/checkpoint/omni/words.txt").read_text().split()
-        text = " ".join(words[i % len(words)] for i in range(options.get("words", 12)))
-        made: list[Conditioning] = []
+            train_variant(omni, pairs_of(2 * count, codes), given, cfg, folder, progress=False)
 
-        def condition(omni: Omni) -> None:
-            speaker = next(iter(omni.speakers))
-            prompts = [Prompt(f"{text} {words[i % len(words)]}.", speaker, prompt_id=str(i))
-                       for i in range(config.conditioning.batch_size)]
-            made.extend(compute_conditioning(omni, prompts, config.conditioning))
+    def condition(self, omni: Omni, count: int) -> None:
+        words = (Path(micro.checkpoint_dir()) / "omni" / "words.txt").read_text().split()
+        speaker = next(iter(omni.speakers))
+        prompts = [Prompt(f"{' '.join(words)} {words[i % 20]}.", speaker, prompt_id=str(i)) for i in range(count)]
+        made = compute_conditioning(omni, prompts, ConditioningConfig(batch_size=count))
+        self.positions = Lengths(1, len(made[0].prefix), len(made[0].reply_stream))
 
-        out["conditioning"] = measure(load("thinker"), condition)
-        at = Lengths(1, len(made[0].prefix), len(made[0].reply_stream))
-        out["conditioning"]["forecast"] = memory.conditioning(geo, config, at)
-        out["conditioning"]["positions"] = at.prefix + at.reply
-    return out
+    def run(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Measured and forecast bytes of every stage that the options name."""
+        geo, config, out = self.geo, self.config, {}
+        if "sampling" in options:
+            rows, codes = options["sampling"]
+            found = measure(self.load("talker", "token2wav"), self.sample, (4, 4), (rows, codes))
+            out["rollouts"] = found | {"forecast": memory.sampling(geo, config, lengths(codes), rows, codes)}
+        if "decoding" in options:
+            count, codes = options["decoding"]
+            found = measure(self.load("talker", "token2wav"), self.decode, (1, 8), (count, codes))
+            config.token2wav.batch_size = count
+            out["scores"] = found | {"forecast": memory.decoding(geo, config, lengths(codes), True)}
+        if "training" in options:
+            count, codes = options["training"]
+            found = measure(self.load("talker"), self.train, (1, 4), (count, codes))
+            cfg = config.train["default"]
+            cfg.args["per_device_train_batch_size"] = count
+            out["training"] = found | {"forecast": memory.training(geo, config, cfg, lengths(codes))}
+        if "conditioning" in options:
+            count = options["conditioning"]
+            found = measure(self.load("thinker"), self.condition, (1,), (count,))
+            config.conditioning.batch_size = count
+            out["conditioning"] = found | {"forecast": memory.conditioning(geo, config, self.positions)}
+        return out
+
+
+def lengths(codes: int) -> Lengths:
+    return Lengths(codes, PREFIX, REPLY)
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    asked = json.loads(sys.argv[1])
+    print(json.dumps(Probe(asked).run(asked)))

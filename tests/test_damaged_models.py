@@ -174,7 +174,7 @@ def test_a_sound_folder_passes_and_says_what_is_needed(world: Path, capsys: pyte
     assert "speakers: Chelsie, Ethan" in texts
     assert "modeling_x.py is no part of a Qwen2.5-Omni; it is never run" in texts
     needs = {f["text"].split(" needs")[0]: f["bytes"] for f in told["findings"] if "bytes" in f}
-    assert needs.keys() == {"conditioning", "rollouts", "scores", "training", "evaluation"}
+    assert needs.keys() == {"conditioning", "rollouts", "scores", "training", "choice", "evaluation"}
     assert needs["evaluation"] >= max(needs["rollouts"], needs["scores"])
     assert start(world, "rollout") == 0 and not (world / "ran").exists()
 

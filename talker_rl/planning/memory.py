@@ -27,6 +27,8 @@ from talker_rl.planning.cost import BYTES, Lengths
 from talker_rl.planning.geometry import Geometry
 from talker_rl.train.config import TrainConfig
 
+FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+"""Bytes of a weight in nf4 with double quantisation: of every 64 one scale of 8 bits, of every 256 of those one of 32."""
 ROLLOUT_BYTES_A_CODE = 5.3
 SCORE_BYTES = 180
 EVAL_BYTES = 1050
@@ -37,11 +39,19 @@ AUDIO_BYTES_A_SECOND = {"opus": 4_500, "flac": 29_000}
 """Opus measured in the same run; flac assumed at 60 % of 16 bits at 24 kHz."""
 
 
+def thinker_weights(geo: Geometry, config: RunConfig) -> float:
+    """The Thinker with its towers, of which a 4-bit one quantises the language model's layers."""
+    size, layers = BYTES[config.model.dtype], geo.thinker.weights
+    if config.model.thinker_quantization:
+        return layers * FOUR_BITS + (geo.parameters["thinker"] - layers) * size
+    return geo.parameters["thinker"] * size
+
+
 def conditioning(geo: Geometry, config: RunConfig, at: Lengths) -> float:
     """Peak of the conditioning stage."""
     size = BYTES[config.model.dtype]
     positions = config.conditioning.batch_size * (at.prefix + at.reply)
-    return size * (geo.parameters["thinker"] + positions * (4 * geo.thinker.width + 2 * geo.thinker.inner))
+    return thinker_weights(geo, config) + size * positions * (4 * geo.thinker.width + 2 * geo.thinker.inner)
 
 
 def speech_weights(geo: Geometry, config: RunConfig) -> float:
@@ -97,6 +107,30 @@ def training(geo: Geometry, config: RunConfig, cfg: TrainConfig, at: Lengths) ->
     kept = activations(geo, cfg.lora, dtype, bool(cfg.args.get("gradient_checkpointing")))
     logits = 2 * 4 * geo.vocabulary * pairs * 2 * at.codes
     return weights + trained + positions * kept + logits
+
+
+def stage_peaks(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> dict[str, tuple[float, str]]:
+    """Stage -> (peak bytes of the device, all its workers together; what makes it smaller)."""
+    cfg = config.rollouts
+    longest, workers = cfg.sampling.max_new_tokens, config.workers
+
+    def speaking(each: int) -> float:
+        rows = min(cfg.batch_size, cfg.shard_size * each)
+        return workers * sampling(geo, config, at, rows, longest)
+
+    decoded = workers * decoding(geo, config, at, on_cpu)
+    trainings = [training(geo, config, variant, at) for variant in config.train.values()]
+    at_once = min(workers, len(trainings)) if on_cpu else 1  # variants are trained side by side there
+    sampled = "lower rollouts.batch_size, rollouts.sampling.max_new_tokens or workers"
+    return {
+        "conditioning": (conditioning(geo, config, at),
+                         "lower conditioning.batch_size, set model.dtype: bfloat16 or model.thinker_quantization: 4bit"),
+        "rollouts": (speaking(cfg.num_candidates), sampled),
+        "scores": (decoded, "lower token2wav.batch_size or workers"),
+        "choice": (max(speaking(config.dev.num_candidates), decoded), sampled),
+        "training": (at_once * max(trainings), "lower per_device_train_batch_size, set gradient_checkpointing: true"),
+        "evaluation": (max(speaking(config.eval.seeds), decoded), sampled),
+    }
 
 
 def cache_on_disk(geo: Geometry, config: RunConfig, prompts: float, at: Lengths) -> float:
