@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from talker_rl.config import RunConfig, load_config
+from talker_rl.data.records import Prompt
 from talker_rl.errors import ConfigError, StageError
 from talker_rl.speakers.entry import (
     ENOUGH_SECONDS,
@@ -22,6 +24,7 @@ from talker_rl.speakers.entry import (
     reference_from_file,
     reference_from_wav,
 )
+from talker_rl.speakers.sound import Finding, Heard
 
 HEARD_PROMPTS = 6
 """Texts of the micro world that a new speaker is heard with."""
@@ -125,7 +128,9 @@ def _tokens(folder: Path) -> int:
     return len(load_tokenizer(folder))
 
 
-def _shape_findings(entry: Entry, reference: Reference, bos: BosChoice | None, speakers: dict[str, Entry]) -> Any:
+def _shape_findings(
+    entry: Entry, reference: Reference, bos: BosChoice | None, speakers: dict[str, Entry]
+) -> Iterator[Finding]:
     mel, cond = entry["ref_mel"], entry["cond"]
     yield ("ok" if reference.seconds >= ENOUGH_SECONDS else "warn"), (
         f"ref_mel {list(mel.shape)}: {reference.seconds:.2f} s of speech"
@@ -146,7 +151,7 @@ def _shape_findings(entry: Entry, reference: Reference, bos: BosChoice | None, s
             f"nearest {bos.nearest:.2f}" + (": the Talker hardly sees it: try another" if bos.faint else ""))
 
 
-def _range_finding(mel: Any, speakers: dict[str, Entry]) -> Any:
+def _range_finding(mel: Any, speakers: dict[str, Entry]) -> Iterator[Finding]:
     lows = [float(e["ref_mel"].min()) for e in speakers.values()]
     highs = [float(e["ref_mel"].max()) for e in speakers.values()]
     low, high = float(mel.min()), float(mel.max())
@@ -156,7 +161,7 @@ def _range_finding(mel: Any, speakers: dict[str, Entry]) -> Any:
         + (": is it a natural-log amplitude mel?" if strange else ""))
 
 
-def _sound_findings(args: argparse.Namespace, config: RunConfig, everyone: dict[str, Entry]) -> Any:
+def _sound_findings(args: argparse.Namespace, config: RunConfig, everyone: dict[str, Entry]) -> Iterator[Finding]:
     from talker_rl.omni.checkpoint import load_omni
     from talker_rl.reward.asr.registry import build_recognizer
     from talker_rl.speakers import sound
@@ -183,7 +188,7 @@ def _sayer(args: argparse.Namespace, everyone: dict[str, Entry]) -> str:
     return next(name for name in [*lends, *sorted(everyone)] if name in everyone and name != args.name)
 
 
-def _prompts(args: argparse.Namespace, config: RunConfig, sayer: str) -> Any:
+def _prompts(args: argparse.Namespace, config: RunConfig, sayer: str) -> list[Prompt]:
     from talker_rl.data.prompts import read_prompts
     from talker_rl.speakers.sound import prompts_for
 
@@ -198,7 +203,7 @@ def _has_recogniser(config: RunConfig) -> bool:
     return config.model.path == "micro" or not config.reward.recognizer.path.startswith("micro:")
 
 
-def _keep(heard: Any, folder: Path, name: str, sayer: str) -> int:
+def _keep(heard: Heard, folder: Path, name: str, sayer: str) -> int:
     import soundfile
 
     folder.mkdir(parents=True, exist_ok=True)
