@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pipeline_helpers import write_world
@@ -61,12 +62,20 @@ def test_stage_1_imitates_its_own_best_and_measures_what_it_held_out(first: tupl
     assert "held-out codes, nats a code" in page and "completions" in page
 
 
-def test_stage_2_begins_where_stage_1_ended(first: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def second(first: tuple[Path, Path]) -> Path:
+    """Folder of a finished run of two rounds that began with the first's adapter and kept it as reference."""
     world, one = first
-    two = world / "two"
     config = write_world(world / "b", model={"adapter": str(one)}, iterations=2, reference="kept",
                          rollouts={"prompts_per_round": 4}, dev={"checkpoints": "last"})
-    assert cli.main(["run", "-c", str(config), "--run-dir", str(two), "-q", "--debug"]) == 0
+    assert cli.main(["run", "-c", str(config), "--run-dir", str(world / "two"), "-q", "--debug"]) == 0
+    return world / "two"
+
+
+def test_stage_2_begins_where_stage_1_ended(
+    first: tuple[Path, Path], second: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = first[1], second
     spoken = [[row["transcript"] for row in ShardFolder(run / "eval" / name).all_rows()]
               for run, name in ((one, "default"), (two, "base"))]
     assert spoken[0] == spoken[1]  # the base of a stage is what the stage before it made
@@ -94,6 +103,23 @@ def test_stage_2_begins_where_stage_1_ended(first: tuple[Path, Path], capsys: py
     assert "Round by round" in page and f"{one}" in page
     assert cli.main(["eval", "--run-dir", str(two), "-q"]) == 0
     assert "round 0 is the policy as the run began" in capsys.readouterr().out
+
+
+def test_diagnostics_know_the_kept_reference_and_refuse_completions(
+    first: tuple[Path, Path], second: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted((second / "reference").rglob("*.safetensors"))
+    assert cli.main(["diagnose", "--run-dir", str(second), "-q", "--debug"]) == 0
+    assert sorted((second / "reference").rglob("*.safetensors")) == before  # what training measured against
+    start = [row for row in pq.read_table(second / "diagnostics/default/pairs.parquet").to_pylist() if row["step"] == 0]
+    moved = [abs(row["policy_chosen_logp"] - row["ref_chosen_logp"]) for row in start]
+    assert start and max(moved) > 1e-3  # round 2 does not begin with the reference
+    logged = losses(second / "round2/train/default", "rewards/margins")[0][1]
+    margins = [row["margin_raw"] for row in start]
+    assert min(margins) - 1e-4 <= logged / 0.1 <= max(margins) + 1e-4
+    capsys.readouterr()
+    assert cli.main(["diagnose", "--run-dir", str(first[1]), "-q"]) == 1
+    assert "default was trained on completions" in capsys.readouterr().err
 
 
 def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_done(

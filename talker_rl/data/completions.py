@@ -56,9 +56,10 @@ def select_completions(
         if not good:
             reasons["no_candidates" if not group else "all_truncated" if not finished else
                     "all_failed" if not ranked else "below_minimum"] += 1
-        for rank, (_, candidate_id, candidate) in enumerate(good[: cfg.max_per_prompt], 1):
-            found.append(_completion(prompt, candidate.codes_with_stop, candidate_id, score_of[candidate_id].reward,
-                                     rank, len(ranked)))
+        for rank, (worth, candidate_id, candidate) in enumerate(good[: cfg.max_per_prompt], 1):
+            reward = score_of[candidate_id].reward
+            found.append(_completion(prompt, candidate.codes_with_stop, candidate_id,
+                                     -worth if reward is None else reward, rank, len(ranked)))
     return found, dict(sorted(reasons.items()))
 
 

@@ -106,10 +106,11 @@ def round_rows(summary: dict[str, Any] | None) -> list[list[str]]:
 
 def render(data: ReportData, *, audio_format: str = "opus") -> str:
     """The page as one HTML string that opens from disk with no network."""
+    rounds = (data.summary or {}).get("rounds", [])
     figures = {
         "WER by utterance": charts.wer_by_utterance(data.base_rows, data.trained_rows),
         "Duration against the clean rendering": charts.duration_ratio(data.base_rows, data.trained_rows),
-        "WER and duration by round": charts.by_round((data.summary or {}).get("rounds", [])),
+        **({"WER and duration by round": charts.by_round(rounds)} if rounds else {}),
         "WER on dev by checkpoint": charts.training_curve(data.dev_log, {"wer": "dev WER"}, "word error rate"),
         "Implicit rewards": charts.training_curve(
             data.train_log, {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}, "implicit reward"

@@ -58,4 +58,3 @@ def run(ctx: Context, variant: str) -> dict[str, Any] | None:
         folder = ctx.fill(stage, key, len(parts), task, force, store)
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts={"completions": len(completions)})
     return compare_likelihood(list(folder.all_rows()), resamples=ctx.config.eval.bootstrap_samples)
-
