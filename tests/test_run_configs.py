@@ -67,6 +67,14 @@ def test_plan_forecasts_them_on_the_published_geometry(size: str, capsys: pytest
         assert max(stage["memory_bytes"] for stage in plan["stages"]) < 40 << 30  # one GPU of 40 GB or more
 
 
+def test_the_readmes_own_file_is_a_configuration(tmp_path: Path) -> None:
+    root = RUNS.parents[1]
+    block = (root / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "my.yaml").write_text(block.replace("extends: ", f"extends: {root}/"))
+    config = load_config([tmp_path / "my.yaml"])
+    assert (config.name, list(config.train), config.prompts.eval) == ("my-7b", ["dpo"], "texts/eval.txt")
+
+
 def test_a_file_extends_others(tmp_path: Path) -> None:
     folder = tmp_path / "sizes"
     folder.mkdir()
