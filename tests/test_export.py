@@ -166,6 +166,10 @@ def test_the_adapter_alone_and_peft_reads_it(world: Path, tmp_path: Path) -> Non
     card = ModelCard.load(out / "README.md")
     assert card.data.base_model == "Qwen/Qwen2.5-Omni-7B" and card.data.library_name == "peft"
     assert card.data.license is None and "PeftModel.from_pretrained(model.talker" in code_of(out)
+    assert "WARNING" not in card.text
+    other = tmp_path / "other"
+    assert export("--run-dir", world / "run", "--adapter", other, "--model", world / "base16") == 0
+    assert "is not what the run was trained on" in (other / "README.md").read_text()
 
 
 def test_full_weights_are_put_back_too(world: Path, tmp_path: Path) -> None:

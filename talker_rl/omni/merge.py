@@ -145,9 +145,9 @@ def left_out(base: Path, written: list[Entry]) -> list[str]:
                   if f.name not in names and not f.name.startswith("."))
 
 
-def bytes_needed(base: Path, target: Path, written: list[Entry], link: bool) -> int:
-    """Bytes that the checkpoint takes on the disk of ``target``'s parent, which must exist."""
-    linked = link and _same_disk(base, target.parent)
+def bytes_needed(base: Path, folder: Path, written: list[Entry], link: bool) -> int:
+    """Bytes that the checkpoint takes on the disk of an existing folder."""
+    linked = link and _same_disk(base, folder)
     return sum(entry.size for entry in written if not (linked and entry.how == "keep"))
 
 

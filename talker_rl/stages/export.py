@@ -136,12 +136,12 @@ def _export_merged(source: Source, target: Path, base_name: str, args: argparse.
         say(f"writing {target}: {size(needed)}")
         rounding = merge.write_checkpoint(source.base, folder, written, changed, dict(talker.state_dict()),
                                           link=not args.copy)
-        lines = _weight_lines(rounding)
+        lines = [*_weight_lines(rounding), *_other_base(source)]
         if policy:
             lines += policy.check(folder, exact=not rounding.error)
         _finish(source, folder, target, base_name, lines, merged=True)
     for line in lines:
-        say(line)
+        print(f"export: {line}", file=sys.stderr)
     _note_left_out(source, written)
     print(f"{target}: loads with Qwen2_5OmniForConditionalGeneration.from_pretrained")
 
@@ -164,7 +164,8 @@ def _export_adapter(source: Source, target: Path, base_name: str, args: argparse
         shutil.copyfile(weights, folder / weights.name)
         config["base_model_name_or_path"] = base_name
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        _finish(source, folder, target, base_name, ["a LoRA adapter, as it was trained"], merged=False)
+        _finish(source, folder, target, base_name, ["a LoRA adapter, as it was trained", *_other_base(source)],
+                merged=False)
     print(f"{target}: loads with PeftModel.from_pretrained(model.talker, ...)")
 
 
@@ -178,6 +179,14 @@ def _weight_lines(rounding: merge.Rounding) -> list[str]:
         line += (f"; rounding them moved the weights by {rounding.share:.1%} of the update's norm (the unmerged "
                  "adapter has no such error)")
     return [line]
+
+
+def _other_base(source: Source) -> list[str]:
+    """A warning where a run was trained on files that the base does not hold any more, or that --model has not."""
+    trained_on = source.run.base_hash if source.run else None
+    if trained_on is None or trained_on == content_hash(source.base):
+        return []
+    return [f"WARNING: {source.base} is not what the run was trained on (content hash {trained_on})"]
 
 
 def _finish(source: Source, folder: Path, target: Path, base_name: str, weights: list[str], *, merged: bool) -> None:

@@ -37,6 +37,12 @@ class Run:
         return self.path / "train" / self.variant
 
     @property
+    def base_hash(self) -> str | None:
+        """Content of the checkpoint that was trained on."""
+        digest: str | None = self.manifest["stages"][train_stage(self.variant, self.round)]["inputs"].get("model")
+        return digest
+
+    @property
     def lineage(self) -> dict[str, Any]:
         """Where the weights come from, as plain data."""
         stages, command = self.manifest["stages"], _command(self.manifest)
