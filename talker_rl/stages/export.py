@@ -28,6 +28,9 @@ from talker_rl.train.card import RunFacts, Usage, hub_name, model_card
 LINEAGE = "export.json"
 """What the folder was made of, for programs; it also marks a folder that --overwrite may replace."""
 
+EXAMPLE_TEXT = "Please say: hello."
+"""What the card's code asks for where no run has texts of its own."""
+
 HEADROOM = 64 << 20
 """Bytes that stay free on the disk."""
 
@@ -202,7 +205,7 @@ def _finish(source: Source, folder: Path, target: Path, base_name: str, weights:
         "weights": weights, "speakers": speakers, **(run.lineage if run else {}),
     }
     (folder / LINEAGE).write_text(json.dumps(lineage, indent=1, ensure_ascii=False) + "\n")
-    text = export_facts.example_text(run) if run else "River, garden."
+    text = export_facts.example_text(run) if run else EXAMPLE_TEXT
     known = run and (run.config.prompts.speaker or (run.config.prompts.speakers or [""])[-1])
     usage = Usage(folder=str(target), base=base_name, speaker=known or speakers[0], system=model.system_prompt,
                   user=model.instruction.replace("{text}", text), own_speakers=bool(model.speakers))
