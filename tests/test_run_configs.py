@@ -63,7 +63,7 @@ def test_plan_forecasts_them_on_the_published_geometry(size: str, capsys: pytest
         assert cli.main(["plan", "-c", str(RUNS / f"qwen2.5-omni-{size}-{training}.yaml"), "--json"]) == 0
         plan = json.loads(capsys.readouterr().out)
         assert plan["geometry"] == f"qwen2.5-omni-{size}"
-        assert {"rollouts", "scores", "train", "eval"} <= {stage["stage"] for stage in plan["stages"]}
+        assert {"rollouts", "scores", "training", "evaluation"} <= {stage["stage"] for stage in plan["stages"]}
         assert max(stage["memory_bytes"] for stage in plan["stages"]) < 40 << 30  # one GPU of 40 GB or more
 
 
