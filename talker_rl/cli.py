@@ -15,6 +15,8 @@ from talker_rl import __version__
 from talker_rl.errors import TalkerRLError, is_disk_full
 from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_doctor_options, add_plan_options
 from talker_rl.reward.wer_verb import WER_EXAMPLES, add_wer_options
+from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
+from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options
 
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
@@ -27,7 +29,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "rollout": ("sample candidates of every train prompt",
                 "talker-rl rollout -c configs/demo.yaml rollouts.num_candidates=16"),
     "score": ("decode and judge every candidate", "talker-rl score -c configs/demo.yaml workers=2"),
-    "pair": ("choose preference pairs among the scored candidates",
+    "pair": ("choose preference pairs (or completions to imitate) among the scored candidates",
              "talker-rl pair -c configs/demo.yaml pairs.length_match=3"),
     "train": ("train every variant, and choose its checkpoint on dev",
               "talker-rl train -c configs/demo.yaml train.default.loss.type=ld_dpo"),
@@ -124,15 +126,18 @@ def parser() -> argparse.ArgumentParser:
     _add_config(plan)
     add_plan_options(plan)
 
+    add_export_options(_verb(verbs, "export", EXPORT_HELP, EXPORT_EXAMPLES))
+    add_speaker_options(_verb(verbs, "speaker", "list speakers, add one, tell them apart", SPEAKER_EXAMPLES))
+
     wer = _verb(verbs, "wer", "error rates of transcripts against references, two files of key<TAB>text lines",
                 WER_EXAMPLES)
     add_wer_options(wer)
     wer.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
     micro = _verb(verbs, "micro", "the micro world: build it, check it, say where it is", "talker-rl micro check")
-    micro.add_argument("what", choices=("build", "check", "path"), help="build: train every part from a seed. check: "
-                       "print every figure it must meet, fail where one is missed. path: print its folder.")
-    micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of build or check (try: micro build --help)")
+    micro.add_argument("what", choices=("build", "check", "path", "voice"), help="build: train every part from a seed. "
+                       "check: print every figure it must meet. path: its folder. voice: codes of a further voice.")
+    micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of that (try: micro build --help)")
     return top
 
 
@@ -187,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Overrides may stand before, between and after options, which argparse alone does not allow below a verb."""
     command = parser()
-    if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"]):  # their options are their own
+    if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"], ["voice"]):  # with options of their own
         return argparse.Namespace(verb="micro", what=arguments[1], rest=arguments[2:])
     args, rest = command.parse_known_args(arguments)
     strange = [a for a in rest if a.startswith("-") or not hasattr(args, "overrides")]
@@ -211,6 +216,10 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         from talker_rl.reward.wer_verb import run as wer
 
         return wer(args)
+    if args.verb == "speaker":
+        from talker_rl.speakers.command import run as speaker
+
+        return speaker(args)
     if args.verb == "doctor":
         from talker_rl.doctor import examine
 
@@ -222,6 +231,10 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
 
         print(plan(args, _config(args)))
         return 0
+    if args.verb == "export":
+        from talker_rl.stages import export
+
+        return export.run(args)
     if args.verb == "sweep":
         return _sweep(args, arguments)
     if args.verb == "serve":

@@ -80,7 +80,7 @@ def _speech_libraries(_: RunConfig) -> Iterator[Finding]:
 
 
 def _model(config: RunConfig) -> Iterator[Finding]:
-    from talker_rl.omni.checkpoint import load_omni, load_speakers, resolve_model_path
+    from talker_rl.omni.checkpoint import load_omni, resolve_model_path, speakers_of
     from talker_rl.omni.files import weight_files
 
     folder = resolve_model_path(config.model.path)
@@ -90,7 +90,9 @@ def _model(config: RunConfig) -> Iterator[Finding]:
         yield finding
     if failed:
         return
-    if config.prompts.speaker and config.prompts.speaker not in load_speakers(folder):
+    if config.model.speakers:
+        yield "ok", f"speakers of {config.model.speakers}: {', '.join(sorted(speakers_of(config.model)))}"
+    if config.prompts.speaker and config.prompts.speaker not in speakers_of(config.model):
         yield "fail", f"prompts.speaker {config.prompts.speaker!r} is not among them"
     if config.model.thinker_quantization:
         from talker_rl.omni.checkpoint import four_bit, pick_device
@@ -167,9 +169,9 @@ def _recognisers(config: RunConfig) -> Iterator[Finding]:
 
 def _prompts(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.data.prompts import check_disjoint, read_prompts
-    from talker_rl.omni.checkpoint import load_speakers, resolve_model_path
+    from talker_rl.omni.checkpoint import speakers_of
 
-    speakers = sorted(load_speakers(resolve_model_path(config.model.path)))
+    speakers = sorted(speakers_of(config.model))
     sets = {}
     for name in ("train", "dev", "eval"):
         found = read_prompts(getattr(config.prompts, name), speakers=speakers, default_speaker=config.prompts.speaker,

@@ -57,7 +57,7 @@ class Omni:
         if name not in self.speakers:
             raise CheckpointError(
                 f"unknown speaker {name!r}",
-                where=str(self.path / "spk_dict.pt"),
+                where=self.settings.speakers or str(self.path / "spk_dict.pt"),
                 fix=f"use one of: {', '.join(sorted(self.speakers))}",
             )
         return self.speakers[name]
@@ -102,12 +102,18 @@ def _hub_snapshot(name: str) -> Path:
         ) from error
 
 
-def load_speakers(folder: Path, config: Any = None) -> dict[str, dict[str, Any]]:
+def speakers_of(model: ModelConfig) -> dict[str, dict[str, Any]]:
+    """The speakers that a model's settings name, without loading anything else."""
+    return load_speakers(resolve_model_path(model.path), other=model.speakers)
+
+
+def load_speakers(folder: Path, config: Any = None, other: str | None = None) -> dict[str, dict[str, Any]]:
     """Read ``spk_dict.pt`` and hold it against the model.
 
     Args:
         folder: the checkpoint's.
         config: its Qwen2_5OmniConfig; by default what `read_config` says.
+        other: a file to read in the place of the checkpoint's own (``model.speakers``).
 
     Returns:
         Speaker -> bos_token (text id), cond (1, enc_emb_dim) and ref_mel (1, frames, mel_dim), finite float32.
@@ -115,25 +121,26 @@ def load_speakers(folder: Path, config: Any = None) -> dict[str, dict[str, Any]]
     Raises:
         CheckpointError: missing, damaged, or another model's.
     """
-    file = require_file(folder, "spk_dict.pt", "the speakers (bos_token, cond, ref_mel)")
+    file = Path(other).expanduser() if other else folder / "spk_dict.pt"
+    require_file(file.parent, file.name, "the speakers (bos_token, cond, ref_mel)")
     config = config or read_config(folder)
     try:
         raw = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types here; all mean the same to the user
         raise CheckpointError(
-            f"spk_dict.pt cannot be read as plain tensors: {str(error).splitlines()[0]}",
+            f"{file.name} cannot be read as plain tensors: {str(error).splitlines()[0]}",
             where=str(file),
             fix="restore the original file",
         ) from error
     if not isinstance(raw, dict) or not raw:
-        raise CheckpointError("spk_dict.pt holds no speakers", where=str(file), fix="restore the original file")
+        raise CheckpointError(f"{file.name} holds no speakers", where=str(file), fix="restore the original file")
     speakers: dict[str, dict[str, Any]] = {}
     for name, entry in raw.items():
         problem = speaker_problem(entry, config)
         if problem:
             dit = config.token2wav_config.dit_config
             raise CheckpointError(
-                f"spk_dict.pt: speaker {name!r}: {problem}",
+                f"{file.name}: speaker {name!r}: {problem}",
                 where=str(file),
                 fix=f"use this model's own file; needed: bos_token (int), cond [1, {dit.enc_emb_dim}], "
                 f"ref_mel [1, frames, {dit.mel_dim}], finite floats",
@@ -184,12 +191,15 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
     folder = resolve_model_path(model.path)
     config = read_config(folder)
     device = pick_device(model.device)
+    speakers = load_speakers(folder, config, model.speakers)
     checkpoint_hash = content_hash(folder)
+    if model.speakers:
+        checkpoint_hash = stable_hash("speakers", checkpoint_hash, content_hash(Path(model.speakers).expanduser()))
     omni = Omni(
         settings=model,
         path=folder,
         config=config,
-        speakers=load_speakers(folder, config),
+        speakers=speakers,
         device=device,
         checkpoint_hash=checkpoint_hash,
         model_hash=checkpoint_hash,
