@@ -183,6 +183,7 @@ def lengths(codes: int) -> Lengths:
 
 
 if __name__ == "__main__":
+    memory.HEAP = memory.DECODING_HEAP = 1
     torch.set_num_threads(1)
     torch.manual_seed(0)
     asked = json.loads(sys.argv[1])

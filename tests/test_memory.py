@@ -4,6 +4,7 @@ a random one whose 120 million weights outweigh everything else."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +24,15 @@ MID: dict[str, dict[str, Any]] = {
     "vocoder": dict(upsample_initial_channel=256),
 }  # fmt: skip
 
-LUCK = 8_000_000
-"""Bytes by which two runs of micro's smallest stages differ: what the heap happened to keep (docs/PLAN.md)."""
+SETTLED = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
+"""Has the C library give back what is freed: by itself it keeps some of it, by luck between 1 and 1.8 times what is
+needed, which no forecast can meet (docs/PLAN.md)."""
 
 
 def probe(**options: Any) -> dict[str, dict[str, float]]:
     """See `memory_probe`; in a process of its own, since the high-water mark is one of a process."""
     done = subprocess.run([sys.executable, str(HERE / "memory_probe.py"), json.dumps(options)], cwd=HERE.parent,
-                          capture_output=True, text=True, check=False)
+                          env=os.environ | SETTLED, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, dict[str, float]] = json.loads(done.stdout)
     return found
@@ -46,10 +48,9 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 
 @needs_proc
 def test_the_micro_model_takes_what_was_forecast() -> None:
-    found = probe(model="micro", sampling=[64, 64], decoding=[8, 155], training=[8, 80], conditioning=[32])
+    found = probe(model="micro", sampling=[64, 64], decoding=[8, 155], training=[8, 80], conditioning=[64])
     assert found.keys() == {"sampling", "decoding", "training", "conditioning"}
-    for stage, values in found.items():
-        assert abs(values["forecast"] - values["measured"]) < 0.15 * values["measured"] + LUCK, (stage, found)
+    assert all(abs(miss) < 0.15 for miss in misses(found).values()), found
 
 
 @needs_proc

@@ -9,10 +9,10 @@ The terms of memory:
   positions (rounded up to the cache's block, and once more while a layer's tensors grow) x keys and values; one layer's
   keys and values repeated for each query head; the prefixes' own; the float32 logits, 4 copies: raw, processed, sorted,
   cumulated.
-- decoding: the same weights, in a run the recogniser's as well; the DiT's batch in float32, 8 values of the residual
-  stream's width and 2 of the feed-forward's a frame and branch (on a CPU one group of blocks); 12 copies of the
-  vocoder's widest layer, whose activations compute at twice the rate (on a CPU of one utterance, beside the heap that
-  the DiT left).
+- decoding: the same weights, in a run the recogniser's as well; the DiT's batch in float32, 7 values of the residual
+  stream's width and one of the feed-forward's a frame and branch (on a CPU one group of blocks, and the weights once
+  more, packed); 12 copies of the vocoder's widest layer, whose activations compute at twice the rate (on a CPU of one
+  utterance, beside the heap that the DiT left).
 - training: weights in their type; 16 bytes a trained parameter of LoRA (float32 weight, gradient, two moments of AdamW)
   or, in full training, 4 times the weights on top (the policy, its gradient, two moments); what the backward pass keeps
   of one packed batch (`activations`), and as much again for one layer, of gradients; the logits of the completions and
@@ -96,7 +96,7 @@ def decoding(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> flo
     rows = branches(cfg.guidance_scale)
     together = cfg.batch_size * frames * rows
     wide = min(together, CPU_VALUES / dit.width) if on_cpu else together
-    flow = 4 * (together * dit.width + wide * (7 * dit.width + 2 * dit.inner))
+    flow = 4 * (together * dit.width + wide * (6 * dit.width + dit.inner)) + (4 * dit.weights if on_cpu else 0)
     vocoder = 4 * 12 * geo.vocoder.values * frames * (1 if on_cpu else cfg.batch_size)
     return speech_weights(geo, config) + (DECODING_HEAP * (flow + vocoder) if on_cpu else max(flow, vocoder))
 
