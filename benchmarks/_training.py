@@ -86,7 +86,10 @@ def _hashable(value: Any) -> Any:
 
 def trainings(sizes: Sizes, **trl: Any) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """(ours, theirs): each trains a fresh adapter and returns the loss of every step."""
-    from ._trl_shim import TRLTrainer
+    from ._trl_shim import Recording, TRLTrainer
+
+    class Ours(Recording, TalkerDPOTrainer):
+        losses: list[Tensor]
 
     conditionings, pairs = random_pairs(sizes)
     found = {c.prompt_id: c for c in conditionings}
@@ -104,7 +107,8 @@ def trainings(sizes: Sizes, **trl: Any) -> tuple[Callable[[], Tensor], Callable[
             references, _ = reference_logps(model, pairs, found, folder)
             examples = [PairExample(p, found[p.prompt_id], *r) for p, r in zip(pairs, references, strict=True)]
             args = TalkerDPOConfig(output_dir=folder, **shared)
-            trainer = _Recording(model, args, loss={"type": "dpo", "beta": 0.1}, train_examples=examples)
+            trainer = Ours(model, args, loss={"type": "dpo", "beta": 0.1}, train_examples=examples)
+            trainer.losses = []
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         model.unload()
@@ -126,17 +130,6 @@ def trainings(sizes: Sizes, **trl: Any) -> tuple[Callable[[], Tensor], Callable[
         return torch.stack(trainer.losses)
 
     return ours, theirs
-
-
-class _Recording(TalkerDPOTrainer):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.losses: list[Tensor] = []
-        super().__init__(*args, **kwargs)
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(*args, **kwargs)
-        self.losses.append(loss.detach())
-        return loss
 
 
 def random_pairs(sizes: Sizes, width: int = 768) -> tuple[list[Conditioning], list[Pair]]:

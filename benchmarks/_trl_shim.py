@@ -64,18 +64,22 @@ class _Backbone(nn.Module):
 
 
 class _ShimConfig(PreTrainedConfig):
-    model_type = "talker_rl_trl_benchmark"
+    model_type = "talker_rl_trl_shim"
 
 
 class TalkerShim(PreTrainedModel):
-    """What TRL's DPOTrainer takes for a causal language model."""
+    """What TRL's DPOTrainer takes for a causal language model.
+
+    Args:
+        backbone: (B, T) ids and mask -> hidden states, the one at t predicting id t + 1; has a ``talker``.
+    """
 
     config_class = _ShimConfig
     base_model_prefix = "backbone"
 
-    def __init__(self, talker: Any, conditionings: Sequence[Conditioning]) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__(_ShimConfig())
-        self.backbone = _Backbone(talker, conditionings)
+        self.backbone = backbone
         self.generation_config = GenerationConfig()
 
     def get_output_embeddings(self) -> Any:
@@ -85,41 +89,57 @@ class TalkerShim(PreTrainedModel):
         raise NotImplementedError("TRL calls this model through its fused head only")
 
 
-class TRLTrainer(DPOTrainer):
-    """Records its losses; sends nothing; takes rows that are ids already.
+class IdsTrainer(DPOTrainer):
+    """TRL's trainer for rows that are ids already; sends nothing, whichever module imported huggingface_hub first.
 
     Args:
         rows: {"prompt_ids": [index], "chosen_ids": codes, "rejected_ids": codes} for each pair.
-        lora: as ``peft_config``, so that TRL's reference is the model with its adapter off.
-        config: fields of ``trl.DPOConfig``.
+        config: fields of ``trl.DPOConfig`` and, by their own names, other arguments of the trainer.
     """
 
     def __init__(
-        self,
-        talker: Any,
-        conditionings: Sequence[Conditioning],
-        rows: list[dict[str, list[int]]],
-        lora: LoraConfig,
-        **config: Any,
+        self, model: TalkerShim, rows: list[dict[str, list[int]]], *, ref_model: TalkerShim | None = None,
+        peft_config: LoraConfig | None = None, **config: Any,
     ) -> None:
-        self.losses: list[Tensor] = []
         vocabulary = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
         super().__init__(
-            model=TalkerShim(talker, conditionings),
+            model=model,
+            ref_model=ref_model,
             args=DPOConfig(max_length=None, **config),
             train_dataset=Dataset.from_list(rows),
             processing_class=PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>", eos_token="<eos>"),
-            peft_config=lora,
+            peft_config=peft_config,
         )
-        self.remove_callback(PrinterCallback)
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(*args, **kwargs)
-        self.losses.append(loss.detach())
-        return loss
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
 
     def _send_telemetry(self) -> None:
         pass
+
+
+class Recording:
+    """Mixin of trainers: keeps the loss of every step."""
+
+    losses: list[Tensor]
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
+        self.losses.append(loss.detach())
+        return loss
+
+
+class TRLTrainer(Recording, IdsTrainer):
+    """A training over a batched backbone.
+
+    Args:
+        lora: as ``peft_config``, so that TRL's reference is the model with its adapter off.
+    """
+
+    def __init__(
+        self, talker: Any, conditionings: Sequence[Conditioning], rows: list[dict[str, list[int]]], lora: LoraConfig,
+        **config: Any,
+    ) -> None:
+        self.losses = []
+        super().__init__(TalkerShim(_Backbone(talker, conditionings)), rows, peft_config=lora, **config)
+        self.remove_callback(PrinterCallback)

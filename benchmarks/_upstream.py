@@ -1,15 +1,45 @@
-"""Upstream's way of decoding, given the noise that ours draws; and how far two waves are apart."""
+"""Upstream's way of sampling, and of decoding given the noise that ours draws; and how far two waves are apart."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+
+from talker_rl.omni.conditioning import Conditioning
+from talker_rl.omni.layout import reply_rows
+
+
+def generate(talker: Any, conditionings: Sequence[Conditioning], **options: Any) -> tuple[Any, int]:
+    """(what transformers' `generate` gives for a batch, column where the codes begin).
+
+    Rows are left-padded, and each has a masked column, without which transformers 5.23 drops the embeddings of
+    codec-bos and codec-pad.
+    """
+    rows, replies = len(conditionings), max(len(c.reply_stream) for c in conditionings)
+    width = max(len(c.prefix) for c in conditionings) + 1
+    inputs = torch.zeros(rows, width, conditionings[0].prefix.shape[1])
+    mask = torch.zeros(rows, width, dtype=torch.long)
+    for i, c in enumerate(conditionings):
+        inputs[i, width - len(c.prefix) :], mask[i, width - len(c.prefix) :] = c.prefix, 1
+    ids = torch.full((rows, width), talker.codec_mask_token)
+    ids[:, -2], ids[:, -1] = talker.codec_pad_token, talker.codec_bos_token
+    talker.rope_deltas = None  # of the call before
+    return talker.generate(
+        input_ids=ids,
+        input_text_ids=torch.zeros(rows, width, dtype=torch.long),
+        thinker_reply_part=torch.stack([reply_rows(c.reply_stream, replies) for c in conditionings]),
+        inputs_embeds=inputs,
+        attention_mask=mask,
+        eos_token_id=[talker.codec_pad_token, talker.codec_eos_token],
+        pad_token_id=talker.codec_pad_token,
+        **options,
+    ), width
 
 
 @contextlib.contextmanager

@@ -18,10 +18,10 @@ import torch
 from talker_rl.data.records import NUM_CODES
 from talker_rl.omni.conditioning import Conditioning, compute_conditioning
 from talker_rl.omni.config import ModelConfig, SamplingConfig
-from talker_rl.omni.layout import reply_rows
 from talker_rl.omni.rollouts import sample_candidates
 
 from ._measure import Row, compare
+from ._upstream import generate
 from .geometry import mid_talker
 
 MICRO_CODES = 400
@@ -71,7 +71,7 @@ def _row(
         "rollouts",
         case,
         lambda: sample_candidates(talker, conditionings, seeds, sampling),
-        lambda: generate(talker, conditionings, candidates, sampling, prompts_a_call),
+        lambda: theirs(talker, conditionings, candidates, sampling, prompts_a_call),
         repeats=args.repeats,
     )
 
@@ -99,39 +99,16 @@ def micro(count: int) -> tuple[Any, list[Conditioning]]:
     return omni.talker, compute_conditioning(omni, prompts[::step][:count])
 
 
-@torch.no_grad()
-def generate(
+def theirs(
     talker: Any, conditionings: Sequence[Conditioning], candidates: int, sampling: SamplingConfig, prompts_a_call: int
 ) -> list[torch.Tensor]:
-    """The same by transformers: calls of so many prompts, their rows left-padded; ids (rows, steps) of each call.
-
-    Every row has a masked column, without which transformers 5.23 drops the embeddings of codec-bos and codec-pad.
-    """
+    """The same by transformers, in calls of so many prompts: ids (rows, steps) of each call."""
     torch.manual_seed(0)
     options = sampling.model_dump(exclude_none=True)
     options["suppress_tokens"] = sorted({talker.codec_bos_token, *options.get("suppress_tokens", [])})
     out = []
     for start in range(0, len(conditionings), prompts_a_call):
         chunk = conditionings[start : start + prompts_a_call]
-        width = max(len(c.prefix) for c in chunk) + 1
-        inputs = torch.zeros(len(chunk), width, chunk[0].prefix.shape[1])
-        mask = torch.zeros(len(chunk), width, dtype=torch.long)
-        for i, c in enumerate(chunk):
-            inputs[i, width - len(c.prefix) :], mask[i, width - len(c.prefix) :] = c.prefix, 1
-        ids = torch.full((len(chunk), width), talker.codec_mask_token)
-        ids[:, -2], ids[:, -1] = talker.codec_pad_token, talker.codec_bos_token
-        replies = max(len(c.reply_stream) for c in chunk)
-        talker.rope_deltas = None
-        sequences = talker.generate(
-            input_ids=ids,
-            input_text_ids=torch.zeros(len(chunk), width, dtype=torch.long),
-            thinker_reply_part=torch.stack([reply_rows(c.reply_stream, replies) for c in chunk]),
-            inputs_embeds=inputs,
-            attention_mask=mask,
-            num_return_sequences=candidates,
-            eos_token_id=[talker.codec_pad_token, talker.codec_eos_token],
-            pad_token_id=talker.codec_pad_token,
-            **options,
-        )
-        out.append(sequences[:, width:])
+        sequences, begin = generate(talker, chunk, num_return_sequences=candidates, **options)
+        out.append(sequences[:, begin:])
     return out

@@ -20,10 +20,11 @@ from talker_rl.omni.config import Token2WavConfig
 from talker_rl.omni.flow import network, sample_mels
 from talker_rl.omni.streaming import stream
 from talker_rl.omni.token2wav import decode, utterance_noise
+from talker_rl.planning.geometry import read_geometry
 
 from ._measure import Row, compare, peak_of, say, seconds_of
 from ._upstream import furthest, random_codes, snr_db, upstream_mel, upstream_wave
-from .geometry import random_speaker, real_config, real_width_token2wav
+from .geometry import random_speaker, real_width_token2wav
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +60,7 @@ def rows(args: argparse.Namespace) -> list[Row]:
         bare = [min(seconds_of(call) for _ in range(2)) for call in (ours, theirs)]
     frames = sum(len(n) for n in noise)
     return [row, projected(row, bare, args, frames), sounds(token2wav, codes[0][:50], speaker, cfg),
-            packets(token2wav, 2.0 if args.quick else 10.0)]
+            packets(token2wav, 2.0 if args.quick else 10.0), growth(token2wav, 1.0 if args.quick else 4.0)]
 
 
 @contextlib.contextmanager
@@ -74,19 +75,18 @@ def without_layers(dit: Any) -> Iterator[None]:
 
 def projected(row: Row, bare: list[float], args: argparse.Namespace, frames: int) -> Row:
     """All layers and evaluations, from seconds with ``args.layers`` and with none (ours, theirs)."""
-    real = real_config()["token2wav_config"]["dit_config"]
+    dit = read_geometry("qwen2.5-omni-7b").dit
     evaluations = Token2WavConfig().passes // 2
     share = evaluations / (4 * (args.steps - 1))
     ours, theirs = (
-        share * (none + real["depth"] * (some - none) / args.layers)
+        share * (none + dit.layers * (some - none) / args.layers)
         for some, none in zip((row.ours_s, row.theirs_s), bare, strict=True)
     )
-    width, passes = real["dim"], 2 * evaluations * frames * real["depth"]
-    linear = passes * 2 * width**2 * (4 + 2 * real["ff_mult"])
-    attention = passes * 4 * width * 24 * (1 + 3 / real["depth"])  # own block; two layers look back, one ahead
-    rate = product_rate(width)
+    rows = 2 * evaluations * frames
+    linear, attention = rows * 2 * dit.weights, rows * 4 * dit.width * dit.keys
+    rate = product_rate(dit.width)
     floor = linear / rate
-    case = (f"projected: {real['depth']} layers, {evaluations} forwards; {(linear + attention) / 1e12:.1f} TFLOP, "
+    case = (f"projected: {dit.layers} layers, {evaluations} forwards; {(linear + attention) / 1e12:.1f} TFLOP, "
             f"{linear / (linear + attention):.1%} of it linear layers: floor {floor:.0f} s at {rate / 1e9:.0f} "
             f"GFLOP/s; ours {ours / floor:.2f} x floor, transformers {theirs / floor:.2f} x")
     return Row("token2wav", case, ours, theirs, theirs / ours, math.nan, math.nan, None, 0)
@@ -135,3 +135,19 @@ def packets(token2wav: Any, seconds: float) -> Row:
     case = (f"first packet ({len(packet) / 24000:.2f} s) of a stream of {seconds:g} s, preset reward; "
             "against the whole decode")
     return Row("token2wav", case, mine, other, other / mine, my_peak, other_peak, gap, 1)
+
+
+def growth(token2wav: Any, seconds: float) -> Row:
+    """Most memory of a stream, and of one four times as long, in the columns ours and theirs: it must not grow."""
+    speaker, cfg = random_speaker(), Token2WavConfig(preset="reward")
+
+    def run(codes: list[int]) -> int:
+        return sum(len(packet) for packet in stream(token2wav, codes, speaker, 0, cfg, blocks=1))
+
+    say("token2wav: memory of streams")
+    short, long = random_codes(seconds, 0), random_codes(4 * seconds, 0)
+    run(short[:50])
+    (_, short_peak), (_, long_peak) = peak_of(lambda: run(short)), peak_of(lambda: run(long))
+    mine, other = seconds_of(lambda: run(short)), seconds_of(lambda: run(long))
+    case = f"whole stream of {seconds:g} s, preset reward; beside one of {4 * seconds:g} s: memory must not grow"
+    return Row("token2wav", case, mine, other, other / mine, short_peak, long_peak, None, 1)

@@ -8,7 +8,6 @@ numbers, with the mean absolute distance of the sound's log-mel from that of the
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,7 +20,7 @@ from talker_rl.omni.mel import log_mel
 from talker_rl.omni.token2wav import utterance_noise
 from talker_rl.reward.asr.funasr_recognizer import FunASRRecognizer
 
-from ._measure import Row, compare, peak_of, say, seconds_of
+from ._measure import Row, compare, say
 from ._speech import Spoken, errors, spoken, wer_change
 from ._upstream import upstream_wave
 
@@ -50,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
-    """The preset, then the curve, whose points are timed against the same baseline."""
+    """The preset, then the curve."""
     said = spoken(12 if args.quick else args.utterances)
     heard, timed = _Heard(said), 4 if args.quick else args.timed
     chosen = said.candidates[:timed]
@@ -69,12 +68,12 @@ def rows(args: argparse.Namespace) -> list[Row]:
 
 
 def _point(first: Row, said: Spoken, heard: _Heard, timed: int, name: str) -> Row:
-    """A row of the curve."""
-    cfg = Token2WavConfig(**CURVE[name])
-    case = heard.describe(name, cfg)
-    _, peak = peak_of(lambda: said.decode(cfg, timed))
-    seconds = statistics.median(seconds_of(lambda: said.decode(cfg, timed)) for _ in range(first.n))
-    return replace(first, case=case, ours_s=seconds, ratio=first.theirs_s / seconds, ours_peak_mib=peak)
+    """A row of the curve, timed by turns with the preset, so that a machine that has become slower does not matter."""
+    cfg, preset = Token2WavConfig(**CURVE[name]), Token2WavConfig(preset="reward")
+    row = compare("token2wav_reward", heard.describe(name, cfg), lambda: said.decode(cfg, timed),
+                  lambda: said.decode(preset, timed), repeats=first.n)
+    return replace(row, ours_s=first.ours_s / row.ratio, theirs_s=first.theirs_s, ratio=first.ratio * row.ratio,
+                   theirs_peak_mib=first.theirs_peak_mib)
 
 
 class _Heard:

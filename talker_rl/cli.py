@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talker_rl import __version__
-from talker_rl.errors import DataError, TalkerRLError, is_disk_full
-from talker_rl.planning.options import PLAN_EXAMPLES, add_plan_options
+from talker_rl.errors import TalkerRLError, is_disk_full
+from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_doctor_options, add_plan_options
+from talker_rl.reward.wer_verb import WER_EXAMPLES, add_wer_options
+from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
+from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options
 
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
@@ -80,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
                                help="variants to look at (default: all of the run)")
             stage.add_argument("--reward-noise", type=int, metavar="N", help="also decode some rollouts from N seeds "
                                "each and score them all: how much of a reward is luck, and which pairs.margin follows")
+        if name == "eval":
+            stage.add_argument("--protocol", choices=("seed-tts-eval",), help="also score as seed-tts-eval does, by "
+                               "language (short for eval.protocol=...)")
         if name == "pair":
             stage.add_argument("--votes", metavar="FILE", help="votes exported by a page's blind A/B listening: make "
                                "the pairs of round 1 of them (short for pairs.votes=FILE)")
@@ -110,33 +116,28 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("--quiet", "-q", action="store_true", help="print nothing when all is well")
     validate.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
-    doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognisers",
-                   "talker-rl doctor -c configs/runs/qwen2.5-omni-7b-dpo.yaml")
+    doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognisers, and forecast memory",
+                   DOCTOR_EXAMPLES)
     _add_config(doctor)
-    doctor.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    add_doctor_options(doctor)
 
     plan = _verb(verbs, "plan", "forecast time, memory, disk and GPU-hours of a run, before anything is loaded",
                  PLAN_EXAMPLES)
     _add_config(plan)
     add_plan_options(plan)
 
+    add_export_options(_verb(verbs, "export", EXPORT_HELP, EXPORT_EXAMPLES))
+    add_speaker_options(_verb(verbs, "speaker", "list speakers, add one, tell them apart", SPEAKER_EXAMPLES))
+
     wer = _verb(verbs, "wer", "error rates of transcripts against references, two files of key<TAB>text lines",
-                "talker-rl wer reference.tsv heard.tsv --metric cer --detail")
-    wer.add_argument("reference", metavar="REF", help="what should have been said: one key<TAB>text line an utterance")
-    wer.add_argument("hypothesis", metavar="HYP", help="what was heard, matched by key; a missing key is empty")
-    wer.add_argument("--metric", choices=("wer", "cer"), default="wer", help="wer: words, each CJK character one. "
-                     "cer: characters, spaces not counted. (default: wer)")
-    shape = wer.add_mutually_exclusive_group()
-    shape.add_argument("--detail", action="store_true", help="each utterance's alignment (* is a gap), and what was "
-                       "mistaken how often")
-    shape.add_argument("--json", action="store_true", help="only the figures, rates as fractions")
-    wer.add_argument("--out", metavar="FILE", help="write all of it there, and print only the figures")
+                WER_EXAMPLES)
+    add_wer_options(wer)
     wer.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
     micro = _verb(verbs, "micro", "the micro world: build it, check it, say where it is", "talker-rl micro check")
-    micro.add_argument("what", choices=("build", "check", "path"), help="build: train every part from a seed. check: "
-                       "print every figure it must meet, fail where one is missed. path: print its folder.")
-    micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of build or check (try: micro build --help)")
+    micro.add_argument("what", choices=("build", "check", "path", "voice"), help="build: train every part from a seed. "
+                       "check: print every figure it must meet. path: its folder. voice: codes of a further voice.")
+    micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of that (try: micro build --help)")
     return top
 
 
@@ -191,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Overrides may stand before, between and after options, which argparse alone does not allow below a verb."""
     command = parser()
-    if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"]):  # their options are their own
+    if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"], ["voice"]):  # with options of their own
         return argparse.Namespace(verb="micro", what=arguments[1], rest=arguments[2:])
     args, rest = command.parse_known_args(arguments)
     strange = [a for a in rest if a.startswith("-") or not hasattr(args, "overrides")]
@@ -212,16 +213,28 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.verb == "micro":
         return _micro(args)
     if args.verb == "wer":
-        return _wer(args)
+        from talker_rl.reward.wer_verb import run as wer
+
+        return wer(args)
+    if args.verb == "speaker":
+        from talker_rl.speakers.command import run as speaker
+
+        return speaker(args)
     if args.verb == "doctor":
         from talker_rl.doctor import examine
 
-        return examine(_config(args))
+        if args.model:
+            args.overrides.append(f"model.path={json.dumps(args.model)}")
+        return examine(_config(args), model_only=bool(args.model) and not _files(args)[0], as_json=args.json)
     if args.verb == "plan":
         from talker_rl.planning.command import run as plan
 
         print(plan(args, _config(args)))
         return 0
+    if args.verb == "export":
+        from talker_rl.stages import export
+
+        return export.run(args)
     if args.verb == "sweep":
         return _sweep(args, arguments)
     if args.verb == "serve":
@@ -240,6 +253,8 @@ def _config(args: argparse.Namespace) -> RunConfig:
     files, overrides = _files(args)
     if getattr(args, "votes", None):
         overrides.append(f"pairs.votes={json.dumps(args.votes)}")
+    if args.verb == "eval" and args.protocol:
+        overrides.append(f"eval.protocol={args.protocol}")
     run_dir = getattr(args, "run_dir", None)
     if not files and run_dir and (Path(run_dir) / "manifest.json").exists():
         from talker_rl.config import load_data
@@ -279,30 +294,6 @@ def _micro(args: argparse.Namespace) -> int:
 
     command = import_module(f"talker_rl.micro.{args.what}")
     return int(command.main(args.rest) or 0)
-
-
-def _wer(args: argparse.Namespace) -> int:
-    from talker_rl.reward import wer_tool
-    from talker_rl.run_dir import atomic_write
-
-    reference, hypothesis = (wer_tool.read_texts(Path(file)) for file in (args.reference, args.hypothesis))
-    result = wer_tool.compare(reference, hypothesis, args.metric)
-    if args.json:
-        figures = full = json.dumps(result.figures(), indent=1) + "\n"
-        sys.stderr.writelines(f"note: {note}\n" for note in result.notes)
-    else:
-        figures, full = wer_tool.report(result), wer_tool.report(result, detail=args.detail)
-    if args.out:
-        try:
-            atomic_write(Path(args.out), full)
-        except OSError as error:
-            raise DataError(f"Cannot write the report: {error.strerror or error}", where=args.out,
-                            fix="give the path of a file that can be written") from None
-    try:
-        print(figures if args.out else full, end="", flush=True)
-    except BrokenPipeError:  # `... --detail | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
@@ -377,6 +368,10 @@ def _print_summary(summary: dict[str, Any], run_dir: Path) -> None:
     from talker_rl.report.page import headline, text_table
 
     print(f"\n{text_table(summary)}\n\n{headline(summary)}\nfigures: {run_dir / 'eval' / 'summary.json'}")
+    if "seed_tts_eval" in summary:
+        from talker_rl.evaluation.seed_tts_rows import lines
+
+        print("\n".join(lines(summary["seed_tts_eval"])))
 
 
 def _print_diagnostics(summaries: dict[str, dict[str, Any]], run_dir: Path) -> None:

@@ -8,7 +8,6 @@ Importing this module loads neither torch nor transformers.
 from __future__ import annotations
 
 import difflib
-import re
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,9 +16,11 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from talker_rl.config_files import merge, parse_value, read_files, without_preset
 from talker_rl.data.config import CompletionsConfig, PairsConfig
+from talker_rl.data.speakers import Assignment
 from talker_rl.errors import ConfigError
-from talker_rl.omni.config import PRESETS, ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
+from talker_rl.omni.config import ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
 from talker_rl.reward.config import RewardConfig, ServiceConfig
 from talker_rl.train.config import TrainConfig
 
@@ -47,6 +48,15 @@ class SetLimits(Settings):
     eval: int | None = Field(None, ge=1, description="Prompts that are touched once, for the final figures.")
 
 
+class SetSpeakers(Settings):
+    """Who speaks the texts of each set."""
+
+    train: Assignment = Field("as_given", description="as_given: whom each prompt names. shuffled: one of the speakers "
+                              "by seed, so that no voice hangs on certain texts. all: each text by each speaker.")
+    dev: Assignment = Field("as_given", description="Likewise.")
+    eval: Assignment = Field("as_given", description="Likewise; all compares speakers on the same texts.")
+
+
 class PromptsConfig(Settings):
     """Three prompt sets, disjoint by text."""
 
@@ -54,7 +64,34 @@ class PromptsConfig(Settings):
     dev: str = Field("micro:dev", description="Likewise, for the choice of the checkpoint.")
     eval: str = Field("micro:eval", description="Likewise, for the final figures.")
     speaker: str | None = Field(None, description="Speaker of prompts that name none; null is the checkpoint's first.")
+    speakers: list[str] | None = Field(
+        None, min_length=1, description="Speakers that speaker_assignment assigns; null is all of the checkpoint."
+    )
+    speaker_assignment: Assignment | SetSpeakers | None = Field(
+        None, description="Who speaks which text: as_given (null as well), shuffled (one of `speakers` by seed) or all "
+        "(each text by each of them, after `limit`); one word for the three sets, or one a set: {train: shuffled, "
+        "eval: all}."
+    )
+    instructions: list[str] | None = Field(
+        None, min_length=1, description="User messages, {text} in them is the prompt's: prompts without messages get "
+        "one each by seed, whoever speaks, so that the Talker hears the style that is asked for and not one wording. "
+        "null: model.instruction for all."
+    )
     limit: SetLimits = Field(default_factory=SetLimits, description="Prompts used of each set.")
+
+    def assignment(self, which: str) -> Assignment:
+        """Who speaks the texts of a set."""
+        how = self.speaker_assignment
+        found: Assignment = getattr(how, which) if isinstance(how, SetSpeakers) else how or "as_given"
+        return found
+
+    @model_validator(mode="after")
+    def _speakers_are_assigned(self) -> PromptsConfig:
+        if self.speakers and all(self.assignment(name) == "as_given" for name in SetLimits.model_fields):
+            raise ValueError("speakers are named but not assigned: set speaker_assignment to shuffled or all")
+        if self.instructions and not all("{text}" in text for text in self.instructions):
+            raise ValueError("each of the instructions must hold {text}, where the prompt's text goes")
+        return self
 
 
 class RolloutConfig(Settings):
@@ -104,6 +141,10 @@ class EvalConfig(Settings):
     """The final figures: base and trained side by side, by a second recogniser."""
 
     seeds: int = Field(4, ge=1, description="Utterances an eval prompt.")
+    protocol: Literal["seed-tts-eval"] | None = Field(
+        None, description="Also score the evaluator's transcripts as seed-tts-eval does, by language: figures that "
+        "compare with published ones where the evaluator is its own too (zh paraformer-zh, en whisper-large-v3)."
+    )
     sampling: SamplingConfig | None = Field(None, description="null: as in rollouts.")
     talkers: dict[str, str] = Field(
         default_factory=dict,
@@ -235,21 +276,13 @@ def load_data(data: dict[str, Any], overrides: Sequence[str] = (), where: str = 
     return parse_config(data, where)
 
 
-def read_files(files: Sequence[str | Path]) -> dict[str, Any]:
-    """YAML files merged left to right, as plain data."""
-    data: dict[str, Any] = {}
-    for file in files:
-        data = merge(data, _read_yaml(Path(file)))
-    return data
-
-
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
     """Set every ``dotted.key=value``, in place."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"Not an override: {override!r}", fix="write dotted.key=value, e.g. pairs.margin=0.1")
-        _set(data, key.strip().split("."), _parse_value(value, override), override)
+        _set(data, key.strip().split("."), parse_value(value, override), override)
 
 
 def parse_config(data: dict[str, Any], where: str = "config") -> RunConfig:
@@ -325,57 +358,6 @@ def _match_parent(path: Sequence[str], keys: Sequence[str]) -> str:
     return at
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 5e-6 is a number (YAML 1.1 asks for a dot and a sign and takes it for a string)."""
-
-
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.load(path.read_text(), _Loader)
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
-        raise ConfigError("There is no such configuration file", where=str(path),
-                          fix=f"did you mean {path.parent / near[0]}?" if near else "see configs/") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"Cannot read the configuration file: {error}", where=str(path),
-                          fix="correct the YAML at that place") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigError("A configuration file holds a mapping of keys", where=str(path), fix="see configs/demo.yaml")
-    return data
-
-
-def merge(old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Mappings merge key by key; a loss of another type replaces the old one whole, a preset what it sets."""
-    if path and path[-1] == "loss" and "type" in new and new["type"] != old.get("type"):
-        return new
-    merged = _without_preset(old, new)
-    for key, value in new.items():
-        both = isinstance(value, dict) and isinstance(old.get(key), dict)
-        merged[key] = merge(old[key], value, (*path, key)) if both else value
-    return merged
-
-
-def _without_preset(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The old keys but those that a preset in the new ones sets."""
-    replaced = PRESETS.get(str(new.get("preset")), {})
-    return {key: value for key, value in old.items() if key not in replaced}
-
-
-def _parse_value(text: str, override: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"Cannot read the value of {override!r}: {error}", fix="quote it as in YAML") from None
-
-
 def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> None:
     if path[0] == "train" and len(path) > 2 and path[1] == "default" and isinstance(data.get("train"), dict):
         if data["train"].keys() & TrainConfig.model_fields.keys():  # a single variant without a name
@@ -390,6 +372,6 @@ def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> No
         node = child
     if isinstance(value, dict) and isinstance(node.get(path[-1]), dict):
         value = merge(node[path[-1]], value, tuple(path))
-    kept = _without_preset(node, {path[-1]: value})
+    kept = without_preset(node, {path[-1]: value})
     node.clear()
     node.update({**kept, path[-1]: value})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -10,30 +12,37 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.config import RunConfig
-from talker_rl.errors import TalkerRLError
+from talker_rl.model_check import Finding, check_model, guarded
 from talker_rl.run_dir import versions
 
 MIN_FREE_GIB = 2.0
+LOADED_BYTES = 4 * 2**30
+"""Checkpoints below this are loaded, which takes seconds."""
+PLANNED_SECONDS = 5.0
+"""Of speech an utterance, for which memory is forecast; `talker-rl plan --seconds` takes others."""
 SUPPORTED = {"torch": ((2, 11), (2, 14)), "transformers": ((5, 17), (5, 24)), "trl": ((1, 16), (1, 17)),
              "peft": ((0, 21), (0, 22)), "funasr": ((1, 4), (1, 5))}
 """Package -> (from, below): the ranges of pyproject.toml."""
 
-Finding = tuple[str, str]
-"""(``ok``, ``warn`` or ``fail``; what was found)."""
+def examine(config: RunConfig, model_only: bool = False, as_json: bool = False) -> int:
+    """Print every finding, one line each; 0 if nothing fails.
 
-
-def examine(config: RunConfig) -> int:
-    """Print every finding; 0 if nothing fails."""
-    failed = 0
-    for name, check in CHECKS.items():
-        try:
-            for level, text in check(config):
-                print(f"{level:5} {name}: {text}")
-                failed += level == "fail"
-        except TalkerRLError as error:
-            print(f"fail  {name}: " + str(error).replace("\n", "\n      "))
-            failed += 1
-    print(f"\n{failed} problem{'s' if failed != 1 else ''}" if failed else "\nready")
+    Args:
+        config: the run's; of it, ``model`` says which checkpoint and how it is loaded.
+        model_only: leave out what belongs to a run (prompts, recognisers, training, tracking).
+        as_json: print ``{"ok", "problems", "findings": [{"level", "check", "text", ...}]}`` instead.
+    """
+    found = []
+    for name, check in (MODEL_CHECKS if model_only else CHECKS).items():
+        for level, text, *facts in guarded(check, config):
+            found.append({"level": level, "check": name, "text": text, **(facts[0] if facts else {})})
+            if not as_json:
+                print(f"{level:5} {name}: {text}", flush=True)
+    failed = sum(finding["level"] == "fail" for finding in found)
+    if as_json:
+        print(json.dumps({"ok": not failed, "problems": failed, "findings": found}, indent=1, ensure_ascii=False))
+    else:
+        print(f"\n{failed} problem{'s' if failed != 1 else ''}" if failed else "\nready")
     return 1 if failed else 0
 
 
@@ -71,61 +80,98 @@ def _speech_libraries(_: RunConfig) -> Iterator[Finding]:
 
 
 def _model(config: RunConfig) -> Iterator[Finding]:
-    from talker_rl.omni.checkpoint import load_omni, load_speakers, resolve_model_path
-    from talker_rl.omni.files import require_file, weight_files
+    from talker_rl.omni.checkpoint import load_omni, resolve_model_path, speakers_of
+    from talker_rl.omni.files import weight_files
 
     folder = resolve_model_path(config.model.path)
-    weights = weight_files(folder)
-    size = sum(file.stat().st_size for file in weights) / 2**30
-    yield "ok", f"{folder}: {len(weights)} weight files, {size:.2f} GiB"
-    for name, purpose in (("config.json", "the geometry"), ("generation_config.json", "the sampling defaults")):
-        require_file(folder, name, purpose)
-    speakers = sorted(load_speakers(folder))
-    yield "ok", f"speakers: {', '.join(speakers)}"
-    if config.prompts.speaker and config.prompts.speaker not in speakers:
+    failed = False
+    for finding in check_model(folder):
+        failed |= finding[0] == "fail"
+        yield finding
+    if failed:
+        return
+    if config.model.speakers:
+        yield "ok", f"speakers of {config.model.speakers}: {', '.join(sorted(speakers_of(config.model)))}"
+    if config.prompts.speaker and config.prompts.speaker not in speakers_of(config.model):
         yield "fail", f"prompts.speaker {config.prompts.speaker!r} is not among them"
-    yield from _special_tokens(folder, config)
-    if size < 4:
+    if config.model.thinker_quantization:
+        from talker_rl.omni.checkpoint import four_bit, pick_device
+
+        four_bit(config.model, pick_device(config.model.device))
+        yield "ok", "the Thinker's language model is held in 4 bits; its towers, Talker and token2wav are not quantised"
+    if sum(file.stat().st_size for file in weight_files(folder)) < LOADED_BYTES:
         omni = load_omni(config.model, parts=("thinker", "talker", "token2wav"))
         counts = {part: sum(p.numel() for p in getattr(omni, part).parameters()) / 1e6 for part in omni.parts}
         yield "ok", "loads: " + ", ".join(f"{part} {n:.2f} M parameters" for part, n in counts.items())
     else:
-        yield "ok", "weights are not loaded here (above 4 GiB)"
+        yield "ok", f"weights are not loaded here (above {LOADED_BYTES >> 30} GiB)"
 
 
-def _special_tokens(folder: Path, config: RunConfig) -> Iterator[Finding]:
-    import json
+def _memory(config: RunConfig) -> Iterator[Any]:
+    """Peak memory of every stage, against what is there."""
+    from talker_rl.planning.command import size
+    from talker_rl.planning.cost import Lengths
+    from talker_rl.planning.geometry import read_geometry
+    from talker_rl.planning.memory import stage_peaks
+    from talker_rl.stages.context import device_name
 
-    talker = json.loads((folder / "config.json").read_text())["talker_config"]
-    expected = {"tts_codec_pad_token_id": 8292, "tts_codec_start_token_id": 8293, "tts_codec_end_token_id": 8294,
-                "tts_codec_mask_token_id": 8296}
-    wrong = {name: talker.get(name) for name, value in expected.items() if talker.get(name) != value}
-    if wrong:
-        yield "fail", f"codec ids differ from Qwen2.5-Omni's: {wrong}; transformers' generate stops on {{8292, 8294}}"
-    else:
-        yield "ok", "codec ids 8292 (pad), 8293 (bos), 8294 (eos), 8296 (mask)"
+    device = device_name(config.model.device)
+    there = _free_memory(device)
+    at = Lengths.of_seconds(PLANNED_SECONDS)
+    quantised = f", Thinker in {config.model.thinker_quantization}" if config.model.thinker_quantization else ""
+    yield "ok", (f"{size(there)} free on {device}; peaks in {config.model.dtype}{quantised}, utterances of "
+                 f"{PLANNED_SECONDS:g} s")
+    for stage, (peak, remedy) in stage_peaks(read_geometry(config.model.path), config, at, device == "cpu").items():
+        fits = peak <= there
+        yield ("ok" if fits else "warn"), f"{stage} needs {size(peak)}" + ("" if fits else f": too much; {remedy}"), {
+            "bytes": round(peak), "free_bytes": round(there)}
+
+
+def _free_memory(device: str) -> int:
+    """Bytes that a new process can have: of the GPU, or of the machine."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def _recognisers(config: RunConfig) -> Iterator[Finding]:
     import numpy as np
 
+    from talker_rl.reward.asr.aligner import Aligner
+    from talker_rl.reward.asr.names import KNOWN
     from talker_rl.reward.asr.registry import build_recognizer
+    from talker_rl.reward.config import shared_languages
 
+    noise = np.random.default_rng(0).normal(0, 0.05, 16_000).astype(np.float32)
     for which in ("recognizer", "evaluator"):
         settings = getattr(config.reward, which)
-        recognizer = build_recognizer(settings)
-        noise = np.random.default_rng(0).normal(0, 0.05, 16_000).astype(np.float32)
-        (answer,) = recognizer.transcribe([noise], "en")
-        yield "ok", f"reward.{which} ({settings.path}) loads and answers: {type(answer).__name__}"
-    if config.reward.recognizer == config.reward.evaluator:
-        yield "warn", "the recogniser that rewards also evaluates: the figures may flatter"
+        for lang in list(settings.by_lang) or ["en"]:
+            one = settings.for_lang(lang)
+            (answer,) = build_recognizer(one).transcribe([noise], lang)
+            heard = f"{lang}: {one.path}" if settings.by_lang else one.path
+            yield "ok", f"reward.{which} ({heard}) loads and answers: {type(answer).__name__}"
+            known = KNOWN.get(Path(one.path).name)
+            if settings.by_lang and known is not None and lang not in known.languages:
+                yield "warn", f"{one.path} was trained for {', '.join(known.languages)}, not for {lang}"
+    if config.reward.pauses.aligner is not None:
+        aligner = Aligner(config.reward.pauses.aligner)
+        yield "ok", f"reward.pauses.aligner ({aligner.config.path}) loads, for {', '.join(aligner.config.languages)}"
+    if config.eval.protocol and importlib.util.find_spec("zhconv") is None:
+        yield "warn", "eval.protocol scores Chinese by the package zhconv: pip install 'talker-rl[seed-tts-eval]'"
+    shared = shared_languages(config.reward.recognizer, config.reward.evaluator)
+    if shared:
+        yield "warn", f"the recogniser that rewards also evaluates ({', '.join(shared)}): the figures may flatter"
 
 
 def _prompts(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.data.prompts import check_disjoint, read_prompts
-    from talker_rl.omni.checkpoint import load_speakers, resolve_model_path
+    from talker_rl.omni.checkpoint import speakers_of
 
-    speakers = sorted(load_speakers(resolve_model_path(config.model.path)))
+    speakers = sorted(speakers_of(config.model))
     sets = {}
     for name in ("train", "dev", "eval"):
         found = read_prompts(getattr(config.prompts, name), speakers=speakers, default_speaker=config.prompts.speaker,
@@ -167,7 +213,10 @@ def _machine(config: RunConfig) -> Iterator[Finding]:
     yield ("ok" if free >= MIN_FREE_GIB else "warn"), f"{free:.1f} GiB free at {folder.resolve()}"
 
 
-CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = {
-    "python": _python, "packages": _packages, "speech": _speech_libraries, "machine": _machine, "model": _model,
-    "prompts": _prompts, "recognisers": _recognisers, "training": _training, "tracking": _tracking,
+MODEL_CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = {
+    "python": _python, "packages": _packages, "machine": _machine, "model": _model, "memory": _memory,
+}
+CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = MODEL_CHECKS | {
+    "speech": _speech_libraries, "prompts": _prompts, "recognisers": _recognisers, "training": _training,
+    "tracking": _tracking,
 }

@@ -65,61 +65,63 @@ class Tracker(Protocol):
     def finish(self) -> None: ...
 
 
-class WandbTracker:
+class _Logger:
+    """What a tracker does whose package logs numbers, tables and speech by one call, as wandb does.
+
+    Args:
+        package: has ``Table`` and ``Audio``.
+        run: has ``log``.
+    """
+
+    def __init__(self, package: Any, run: Any) -> None:
+        self._package, self._run = package, run
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self._run.log(metrics, step=step)
+
+    def table(self, name: str, rows: Table) -> None:
+        table = self._package.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        self._run.log({name: table}, step=0)
+
+    def audio(self, name: str, samples: np.ndarray, caption: str) -> None:
+        self._run.log({name: self._package.Audio(samples, sample_rate=AUDIO_RATE, caption=caption)}, step=0)
+
+
+class WandbTracker(_Logger):
     """Weights & Biases, into ``<run>/wandb``; offline unless WANDB_MODE says otherwise (then: ``wandb sync``)."""
 
     def __init__(self, target: Target) -> None:
         import wandb
 
         mode: Any = os.environ.get("WANDB_MODE", "offline")  # wandb itself refuses what it does not know
-        self._wandb = wandb
-        self._run = wandb.init(
+        super().__init__(wandb, wandb.init(
             project=target.project, group=target.run, name=f"{target.run}/{target.stage}", id=target.id,
             config=target.config, dir=target.run_folder, mode=mode, resume="allow" if mode == "online" else None,
             reinit="create_new", settings=wandb.Settings(console="off"),
-        )
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self._run.log(metrics, step=step)
-
-    def table(self, name: str, rows: Table) -> None:
-        table = self._wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-        self._run.log({name: table}, step=0)
-
-    def audio(self, name: str, samples: np.ndarray, caption: str) -> None:
-        self._run.log({name: self._wandb.Audio(samples, sample_rate=AUDIO_RATE, caption=caption)}, step=0)
+        ))  # fmt: skip
 
     def finish(self) -> None:
         self._run.finish()
 
 
-class TrackioTracker:
+class TrackioTracker(_Logger):
     """Trackio's local database (``trackio show``); TRACKIO_DIR moves it."""
 
     def __init__(self, target: Target) -> None:
         import trackio
 
-        self._trackio = trackio
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
-            self._run = trackio.init(
+            super().__init__(trackio, trackio.init(
                 project=target.project, group=target.run, name=f"{target.run}/{target.stage} {target.id[:6]}",
                 config=target.config, resume="allow", embed=False,
-            )
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self._run.log(metrics, step=step)
-
-    def table(self, name: str, rows: Table) -> None:
-        table = self._trackio.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-        self._run.log({name: table}, step=0)
+            ))  # fmt: skip
 
     def audio(self, name: str, samples: np.ndarray, caption: str) -> None:
-        pcm = (samples * 32767).astype(np.int16)  # floats it would bring to the same peak
-        self._run.log({name: self._trackio.Audio(pcm, sample_rate=AUDIO_RATE, caption=caption)}, step=0)
+        super().audio(name, (samples * 32767).astype(np.int16), caption)  # floats it would bring to the same peak
 
     def finish(self) -> None:
         with contextlib.redirect_stdout(sys.stderr):
-            self._trackio.finish()
+            self._package.finish()
 
 
 class TensorBoardTracker:

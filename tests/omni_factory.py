@@ -71,16 +71,21 @@ def tiny_omni(seed: int = 0, spread: float = 3.0) -> Any:
             model.thinker.lm_head.weight[silent] = 0
             end = torch.randn(EMBED, generator=torch.Generator().manual_seed(52)) * 0.3  # at several lengths
             model.thinker.lm_head.weight[3] = end
-            for value in model.token2wav.code2wav_dit_model.parameters():
-                if value.ndim == 2:
-                    value.normal_(0, 0.15)  # the library's own initialisation leaves the flow near zero
-            for value in model.token2wav.code2wav_bigvgan_model.parameters():
-                if value.ndim == 3:  # a vocoder that is heard: unit gain a layer
-                    value.normal_(0, (value.shape[1] * value.shape[2]) ** -0.5)
-            model.token2wav.code2wav_bigvgan_model.conv_post.weight.mul_(0.1)  # and does not clip
+            make_audible(model.token2wav)
         model.speaker_map = speakers()
     model.requires_grad_(False)
     return model
+
+
+def make_audible(token2wav: Any) -> None:
+    """Random weights of a token2wav whose flow moves and whose vocoder is heard."""
+    for value in token2wav.code2wav_dit_model.parameters():
+        if value.ndim == 2:
+            value.normal_(0, 0.15)  # the library's own initialisation leaves the flow near zero
+    for value in token2wav.code2wav_bigvgan_model.parameters():
+        if value.ndim == 3:  # a vocoder that is heard: unit gain a layer
+            value.normal_(0, (value.shape[1] * value.shape[2]) ** -0.5)
+    token2wav.code2wav_bigvgan_model.conv_post.weight.mul_(0.1)  # and does not clip
 
 
 def speakers() -> dict[str, dict[str, Any]]:

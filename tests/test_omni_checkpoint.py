@@ -1,4 +1,4 @@
-"""Loading: a folder's parts, what is missing or damaged, replaced Talker weights, hashes, published geometries."""
+"""Loading: a folder's parts, what is missing or damaged, replaced Talker weights, hashes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ import torch
 from omni_factory import speakers, tiny_omni, write_checkpoint
 
 from talker_rl.errors import CheckpointError, ConfigError
-from talker_rl.omni.checkpoint import load_omni, part_class, resolve_model_path
-from talker_rl.omni.config import LoraSettings, ModelConfig
-from talker_rl.omni.lora import attach_lora
-
-GEOMETRY = Path(__file__).parents[1] / "talker_rl" / "omni" / "geometry"
+from talker_rl.omni.checkpoint import load_omni, resolve_model_path
+from talker_rl.omni.config import ModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +60,7 @@ def test_only_the_asked_parts_are_read(folder):
     assert omni.thinker is None and omni.tokenizer is None
     with pytest.raises(ConfigError, match="thinker was not loaded"):
         omni.need("thinker")
-    with pytest.raises(CheckpointError, match=r"no tensor named thinker\.\*"):
+    with pytest.raises(CheckpointError, match="does not hold 'thinker.*which model.safetensors.index.json"):
         load(folder, parts=("thinker",))
 
 
@@ -107,8 +104,16 @@ def test_missing_and_misshapen_tensors_are_named(folder):
     tensors = load_file(file)
     head = tensors.pop("talker.codec_head.weight")
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="tensors missing, the first is 'codec_head.weight'"):
+    with pytest.raises(CheckpointError, match=f"{file.name} does not hold 'talker.codec_head.weight'"):
         load(folder)
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    del content["weight_map"]["talker.codec_head.weight"]
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="1 tensors missing, the first is 'codec_head.weight'"):
+        load(folder)
+    content["weight_map"]["talker.codec_head.weight"] = file.name
+    index.write_text(json.dumps(content))
     save_file({**tensors, "talker.codec_head.weight": head[:, :16].contiguous()}, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="codec_head.weight"):
         load(folder)
@@ -135,6 +140,8 @@ def test_speaker_files_that_are_wrong(folder, capsys):
         ({}, "no speakers"),
         ({"Ann": {"cond": good["cond"]}}, "bos_token"),
         ({"Ann": {**good, "cond": good["cond"][0]}}, "cond has shape"),
+        ({"Ann": {**good, "cond": good["cond"][:, :128]}}, "cond has width 128, this model's token2wav takes 192"),
+        ({"Ann": {**good, "bos_token": 151872}}, "bos_token 151872 is no text id of this model"),
         ({"Ann": {**good, "ref_mel": good["ref_mel"][..., :40]}}, "ref_mel has shape"),
         ({"Ann": {**good, "cond": good["cond"] * float("nan")}}, "not finite"),
     ]:
@@ -148,24 +155,6 @@ def test_speaker_files_that_are_wrong(folder, capsys):
     with pytest.raises(CheckpointError, match="plain tensors"):
         load(folder)
     assert "never run" not in capsys.readouterr().out
-
-
-def test_code_in_the_folder_does_not_run(folder, tmp_path):
-    """A folder that asks for its own classes gets transformers' ones, or an error."""
-    mark = tmp_path / "ran"
-    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Model: pass\nclass Tokenizer: pass\n")
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoConfig": "evil.Model", "AutoModel": "evil.Model"}
-    (folder / "config.json").write_text(json.dumps(config))
-    load(folder, parts=("thinker", "talker", "token2wav"))
-    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
-    tokenizer_config["auto_map"] = {"AutoTokenizer": ["evil.Tokenizer", None]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
-    try:
-        load(folder, parts=("thinker",))
-    except CheckpointError:
-        pass
-    assert not mark.exists()
 
 
 def test_index_cannot_point_outside(folder):
@@ -203,31 +192,6 @@ def test_hash_is_of_the_content(original, folder):
     config = (folder / "generation_config.json").read_text()
     (folder / "generation_config.json").write_text(config + "\n")
     assert load(original).model_hash != load(folder).model_hash
-
-
-@pytest.mark.parametrize("size", ["7b", "3b"])
-def test_published_geometries_build_and_take_lora_on_the_talker_only(size):
-    """On the meta device: parameter counts as published, no LoRA outside the Talker."""
-    from transformers import Qwen2_5OmniConfig
-
-    config = Qwen2_5OmniConfig.from_dict(json.loads((GEOMETRY / f"qwen2.5-omni-{size}.json").read_text()))
-    counts = {}
-    modules = {}
-    with torch.device("meta"):
-        for part in ("thinker", "talker", "token2wav"):
-            cls, attribute = part_class(part)
-            modules[part] = cls._from_config(getattr(config, attribute))
-            counts[part] = sum(p.numel() for p in modules[part].parameters())
-    assert counts == {
-        "7b": {"thinker": 8_931_813_888, "talker": 1_351_360_256, "token2wav": 449_051_264},
-        "3b": {"thinker": 4_703_464_448, "talker": 384_604_928, "token2wav": 449_051_264},
-    }[size]
-    with torch.device("meta"):
-        model = attach_lora(modules["talker"], LoraSettings(), base_model=f"Qwen/Qwen2.5-Omni-{size.upper()}")
-    lora = [n for n, _ in model.named_parameters() if "lora_" in n]
-    assert len(lora) == 24 * 7 * 2
-    assert not any("lora_" in n for part in ("thinker", "token2wav") for n, _ in modules[part].named_parameters())
-    assert all(p.requires_grad == ("lora_" in n) for n, p in model.named_parameters())
 
 
 def test_config_needs_no_torch():

@@ -8,9 +8,10 @@ import pytest
 import torch
 from omni_factory import random_conditionings, tiny_omni
 
+from benchmarks._upstream import generate
 from talker_rl.errors import DataError
 from talker_rl.omni.config import LoraSettings, SamplingConfig
-from talker_rl.omni.layout import TalkerExample, collate, prefix_inputs, reply_rows, talker_inputs
+from talker_rl.omni.layout import TalkerExample, collate, prefix_inputs, talker_inputs
 from talker_rl.omni.logps import selective_logps, token_logps
 from talker_rl.omni.lora import attach_lora
 from talker_rl.omni.rollouts import sample_candidates
@@ -92,42 +93,14 @@ def test_equal_to_the_rollouts_own(talker, rolled, batch_size):
     assert worst <= TOLERANCE
 
 
-def generate_with_pad_column(talker, conditionings, steps, **options):
-    """transformers' generate on a batch; every row is left-padded, which keeps upstream's codec embeddings in."""
-    width = max(len(c.prefix) for c in conditionings) + 1
-    batch = len(conditionings)
-    inputs = torch.zeros(batch, width, conditionings[0].prefix.shape[1])
-    mask = torch.zeros(batch, width, dtype=torch.long)
-    replies = max(len(c.reply_stream) for c in conditionings)
-    stream = torch.stack([reply_rows(c.reply_stream, replies) for c in conditionings])
-    for i, c in enumerate(conditionings):
-        inputs[i, width - len(c.prefix) :], mask[i, width - len(c.prefix) :] = c.prefix, 1
-    ids = torch.full((batch, width), talker.codec_mask_token)
-    ids[:, -2], ids[:, -1] = talker.codec_pad_token, talker.codec_bos_token
-    talker.rope_deltas = None
-    return talker.generate(
-        input_ids=ids,
-        input_text_ids=torch.zeros(batch, width, dtype=torch.long),
-        thinker_reply_part=stream,
-        inputs_embeds=inputs,
-        attention_mask=mask,
-        suppress_tokens=[talker.codec_bos_token],
-        eos_token_id=[talker.codec_pad_token, talker.codec_eos_token],
-        pad_token_id=talker.codec_pad_token,
-        max_new_tokens=steps,
-        return_dict_in_generate=True,
-        output_logits=True,
-        output_scores=True,
-        **options,
-    ), width
-
-
 @pytest.mark.parametrize("lengths", [[(9, 4)], [(9, 4), (14, 6), (5, 2), (14, 20)]], ids=["alone", "batch"])
 def test_equal_to_transformers_generate(talker, lengths):
     """Greedy codes are equal; raw log-probs of the same codes differ by float error only, past the reply's end too."""
     conditionings = random_conditionings(lengths, seed=3)
     steps = 40
-    result, width = generate_with_pad_column(talker, conditionings, steps, do_sample=False, repetition_penalty=1.05)
+    result, width = generate(talker, conditionings, suppress_tokens=[talker.codec_bos_token], max_new_tokens=steps,
+                             return_dict_in_generate=True, output_logits=True, output_scores=True, do_sample=False,
+                             repetition_penalty=1.05)  # fmt: skip
     sampling = SamplingConfig(do_sample=False, repetition_penalty=1.05, max_new_tokens=steps)
     candidates = sample_candidates(talker, conditionings, [[0]] * len(conditionings), sampling)
     codes = result.sequences[:, width:]

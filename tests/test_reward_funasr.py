@@ -15,7 +15,8 @@ from talker_rl.reward.config import RecognizerConfig
 
 pytest.importorskip("funasr")
 
-from talker_rl.reward.asr.funasr_recognizer import FunASRRecognizer, check_weights, parse  # noqa: E402
+from talker_rl.reward.asr.funasr_loading import check_weights  # noqa: E402
+from talker_rl.reward.asr.funasr_recognizer import FunASRRecognizer, parse  # noqa: E402
 
 TOKENS = ["<blank>", "<s>", "</s>", "<unk>", "river", "garden", "winter", "苹", "果", "lake", "moon"]
 UNK, RIVER = 3, 4

@@ -14,11 +14,10 @@ from talker_rl.reward.asr.base import (
     GuardedRecognizer,
     Transcript,
     check_audio,
-    model_folder,
-    resolve,
     transcript_of,
     trim,
 )
+from talker_rl.reward.asr.names import model_folder, resolve
 from talker_rl.reward.asr.registry import build_recognizer
 from talker_rl.reward.combine import BUILT_IN_COMPONENTS
 from talker_rl.reward.config import RecognizerConfig, RewardConfig

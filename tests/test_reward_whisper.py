@@ -8,7 +8,7 @@ import torch
 
 from talker_rl.errors import CheckpointError
 from talker_rl.reward.asr.base import Transcript
-from talker_rl.reward.asr.whisper_recognizer import WhisperRecognizer, parse
+from talker_rl.reward.asr.whisper_recognizer import WhisperRecognizer, parse, plausible
 
 RATE = 16_000
 
@@ -83,6 +83,13 @@ def test_parse():
     lost = parse({"text": "a", "chunks": [{"text": "a", "timestamp": (None, 0.2)}]}, 1.0)
     assert lost.tokens == ["a"] and "no start time" in lost.spans_fault
     assert "alignment heads" in parse({"text": "river"}, 1.0, times=False).spans_fault
+
+
+def test_a_transcript_that_no_voice_could_speak_is_no_error_rate():
+    loop = Transcript(["you"] * 120, [])
+    assert plausible(loop, 2.0).code == "hallucination" and not plausible(loop, 2.0).retryable
+    assert plausible(loop, 6.0) is loop  # a Talker that repeats itself is heard
+    assert plausible(Transcript(["a"] * 20, []), 0.1).tokens
 
 
 def test_a_tiny_whisper_transcribes_with_word_times(tmp_path):

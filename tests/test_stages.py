@@ -318,3 +318,23 @@ def test_a_tracker_that_fails_stops_nothing(
     assert [r.getMessage() for r in caplog.records if r.name == tracking.__name__] == [
         "tensorboard failed and is off, the run goes on: ConnectionError: unreachable"] * 2  # one a command
     assert (copied / "eval/summary.json").read_bytes() == summary
+
+
+def test_a_finished_run_is_scored_by_seed_tts_eval_too(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No speech is made anew; the figures are those of ``talker-rl wer --protocol`` on the same transcripts."""
+    run = copy_of(finished[1], tmp_path / "run")
+    assert cli.main(["eval", "--run-dir", str(run), "-q", "--protocol", "seed-tts-eval"]) == 0
+    out = capsys.readouterr().out
+    assert hashes(run) == hashes(finished[1])
+    found = json.loads((run / "eval" / "summary.json").read_text())["seed_tts_eval"]["en"]
+    assert f"seed-tts-eval en: WER {found['wer_percent']}%, base {found['base']['wer_percent']}%" in out
+    table = (run / "eval" / "default" / "seed-tts-eval.en.tsv").read_text().splitlines()
+    assert len(table) == found["utterances"] + 1 and table[-1] == f"WER: {found['wer_percent']}%"
+    files = {name: tmp_path / f"{name}.tsv" for name in ("ref", "hyp")}
+    fields = [line.split("\t") for line in table[:-1]]
+    for name, column in (("ref", 2), ("hyp", 3)):
+        files[name].write_text("".join(f"{row[0]}\t{row[column]}\n" for row in fields))
+    assert cli.main(["wer", *map(str, files.values()), "--protocol", "seed-tts-eval", "--lang", "en"]) == 0
+    assert capsys.readouterr().out.endswith(f"\n{table[-1]}\n")

@@ -21,21 +21,12 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
-from tokenizers.models import WordLevel  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
-from transformers import (  # noqa: E402
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2_5OmniTalkerForConditionalGeneration,
-)
+from transformers import Qwen2_5OmniTalkerForConditionalGeneration  # noqa: E402
 from transformers.modeling_outputs import BaseModelOutputWithPast  # noqa: E402
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniTalkerConfig  # noqa: E402
-from trl import DPOConfig, DPOTrainer  # noqa: E402
 
+from benchmarks._trl_shim import IdsTrainer, TalkerShim  # noqa: E402
 from talker_rl.omni.conditioning import Conditioning  # noqa: E402
 
 STOP = 8294
@@ -126,36 +117,6 @@ class _Backbone(nn.Module):
         return BaseModelOutputWithPast(last_hidden_state=torch.stack(hidden))
 
 
-class _ShimConfig(PreTrainedConfig):
-    model_type = "talker_rl_trl_shim"
-
-
-class TalkerShim(PreTrainedModel):
-    """What TRL's DPOTrainer takes for a causal language model."""
-
-    config_class = _ShimConfig
-    base_model_prefix = "backbone"
-
-    def __init__(self, talker: Qwen2_5OmniTalkerForConditionalGeneration, conditionings: list[Conditioning]) -> None:
-        super().__init__(_ShimConfig())
-        self.backbone = _Backbone(talker, conditionings)
-        self.generation_config = GenerationConfig()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.backbone.talker.codec_head
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        raise NotImplementedError("TRL calls this model through its fused head only")
-
-
-class _Trainer(DPOTrainer):
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset  # already ids
-
-    def _send_telemetry(self) -> None:
-        """Nothing leaves the machine, whichever module imported huggingface_hub first."""
-
-
 @dataclass
 class OracleResult:
     loss: float
@@ -178,23 +139,17 @@ def trl_loss_and_gradients(
         config: fields of ``trl.DPOConfig``: ``loss_type``, ``beta``, ``ld_alpha``, ``loss_weights``, ...
     """
     rows = [{"prompt_ids": [p.conditioning], "chosen_ids": p.chosen, "rejected_ids": p.rejected} for p in pairs]
-    vocabulary = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
-    args = DPOConfig(
+    trainer = IdsTrainer(
+        TalkerShim(_Backbone(talker, conditionings)),
+        rows,
+        ref_model=TalkerShim(_Backbone(reference, conditionings)),
         output_dir=str(output_dir),
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
         report_to=[],
-        max_length=None,
         per_device_train_batch_size=len(rows),
         **config,
-    )
-    trainer = _Trainer(
-        model=TalkerShim(talker, conditionings),
-        ref_model=TalkerShim(reference, conditionings),
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>", eos_token="<eos>"),
     )
     trainer.model.train()
     talker.zero_grad()

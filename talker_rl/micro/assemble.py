@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from talker_rl.micro.files import save_tensors
 from talker_rl.micro.lexicon import WORDS
 from talker_rl.micro.tokenizer import text_ids, write_tokenizer
+from talker_rl.omni.published import stored_name
 
 if TYPE_CHECKING:
     import torch
@@ -129,13 +130,6 @@ def build_config(build: Path = BUILD_DIR) -> Qwen2_5OmniConfig:
     from transformers import Qwen2_5OmniConfig
 
     return Qwen2_5OmniConfig.from_dict(omni_config(build))
-
-
-def stored_name(name: str) -> str:
-    """A parameter's name in the published files, which have the Thinker's parts one level higher."""
-    for part in ("audio_tower", "visual"):
-        name = name.replace(f"thinker.model.{part}.", f"thinker.{part}.")
-    return name.replace("thinker.model.language_model.", "thinker.model.")
 
 
 def _load_part(module: torch.nn.Module, path: Path, prefix: str = "") -> bool:

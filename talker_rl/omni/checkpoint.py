@@ -1,13 +1,14 @@
 """Load a Qwen2.5-Omni checkpoint, or only some of its parts, from the shipped model, a folder or a hub name.
 
 Nothing in a checkpoint folder may run code: weights are safetensors, ``spk_dict.pt`` is read with
-``weights_only=True``, classes are named here, and ``trust_remote_code`` is False.
+``weights_only=True``, classes are named here, ``trust_remote_code`` is False, and a folder that asks for its own
+classes is refused.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ import torch
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import CheckpointError, ConfigError
 from talker_rl.omni.config import ModelConfig
-from talker_rl.omni.files import content_hash, read_tensors, require_file, weight_files
+from talker_rl.omni.files import INDEX, content_hash, open_tensors, refuse_code, require_file, shards_of
+from talker_rl.omni.published import stored_name
 
 PARTS = ("thinker", "talker", "token2wav")
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "spk_dict.pt"]
 
 _IGNORED_STORED_KEYS = ("rotary_embed.inv_freq",)
 """Stored by the published checkpoints, recomputed by transformers."""
+UNQUANTISED = [r"(model\.)?audio_tower", r"(model\.)?visual", "lm_head"]
+"""Modules of the Thinker that a 4-bit one holds in ``model.dtype``: regular expressions of a name's beginning."""
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Omni:
         if name not in self.speakers:
             raise CheckpointError(
                 f"unknown speaker {name!r}",
-                where=str(self.path / "spk_dict.pt"),
+                where=self.settings.speakers or str(self.path / "spk_dict.pt"),
                 fix=f"use one of: {', '.join(sorted(self.speakers))}",
             )
         return self.speakers[name]
@@ -98,25 +102,48 @@ def _hub_snapshot(name: str) -> Path:
         ) from error
 
 
-def load_speakers(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read and check ``spk_dict.pt``: per speaker bos_token (int), cond (1, C) and ref_mel (1, frames, 80), finite."""
-    file = require_file(folder, "spk_dict.pt", "the speakers (bos_token, cond, ref_mel)")
+def speakers_of(model: ModelConfig) -> dict[str, dict[str, Any]]:
+    """The speakers that a model's settings name, without loading anything else."""
+    return load_speakers(resolve_model_path(model.path), other=model.speakers)
+
+
+def load_speakers(folder: Path, config: Any = None, other: str | None = None) -> dict[str, dict[str, Any]]:
+    """Read ``spk_dict.pt`` and hold it against the model.
+
+    Args:
+        folder: the checkpoint's.
+        config: its Qwen2_5OmniConfig; by default what `read_config` says.
+        other: a file to read in the place of the checkpoint's own (``model.speakers``).
+
+    Returns:
+        Speaker -> bos_token (text id), cond (1, enc_emb_dim) and ref_mel (1, frames, mel_dim), finite float32.
+
+    Raises:
+        CheckpointError: missing, damaged, or another model's.
+    """
+    file = Path(other).expanduser() if other else folder / "spk_dict.pt"
+    require_file(file.parent, file.name, "the speakers (bos_token, cond, ref_mel)")
+    config = config or read_config(folder)
     try:
         raw = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types here; all mean the same to the user
         raise CheckpointError(
-            f"spk_dict.pt cannot be read as plain tensors: {error}", where=str(file), fix="restore the original file"
+            f"{file.name} cannot be read as plain tensors: {str(error).splitlines()[0]}",
+            where=str(file),
+            fix="restore the original file",
         ) from error
     if not isinstance(raw, dict) or not raw:
-        raise CheckpointError("spk_dict.pt holds no speakers", where=str(file), fix="restore the original file")
+        raise CheckpointError(f"{file.name} holds no speakers", where=str(file), fix="restore the original file")
     speakers: dict[str, dict[str, Any]] = {}
     for name, entry in raw.items():
-        problem = _speaker_problem(entry)
+        problem = speaker_problem(entry, config)
         if problem:
+            dit = config.token2wav_config.dit_config
             raise CheckpointError(
-                f"speaker {name!r}: {problem}",
+                f"{file.name}: speaker {name!r}: {problem}",
                 where=str(file),
-                fix="needed: bos_token (int), cond [1, channels], ref_mel [1, frames, 80], finite floats",
+                fix=f"use this model's own file; needed: bos_token (int), cond [1, {dit.enc_emb_dim}], "
+                f"ref_mel [1, frames, {dit.mel_dim}], finite floats",
             )
         speakers[str(name)] = {
             "bos_token": int(entry["bos_token"]),
@@ -126,14 +153,22 @@ def load_speakers(folder: Path) -> dict[str, dict[str, Any]]:
     return speakers
 
 
-def _speaker_problem(entry: Any) -> str | None:
+def speaker_problem(entry: Any, config: Any) -> str | None:
+    """What is wrong with a speaker's entry for a model of this Qwen2_5OmniConfig; None if nothing is."""
     if not isinstance(entry, dict) or {"bos_token", "cond", "ref_mel"} - set(entry):
         return "not a dictionary of bos_token, cond and ref_mel"
-    cond, mel = entry["cond"], entry["ref_mel"]
+    bos, cond, mel = entry["bos_token"], entry["cond"], entry["ref_mel"]
+    dit, rows = config.token2wav_config.dit_config, config.thinker_config.text_config.vocab_size
+    if not isinstance(bos, int) or not 0 <= bos < rows:
+        return f"bos_token {bos!r} is no text id of this model, whose vocabulary has {rows}"
     if not (torch.is_tensor(cond) and cond.ndim == 2 and cond.shape[0] == 1):
-        return f"cond has shape {tuple(getattr(cond, 'shape', ()))}"
-    if not (torch.is_tensor(mel) and mel.ndim == 3 and mel.shape[0] == 1 and mel.shape[1] > 0 and mel.shape[2] == 80):
-        return f"ref_mel has shape {tuple(getattr(mel, 'shape', ()))}"
+        return f"cond has shape {list(getattr(cond, 'shape', ()))}"
+    if cond.shape[1] != dit.enc_emb_dim:
+        return f"cond has width {cond.shape[1]}, this model's token2wav takes {dit.enc_emb_dim}"
+    if not (torch.is_tensor(mel) and mel.ndim == 3 and mel.shape[0] == 1 and mel.shape[1] > 0):
+        return f"ref_mel has shape {list(getattr(mel, 'shape', ()))}"
+    if mel.shape[2] != dit.mel_dim:
+        return f"ref_mel has shape {list(mel.shape)}, this model's mels have {dit.mel_dim} bins"
     if not (torch.isfinite(cond).all() and torch.isfinite(mel).all()):
         return "cond or ref_mel is not finite"
     return None
@@ -155,13 +190,16 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
         raise ConfigError(f"unknown model part {sorted(unknown)[0]!r}", fix=f"use any of {', '.join(PARTS)}")
     folder = resolve_model_path(model.path)
     config = read_config(folder)
-    device = _device(model.device)
+    device = pick_device(model.device)
+    speakers = load_speakers(folder, config, model.speakers)
     checkpoint_hash = content_hash(folder)
+    if model.speakers:
+        checkpoint_hash = stable_hash("speakers", checkpoint_hash, content_hash(Path(model.speakers).expanduser()))
     omni = Omni(
         settings=model,
         path=folder,
         config=config,
-        speakers=load_speakers(folder),
+        speakers=speakers,
         device=device,
         checkpoint_hash=checkpoint_hash,
         model_hash=checkpoint_hash,
@@ -173,9 +211,10 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
             raise CheckpointError("no such Talker weights", where=model.talker, fix="give a folder or safetensors file")
         omni.model_hash = stable_hash("model", checkpoint_hash, content_hash(replaced))
     for part in parts:
-        setattr(omni, part, _load_part(part, folder, config, model, replaced if part == "talker" else None).to(device))
+        module = _load_part(part, folder, config, model, device, replaced if part == "talker" else None)
+        setattr(omni, part, module)
     if tokenizer if tokenizer is not None else "thinker" in parts:
-        omni.tokenizer = _load_tokenizer(folder)
+        omni.tokenizer = load_tokenizer(folder)
     return omni
 
 
@@ -183,26 +222,35 @@ def read_config(folder: Path) -> Any:
     """The Qwen2_5OmniConfig of a checkpoint's folder.
 
     Raises:
-        CheckpointError: config.json is missing, of another model, or cannot be used.
+        CheckpointError: config.json is missing, of another model, or cannot be used; or the folder asks for its own
+            code.
     """
     from transformers import Qwen2_5OmniConfig
 
     file = require_file(folder, "config.json", "the model's geometry")
+    refuse_code(folder)
     try:
         raw = json.loads(file.read_text())
         if raw.get("model_type") != "qwen2_5_omni":
             raise CheckpointError(
-                f"model_type is {raw.get('model_type')!r}, not 'qwen2_5_omni'",
+                f"config.json is not a Qwen2.5-Omni's: model_type is {raw.get('model_type')!r}, not 'qwen2_5_omni'",
                 where=str(file),
                 fix="give a Qwen2.5-Omni checkpoint",
             )
+        if raw.get("quantization_config"):
+            raise CheckpointError(
+                "config.json has a quantization_config: quantised checkpoints cannot be trained",
+                where=str(file),
+                fix="use the original checkpoint; model.thinker_quantization: 4bit makes its Thinker smaller",
+            )
         with quiet_transformers():
             return Qwen2_5OmniConfig.from_dict(raw)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"config.json cannot be used: {error}", where=str(file), fix="restore it") from error
 
 
-def _device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
+    """The device of a name, ``auto`` resolved; ConfigError where it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -225,57 +273,98 @@ def part_class(part: str) -> tuple[type, str]:
     }[part]
 
 
-def _load_part(part: str, folder: Path, config: Any, model: ModelConfig, replaced: Path | None) -> Any:
+def _load_part(
+    part: str, folder: Path, config: Any, model: ModelConfig, device: torch.device, replaced: Path | None
+) -> Any:
+    """One part on its device. Its tensors go from disk to the module one by one; no other part's are read."""
     cls, attribute = part_class(part)
-    if replaced is None:
-        where, state = folder, read_tensors(weight_files(folder), prefix=f"{part}.")
-    else:
-        where, state = replaced, _talker_tensors(replaced)
-    if not state:
-        raise CheckpointError(f"no tensor named {part}.* is stored", where=str(where), fix="restore the checkpoint")
-    state = {k: v for k, v in state.items() if not k.endswith(_IGNORED_STORED_KEYS)}
     speech = part == "token2wav"
-    with quiet_transformers():
+    options: dict[str, Any] = {}
+    if part == "thinker" and model.thinker_quantization:
+        options = {"quantization_config": four_bit(model, device), "device_map": {"": device}}
+    source = replaced or folder
+    shards = _talker_shards(source) if replaced else shards_of(folder, f"{part}.")
+    with open_tensors(shards) as found, quiet_transformers():
+        inside = {name.removeprefix(f"{part}."): x for name, x in found.items() if name.startswith(f"{part}.")}
+        state = inside or (found if replaced else {})  # a replacement Talker's names may lack the prefix
+        if not state:
+            raise CheckpointError(
+                f"no tensor named {part}.* is stored", where=str(source), fix="restore the checkpoint"
+            )
         try:
             module, info = cls.from_pretrained(  # type: ignore[attr-defined]
                 None,
                 config=getattr(config, attribute),
-                state_dict=state,
+                state_dict={k: v for k, v in state.items() if not k.endswith(_IGNORED_STORED_KEYS)},
                 dtype=torch.float32 if speech else getattr(torch, model.dtype),
                 attn_implementation="sdpa" if speech else model.attn_implementation,
                 ignore_mismatched_sizes=True,  # reported below, by name
                 output_loading_info=True,
+                **options,
             )
+        except ImportError as error:
+            raise ConfigError(
+                f"attention {model.attn_implementation!r} is not there: {error}",
+                where="model.attn_implementation",
+                fix="install what it needs, or use sdpa",
+            ) from error
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(
-                f"the {part}'s weights do not fit its config: {error}", where=str(where), fix="use matching files"
+                f"the {part}'s weights do not fit its config: {error}", where=str(source), fix="use matching files"
             ) from error
-    _check_loaded(part, module, info, where)
+    _check_loaded(part, module, info, source, shards)
+    if not options:
+        module = module.to(device)
     return module.eval().requires_grad_(False)
 
 
-def _check_loaded(part: str, module: Any, info: dict[str, Any], where: Path) -> None:
+def _check_loaded(
+    part: str, module: Any, info: dict[str, Any], source: Path, shards: Mapping[Path, set[str] | None]
+) -> None:
     parameters = {name for name, _ in module.named_parameters()}
     missing = sorted(set(info.get("missing_keys", ())) & parameters)
     unexpected = sorted(info.get("unexpected_keys", ()))
     mismatched = sorted(str(m[0]) if isinstance(m, tuple) else str(m) for m in info.get("mismatched_keys", ()))
     for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
         if names:
+            stored = stored_name(f"{part}.{names[0]}")
+            file = next((f for f, held in shards.items() if held is None or stored in held), source / INDEX)
             raise CheckpointError(
-                f"the {part}: {len(names)} tensors {what}, the first is {names[0]!r}",
-                where=str(where),
+                f"{file.name} and config.json do not fit: the {part} has {len(names)} tensors {what}, the first is "
+                f"{names[0]!r}",
+                where=str(source),
                 fix="restore the checkpoint; config.json and the weights must be of one model",
             )
 
 
-def _talker_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a replacement Talker: a safetensors file or a folder of them, keys with or without ``talker.``."""
-    tensors = read_tensors([path] if path.is_file() else weight_files(path))
-    inside = {k.removeprefix("talker."): v for k, v in tensors.items() if k.startswith("talker.")}
-    return inside or tensors
+def _talker_shards(path: Path) -> dict[Path, set[str] | None]:
+    """Files of a replacement Talker: a safetensors file or a folder of them, names with or without ``talker.``."""
+    return {path: None} if path.is_file() else shards_of(path, "talker.") or shards_of(path)
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def four_bit(model: ModelConfig, device: torch.device) -> Any:
+    """transformers' BitsAndBytesConfig of the Thinker's language model: nf4, computing in ``model.dtype``.
+
+    The towers of audio and vision and the head keep their precision: a seventh of the weights, and all of the contexts.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed, or the device is not CUDA.
+    """
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError("bitsandbytes is not installed: a 4-bit Thinker needs it", where="model.thinker_quantization",
+                          fix='pip install "talker-rl[4bit]", or thinker_quantization: null')
+    if device.type != "cuda":
+        raise ConfigError(f"a 4-bit Thinker needs CUDA, and the device is {device.type}",
+                          where="model.thinker_quantization", fix="model.device: cuda, or thinker_quantization: null")
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=getattr(torch, model.dtype), llm_int8_skip_modules=UNQUANTISED)
+
+
+def load_tokenizer(folder: Path) -> Any:
     """The text tokenizer with its chat template (kept in chat_template.json by the published checkpoints)."""
     from transformers import AutoTokenizer
 

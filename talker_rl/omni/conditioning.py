@@ -262,4 +262,5 @@ def conditioning_key(omni: Omni, prompt: Prompt, cfg: ConditioningConfig) -> str
         prompt_messages(omni, prompt),
         prompt.text,
         prompt.speaker,
+        *filter(None, [omni.settings.thinker_quantization]),  # none leaves the key as it was before there were any
     )

@@ -50,9 +50,18 @@ class ModelConfig(_Settings):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of Thinker and Talker; token2wav has its own."
     )
+    speakers: str | None = Field(
+        default=None,
+        description="A spk_dict.pt to use in the place of the checkpoint's own, e.g. one that `talker-rl speaker add` "
+        "wrote. null: the checkpoint's.",
+    )
     device: str = Field(default="auto", description='"auto" (CUDA when there is one), "cpu", "cuda" or "cuda:1".')
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         default="sdpa", description="Attention of Thinker and Talker; token2wav uses sdpa."
+    )
+    thinker_quantization: Literal["4bit"] | None = Field(
+        default=None,
+        description='"4bit": the Thinker\'s language model in nf4 (needs "talker-rl[4bit]" and CUDA); null: in dtype.',
     )
     system_prompt: str = Field(
         default=SPEECH_SYSTEM_PROMPT, description="System message of prompts that carry no messages."

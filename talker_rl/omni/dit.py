@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from talker_rl.omni.config import branches
+from talker_rl.omni.linear import FixedLinear
 
-CPU_VALUES = 1 << 19
+CPU_VALUES = 1 << 20
 """Values of the residual stream that pass a layer together on a CPU: with more, a layer's arrays are fetched from the
-system each time, and page faults take a sixth of the time."""
+system each time, and page faults take part of the time."""
 
 
 class Blocks:
@@ -200,13 +201,14 @@ class Layer:
     """One transformer block: its weights in the working precision, its modulations at every time, emb (T, D)."""
 
     def __init__(self, block: Any, emb: Tensor, dtype: torch.dtype) -> None:
+        rows = CPU_VALUES // emb.shape[1]
         self.back, self.ahead = int(block.look_backward_block), int(block.look_ahead_block)
         self.local = not (self.back or self.ahead)
         self.heads, self.dtype = block.attn.heads, dtype
         linears = (block.attn.to_q, block.attn.to_k, block.attn.to_v, block.attn.to_out[0], block.ff.ff[0],
                    block.ff.ff[3])  # fmt: skip
-        cast = [(m.weight.to(dtype), m.bias.to(dtype)) for m in linears]
-        self._qkv, self._out, self._up, self._down = cast[:3], cast[3], cast[4], cast[5]
+        fixed = [FixedLinear(m.weight.to(dtype), m.bias.to(dtype), rows) for m in linears]
+        self._qkv, self._out, self._up, self._down = fixed[:3], fixed[3], fixed[4], fixed[5]
         modulation = block.attn_norm.linear(F.silu(emb)).chunk(6, dim=1)
         shift, scale, self._gate, ff_shift, ff_scale, self._ff_gate = modulation
         self._norm = (scale + 1, shift, block.attn_norm.norm.eps)
@@ -219,7 +221,7 @@ class Layer:
     def project(self, x: Tensor, at: int, rotary: tuple[Tensor, Tensor]) -> Projected:
         """Queries, keys and values of (R, G, S, D)."""
         normed = self._modulated(x, at, self._norm)
-        q, k, v = (F.linear(normed, w, b).unflatten(-1, (self.heads, -1)) for w, b in self._qkv)
+        q, k, v = (linear(normed).unflatten(-1, (self.heads, -1)) for linear in self._qkv)
         _rotate_(q[..., 0, :], *rotary)  # the checkpoint was trained with rotary positions on its first head only
         _rotate_(k[..., 0, :], *rotary)
         return q, k, v
@@ -239,9 +241,9 @@ class Layer:
         if mask is not None:
             mask = mask.to(self.dtype)
         heard = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(x.shape[:-1] + (-1,))
-        x.addcmul_(self._gate[at], F.linear(heard, *self._out).float())
-        hidden = F.linear(self._modulated(x, at, self._ff_norm), *self._up)
-        x.addcmul_(self._ff_gate[at], F.linear(F.gelu(hidden, approximate="tanh"), *self._down).float())
+        x.addcmul_(self._gate[at], self._out(heard).float())
+        hidden = self._up.gelu(self._modulated(x, at, self._ff_norm))
+        x.addcmul_(self._ff_gate[at], self._down(hidden).float())
 
 
 def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:

@@ -1,23 +1,31 @@
-"""Files of a checkpoint folder: which weights there are, reading tensors by prefix, hashing contents."""
+"""Files of a checkpoint folder: which weights there are, reading some of them, hashing contents.
+
+Nothing is read that is not asked for: the index says which shards hold a part, and no other shard is opened.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import CheckpointError
+from talker_rl.file_hash import cached_hash
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HASHED_SUFFIXES = {".json", ".safetensors", ".txt", ".jinja", ".pt"}
+CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",
+           "video_preprocessor_config.json", "generation_config.json")
+"""Files in which transformers looks for ``auto_map``."""
 
 
 def require_file(folder: Path, name: str, purpose: str) -> Path:
@@ -32,22 +40,76 @@ def require_file(folder: Path, name: str, purpose: str) -> Path:
     return file
 
 
+def refuse_code(folder: Path) -> None:
+    """Refuse a folder whose configuration asks for classes of its own.
+
+    Nothing here would run them (`trust_remote_code` is False everywhere, and a Qwen2.5-Omni needs none), but a model
+    that asks for its own code is not the one that it is taken for.
+
+    Raises:
+        CheckpointError: names the file.
+    """
+    for name in CONFIGS:
+        file = folder / name
+        try:
+            asks = "auto_map" in json.loads(file.read_text()) if file.is_file() else False
+        except (ValueError, TypeError):
+            continue  # whoever needs that file says what is wrong with it
+        if asks:
+            raise CheckpointError(
+                f"{name} asks for code of its own (auto_map), which is never run",
+                where=str(file),
+                fix="use the original checkpoint, or remove auto_map if the folder is one but for that",
+            )
+
+
+def read_index(folder: Path) -> dict[str, str] | None:
+    """Tensor name -> name of the file that holds it, by the folder's index; None where there is none.
+
+    Raises:
+        CheckpointError: the index is damaged, or points outside its folder.
+    """
+    file = folder / INDEX
+    if not file.is_file():
+        return None
+    try:
+        index = {str(name): str(shard) for name, shard in json.loads(file.read_text())["weight_map"].items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{INDEX} cannot be read: {error}", where=str(file), fix="restore it") from error
+    escaping = sorted(shard for shard in set(index.values()) if Path(shard).name != shard)
+    if escaping:
+        raise CheckpointError(f"{INDEX} points outside its folder: {escaping[0]!r}", where=str(file), fix="restore it")
+    return index
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder: those its index names, or the single one.
 
     Raises:
         CheckpointError: none is there, or the index names a file that is not.
     """
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{INDEX} cannot be read: {error}", where=str(index), fix="restore it") from error
-        escaping = [name for name in names if Path(name).name != name]
-        if escaping:
-            raise CheckpointError(f"{INDEX} points outside its folder: {escaping[0]!r}", where=str(index))
-        return [require_file(folder, name, f"weights that {INDEX} lists") for name in names]
+    return list(shards_of(folder))
+
+
+def shards_of(folder: Path, prefix: str = "") -> dict[Path, set[str] | None]:
+    """The files that hold the tensors whose name starts with ``prefix``, each with those names.
+
+    Without an index that is the single file, and None: it has to be asked. Files that hold nothing of it are not
+    looked at, and need not be there.
+
+    Raises:
+        CheckpointError: no weights are there, or the index names a file that is not.
+    """
+    index = read_index(folder)
+    if index is not None:
+        shards: dict[Path, set[str] | None] = {}
+        names: dict[str, set[str]] = {}
+        for name, shard in index.items():
+            if name.startswith(prefix):
+                names.setdefault(shard, set()).add(name)
+        for shard in sorted(names):
+            shards[require_file(folder, shard, f"weights that {INDEX} lists")] = names[shard]
+        return shards
     if not (folder / SINGLE).is_file():
         adapter = (folder / "adapter_config.json").is_file()
         raise CheckpointError(
@@ -55,7 +117,65 @@ def weight_files(folder: Path) -> list[Path]:
             where=str(folder),
             fix="name the base model here and load the adapter on top" if adapter else "complete the folder",
         )
-    return [folder / SINGLE]
+    return {folder / SINGLE: None}
+
+
+@contextmanager
+def open_tensors(shards: Mapping[Path, set[str] | None], prefix: str = "") -> Iterator[dict[str, Any]]:
+    """Tensors by their name without ``prefix``, as safetensors' slices.
+
+    ``get_shape()`` is known from the file's header, and ``[...]`` reads the values, inside the context.
+
+    Args:
+        shards: file -> names to take (`shards_of`); None takes all that start with ``prefix``.
+
+    Raises:
+        CheckpointError: a file is truncated or no safetensors file, or lacks what the index says that it holds.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    out: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for file, names in shards.items():
+            try:
+                reader = stack.enter_context(safe_open(str(file), framework="pt"))
+                held = {name for name in reader.keys() if name.startswith(prefix)}
+            except (SafetensorError, OSError) as error:
+                raise unreadable(file, error) from error
+            absent = sorted(names - held) if names is not None else []
+            if absent:
+                raise CheckpointError(
+                    f"{file.name} does not hold {absent[0]!r}, which {INDEX} places there"
+                    + (f" ({len(absent)} such tensors)" if len(absent) > 1 else ""),
+                    where=str(file),
+                    fix=f"restore {file.name} and {INDEX}; they must be of one checkpoint",
+                )
+            wanted = held if names is None else names
+            out.update({name[len(prefix) :]: reader.get_slice(name) for name in sorted(wanted)})
+        yield out
+
+
+def read_headers(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (safetensors' word for the type, shape) of a file's tensors; no values are read.
+
+    Raises:
+        CheckpointError: the file is truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as reader:  # checks that the file is as long as its header says
+            slices = {name: reader.get_slice(name) for name in reader.keys()}
+            return {name: (str(x.get_dtype()), tuple(x.get_shape())) for name, x in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise unreadable(file, error) from error
+
+
+def unreadable(file: Path, error: Exception) -> CheckpointError:
+    """What to say of a safetensors file that cannot be opened."""
+    return CheckpointError(
+        f"{file.name} cannot be read ({error}); it may be truncated", where=str(file), fix="download it again"
+    )
 
 
 def read_tensors(files: Iterable[Path], prefix: str = "") -> dict[str, torch.Tensor]:
@@ -64,20 +184,8 @@ def read_tensors(files: Iterable[Path], prefix: str = "") -> dict[str, torch.Ten
     Raises:
         CheckpointError: a file is truncated or no safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
-
-    out: dict[str, torch.Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(str(file), framework="pt") as reader:
-                for name in reader.keys():
-                    if name.startswith(prefix):
-                        out[name[len(prefix) :]] = reader.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file.name} cannot be read ({error}); it may be truncated", where=str(file), fix="download it again"
-            ) from error
-    return out
+    with open_tensors(dict.fromkeys(files), prefix) as found:
+        return {name: tensor[...] for name, tensor in found.items()}
 
 
 def map_tensors(file: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -108,27 +216,11 @@ def map_tensors(file: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
 def content_hash(path: Path) -> str:
     """Hash of a weights file, or of every config, tokenizer, speaker and weights file at the top of a folder.
 
-    A file in the hub's cache is a link to a blob that is named by its own hash, which is taken as it is; others
-    are read. Names count, times do not.
+    Names and contents count, times do not. Each file is read once (`talker_rl.file_hash` says the rule).
     """
     if path.is_file():
-        return _file_hash(path)
+        return cached_hash(path)
     if not path.is_dir():
         raise CheckpointError("no such file or folder", where=str(path), fix="check the path")
     names = sorted(p.name for p in path.iterdir() if p.is_file() and p.suffix in HASHED_SUFFIXES)
-    return stable_hash("content", [(name, _file_hash(path / name)) for name in names])
-
-
-_hashes: dict[tuple[str, int, int], str] = {}
-
-
-def _file_hash(file: Path) -> str:
-    blob = file.resolve()
-    if blob.parent.name == "blobs" and len(blob.name) == 64:
-        return blob.name  # the hub names large files by their SHA-256
-    stat = blob.stat()
-    key = (str(blob), stat.st_size, stat.st_mtime_ns)
-    if key not in _hashes:
-        with open(blob, "rb") as stream:
-            _hashes[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return _hashes[key]
+    return stable_hash("content", [(name, cached_hash(path / name)) for name in names])

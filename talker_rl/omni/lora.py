@@ -114,10 +114,13 @@ def check_adapter(talker: Any, folder: Path) -> None:
     config_file = require_file(folder, "adapter_config.json", "the adapter's settings")
     weights = require_file(folder, "adapter_model.safetensors", "the adapter's weights")
     try:
-        if json.loads(config_file.read_text())["peft_type"] != "LORA":
-            raise CheckpointError("the adapter is not a LoRA", where=str(config_file), fix="give a LoRA adapter")
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"adapter_config.json cannot be read: {error}", where=str(config_file)) from error
+        settings = json.loads(config_file.read_text())
+        if settings["peft_type"] != "LORA":
+            raise CheckpointError(f"adapter_config.json is of a {settings['peft_type']}, not of a LoRA",
+                                  where=str(config_file), fix="give a LoRA adapter")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"adapter_config.json cannot be read: {error}", where=str(config_file),
+                              fix="restore it") from error
     modules = dict(unwrap_talker(talker).named_modules())
     for key, tensor in read_tensors([weights]).items():
         name = key.removeprefix("base_model.model.")
@@ -133,9 +136,9 @@ def check_adapter(talker: Any, folder: Path) -> None:
             else:
                 continue
             raise CheckpointError(
-                f"the adapter is of another geometry: {name.removesuffix(side)}: {problem}",
+                f"adapter_model.safetensors is an adapter of another geometry: {name.removesuffix(side)}: {problem}",
                 where=str(weights),
-                fix="load it on the model that adapter_config.json names as base_model_name_or_path",
+                fix=f"load it on the model that it was trained on: {settings.get('base_model_name_or_path')}",
             )
 
 

@@ -103,13 +103,13 @@ def stages(job: Job) -> list[Stage]:
 
 def _stages(job: Job) -> Iterator[Stage]:
     config, geo, at = job.config, job.geometry, job.lengths
-    sizes, cfg = job.sizes, job.config.rollouts
+    sizes, cfg, peaks = job.sizes, job.config.rollouts, _peaks(job)
     everything = sum(sizes.values())
     generate = config.conditioning.mode == "generate"
     yield Stage(
         "conditioning", f"{everything} prompts",
         cost.conditioning(geo, everything, at, config.conditioning.batch_size, generate, config.model.dtype),
-        job.devices if job.machine.is_cpu else 1, memory.conditioning(geo, config, at),
+        job.devices if job.machine.is_cpu else 1, peaks["conditioning"],
         memory.cache_on_disk(geo, config, everything, at),
     )  # fmt: skip
     prompts = min(cfg.prompts_per_round or sizes["train"], sizes["train"])
@@ -126,13 +126,13 @@ def _stages(job: Job) -> Iterator[Stage]:
         yield Stage(
             "rollouts", f"round {index}: {sampled} candidates",
             cost.rollouts(geo, policies * prompts, cfg.num_candidates, at, rows, config.model.dtype), job.devices,
-            _on_device(job, memory.sampling(geo, config, at, rows, cfg.sampling.max_new_tokens)),
+            peaks["rollouts"],
             sampled * at.codes * memory.ROLLOUT_BYTES_A_CODE, policies,
         )  # fmt: skip
         yield Stage(
             "scores", f"round {index}: {sampled} utterances",
             cost.decode(geo, sampled, at, config.token2wav) + _heard(job, "recognizer", sampled), job.devices,
-            _on_device(job, memory.decoding(geo, config, at, job.machine.is_cpu)),
+            peaks["scores"],
             sampled * memory.SCORE_BYTES
             + memory.audio_on_disk(config, policies * prompts, cfg.num_candidates, at), policies,
         )  # fmt: skip
@@ -144,7 +144,7 @@ def _stages(job: Job) -> Iterator[Stage]:
         "evaluation", f"{judged} Talkers: {spoken} utterances",
         _spoken(job, judged * sizes["eval"], config.eval.seeds)
         + _heard(job, "recognizer", spoken) + _heard(job, "evaluator", spoken),
-        job.devices, _speaking(job, config.eval.seeds),
+        job.devices, peaks["evaluation"],
         spoken * (memory.EVAL_BYTES + at.codes * memory.ROLLOUT_BYTES_A_CODE)
         + judged * memory.audio_on_disk(config, sizes["eval"], config.eval.seeds, at), judged,
     )  # fmt: skip
@@ -175,11 +175,9 @@ def _training(job: Job, index: int, prompts: float, policies: int) -> Stage:
         disk += memory.checkpoints_on_disk(geo, config, cfg, cfg.checkpoints(pairs))
     one = len(variants) == 1  # alone it has all cores
     parallel = (job.devices if job.machine.is_cpu else 1) if one else min(job.devices, len(variants))
-    peak = max(memory.training(geo, config, cfg, at) for cfg in variants)
     total = sum(cfg.steps(_records(job, cfg, prompts)) for cfg in variants)
     label = f"round {index}: {total} steps, {len(variants)} variant" + "s" * (not one)
-    return Stage("training", label, works, parallel, peak if one or not job.machine.is_cpu else peak * parallel, disk,
-                 len(variants))
+    return Stage("training", label, works, parallel, _peaks(job)["training"], disk, len(variants))
 
 
 def _choice(job: Job, index: int, prompts: float) -> Stage:
@@ -192,7 +190,7 @@ def _choice(job: Job, index: int, prompts: float) -> Stage:
     spoken = texts * config.dev.num_candidates
     works = _spoken(job, texts, config.dev.num_candidates) + _heard(job, "recognizer", spoken)
     return Stage("choice", f"round {index}: {tried} policies, {spoken} utterances", works, job.devices,
-                 _speaking(job, config.dev.num_candidates), spoken * memory.SCORE_BYTES, len(config.train))
+                 _peaks(job)["choice"], spoken * memory.SCORE_BYTES, len(config.train))
 
 
 def _spoken(job: Job, prompts: float, each: int) -> list[Work]:
@@ -208,16 +206,12 @@ def _rows(job: Job, each: int) -> int:
 
 def _heard(job: Job, which: str, utterances: float) -> list[Work]:
     asr = getattr(job.config.reward, which)
-    return cost.recognition(asr.type, asr.path, utterances, job.lengths)
+    routes = list(asr.by_lang.values()) or [asr]  # by language: as if each heard an equal share
+    return [work for route in routes
+            for work in cost.recognition(route.type, route.path, utterances / len(routes), job.lengths)]
 
 
-def _speaking(job: Job, each: int) -> float:
-    """Peak of a stage that samples and decodes."""
-    geo, config, at = job.geometry, job.config, job.lengths
-    sampling = memory.sampling(geo, config, at, _rows(job, each), config.rollouts.sampling.max_new_tokens)
-    return _on_device(job, max(sampling, memory.decoding(geo, config, at, job.machine.is_cpu)))
-
-
-def _on_device(job: Job, one_worker: float) -> float:
-    """All workers share the machine's memory, or one GPU's."""
-    return one_worker * job.config.workers
+def _peaks(job: Job) -> dict[str, float]:
+    """Peak memory by stage."""
+    found = memory.stage_peaks(job.geometry, job.config, job.lengths, job.machine.is_cpu)
+    return {stage: peak for stage, (peak, _) in found.items()}

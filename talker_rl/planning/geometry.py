@@ -150,16 +150,10 @@ def read_geometry(name: str) -> Geometry:
 
 def measure(name: str, config: Any) -> Geometry:
     """The geometry of transformers' Qwen2_5OmniConfig."""
-    import torch
+    from talker_rl.omni.published import meta_parts
 
-    from talker_rl.omni.checkpoint import PARTS, part_class, quiet_transformers
-
-    parts = {}
-    with torch.device("meta"), quiet_transformers():
-        for part in PARTS:
-            cls, attribute = part_class(part)
-            parts[part] = cls(getattr(config, attribute))
-    thinker, talker, token2wav = (parts[part] for part in PARTS)
+    parts = meta_parts(config)
+    thinker, talker, token2wav = parts["thinker"], parts["talker"], parts["token2wav"]
     text = config.thinker_config.text_config
     return Geometry(
         name=name,

@@ -1,18 +1,26 @@
-"""Peak bytes of a device in each stage, and bytes on disk. Estimates: allocators and kernels' own buffers come on top.
+"""Peak bytes of a device in each stage, and bytes on disk.
 
 The terms of memory:
 
-- conditioning: the Thinker in the model's type, and of one batch the residual stream (4 copies) and one layer's
-  feed-forward (2 x inner).
+- conditioning: the Thinker (a 4-bit one: its language model's layers at half a byte a weight); of one batch the
+  residual stream, its norm, inputs, sum and results, 3 arrays of the feed-forward's width, and the rotary angles of 3
+  sections.
 - sampling: Talker in the model's type and token2wav in float32, both loaded by each worker; the KV cache, rows x
-  positions (rounded up to the cache's block, and once more while a layer's tensors grow) x keys and values; the
-  float32 logits, 4 copies: raw, processed, sorted, cumulated.
-- decoding: the same weights; the DiT's batch in float32, 8 values of the residual stream's width and 2 of the
-  feed-forward's a frame and branch (on a CPU one group of blocks); 6 copies of the vocoder's widest layer (on a CPU
-  of one utterance).
+  positions (rounded up to the cache's block, and once more while a layer's tensors grow) x keys and values; one layer's
+  keys and values repeated for each query head; the prefixes' own; the float32 logits, 4 copies: raw, processed, sorted,
+  cumulated.
+- decoding: the same weights, in a run the recogniser's as well; the DiT's batch in float32, 8 values of the residual
+  stream's width and 2 of the feed-forward's a frame and branch (on a CPU one group of blocks); 12 copies of the
+  vocoder's widest layer, whose activations compute at twice the rate (on a CPU of one utterance, beside the heap that
+  the DiT left).
 - training: weights in their type; 16 bytes a trained parameter of LoRA (float32 weight, gradient, two moments of AdamW)
-  or 3 times the weights' type in full training; what the backward pass keeps of one packed batch (`activations`);
-  the logits of the completions and their gradient, in float32.
+  or, in full training, 4 times the weights on top (the policy, its gradient, two moments); what the backward pass keeps
+  of one packed batch (`activations`), and as much again for one layer, of gradients; the logits of the completions and
+  their gradient.
+
+On a CPU the arrays that come and go in a step, a forward or a backward pass take ``HEAP`` times their size: the C
+library's heap keeps and splits what was freed. docs/PLAN.md compares all of it with what a micro and a mid-size model
+took.
 """
 
 from __future__ import annotations
@@ -23,10 +31,19 @@ from talker_rl.config import RunConfig
 from talker_rl.omni.config import LoraSettings, branches
 from talker_rl.omni.decoder import CACHE_BLOCK
 from talker_rl.omni.dit import CPU_VALUES
+from talker_rl.omni.rollouts import PREFILL_PROMPTS
 from talker_rl.planning.cost import BYTES, Lengths
 from talker_rl.planning.geometry import Geometry
+from talker_rl.reward.asr.names import resolve
 from talker_rl.train.config import TrainConfig
 
+FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+"""Bytes of a weight in nf4 with double quantisation: of every 64 one scale of 8 bits, of 256 of those one of 32."""
+HEAP = 1.4
+"""Resident bytes a byte of short-lived arrays on a CPU, measured (docs/PLAN.md). A GPU's allocator: not measured, 1 is
+assumed."""
+DECODING_HEAP = 1.7
+"""The same where DiT and vocoder take turns: what the one leaves seldom fits the other."""
 ROLLOUT_BYTES_A_CODE = 5.3
 SCORE_BYTES = 180
 EVAL_BYTES = 1050
@@ -37,11 +54,20 @@ AUDIO_BYTES_A_SECOND = {"opus": 4_500, "flac": 29_000}
 """Opus measured in the same run; flac assumed at 60 % of 16 bits at 24 kHz."""
 
 
-def conditioning(geo: Geometry, config: RunConfig, at: Lengths) -> float:
+def thinker_weights(geo: Geometry, config: RunConfig) -> float:
+    """The Thinker with its towers, of which a 4-bit one quantises the language model's layers."""
+    size, layers = BYTES[config.model.dtype], geo.thinker.weights
+    if config.model.thinker_quantization:
+        return layers * FOUR_BITS + (geo.parameters["thinker"] - layers) * size
+    return geo.parameters["thinker"] * size
+
+
+def conditioning(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> float:
     """Peak of the conditioning stage."""
-    size = BYTES[config.model.dtype]
+    size, stack = BYTES[config.model.dtype], geo.thinker
     positions = config.conditioning.batch_size * (at.prefix + at.reply)
-    return size * (geo.parameters["thinker"] + positions * (4 * geo.thinker.width + 2 * geo.thinker.inner))
+    batch = size * positions * (5 * stack.width + 3 * stack.inner + 6 * stack.head_dim)
+    return thinker_weights(geo, config) + (HEAP if on_cpu else 1) * batch
 
 
 def speech_weights(geo: Geometry, config: RunConfig) -> float:
@@ -49,12 +75,18 @@ def speech_weights(geo: Geometry, config: RunConfig) -> float:
     return geo.parameters["talker"] * BYTES[config.model.dtype] + geo.parameters["token2wav"] * 4
 
 
-def sampling(geo: Geometry, config: RunConfig, at: Lengths, rows: int, longest: float) -> float:
+def sampling(geo: Geometry, config: RunConfig, at: Lengths, rows: int, longest: float, on_cpu: bool) -> float:
     """Peak of a worker that samples; ``longest``: ids of the longest candidate, which sets the cache's capacity."""
+    size, talker = BYTES[config.model.dtype], geo.talker
     positions = math.ceil((at.prefix + longest) / CACHE_BLOCK) * CACHE_BLOCK
-    cache = rows * positions * geo.talker.kv_width * BYTES[config.model.dtype]
-    growing = cache / (2 * geo.talker.layers)
-    return speech_weights(geo, config) + cache + growing + 4 * rows * geo.vocabulary * 4
+    cache = rows * positions * talker.kv_width * size
+    growing = cache / (2 * talker.layers)
+    prefixes = min(rows, PREFILL_PROMPTS) * at.prefix * talker.kv_width * size
+    repeated = rows * (at.prefix + longest) * 2 * talker.heads * talker.head_dim * size
+    if config.model.attn_implementation == "flash_attention_2":
+        repeated = 0  # its kernels share keys among queries themselves
+    step = repeated + 4 * rows * geo.vocabulary * 4
+    return speech_weights(geo, config) + cache + growing + prefixes + (HEAP if on_cpu else 1) * step
 
 
 def decoding(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> float:
@@ -65,17 +97,30 @@ def decoding(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> flo
     together = cfg.batch_size * frames * rows
     wide = min(together, CPU_VALUES / dit.width) if on_cpu else together
     flow = 4 * (together * dit.width + wide * (7 * dit.width + 2 * dit.inner))
-    vocoder = 4 * 6 * geo.vocoder.values * frames * (1 if on_cpu else cfg.batch_size)
-    return speech_weights(geo, config) + max(flow, vocoder)
+    vocoder = 4 * 12 * geo.vocoder.values * frames * (1 if on_cpu else cfg.batch_size)
+    return speech_weights(geo, config) + (DECODING_HEAP * (flow + vocoder) if on_cpu else max(flow, vocoder))
+
+
+def recognizer_weights(path: str) -> float:
+    """Bytes of a recogniser's weights, as they are stored; 0 for one that is not on this machine."""
+    folder = resolve(path)
+    if not folder.is_dir():
+        return 0.0
+    return float(sum(f.stat().st_size for f in folder.iterdir() if f.suffix in (".pt", ".safetensors", ".bin")))
 
 
 def activations(geo: Geometry, lora: LoraSettings | None, dtype: str, recompute: bool) -> float:
-    """Bytes that the backward pass keeps a position.
+    """Bytes that the backward pass keeps a position; with gradient checkpointing every layer's input, and one layer."""
+    stack, layer = geo.talker, layer_activations(geo, lora, dtype)
+    return stack.layers * stack.width * BYTES[dtype] + layer if recompute else stack.layers * layer
 
-    A layer: residual stream and its norm twice (each once more in float32, where the norms compute), queries, keys and
-    values before and after rotation, attention's output, and 4 feed-forward widths (gate, its activation, up, their
-    product). Under LoRA, below float32, PEFT's float32 copy of each adapted layer's input comes on top, and r values
-    an adapter. With gradient checkpointing: every layer's input, and one layer in full.
+
+def layer_activations(geo: Geometry, lora: LoraSettings | None, dtype: str) -> float:
+    """Bytes that the backward pass of one layer needs a position.
+
+    Residual stream and its norm twice (each once more in float32, where the norms compute), queries, keys and values
+    before and after rotation, attention's output, and 4 feed-forward widths (gate, its activation, up, their product).
+    Under LoRA, below float32, PEFT's float32 copy of each adapted layer's input comes on top, and r values an adapter.
     """
     stack, size = geo.talker, BYTES[dtype]
     heads = (2 * stack.heads + 2 * stack.kv_heads) * stack.head_dim * 2
@@ -84,19 +129,47 @@ def activations(geo: Geometry, lora: LoraSettings | None, dtype: str, recompute:
         adapted = geo.adapted(lora)
         copies = sum(x.inputs for x in adapted) * 4 if size < 4 else 0
         layer += (copies + 4 * lora.r * len(adapted)) / stack.layers
-    return stack.layers * stack.width * size + layer if recompute else stack.layers * layer
+    return layer
 
 
-def training(geo: Geometry, config: RunConfig, cfg: TrainConfig, at: Lengths) -> float:
+def training(geo: Geometry, config: RunConfig, cfg: TrainConfig, at: Lengths, on_cpu: bool) -> float:
     """Peak of a training."""
     dtype = config.model.dtype
     weights = BYTES[dtype] * geo.parameters["talker"]
-    trained = 16 * geo.adapters(cfg.lora) if cfg.lora else 3 * weights
+    trained = 16 * geo.adapters(cfg.lora) if cfg.lora else 4 * weights
     pairs = cfg.args.get("per_device_train_batch_size", 8)
     positions = pairs * (at.prefix + 2 * (at.codes - 1))
     kept = activations(geo, cfg.lora, dtype, bool(cfg.args.get("gradient_checkpointing")))
-    logits = 2 * 4 * geo.vocabulary * pairs * 2 * at.codes
-    return weights + trained + positions * kept + logits
+    kept += layer_activations(geo, cfg.lora, dtype)  # the gradients of the layer at hand
+    # raw (below float32 once more in their own type) and their gradient
+    logits = (8 if dtype == "float32" else 8 + 2 * BYTES[dtype]) * geo.vocabulary * pairs * 2 * at.codes
+    return weights + trained + (HEAP if on_cpu else 1) * positions * kept + logits
+
+
+def stage_peaks(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> dict[str, tuple[float, str]]:
+    """Stage -> (peak bytes of the device, all its workers together; what makes it smaller)."""
+    cfg = config.rollouts
+    longest, workers = cfg.sampling.max_new_tokens, config.workers
+
+    def speaking(each: int) -> float:
+        rows = min(cfg.batch_size, cfg.shard_size * each)
+        return workers * sampling(geo, config, at, rows, longest, on_cpu)
+
+    decoded = decoding(geo, config, at, on_cpu)
+    scored = workers * (decoded + recognizer_weights(config.reward.recognizer.path))
+    judged = scored + workers * recognizer_weights(config.reward.evaluator.path)
+    trainings = [training(geo, config, variant, at, on_cpu) for variant in config.train.values()]
+    at_once = min(workers, len(trainings)) if on_cpu else 1  # variants are trained side by side there
+    sampled = "lower rollouts.batch_size, rollouts.sampling.max_new_tokens or workers"
+    return {
+        "conditioning": (conditioning(geo, config, at, on_cpu),
+                         "lower conditioning.batch_size; set model.dtype: bfloat16, thinker_quantization: 4bit"),
+        "rollouts": (speaking(cfg.num_candidates), sampled),
+        "scores": (scored, "lower token2wav.batch_size or workers"),
+        "choice": (max(speaking(config.dev.num_candidates), scored), sampled),
+        "training": (at_once * max(trainings), "lower per_device_train_batch_size, set gradient_checkpointing: true"),
+        "evaluation": (max(speaking(config.eval.seeds), judged), sampled),
+    }
 
 
 def cache_on_disk(geo: Geometry, config: RunConfig, prompts: float, at: Lengths) -> float:

@@ -1,4 +1,4 @@
-"""Options of ``talker-rl plan``. Imports nothing heavy, since every command parses them."""
+"""Options of ``talker-rl plan`` and ``talker-rl doctor``. Imports nothing heavy: every command parses them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ import argparse
 PLAN_EXAMPLES = """\
 talker-rl plan -c configs/runs/qwen2.5-omni-7b-dpo.yaml --prompts 5000 --seconds 6
   talker-rl plan -c configs/demo.yaml --rates runs/demo        at the rates of a run that has finished"""
+
+DOCTOR_EXAMPLES = """\
+talker-rl doctor --model /models/Qwen2.5-Omni-7B model.dtype=bfloat16     a checkpoint, before anything is configured
+  talker-rl doctor -c configs/runs/qwen2.5-omni-7b-dpo.yaml                 all that a run needs"""
+
+
+def add_doctor_options(doctor: argparse.ArgumentParser) -> None:
+    """All but the configuration's."""
+    doctor.add_argument("--model", metavar="DIR", help="checkpoint folder or hub name, in place of model.path; without "
+                        "--config only the machine and the model are looked at")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON; the exit code is the same")
+    doctor.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
 
 def add_plan_options(plan: argparse.ArgumentParser) -> None:

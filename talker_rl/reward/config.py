@@ -6,42 +6,33 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .recognizer_config import Lang, RecognizerConfig, default_evaluator, shared_languages
+
+__all__ = ["AlignerConfig", "PauseConfig", "RecognizerConfig", "RewardConfig", "ServiceConfig", "StabilityConfig",
+           "shared_languages"]
+
 Bounds = tuple[float, float]
 
 
-class RecognizerConfig(BaseModel):
-    """Which recogniser listens, and what it refuses to listen to."""
+class AlignerConfig(BaseModel):
+    """A forced aligner: it says when the tokens of the given text are said."""
 
     model_config = ConfigDict(extra="forbid")
 
-    type: str = Field(
-        default="funasr", description="`funasr`, `whisper`, or the import path `module:factory` of one's own."
+    path: str = Field(default="fa-zh", description="Folder of a FunASR MonotonicAligner, or the name fa-zh.")
+    languages: list[Lang] = Field(
+        default=["zh"], description="Languages it was trained for; elsewhere the recogniser's own times are used."
     )
-    path: str = Field(
-        default="micro:reward",
-        description="Model folder; `micro:reward` and `micro:eval` are the shipped micro recognisers.",
-    )
-    device: str = Field(default="cpu", description="torch device of the recogniser.")
-    threads: int = Field(
-        default=1, ge=1, description="CPU threads while the recogniser works; the caller's count is restored."
-    )
-    batch_size: int = Field(
-        default=1,
-        ge=1,
-        description="Utterances a forward. Above 1 they are padded together, which moves floats by about 1e-6 and may "
-        "flip a token: then a result can depend on its neighbours.",
-    )
-    min_seconds: float = Field(
-        default=0.1, gt=0.0, description="Shorter audio is refused as `too_short` (FunASR crashes on it)."
-    )
+    device: str = Field(default="cpu", description="torch device of the aligner.")
+    threads: int = Field(default=1, ge=1, description="CPU threads while it works; the caller's count is restored.")
     silence_dbfs: float = Field(
-        default=-60.0, description="Audio whose loudest 20 ms stay below this level is refused as `silent`."
+        default=-60.0, description="Leading and trailing parts below this level are cut before it listens."
     )
-    trim_silence: bool = Field(
-        default=True,
-        description="Cut leading and trailing parts below silence_dbfs before recognition; times are shifted back.",
-    )
-    trim_keep_seconds: float = Field(default=0.1, ge=0.0, description="Silence that trimming leaves at each end.")
+    trim_keep_seconds: float = Field(default=0.1, ge=0.0, description="Silence that is left at each end.")
+
+    def identity(self) -> dict[str, Any]:
+        """What its times depend on besides its files."""
+        return self.model_dump(mode="json", exclude={"path", "device"})
 
 
 class PauseConfig(BaseModel):
@@ -77,6 +68,11 @@ class PauseConfig(BaseModel):
     )
     time_tolerance: float = Field(
         default=0.25, ge=0.0, description="Times that exceed the audio by more make the timestamps unusable."
+    )
+    aligner: AlignerConfig | None = Field(
+        default=None,
+        description="Takes the times of boundaries from a forced aligner instead of the recogniser, where the "
+        "recogniser heard both tokens: `{path: fa-zh}`. null: the recogniser's own times.",
     )
 
 
@@ -168,8 +164,10 @@ class RewardConfig(BaseModel):
 
     recognizer: RecognizerConfig = Field(default_factory=RecognizerConfig, description="The recogniser that rewards.")
     evaluator: RecognizerConfig = Field(
-        default_factory=lambda: RecognizerConfig(path="micro:eval"),
-        description="Another recogniser, for evaluation: a policy may learn the weaknesses of the one that rewards.",
+        default_factory=RecognizerConfig,
+        description="Another recogniser, for evaluation: a policy may learn the weaknesses of the one that rewards. By "
+        "default micro:eval beside micro:reward, else seed-tts-eval's (zh: paraformer-zh, en: whisper-large-v3; "
+        "SenseVoiceSmall where that one rewards).",
     )
     pauses: PauseConfig = Field(default_factory=PauseConfig, description="The pause score.")
     stability: StabilityConfig = Field(default_factory=StabilityConfig, description="The stability columns.")
@@ -190,6 +188,12 @@ class RewardConfig(BaseModel):
     )
 
     @model_validator(mode="after")
+    def _another_evaluator(self) -> RewardConfig:
+        if "evaluator" not in self.model_fields_set:
+            self.evaluator = default_evaluator(self.recognizer)
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> RewardConfig:
         names = [c.name for c in self.components]
         if len(set(names)) != len(names):
@@ -205,6 +209,20 @@ class RewardConfig(BaseModel):
             if not low < high:
                 raise ValueError(f"{label}: the lower bound {low} is not below the upper bound {high}")
         return self
+
+
+    def settings(self) -> dict[str, Any]:
+        """What scores depend on besides the recognisers, as plain data.
+
+        Batch size and failure limit change no score; ``remove_length`` is applied when scores are read.
+        """
+        others = {"recognizer", "evaluator", "batch_size", "max_failure_rate", "remove_length"}
+        settings = self.model_dump(mode="json", exclude=others)
+        if self.pauses.aligner is None:
+            del settings["pauses"]["aligner"]
+        else:
+            settings["pauses"]["aligner"] = self.pauses.aligner.identity()
+        return settings
 
 
 class ServiceConfig(BaseModel):

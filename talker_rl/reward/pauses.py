@@ -100,6 +100,7 @@ def score_pauses(
     config: PauseConfig,
     transcript_tokens: int,
     spans_fault: str | None = None,
+    reference_spans: Sequence[tuple[float, float]] | None = None,
 ) -> PauseScore:
     """The pause score of one utterance.
 
@@ -109,14 +110,17 @@ def score_pauses(
         spans: (start, end) in seconds of each transcript token.
         silences: silent runs of the audio (`audio.find_silences`).
         transcript_tokens: length of the transcript.
-        spans_fault: what the recogniser says is wrong with its times, if anything.
+        spans_fault: what is wrong with the times, if anything, by those who gave them.
+        reference_spans: (start, end) of each reference token by an aligner, used instead of `spans`; which boundaries
+            can be scored is still the recogniser's word.
     """
     total = sum(m != "none" for m in marks[:-1])
-    fault = spans_fault or timestamp_fault(spans, transcript_tokens, silences.duration, config.time_tolerance)
+    given, tokens = (spans, transcript_tokens) if reference_spans is None else (reference_spans, len(marks))
+    fault = spans_fault or timestamp_fault(given, tokens, silences.duration, config.time_tolerance)
     if fault is not None:
         return PauseScore(marks=total, reason=f"timestamps unusable: {fault}")
 
-    boundaries = [_boundary(i, marks[i], hits, spans, silences) for i in range(len(marks) - 1)]
+    boundaries = [_boundary(i, marks[i], hits, spans, silences, reference_spans) for i in range(len(marks) - 1)]
     scorable = found = spurious = out = 0
     for b in boundaries:
         if b.pause is None:
@@ -138,12 +142,14 @@ def score_pauses(
 
 
 def _boundary(
-    i: int, mark: Mark, hits: Sequence[int | None], spans: Sequence[tuple[float, float]], silences: Silences
+    i: int, mark: Mark, hits: Sequence[int | None], spans: Sequence[tuple[float, float]], silences: Silences,
+    reference_spans: Sequence[tuple[float, float]] | None,
 ) -> Boundary:
     before, after = hits[i], hits[i + 1]
     if before is None or after is None or after != before + 1:
         return Boundary(i, mark, None)
     # From the middle of one token to the middle of the next: an onset may be off by half a token. Leading and trailing
     # silence are no pauses, even where the time of the last token reaches into the tail.
-    start, end = (sum(spans[before]) / 2, sum(spans[after]) / 2)
+    left, right = (spans[before], spans[after]) if reference_spans is None else reference_spans[i : i + 2]
+    start, end = sum(left) / 2, sum(right) / 2
     return Boundary(i, mark, max([0.0, *(min(e, end) - max(s, start) for s, e in silences.inner)]))

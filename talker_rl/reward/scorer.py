@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.records import Candidate, Prompt, ScoreRow, stable_hash
+from .asr.aligner import Aligner
 from .asr.base import SAMPLE_RATE, Failure, Recognizer, Transcript, check_audio
 from .asr.registry import build_recognizer
 from .audio import find_silences, resample
@@ -77,6 +78,8 @@ class ScoreResult:
     components: Components
     transcript: list[str] = field(default_factory=list)
     spans: list[tuple[float, float]] = field(default_factory=list)
+    text: str = ""
+    """What the recogniser wrote, marks and case included where it gives them."""
     errors: str = "[]"
     """JSON: the alignment's errors, [op, reference, transcript]."""
     terms: dict[str, float] = field(default_factory=dict)
@@ -96,6 +99,7 @@ class Scorer:
         self.config = config
         self.combiner = Combiner(config)
         self.recognizer = recognizer if recognizer is not None else build_recognizer(config.recognizer)
+        self.aligner = Aligner(config.pauses.aligner) if config.pauses.aligner is not None else None
 
     def score(self, items: Sequence[ScoreItem]) -> list[ScoreResult | Failure]:
         """Scores in the order of the items; no item's score depends on another.
@@ -122,8 +126,12 @@ class Scorer:
 
     def fingerprint(self) -> str:
         """Changes whenever a score may change: settings, recogniser, and this package's own code."""
-        settings = self.config.model_dump(exclude={"recognizer", "evaluator", "batch_size", "max_failure_rate"})
-        return stable_hash("scorer", settings, self.recognizer.fingerprint(), code_version())
+        return stable_hash("scorer", self.config.settings(), self.hearing(), code_version())
+
+    def hearing(self) -> str:
+        """Fingerprint of the models that listen."""
+        heard = self.recognizer.fingerprint()
+        return heard if self.aligner is None else stable_hash(heard, self.aligner.fingerprint())
 
     def _refuse(self, item: ScoreItem) -> Failure | None:
         """Why this item cannot reach the recogniser, or None. What the recogniser itself refuses is judged later."""
@@ -155,8 +163,11 @@ class Scorer:
         text = normalize(item.text, item.lang)
         alignment = align(text.tokens, answer.tokens)
         silences = find_silences(audio, item.sample_rate, config.pauses, config.stability.silence_dbfs)
+        aligned = self._aligned(item, text.tokens, answer)
+        fault = answer.spans_fault if aligned is None else aligned.message if isinstance(aligned, Failure) else None
         pauses = score_pauses(
-            text.marks, alignment.hits, answer.spans, silences, config.pauses, len(answer.tokens), answer.spans_fault
+            text.marks, alignment.hits, answer.spans, silences, config.pauses, len(answer.tokens), fault,
+            reference_spans=None if isinstance(aligned, Failure) else aligned,
         )
         counts = alignment.counts
         components: Components = {
@@ -192,10 +203,19 @@ class Scorer:
             components=components,
             transcript=answer.tokens,
             spans=answer.spans,
+            text=answer.written,
             errors=alignment.ops_json(),
             terms=combined.terms,
             notes=notes,
         )
+
+    def _aligned(
+        self, item: ScoreItem, tokens: list[str], heard: Transcript
+    ) -> list[tuple[float, float]] | Failure | None:
+        """The aligner's times of the reference's tokens; None where the recogniser's own are to be used."""
+        if self.aligner is None or not heard.tokens or not self.aligner.knows(item.lang):
+            return None
+        return self.aligner.align(resample(_audio(item), item.sample_rate, SAMPLE_RATE), tokens)
 
 
 def pause_components(pauses: PauseScore) -> Components:
@@ -243,7 +263,7 @@ def to_score_row(item: ScoreItem, result: ScoreResult | Failure) -> ScoreRow:
     )
 
 
-NO_PART_IN_SCORES = ("service", "client.py", "wer_tool.py")
+NO_PART_IN_SCORES = ("service", "client.py", "wer_tool.py", "wer_verb.py")
 """What carries scores elsewhere or compares files: a change there leaves scores as they were."""
 
 

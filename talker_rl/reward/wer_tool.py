@@ -150,22 +150,25 @@ def compare(reference: KeyedTexts, hypothesis: KeyedTexts, metric: Metric) -> Re
     for key, text in reference.texts.items():
         found = align(tokens_of(text, metric), tokens_of(hypothesis.texts.get(key, ""), metric))
         utterances.append(Utterance(key, found.columns, found.counts))
-    notes = [
+    return Result(metric, utterances, named(
+        ("repeated in the reference, the first text is kept", reference.repeated),
+        ("repeated in the hypothesis, the first text is kept", hypothesis.repeated),
+        ("without a hypothesis, taken as empty", [k for k in reference.texts if k not in hypothesis.texts]),
+        ("in the hypothesis only, ignored", [k for k in hypothesis.texts if k not in reference.texts]),
+    ))
+
+
+def named(*findings: tuple[str, list[str]]) -> list[str]:
+    """A note for each finding that has keys; the first of them are named."""
+    return [
         f"{len(keys)} {what}: {', '.join(keys[:_LISTED])}{', ...' if len(keys) > _LISTED else ''}"
-        for what, keys in (
-            ("repeated in the reference, the first text is kept", reference.repeated),
-            ("repeated in the hypothesis, the first text is kept", hypothesis.repeated),
-            ("without a hypothesis, taken as empty", [k for k in reference.texts if k not in hypothesis.texts]),
-            ("in the hypothesis only, ignored", [k for k in hypothesis.texts if k not in reference.texts]),
-        )
-        if keys
+        for what, keys in findings if keys
     ]
-    return Result(metric, utterances, notes)
 
 
 def report(result: Result, *, detail: bool = False) -> str:
     """The figures as text; with ``detail`` each utterance's alignment and what was mistaken how often before them."""
-    parts = [*map(_alignment, result.utterances), _statistics(result)] if detail else []
+    parts = [*map(alignment_text, result.utterances), _statistics(result)] if detail else []
     return "\n\n".join([*parts, _summary(result)]) + "\n"
 
 
@@ -191,7 +194,7 @@ def _percent(rate: float | None) -> str:
     return "none" if rate is None else f"{rate:.2%}"
 
 
-def _alignment(utterance: Utterance) -> str:
+def alignment_text(utterance: Utterance) -> str:
     """Reference above hypothesis in columns that line up in a terminal, and the errors' letters below."""
     ref, hyp, ops = ["REF:"], ["HYP:"], ["    "]
     for op, left, right in utterance.columns:

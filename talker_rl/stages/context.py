@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from talker_rl.config import RunConfig
 from talker_rl.data.records import Prompt, derive_seed, from_row, stable_hash
+from talker_rl.reward.config import RecognizerConfig
 from talker_rl.run_dir import RunDir, atomic_write, read_json
 from talker_rl.stages.flow import Leg, flow
 from talker_rl.stages.pool import WorkerPool
@@ -29,7 +30,7 @@ MODEL_KEYS = ("model.dtype", "model.attn_implementation")
 DEPENDS: dict[str, tuple[str, ...]] = {
     "prompts": ("prompts",),
     "conditioning": ("conditioning.mode", "conditioning.max_reply_tokens", "model.dtype", "model.system_prompt",
-                     "model.instruction"),
+                     "model.instruction", "model.thinker_quantization"),
     "rollouts": ("rollouts", "seed", *MODEL_KEYS),
     "scores": ("token2wav", "seed"),
     "pairs": ("pairs", "reward.remove_length"),
@@ -131,6 +132,8 @@ class Context:
         found = {"model": content_hash(resolve_model_path(self.config.model.path))}
         if self.config.model.talker:
             found["model.talker"] = content_hash(talker_path(self.config.model.talker))
+        if self.config.model.speakers:
+            found["model.speakers"] = content_hash(Path(self.config.model.speakers).expanduser())
         return found
 
     @cached_property
@@ -160,16 +163,24 @@ class Context:
 
     def scorer_input(self, which: str) -> str:
         """Fingerprint of the reward with its ``recognizer`` or ``evaluator``, without loading it."""
-        from talker_rl.reward.asr.base import hash_files, resolve
+        from talker_rl.reward.asr.names import hash_files, obtain, resolve
         from talker_rl.reward.scorer import code_version
 
-        recognizer = getattr(self.config.reward, which)
-        folder = resolve(recognizer.path)
-        settings = self.config.reward.model_dump(
-            mode="json", exclude={"recognizer", "evaluator", "batch_size", "max_failure_rate", "remove_length"}
-        )
-        return stable_hash(settings, recognizer.model_dump(mode="json", exclude={"device"}), code_version(),
-                           hash_files(folder) if folder.is_dir() else recognizer.path)
+        reward = self.config.reward
+        recognizer: RecognizerConfig = getattr(reward, which)
+        paths = [recognizer.path]
+        if recognizer.by_lang:  # of the languages that occur: the others' models need not even be there
+            paths = [recognizer.for_lang(lang).path for lang in self.languages()]
+        if reward.pauses.aligner is not None:
+            paths.append(reward.pauses.aligner.path)
+        # A service has the models that it scores with; here, one that is not on the machine comes now, and once.
+        folders = [(resolve if self.endpoints and which == "recognizer" else obtain)(path) for path in paths]
+        files = [hash_files(folder) if folder.is_dir() else path for path, folder in zip(paths, folders, strict=True)]
+        return stable_hash(reward.settings(), recognizer.identity(), code_version(), *files)
+
+    def languages(self) -> list[str]:
+        """Languages of the run's prompts."""
+        return sorted({prompt.lang for which in SETS for prompt in self.prompts(which)})
 
     def write_json(self, path: str, data: Any) -> Path:
         """Write a JSON file of the run atomically."""

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.errors import StageError
+from talker_rl.evaluation.seed_tts_eval import figures, simplified, table
+from talker_rl.evaluation.seed_tts_rows import protocol_figures, score_rows
 from talker_rl.evaluation.summary import compare, variant_summary
-from talker_rl.run_dir import read_json, timed
+from talker_rl.reward.config import shared_languages
+from talker_rl.run_dir import atomic_write, read_json, timed
 from talker_rl.stages import likelihood, rounds, worker
 from talker_rl.stages.choice import chosen_policy, eval_task
 from talker_rl.stages.context import Context, choice_stage, talker_path
@@ -24,6 +27,13 @@ def run(ctx: Context) -> dict[str, Any]:
     """
     if "base" in ctx.config.train or set(ctx.config.train) & set(ctx.config.eval.talkers):
         raise StageError("eval.talkers and train share a name", where="eval.talkers", fix="rename one of them")
+    if ctx.config.eval.protocol and "zh" in ctx.languages():
+        simplified("")  # says that zhconv is missing before an hour of sampling, not after it
+    shared = shared_languages(ctx.config.reward.recognizer, ctx.config.reward.evaluator)
+    heard = [lang for lang in ctx.languages() if lang in shared]
+    if heard:
+        ctx.say(f"warning: the recogniser that rewards also evaluates ({', '.join(heard)}): the figures may flatter; "
+                "name another under reward.evaluator")
     base = run_base(ctx)
     last = ctx.config.iterations
     for name, weights in ctx.config.eval.talkers.items():
@@ -45,7 +55,10 @@ def run(ctx: Context) -> dict[str, Any]:
 def run_base(ctx: Context) -> list[Row]:
     """Write ``eval/base/``, the policy as the run began: every variant is measured against it. It needs no training."""
     rows = _variant(ctx, "base", ctx.start_adapter, ctx.start_input())
-    ctx.write_json("eval/base/summary.json", variant_summary(rows, resamples=ctx.config.eval.bootstrap_samples))
+    found = variant_summary(rows, resamples=ctx.config.eval.bootstrap_samples)
+    if ctx.config.eval.protocol:
+        found["seed_tts_eval"] = _by_protocol(ctx, "base", rows)
+    ctx.write_json("eval/base/summary.json", found)
     return rows
 
 
@@ -109,6 +122,17 @@ def _variant(
     return rows
 
 
+def _by_protocol(ctx: Context, name: str, rows: list[Row], base: list[Row] | None = None) -> dict[str, Any]:
+    """seed-tts-eval's figures, and its table of every utterance as ``eval/<name>/seed-tts-eval.<lang>.tsv``."""
+    scored = score_rows(rows)
+    for lang, found in scored.by_lang.items():
+        text = table(u for _, u in found) + f"WER: {figures([u for _, u in found])['wer_percent']}%\n"
+        atomic_write(ctx.run.path / "eval" / name / f"seed-tts-eval.{lang}.tsv", text)
+    evaluators = {lang: ctx.config.reward.evaluator.for_lang(lang).path for lang in scored.by_lang}
+    return protocol_figures(scored, None if base is None else score_rows(base), evaluators,
+                            resamples=ctx.config.eval.bootstrap_samples)
+
+
 def _summary(
     ctx: Context, name: str, base: list[Row], rows: list[Row], *, trained_here: bool = False
 ) -> dict[str, Any]:
@@ -120,5 +144,7 @@ def _summary(
         found |= {"nll_diff_ci95": codes.pop("diff_ci95"), "nll_of": codes}
     if trained_here and ctx.config.iterations > 1:
         found["rounds"] = rounds.table(ctx, name)
+    if ctx.config.eval.protocol:
+        found["seed_tts_eval"] = _by_protocol(ctx, name, rows, base)
     ctx.write_json(f"eval/{name}/summary.json", found)
     return found

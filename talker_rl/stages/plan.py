@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from talker_rl.config import RunConfig, SetLimits
 from talker_rl.data.prompts import resolve_prompt_path
+from talker_rl.data.speakers import voices
 from talker_rl.errors import TalkerRLError
 from talker_rl.stages.context import rounds_of
 from talker_rl.sweep_config import SweepConfig, cell
@@ -58,7 +59,7 @@ def set_sizes(config: RunConfig, given: Mapping[str, int] | None = None) -> dict
         found = given[name] if given and name in given else count_prompts(config, name)
         if found is None:
             raise TalkerRLError(f"Cannot count the {name} prompts", fix=f"check prompts.{name}, or set prompts.limit")
-        counts[name] = found
+        counts[name] = found if name in (given or {}) else found * voices(config, name)
     return counts
 
 

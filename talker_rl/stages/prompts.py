@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from talker_rl.data.prompts import check_disjoint, read_prompts, resolve_prompt_path
 from talker_rl.data.records import Prompt
+from talker_rl.data.speakers import assigned, assignment_key, check_assigned
 from talker_rl.errors import PromptError
 from talker_rl.run_dir import file_hash, timed
 from talker_rl.stages.context import SETS, Context
@@ -12,21 +13,22 @@ from talker_rl.stages.shards import ShardFolder
 
 def run(ctx: Context) -> None:
     """Write ``prompts/``; what was skipped is told and noted in the manifest."""
-    from talker_rl.omni.checkpoint import load_speakers, resolve_model_path
+    from talker_rl.omni.checkpoint import speakers_of
 
     cfg = ctx.config.prompts
     inputs = {}
     for name in SETS:
         path = resolve_prompt_path(getattr(cfg, name))
         inputs[f"prompts.{name}"] = file_hash(path) if path.is_file() else "missing"
-    speakers = sorted(load_speakers(resolve_model_path(ctx.config.model.path)))
-    key = ctx.begin("prompts", "prompts", inputs, {"speakers": speakers})
+    speakers = sorted(speakers_of(ctx.config.model))
+    key = ctx.begin("prompts", "prompts", inputs, {"speakers": speakers, **assignment_key(ctx.config)})
     folder = ShardFolder(ctx.run.path / "prompts", key)
     if ctx.run.is_done("prompts") and not folder.missing(len(SETS)):
         return
     if cfg.speaker is not None and cfg.speaker not in speakers:
         raise PromptError(f"Unknown speaker {cfg.speaker!r}", where="prompts.speaker",
                           fix=f"this checkpoint has: {', '.join(speakers)}")
+    check_assigned(ctx.config, speakers)
     with timed() as seconds:
         sets = {
             name: read_prompts(getattr(cfg, name), speakers=speakers, default_speaker=cfg.speaker,
@@ -34,6 +36,8 @@ def run(ctx: Context) -> None:
             for name in SETS
         }
         check_disjoint({name: found.prompts for name, found in sets.items()})
+        for name, found in sets.items():
+            found.prompts = assigned(ctx.config, found.prompts, name, speakers)
         for i, name in enumerate(SETS):
             for line in sets[name].describe_skips():
                 ctx.say(f"prompts: skipped {line}")

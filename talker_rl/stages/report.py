@@ -142,8 +142,8 @@ def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]
         **({"completions": f"{completions['completions']} of {completions['prompts']} prompts ({learned})"}
            if learned else {}),
         "variant": f"{variant}: {cfg.train[variant].loss['type']}, round {choice['round']}, step {choice['step']}",
-        "recogniser that rewards": cfg.reward.recognizer.path,
-        "recogniser that evaluates": cfg.reward.evaluator.path,
+        "recogniser that rewards": cfg.reward.recognizer.label,
+        "recogniser that evaluates": cfg.reward.evaluator.label,
         "candidates": f"{cfg.rollouts.num_candidates} a prompt, {cfg.iterations} round(s)"
         + (f", reference {cfg.reference}" if cfg.iterations > 1 else ""),
         "time": f"{seconds / 60:.1f} min in all stages",

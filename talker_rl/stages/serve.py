@@ -34,8 +34,7 @@ def run(
     model, reward = config.model, config.reward
     if device is not None:
         model = model.model_copy(update={"device": device})
-        recognizer = reward.recognizer.model_copy(update={"device": device})
-        reward = reward.model_copy(update={"recognizer": recognizer})
+        reward = reward.model_copy(update={"recognizer": reward.recognizer.on_device(device)})
     try:
         checked = type(config.service).model_validate(service)
     except ValueError as error:

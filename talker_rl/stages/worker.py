@@ -187,7 +187,7 @@ def speech(task: ScoreTask, candidates: list[Candidate]) -> dict[str, np.ndarray
 
 def score(task: ScoreTask) -> list[dict[str, Any]]:
     """Score rows (or evaluation rows) of the task's candidates, in their order."""
-    from talker_rl.reward.scorer import ScoreItem, to_score_row
+    from talker_rl.reward.scorer import ScoreItem, ScoreResult, to_score_row
 
     prompts = {p["prompt_id"]: from_row(Prompt, p) for p in task.prompts}
     candidates = [from_row(Candidate, row) for row in task.candidates]
@@ -211,10 +211,11 @@ def score(task: ScoreTask) -> list[dict[str, Any]]:
             return [to_row(r) for r in rewards]
         judged = judge("evaluator") if task.mode == "eval" else rewarded
         evaluated = [to_score_row(item, r) for item, r in zip(items, judged, strict=True)]
+        written = [r.text if isinstance(r, ScoreResult) else "" for r in judged]
         measured = _extras(task, candidates, audio) if task.extras else [{} for _ in candidates]
     return [
-        _evaluation_row(prompts[c.prompt_id], c, row, by_reward) | extra
-        for c, row, by_reward, extra in zip(candidates, evaluated, rewards, measured, strict=True)
+        _evaluation_row(prompts[c.prompt_id], c, row, by_reward) | {"heard": heard} | extra
+        for c, row, by_reward, heard, extra in zip(candidates, evaluated, rewards, written, measured, strict=True)
     ]
 
 
@@ -226,7 +227,10 @@ def sample_and_score(task: EvalTask) -> dict[str, list[dict[str, Any]]]:
 
 
 def _evaluation_row(prompt: Prompt, candidate: Candidate, row: Any, by_reward: Any) -> dict[str, Any]:
-    """One flat row: the evaluator's components as columns, the reward recogniser's under ``reward_*``."""
+    """One flat row: the evaluator's components as columns, the reward recogniser's under ``reward_*``.
+
+    ``transcript`` holds the evaluator's tokens; what it wrote, marks and case included, is added as ``heard``.
+    """
     heard = by_reward.components if by_reward.status == "ok" else {}
     counts = [heard.get(name) for name in ("substitutions", "deletions", "insertions")]
     return {

@@ -1,9 +1,15 @@
-"""The model card of a variant: data, loss, settings, numbers, lineage."""
+"""Model cards: what weights were trained on and by what, how well they speak, where they come from, how to use them.
+
+One builder for the folder that training leaves and for what ``talker-rl export`` writes, which knows of the whole run.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _SHOWN = (
@@ -18,77 +24,238 @@ _SHOWN = (
     "length/reward_corr",
 )
 
+_LOAD_ADAPTER = "model.talker = PeftModel.from_pretrained(model.talker, {folder}).merge_and_unload()\n"
+_LOAD_SPEAKERS = 'model.load_speakers(cached_file({folder}, "spk_dict.pt"))\n'
 
-def model_card(result: Mapping[str, Any], settings: Mapping[str, Any], *, adapter: bool) -> str:
-    """README.md of a variant's folder.
+_CODE = """\
+import json
+
+import soundfile
+import torch
+{imports}from transformers import AutoTokenizer, Qwen2_5OmniForConditionalGeneration
+from transformers.utils import cached_file
+
+base = {base}  # a folder, or a name on the hub
+model = Qwen2_5OmniForConditionalGeneration.from_pretrained(base, dtype="auto", device_map="auto")
+{adapter}tokenizer = AutoTokenizer.from_pretrained(base)
+with open(cached_file(base, "chat_template.json")) as file:
+    template = json.load(file)["chat_template"]
+messages = [
+    {{"role": "system", "content": {system}}},
+    {{"role": "user", "content": {user}}},
+]
+inputs = tokenizer.apply_chat_template(
+    messages, chat_template=template, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+).to(model.device)
+# One masked place on the left: where nothing is masked, transformers 5.23 leaves out the embeddings that begin speech.
+inputs = {{name: torch.nn.functional.pad(value, (1, 0)) for name, value in inputs.items()}}
+text_ids, wave = model.generate(**inputs, speaker={speaker})
+soundfile.write("speech.wav", wave.float().cpu().numpy(), 24000)
+"""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the code block of a card needs: it speaks with plain transformers."""
+
+    folder: str
+    """Folder or hub name of what the card is of."""
+    base: str
+    """Folder or hub name of the base."""
+    speaker: str
+    system: str
+    """System prompt."""
+    user: str
+    """User message."""
+    own_speakers: bool = False
+    """Whether the folder of an adapter holds speakers that take the place of the base's."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run, or an export, knows of a variant beyond its training."""
+
+    usage: Usage
+    weights: Sequence[str]
+    """Lines on what the weights are and what storing them cost."""
+    evaluation: Mapping[str, Any] | None = None
+    """``eval/<variant>/summary.json``."""
+    before: str = "base"
+    """What the evaluation measures against: the base, or the policy that the run began with."""
+    judge: str = "the evaluating recogniser"
+    """What measured the WER."""
+    diagnostics: Mapping[str, Any] | None = None
+    """``diagnostics/<variant>/summary.json``."""
+    data: Sequence[str] = ()
+    """Lines on prompt sets, candidates, scores and pairs."""
+    lineage: Sequence[str] = ()
+    """Lines on the base, rounds, parents, configuration, code and versions."""
+
+
+def model_card(
+    result: Mapping[str, Any] | None, settings: Mapping[str, Any], *, adapter: bool,
+    facts: RunFacts | None = None, merged: bool = False,
+) -> str:
+    """README.md of a folder of weights.
 
     Args:
-        result: what `train_variant` returns.
-        settings: what is written to variant.json: config, hashes, lineage.
-        adapter: whether the weights are a PEFT adapter.
+        result: what `train_variant` returns; None where only an adapter is known.
+        settings: what is written to variant.json: config, hashes, lineage; at least ``base_model``.
+        adapter: whether a PEFT adapter was trained (else full weights).
+        facts: the run's; without them the card is of the training alone.
+        merged: the folder is a whole checkpoint with the trained weights in it.
     """
+    name = result["name"] if result else "adapter"
+    base = facts.usage.base if facts else settings["base_model"]
+    lines = ["---", _front_matter(name, base, facts, adapter and not merged), "---", "",
+             f"# Talker variant: {name}", "", _summary(settings, adapter, merged), "",
+             *_use(facts, adapter, merged)]
+    if facts:
+        lines += [*_evaluation(facts), *_length_bias(facts.diagnostics)]
+    if result:
+        lines += ["## Loss", "", *_json(settings["config"]["loss"]), *_data(result, settings, facts)]
+    lines += _lineage(result, settings, facts)
+    if result:
+        lines += [*_numbers(result), "## Settings", "", *_json(settings["config"])]
+    return "\n".join(lines)
+
+
+def hub_name(path: str) -> str | None:
+    """``owner/name`` of a hub name, or of a folder in the hub's cache; else None."""
+    cached = re.search(r"models--([^/]+)--([^/]+)/snapshots/", f"{path}/")
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
+    plain = re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) and not Path(path).exists()
+    return path if plain else None
+
+
+def _front_matter(name: str, base: str, facts: RunFacts | None, adapter: bool) -> str:
+    """YAML metadata as the hub reads it: a base that is not on the hub is not in it. It states no license: the base's
+    holds for what is made of it."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = None
+    if facts and facts.evaluation:
+        trained = facts.evaluation["trained"]
+        results = [EvalResult(
+            task_type="text-to-speech", dataset_type="held-out-texts", metric_type="wer",
+            dataset_name=f"{trained['n']} utterances of {trained['prompts']} held-out texts",
+            metric_name=f"corpus WER by {facts.judge}", metric_value=round(trained["wer"], 5),
+        )]
+    return ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-to-speech",
+        base_model=hub_name(base),
+        base_model_relation="adapter" if adapter else "finetune",
+        tags=["talker-rl", "preference-training", "qwen2_5_omni"],
+        model_name=name if results else None,
+        eval_results=results,
+    ).to_yaml()
+
+
+def _summary(settings: Mapping[str, Any], adapter: bool, merged: bool) -> str:
+    what = ("The whole checkpoint, in which only tensors of the Talker were changed" if merged
+            else "A LoRA adapter for the Talker of Qwen2.5-Omni" if adapter
+            else "A set of full weights of the Talker of Qwen2.5-Omni")
+    supervised = settings.get("config", {}).get("loss", {}).get("type") == "sft"
+    how = "speech codes by supervision" if supervised else "pairs of its own samples"
+    return f"{what}, trained on {how} by talker_rl. The base's license holds."
+
+
+def _use(facts: RunFacts | None, adapter: bool, merged: bool) -> list[str]:
+    if facts is None:
+        code = ("from peft import PeftModel\nmodel = PeftModel.from_pretrained(omni.talker, THIS_FOLDER)\n" if adapter
+                else "from safetensors.torch import load_file\n"
+                     'talker.load_state_dict(load_file("model.safetensors"))\n')
+        return ["```python", f"{code}```", ""]
+    code = speaking_code(facts.usage, adapter=adapter and not merged)
+    return ["## Use", "", "```python", f"{code}```", "", *(f"- {line}" for line in facts.weights), ""]
+
+
+def speaking_code(usage: Usage, *, adapter: bool) -> str:
+    """Python that speaks with plain transformers, from a whole checkpoint or from the base and an adapter's folder."""
+    own = _LOAD_ADAPTER + _LOAD_SPEAKERS * usage.own_speakers if adapter else ""
+    quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in vars(usage).items()}
+    return _CODE.format(imports="from peft import PeftModel\n" * adapter, adapter=own.format(**quoted),
+                        **(quoted if adapter else quoted | {"base": quoted["folder"]}))
+
+
+def _evaluation(facts: RunFacts) -> list[str]:
+    found = facts.evaluation
+    if not found:
+        return ["## Evaluation", "", "None was made.", ""]
+    base, trained = found["base"], found["trained"]
+    lines = ["## Evaluation", "",
+             f"{found['n']} utterances of {found['prompts']} held-out texts, the same seeds for both, heard by "
+             f"{facts.judge}. Intervals are 95 %, by a paired bootstrap over texts.", "",
+             f"| | {facts.before} | trained | difference |", "|---|---|---|---|"]
+    rows = [("corpus WER", "wer", found["wer_diff_ci95"], ".2%"), ("mean WER", "wer_mean", None, ".2%"),
+            *((label, key, found.get(f"{key}_diff_ci95"), ".3f") for label, key in
+              (("pause error", "pause_error"), ("speaker similarity", "speaker_similarity"),
+               ("F0 spread, semitones", "f0_spread"))),
+            ("duration, s", "duration_mean", None, ".2f"), ("cut at the limit", "cap_hit_rate", None, ".2%"),
+            ("held-out codes, nats a code", "nll", found.get("nll_diff_ci95"), ".4f")]
+    for label, key, interval, form in rows:
+        before, after = base.get(key), trained.get(key)
+        if before is None or after is None:
+            continue
+        sign = f"+{form}"
+        inside = f" [{interval[0]:{sign}}, {interval[1]:{sign}}]" if interval else ""
+        lines.append(f"| {label} | {before:{form}} | {after:{form}} | {after - before:{sign}}{inside} |")
+    interval = found["wer_diff_ci95"]
+    if interval and interval[0] <= 0 <= interval[1]:
+        lines += ["", "The interval of the WER includes 0: no claim of an improvement is made."]
+    return [*lines, ""]
+
+
+def _length_bias(found: Mapping[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    from ..diagnostics.summary import text_lines
+
+    return ["## Length bias and stability", "", "```", *text_lines(dict(found)), "```", ""]
+
+
+def _data(result: Mapping[str, Any], settings: Mapping[str, Any], facts: RunFacts | None) -> list[str]:
     data = result["data"]
-    lines = [
-        "---",
-        f"library_name: {'peft' if adapter else 'transformers'}",
-        "pipeline_tag: text-to-speech",
-        f"base_model: {json.dumps(settings['base_model'])}",
-        "tags:",
-        "- talker-rl",
-        "- preference-training",
-        "- qwen2_5_omni",
-        "---",
-        "",
-        f"# Talker variant: {result['name']}",
-        "",
-        f"A {'LoRA adapter for the' if adapter else 'set of full weights of the'} Talker of Qwen2.5-Omni, trained on "
-        "pairs of its own samples by talker_rl.",
-        "",
-        "```python",
-        *(
-            ["from peft import PeftModel", "model = PeftModel.from_pretrained(omni.talker, THIS_FOLDER)"]
-            if adapter
-            else ["from safetensors.torch import load_file", 'talker.load_state_dict(load_file("model.safetensors"))']
-        ),
-        "```",
-        "",
-        "## Loss",
-        "",
-        "```json",
-        json.dumps(settings["config"]["loss"], indent=2),
-        "```",
-        "",
-        "## Data",
-        "",
-        f"- pairs: {data['pairs']} of {data['prompts']} prompts (content hash `{settings['pairs_hash']}`)",
-        f"- held-out pairs: {data['eval_pairs']}",
-        f"- mean seconds: chosen {data['chosen_seconds']:.3f}"
-        + (f", rejected {data['rejected_seconds']:.3f}" if data["rejected_seconds"] is not None else ""),
-    ]
+    what = "completions" if settings["config"].get("data") else "pairs"
+    seconds = [f"{side} {data[f'{side}_seconds']:.3f}" for side in ("chosen", "rejected")
+               if data[f"{side}_seconds"] is not None]
+    lines = ["## Data", "", *(f"- {line}" for line in (facts.data if facts else ())),
+             f"- {what}: {data['pairs']} of {data['prompts']} prompts (content hash `{settings['pairs_hash']}`)",
+             f"- held-out {what}: {data['eval_pairs']}",
+             f"- mean seconds: {', '.join(seconds)}"]
     lines += [f"- {name.replace('_', ' ')}: {count}" for name, count in data["length_limit"].items() if count]
-    lines += [
-        "",
-        "## Lineage",
-        "",
-        f"- base model: `{settings['base_model']}` (hash `{settings['model_hash']}`)",
-        f"- reference: {settings['reference']}" if "reference" in settings else
-        f"- reference: {'the starting adapter' if settings['start_adapter'] else 'the base'}"
-        + (f" (`{settings['start_adapter']}`)" if settings["start_adapter"] else ""),
-        f"- step kept: {result['step']} of {result['steps']} ({result['selected_by']})",
-        "",
-        "## Numbers",
-        "",
-        "| metric | train, last window | held-out, step kept |",
-        "|---|---|---|",
-    ]
+    return [*lines, ""]
+
+
+def _lineage(result: Mapping[str, Any] | None, settings: Mapping[str, Any], facts: RunFacts | None) -> list[str]:
+    lines = ["## Lineage", ""]
+    if facts:
+        lines += [f"- {line}" for line in facts.lineage]
+    else:
+        lines.append(f"- base model: `{settings['base_model']}` (hash `{settings['model_hash']}`)")
+        start = settings["start_adapter"]
+        lines.append(f"- reference: {settings.get('reference') or ('the starting adapter' if start else 'the base')}"
+                     + (f"; begun from `{start}`" if start else ""))
+    if result:
+        lines.append(f"- step kept: {result['step']} of {result['steps']} ({result['selected_by']})")
+    return [*lines, ""]
+
+
+def _numbers(result: Mapping[str, Any]) -> list[str]:
+    lines = ["## Numbers", "", "| metric | train, last window | held-out, step kept |", "|---|---|---|"]
     for name in _SHOWN:
         train, held_out = result["train"].get(name), result["eval"].get(f"eval_{name}")
         if train is not None or held_out is not None:
             lines.append(f"| {name} | {_number(train)} | {_number(held_out)} |")
     if result["alarm_step"] is not None:
         lines += ["", f"The alarm of falling chosen log-probs rang at step {result['alarm_step']}."]
-    lines += ["", "## Settings", "", "```json", json.dumps(settings["config"], indent=2, sort_keys=True), "```", ""]
-    return "\n".join(lines)
+    return [*lines, ""]
+
+
+def _json(value: Any) -> list[str]:
+    return ["```json", json.dumps(value, indent=2, sort_keys=True), "```", ""]
 
 
 def _number(value: float | None) -> str:

@@ -4,6 +4,17 @@
   const root = document.documentElement;
   const dark = matchMedia("(prefers-color-scheme: dark)");
 
+  function onceNear(margin, action) { // an observer that does it once to each element, as that comes near the window
+    const observer = new IntersectionObserver((entries) => {
+      for (const entry of entries) {
+        if (!entry.isIntersecting) continue;
+        observer.unobserve(entry.target);
+        action(entry.target);
+      }
+    }, { rootMargin: margin });
+    return observer;
+  }
+
   // -- light and dark: the reader's choice if there is one, else the system's ----------------------------------------
   const stored = {
     get(key) { try { return localStorage.getItem(key); } catch { return null; } }, // a file may have no storage
@@ -39,13 +50,7 @@
     show(views[0]);
     if (select) select.addEventListener("change", () => show(views[select.selectedIndex]));
   }
-  const seen = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      if (!entry.isIntersecting) continue;
-      seen.unobserve(entry.target);
-      draw(entry.target);
-    }
-  }, { rootMargin: "300px" });
+  const seen = onceNear("300px", draw);
   addEventListener("load", () => { // Plotly comes last in the file, so that nothing waits for it
     document.querySelectorAll("[data-chart]").forEach((card) => seen.observe(card));
   });
@@ -84,5 +89,5 @@
     });
   });
 
-  window.talkerPage = { stored };
+  window.talkerPage = { stored, onceNear };
 })();

@@ -60,13 +60,7 @@
   runs.addEventListener("change", filter);
 
   // -- the list ------------------------------------------------------------------------------------------------------
-  const visible = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      if (!entry.isIntersecting) continue;
-      visible.unobserve(entry.target);
-      load(entry.target);
-    }
-  }, { rootMargin: "400px" });
+  const visible = talkerPage.onceNear("400px", load);
   new IntersectionObserver((entries) => {
     if (entries.some((entry) => entry.isIntersecting)) grow();
   }, { rootMargin: "600px" }).observe($("more"));

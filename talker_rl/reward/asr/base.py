@@ -8,19 +8,21 @@ one, so that a poisoned item takes none along. An item's result is a `Transcript
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from ...errors import CheckpointError, TalkerRLError
+from ...data.records import stable_hash
+from ...errors import TalkerRLError
 from ..audio import frame_levels, peak_level
-from ..config import RecognizerConfig
 from ..normalize import tokens_of
+from ..recognizer_config import RecognizerSettings
+from .names import hash_files
 
 SAMPLE_RATE = 16_000
 
@@ -35,6 +37,13 @@ class Transcript:
     tokens: list[str]
     spans: list[tuple[float, float]]
     spans_fault: str | None = None
+    text: str | None = field(default=None, compare=False)
+    """What the model wrote, marks and case included; None where it keeps only tokens."""
+
+    @property
+    def written(self) -> str:
+        """The text, or the tokens with spaces between where there is none."""
+        return " ".join(self.tokens) if self.text is None else self.text
 
 
 @dataclass(frozen=True)
@@ -107,11 +116,11 @@ UNKNOWN = "<unk>"
 class GuardedRecognizer:
     """Guards around `_recognize`, which a subclass implements for audio that passed them."""
 
-    def __init__(self, config: RecognizerConfig) -> None:
+    def __init__(self, config: RecognizerSettings) -> None:
         self.config = config
         self._lock = threading.Lock()  # FunASR is not thread-safe by design; nor is a pipeline
 
-    def _recognize(self, audios: list[np.ndarray], lang: str) -> list[Transcript]:
+    def _recognize(self, audios: list[np.ndarray], lang: str) -> Sequence[Transcript | Failure]:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
@@ -167,7 +176,16 @@ def _at_least(audio: np.ndarray, seconds: float) -> np.ndarray:
 def _shift(result: Transcript | Failure, offset: float) -> Transcript | Failure:
     if isinstance(result, Failure) or not offset:
         return result
-    return Transcript(result.tokens, [(s + offset, e + offset) for s, e in result.spans], result.spans_fault)
+    return replace(result, spans=[(s + offset, e + offset) for s, e in result.spans])
+
+
+LIBRARIES = {"funasr": "funasr", "whisper": "transformers", "aligner": "funasr"}
+"""Type -> the library whose version is part of what is heard."""
+
+
+def file_fingerprint(kind: str, folder: Path, settings: dict[str, Any]) -> str:
+    """Changes with model files, settings and the version of the library."""
+    return stable_hash(kind, hash_files(folder), settings, version(LIBRARIES[kind]))
 
 
 @contextlib.contextmanager
@@ -181,47 +199,3 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def model_folder(path: str, required: Sequence[str]) -> Path:
-    """The absolute folder of a recogniser, with `micro:reward` and `micro:eval` resolved.
-
-    Libraries take a path that does not exist for the name of a model on a hub, so it is checked before they see it.
-
-    Raises:
-        CheckpointError: the folder is missing, or one of the `required` files is.
-    """
-    folder = resolve(path)
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"the recogniser folder {path!r} does not exist",
-            where=str(folder),
-            fix="give a local folder (a hub name must be downloaded first), or micro:reward, or micro:eval",
-        )
-    for name in required:
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"the recogniser folder {path!r} is incomplete: {name} is missing",
-                where=str(folder / name),
-                fix="copy the whole folder again",
-            )
-    return folder
-
-
-def resolve(path: str) -> Path:
-    """A folder from a configured path: `micro:<name>` is `asr/<name>` of the micro world's checkpoint."""
-    if path.startswith("micro:"):
-        from talker_rl.micro import checkpoint_dir
-
-        return (checkpoint_dir() / "asr" / path.removeprefix("micro:")).absolute()
-    return Path(path).expanduser().absolute()
-
-
-def hash_files(folder: Path) -> str:
-    """SHA-256 over names and contents of a folder's files."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(str(file.relative_to(folder)).encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

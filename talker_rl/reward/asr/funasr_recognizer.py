@@ -1,49 +1,45 @@
-"""FunASR recognisers (Paraformer with timestamps, offline), kept from their side effects.
+"""FunASR recognisers: Paraformer (BiCif and SeACo) and SenseVoiceSmall, with token times.
 
-What FunASR does by itself and this module prevents: takes a missing path for a hub name; runs code that a model's yaml
-names; adds dither, so that scores are random; loads a checkpoint that lacks weights with a printed warning; reseeds
-and consumes the global random generators; sets the process's thread count at every call; loses `<unk>` from the text
-but not from the times; answers once for several inputs.
+Neither voice activity detection nor a punctuation model is joined to them: seed-tts-eval's Paraformer has none, and an
+utterance is short. What FunASR does while it recognises and this module mends: loses `<unk>` from the text but not from
+the times; answers once for several inputs; consumes the global random generator; SenseVoice writes its language, mood
+and event tags into the text, and spells numbers as digits where asked to (not asked here). Its own times come from its
+text tokenised anew, piece by piece, which may give other pieces; here they come from the frames that it decoded.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import random
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...data.records import stable_hash
-from ...errors import CheckpointError, ConfigError
-from ..config import RecognizerConfig
-from .base import (
-    SAMPLE_RATE,
-    UNKNOWN,
-    GuardedRecognizer,
-    Transcript,
-    hash_files,
-    model_folder,
-    torch_threads,
-    transcript_of,
-)
+from ..recognizer_config import RecognizerConfig, RecognizerSettings
+from .base import SAMPLE_RATE, UNKNOWN, GuardedRecognizer, Transcript, file_fingerprint, transcript_of
+from .funasr_loading import open_model
+from .names import model_folder
 
 _UNK_WORD = "zzunkzz"
 """Stands for `<unk>` inside FunASR: a word of letters, so that its post-processing keeps text and times together."""
-_STAMP_SECONDS = 0.020
-"""FunASR takes an upsampled frame for 20 ms whatever the frontend's stride (`ts_prediction_lfr6_standard`)."""
+_TAG = re.compile(r"<\|[^|]*\|>")
+_LANGUAGES = {"zh": "zh", "en": "en"}
+"""SenseVoice's names; it detects the language of a mixed text."""
+_QUERIES = 4
+"""Frames that SenseVoice puts before the sound: language, event, mood, text norm. It answers them with the tags."""
+Span = tuple[float, float]
 
 
 class FunASRRecognizer(GuardedRecognizer):
     """A FunASR model folder behind the `Recognizer` protocol.
 
     Args:
-        path: folder with config.yaml (or configuration.json), model.pt and its token list; or `micro:reward|eval`.
+        path: folder with config.yaml (or configuration.json), model.pt and its token list; `micro:reward|eval`; or a
+            name such as paraformer-zh.
         device: torch device.
         config: all settings; `path` and `device` above are used where it is None.
 
@@ -52,153 +48,144 @@ class FunASRRecognizer(GuardedRecognizer):
         ConfigError: the device is not there, or funasr is not installed.
     """
 
-    def __init__(self, path: str, device: str = "cpu", config: RecognizerConfig | None = None) -> None:
+    def __init__(self, path: str, device: str = "cpu", config: RecognizerSettings | None = None) -> None:
         super().__init__(config or RecognizerConfig(type="funasr", path=path, device=device))
-        self.folder = model_folder(path, ["config.yaml", "model.pt"])
-        _check_device(self.config.device)
-        self._model = self._load()
-        settings = self._model.kwargs
-        frontend = copy.deepcopy(settings["frontend"])
-        frontend.dither = 0.0  # 1.0 by default: scores would be random
-        if frontend.fs != SAMPLE_RATE:
-            raise CheckpointError(f"the recogniser wants {frontend.fs} Hz, it is fed {SAMPLE_RATE} Hz", where=path)
-        self._runtime = {"frontend": frontend, "tokenizer": _keep_unknown(settings["tokenizer"])}
-        upsample = getattr(getattr(self._model.model, "predictor", None), "upsample_times", 3)
-        stamp = frontend.lfr_n * frontend.frame_shift / 1000 / upsample
-        self._time_scale = stamp / _STAMP_SECONDS
+        self.folder: Path = model_folder(path, ["config.yaml", "model.pt"])
+        opened = open_model(self.folder, self.config.device, self.config.threads)
+        self._model, self._time_scale = opened.auto, opened.time_scale
+        self._runtime = {"frontend": opened.frontend, "tokenizer": _keep_unknown(opened.tokenizer)}
+        self._sense_voice = opened.kind == "SenseVoiceSmall"
         self._hash: str | None = None
 
     def fingerprint(self) -> str:
         """Changes with model files, settings and the version of FunASR."""
-        import funasr
-
         if self._hash is None:
-            settings = self.config.model_dump(exclude={"path", "device"})
-            self._hash = stable_hash("funasr", hash_files(self.folder), settings, funasr.__version__)
+            self._hash = file_fingerprint("funasr", self.folder, self.config.identity(path=False))
         return self._hash
 
     def _recognize(self, audios: list[np.ndarray], lang: str) -> list[Transcript]:
+        if self._sense_voice:
+            return [self._hear_richly(audio, _LANGUAGES.get(lang, "auto")) for audio in audios]
+        return [parse(result, self._time_scale) for result in self._generate(audios)]
+
+    def _generate(self, audios: list[np.ndarray], **options: Any) -> list[dict[str, Any]]:
         import torch
 
         with torch.random.fork_rng(devices=[]):  # SANM layers draw a random number even in evaluation
-            results = self._model.generate(
-                input=list(audios), key="item", batch_size=len(audios), fs=SAMPLE_RATE, **self._runtime
+            return self._model.generate(
+                input=list(audios), key="item", batch_size=len(audios), fs=SAMPLE_RATE, **self._runtime, **options
             )
-        return [parse(result, self._time_scale) for result in results]
 
-    def _load(self) -> Any:
-        import torch
+    def _hear_richly(self, audio: np.ndarray, language: str) -> Transcript:
+        """One utterance by SenseVoice (a batch would have to tell its padding from its frames)."""
+        ctc, seen = self._model.model.ctc, []
+        scores_of = ctc.log_softmax
 
+        def keep(states: Any) -> Any:
+            seen.append(scores_of(states))
+            return seen[-1]
+
+        ctc.log_softmax = keep
         try:
-            with _contained(), torch_threads(self.config.threads):
-                from funasr import AutoModel
-
-                model = AutoModel(
-                    model=str(self.folder),
-                    model_path=str(self.folder),
-                    init_param=str(self.folder / "model.pt"),
-                    device=self.config.device,
-                    ncpu=self.config.threads,
-                    frontend_conf={"dither": 0.0},
-                    trust_remote_code=False,
-                    disable_update=True,
-                    disable_pbar=True,
-                    log_level="ERROR",
-                )
-        except ImportError as error:
-            raise ConfigError(
-                f"FunASR cannot be imported: {error}",
-                where="reward.recognizer.type",
-                fix="install the funasr extra (it wants kaldi-native-fbank too)",
-            ) from error
-        except Exception as error:
-            raise CheckpointError(
-                f"FunASR cannot open this folder: {type(error).__name__}: {error}",
-                where=str(self.folder),
-                fix="copy the whole folder again; it must hold a FunASR model with a frontend and a token list",
-            ) from error
-        state = torch.load(self.folder / "model.pt", map_location="cpu", weights_only=True)
-        check_weights(state, model.model.state_dict(), self.folder / "model.pt")
-        return model
+            [result] = self._generate([audio], language=language, use_itn=False)
+        finally:
+            del ctc.log_softmax
+        frontend, tokenizer = self._runtime["frontend"], self._runtime["tokenizer"]
+        best = seen[0][0, _QUERIES:].argmax(-1).tolist()
+        pieces = timed_pieces(best, self._model.model.blank_id, frontend.lfr_n * frontend.frame_shift / 1000)
+        return parse_rich(str(result["text"]), [(tokenizer.sp.IdToPiece(i), span) for i, span in pieces])
 
 
 def parse(result: dict[str, Any], time_scale: float = 1.0) -> Transcript:
-    """A transcript from one FunASR result, ``{"text": "river 苹 果", "timestamp": [[start_ms, end_ms], ...]}``.
+    """A transcript from one Paraformer result, ``{"text": "river 苹 果", "timestamp": [[start_ms, end_ms], ...]}``.
 
     `<unk>` vanishes from FunASR's text but not from its times; `_keep_unknown` prevents that where the tokenizer lets
     it. Where text and times still differ in number, no time can be trusted and the transcript says so.
     """
     words = str(result.get("text", "")).split()
+    text = " ".join(w for w in words if w != _UNK_WORD)
     times = result.get("timestamp")
     tokens = transcript_of([(_restore(w), (0.0, 0.0)) for w in words]).tokens
     if not words:
-        return Transcript([], [])
+        return Transcript([], [], text=text)
     if times is None:
-        return Transcript(tokens, [], "the model gives no times")
+        return Transcript(tokens, [], "the model gives no times", text)
     if len(times) != len(words):
-        return Transcript(tokens, [], f"{len(times)} times for {len(words)} words")
-    # The first fire may lie before the start of the audio: FunASR shifts all of them by -30 ms.
-    spans = [(max(0.0, s * time_scale / 1000), max(0.0, e * time_scale / 1000)) for s, e in times]
-    return transcript_of(zip(map(_restore, words), spans, strict=True))
+        return Transcript(tokens, [], f"{len(times)} times for {len(words)} words", text)
+    timed = transcript_of(zip(map(_restore, words), _seconds(times, time_scale), strict=True))
+    return Transcript(timed.tokens, timed.spans, text=text)
 
 
-def check_weights(state: dict[str, Any], wanted: dict[str, Any], where: Path) -> None:
-    """Every weight of the model must be in the checkpoint, in its shape: FunASR itself only prints a warning.
+def timed_pieces(best: Sequence[int], blank: int, stride: float) -> list[tuple[int, Span]]:
+    """Piece ids of a CTC path with their times: a run of one id is one piece; a frame is centred on its time.
 
-    Raises:
-        CheckpointError: naming the weights.
+    Args:
+        best: the likeliest id of each frame.
+        stride: seconds a frame.
     """
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-    state = {k.removeprefix("module."): v for k, v in state.items()}
-    missing = [k for k in wanted if k not in state]
-    misfit = [k for k in wanted if k in state and tuple(state[k].shape) != tuple(wanted[k].shape)]
-    for kind, keys in (("lacks", missing), ("has in another shape", misfit)):
-        if keys:
-            raise CheckpointError(
-                f"the recogniser's checkpoint {kind} {len(keys)} of {len(wanted)} weights: {', '.join(keys[:5])}",
-                where=str(where),
-                fix="use the model.pt that belongs to this config.yaml",
-            )
+    found, at = [], 0
+    for piece, run in groupby(best):
+        count = len(list(run))
+        if piece != blank:
+            found.append((piece, (max(0.0, (at - 0.5) * stride), max(0.0, (at + count - 0.5) * stride))))
+        at += count
+    return found
+
+
+def parse_rich(text: str, pieces: Sequence[tuple[str, Span]]) -> Transcript:
+    """A transcript from SenseVoice's text, ``<|en|><|NEUTRAL|><|Speech|><|woitn|>hello``, and its timed pieces.
+
+    The text decides what was said; each of its tokens takes the time of its characters among those of the pieces.
+    """
+    text = _TAG.sub("", text).strip()
+    tokens = transcript_of([(text, (0.0, 0.0))]).tokens if text else []
+    if not tokens:
+        return Transcript([], [], text=text)
+    spans = spans_of_characters(tokens, [(piece, span) for piece, span in pieces if not _TAG.fullmatch(piece)])
+    if spans is None:
+        return Transcript(tokens, [], "the times belong to another text", text)
+    return Transcript(tokens, spans, text=text)
+
+
+def spans_of_characters(tokens: Sequence[str], pieces: Sequence[tuple[str, Span]]) -> list[Span] | None:
+    """Times of tokens whose letters and digits are those of timed pieces; a piece's characters share its time.
+
+    None where the letters differ. Marks, spaces and apostrophes are passed over on both sides.
+    """
+    letters: list[tuple[str, Span]] = []
+    for piece, (start, end) in pieces:
+        plain = _letters(unicodedata.normalize("NFKC", piece).lower())
+        step = (end - start) / max(1, len(plain))
+        letters += [(c, (start + k * step, start + (k + 1) * step)) for k, c in enumerate(plain)]
+    wanted = [_letters(token) for token in tokens]
+    if not all(wanted) or "".join(wanted) != "".join(c for c, _ in letters):
+        return None
+    spans, at = [], 0
+    for token in wanted:
+        spans.append((letters[at][1][0], letters[at + len(token) - 1][1][1]))
+        at += len(token)
+    return spans
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in text if c.isalnum())
+
+
+def _seconds(times: Sequence[Sequence[float]], time_scale: float) -> list[Span]:
+    """Milliseconds to seconds. The first fire may lie before the start of the audio: FunASR shifts all by -30 ms."""
+    return [(max(0.0, start * time_scale / 1000), max(0.0, end * time_scale / 1000)) for start, end in times]
 
 
 def _keep_unknown(tokenizer: Any) -> Any:
     """A copy of the tokenizer that writes `<unk>` as an ordinary word."""
+    if not isinstance(getattr(tokenizer, "token_list", None), list):
+        return tokenizer
     tokenizer = copy.deepcopy(tokenizer)
     unknown = getattr(tokenizer, "unk_id", None)
-    if isinstance(getattr(tokenizer, "token_list", None), list) and isinstance(unknown, int):
+    if isinstance(unknown, int):
         tokenizer.token_list[unknown] = _UNK_WORD
     return tokenizer
 
 
 def _restore(word: str) -> str:
     return UNKNOWN if word == _UNK_WORD else word
-
-
-def _check_device(device: str) -> None:
-    """FunASR quietly moves to the CPU where the device is missing; that would change every score's speed and floats."""
-    import torch
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} is not available", where="reward.recognizer.device", fix="use cpu")
-
-
-@contextlib.contextmanager
-def _contained() -> Iterator[None]:
-    """Undo FunASR's global effects while it loads: random seeds, root logger, prints."""
-    import torch
-
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    root = logging.getLogger()
-    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        logging.disable(disabled)

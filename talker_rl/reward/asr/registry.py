@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from ...data.records import stable_hash
 from ...errors import ConfigError
-from ..config import RecognizerConfig
-from .base import Recognizer, resolve
+from ..normalize import LANGUAGES
+from ..recognizer_config import RecognizerConfig, RecognizerSettings
+from .base import LIBRARIES, Failure, Recognizer, Transcript, file_fingerprint
+from .names import obtain
 
-__all__ = ["build_recognizer", "resolve"]
 
-
-def build_recognizer(config: RecognizerConfig) -> Recognizer:
-    """Load the configured recogniser.
+def build_recognizer(config: RecognizerSettings) -> Recognizer:
+    """The configured recogniser: loaded, or where there is one a language, loaded when its language is first heard.
 
     Raises:
         ConfigError: unknown type. CheckpointError: its folder is missing, incomplete or does not fit.
     """
+    if isinstance(config, RecognizerConfig) and config.by_lang:
+        return RoutedRecognizer(config)
     if config.type == "funasr":
         from .funasr_recognizer import FunASRRecognizer
 
@@ -32,3 +37,46 @@ def build_recognizer(config: RecognizerConfig) -> Recognizer:
         where="reward.recognizer.type",
         fix="use funasr, whisper, or the import path module:factory of one's own",
     )
+
+
+class RoutedRecognizer:
+    """A recogniser a language behind the `Recognizer` protocol; languages of equal settings share one model."""
+
+    def __init__(self, config: RecognizerConfig) -> None:
+        self.config = config
+        self._loaded: dict[str, Recognizer] = {}
+
+    def transcribe(self, audios: list[np.ndarray], lang: str) -> list[Transcript | Failure]:
+        """See `Recognizer.transcribe`.
+
+        Raises:
+            ConfigError: no recogniser is named for this language.
+        """
+        return self.heard_by(lang).transcribe(audios, lang)
+
+    def heard_by(self, lang: str) -> Recognizer:
+        """The language's recogniser, loaded now if it was not."""
+        settings = self.config.for_lang(lang)
+        key = settings.model_dump_json()
+        if key not in self._loaded:
+            self._loaded[key] = build_recognizer(settings)
+        return self._loaded[key]
+
+    def fingerprint(self) -> str:
+        """Changes with any language's recogniser, whether it is loaded or not."""
+        return stable_hash("by_lang", {lang: fingerprint_of(self.config.for_lang(lang)) for lang in self._languages()})
+
+    def load(self) -> None:
+        """Load every language's recogniser now."""
+        for lang in self._languages():
+            self.heard_by(lang)
+
+    def _languages(self) -> list[str]:
+        return list(LANGUAGES) if self.config.path else list(self.config.by_lang)
+
+
+def fingerprint_of(settings: RecognizerSettings) -> str:
+    """`Recognizer.fingerprint` of settings, from the files alone where they decide."""
+    if settings.type in LIBRARIES:
+        return file_fingerprint(settings.type, obtain(settings.path), settings.identity(path=False))
+    return build_recognizer(settings).fingerprint()

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ...data.records import stable_hash
 from ...errors import CheckpointError
-from ..config import RecognizerConfig
-from .base import SAMPLE_RATE, GuardedRecognizer, Transcript, hash_files, model_folder, transcript_of
+from ..recognizer_config import RecognizerConfig, RecognizerSettings
+from .base import SAMPLE_RATE, Failure, GuardedRecognizer, Transcript, file_fingerprint, transcript_of
+from .names import model_folder
 
 _LANGUAGES = {"zh": "zh", "en": "en"}
 """A mixed text gets no language: Whisper then detects one."""
+FASTEST, FEWEST = 25.0, 20
+"""Tokens a second, and in all, above which a transcript is Whisper repeating itself: quick speech has 5 to 10 words or
+characters a second, a loop hundreds. A Talker that repeats words says them at a speaker's pace, and is heard so."""
 
 
 class WhisperRecognizer(GuardedRecognizer):
     """A Whisper folder (transformers layout) behind the `Recognizer` protocol.
 
     Greedy, without temperature fallback and without conditioning on earlier text: the same audio gives the same
-    tokens. Word times come from cross-attention and need `alignment_heads` in the generation config; without them the
-    transcript has no times and pauses are null.
+    tokens. Language (zh, en) and task are given, not guessed: else accented speech is translated. A transcript that no
+    voice could have spoken in the time is a Failure `hallucination`, not a word error rate. Word times come from
+    cross-attention and need `alignment_heads` in the generation config; without them the transcript has no times and
+    pauses are null.
 
     Raises:
         CheckpointError: folder or a file of it missing, or not a speech-to-text model.
     """
 
-    def __init__(self, path: str, device: str = "cpu", config: RecognizerConfig | None = None) -> None:
+    def __init__(self, path: str, device: str = "cpu", config: RecognizerSettings | None = None) -> None:
         super().__init__(config or RecognizerConfig(type="whisper", path=path, device=device))
         self.folder = model_folder(path, ["config.json", "preprocessor_config.json"])
         from transformers import pipeline
@@ -53,15 +59,12 @@ class WhisperRecognizer(GuardedRecognizer):
 
     def fingerprint(self) -> str:
         """Changes with model files, settings and the version of transformers."""
-        import transformers
-
         if self._hash is None:
-            settings = self.config.model_dump(exclude={"path", "device"})
-            self._hash = stable_hash("whisper", hash_files(self.folder), settings, transformers.__version__)
+            self._hash = file_fingerprint("whisper", self.folder, self.config.identity(path=False))
         return self._hash
 
-    def _recognize(self, audios: list[np.ndarray], lang: str) -> list[Transcript]:
-        generate: dict[str, Any] = {"do_sample": False, "num_beams": 1}
+    def _recognize(self, audios: list[np.ndarray], lang: str) -> list[Transcript | Failure]:
+        generate: dict[str, Any] = {"do_sample": False, "num_beams": 1, "condition_on_prev_tokens": False}
         if self._multilingual:
             generate["task"] = "transcribe"
             if lang in _LANGUAGES:
@@ -72,9 +75,16 @@ class WhisperRecognizer(GuardedRecognizer):
             return_timestamps="word" if self._times else None,
             generate_kwargs=generate,
         )
-        return [
-            parse(output, len(audio) / SAMPLE_RATE, self._times) for output, audio in zip(outputs, audios, strict=True)
-        ]
+        seconds = [len(audio) / SAMPLE_RATE for audio in audios]
+        return [plausible(parse(o, s, self._times), s) for o, s in zip(outputs, seconds, strict=True)]
+
+
+def plausible(heard: Transcript, seconds: float) -> Transcript | Failure:
+    """The transcript, or a Failure where no voice could have spoken it in the time."""
+    count = len(heard.tokens)
+    if count <= max(FEWEST, FASTEST * seconds):
+        return heard
+    return Failure("hallucination", f"{count} tokens in {seconds:.1f} s: Whisper repeated itself")
 
 
 def parse(output: dict[str, Any], duration: float, times: bool = True) -> Transcript:
@@ -82,14 +92,15 @@ def parse(output: dict[str, Any], duration: float, times: bool = True) -> Transc
 
     The last word's end is None where Whisper was cut; it then ends with the audio.
     """
+    text = str(output["text"])
     if not times:
-        plain = transcript_of([(str(output["text"]), (0.0, 0.0))])
-        return Transcript(plain.tokens, [], "the model has no alignment heads" if plain.tokens else None)
+        plain = transcript_of([(text, (0.0, 0.0))])
+        return Transcript(plain.tokens, [], "the model has no alignment heads" if plain.tokens else None, text)
     pieces: list[tuple[str, tuple[float, float]]] = []
     for chunk in output["chunks"]:
         start, end = chunk["timestamp"]
         if start is None:
             tokens = transcript_of([(c["text"], (0.0, 0.0)) for c in output["chunks"]]).tokens
-            return Transcript(tokens, [], f"no start time for {chunk['text']!r}")
+            return Transcript(tokens, [], f"no start time for {chunk['text']!r}", text)
         pieces.append((chunk["text"], (float(start), float(end) if end is not None else max(float(start), duration))))
-    return transcript_of(pieces)
+    return replace(transcript_of(pieces), text=text)

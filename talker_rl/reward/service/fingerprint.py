@@ -17,7 +17,7 @@ from ..scorer import code_version
 
 LIBRARIES = ("torch", "transformers", "numpy", "scipy")
 
-DECODER = ("token2wav", "flow", "dit", "vocoder")
+DECODER = ("token2wav", "flow", "dit", "linear", "vocoder")
 """Sources in ``omni`` that make speech of codes."""
 
 PARTS = {"reward", "token2wav", "model", "code", "recognizer", "decoder_libraries", "recognizer_libraries"}
@@ -27,14 +27,10 @@ Parts = dict[str, str]
 
 def settings_parts(reward: RewardConfig, token2wav: Token2WavConfig) -> Parts:
     """``reward``, ``token2wav`` and ``code``: known without any model."""
-    settings = reward.model_dump(
-        mode="json", exclude={"recognizer", "evaluator", "batch_size", "max_failure_rate", "remove_length"}
-    )
-    recognizer = reward.recognizer.model_dump(mode="json", exclude={"path", "device"})
     folder = Path(__file__).parents[2] / "omni"
     decoder = [hashlib.sha256((folder / f"{name}.py").read_bytes()).hexdigest() for name in DECODER]
     return {
-        "reward": stable_hash("reward", settings, recognizer),
+        "reward": stable_hash("reward", reward.settings(), reward.recognizer.identity(path=False)),
         "token2wav": stable_hash("token2wav", token2wav.model_dump(mode="json", exclude={"batch_size"})),
         "code": stable_hash("code", code_version(), decoder),
     }

@@ -26,6 +26,7 @@ import numpy as np
 from ...errors import DataError, TalkerRLError
 from ...omni.config import ModelConfig, Token2WavConfig
 from ..asr.base import Failure
+from ..asr.registry import RoutedRecognizer
 from ..config import RewardConfig
 from ..scorer import ScoreItem, Scorer, ScoreResult
 from . import frames
@@ -102,13 +103,15 @@ class Judge:
         self.reward = RewardConfig(**spec["reward"])
         self.max_seconds = float(spec["max_seconds"])
         self.scorer = Scorer(self.reward)
+        if isinstance(self.scorer.recognizer, RoutedRecognizer):
+            self.scorer.recognizer.load()  # now, where it may take long, not in the middle of a batch
         self.parts = settings_parts(self.reward, Token2WavConfig(**spec["token2wav"]))
 
     def hello(self) -> dict[str, Any]:
         parts: Parts = {
             "reward": self.parts["reward"],
             "code": self.parts["code"],
-            "recognizer": self.scorer.recognizer.fingerprint(),
+            "recognizer": self.scorer.hearing(),
             "recognizer_libraries": libraries_part(self.reward.recognizer.device),
         }
         return {"parts": parts}

@@ -1,0 +1,96 @@
+"""seed-tts-eval's figures of evaluated rows: one variant's, or trained beside base with an interval over prompts.
+
+A row needs ``prompt_id, seed, status, lang, text`` and ``heard``, what the evaluator wrote. The mean is over all
+utterances; seed-tts-eval itself has one a text (``eval.seeds: 1``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from talker_rl.errors import DataError
+from talker_rl.evaluation.seed_tts_eval import LANGUAGES, NAME, Scored, figures, score
+from talker_rl.evaluation.summary import Row, diff_ci, paired
+
+OWN_RECOGNISERS = {"zh": "paraformer-zh", "en": "whisper-large-v3"}
+"""seed-tts-eval's: with another one, figures keep its scoring but compare with no published ones."""
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Rows of the protocol's languages beside their scores, and how many rows it has no figure for, by reason."""
+
+    by_lang: dict[str, list[tuple[Row, Scored]]]
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def score_rows(rows: Sequence[Row]) -> ScoredRows:
+    """Score rows by the protocol.
+
+    Raises:
+        ConfigError: zhconv is not installed, and there are Chinese rows.
+    """
+    by_lang: dict[str, list[tuple[Row, Scored]]] = {}
+    left_out: Counter[str] = Counter()
+    for row in rows:
+        if row["status"] != "ok":
+            left_out["failed"] += 1
+        elif row["lang"] not in LANGUAGES:
+            left_out[f"language {row['lang']}"] += 1
+        else:
+            try:
+                found = score(f"{row['prompt_id']}/{row['seed']}", row["text"], row["heard"], row["lang"])
+            except DataError:
+                left_out["no word in the reference"] += 1
+                continue
+            by_lang.setdefault(row["lang"], []).append((row, found))
+    return ScoredRows(dict(sorted(by_lang.items())), left_out)
+
+
+def protocol_figures(
+    scored: ScoredRows, base: ScoredRows | None, evaluators: dict[str, str], *, resamples: int, seed: int = 0
+) -> dict[str, Any]:
+    """Figures by language, as plain data.
+
+    Returns:
+        Each language: the figures of :func:`figures`, ``evaluator`` and ``own_recogniser`` (whether that is
+        seed-tts-eval's); beside a base its figures as ``base``, and ``wer_diff`` with ``wer_diff_ci95``, trained minus
+        base over the utterances that both have. ``left_out`` counts the rows without a figure.
+    """
+    found: dict[str, Any] = {"left_out": dict(scored.left_out)}
+    for lang, rows in scored.by_lang.items():
+        path = evaluators[lang]
+        entry = {**figures([u for _, u in rows]), "evaluator": path,
+                 "own_recogniser": path.rstrip("/").rpartition("/")[2] == OWN_RECOGNISERS[lang]}
+        if base is not None and lang in base.by_lang:
+            entry["base"] = figures([u for _, u in base.by_lang[lang]])
+            left, right = paired(_plain(base.by_lang[lang]), _plain(rows))
+            entry["wer_diff"] = sum(r["wer"] for r in right) / len(right) - sum(r["wer"] for r in left) / len(left)
+            entry["wer_diff_ci95"] = diff_ci(left, right, lambda r: r["wer"], lambda r: 1.0, resamples, seed)
+        found[lang] = entry
+    return found
+
+
+def _plain(rows: Sequence[tuple[Row, Scored]]) -> list[Row]:
+    return [{"prompt_id": r["prompt_id"], "seed": r["seed"], "status": "ok", "wer": u.wer} for r, u in rows]
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The figures as lines of text."""
+    told = []
+    for lang in (lang for lang in LANGUAGES if lang in found):
+        entry = found[lang]
+        own = "" if entry["own_recogniser"] else " (not seed-tts-eval's: compare with no published figure)"
+        text = f"{NAME} {lang}: WER {entry['wer_percent']}%"
+        if "base" in entry:
+            text += f", base {entry['base']['wer_percent']}%"
+            interval = entry["wer_diff_ci95"]
+            if interval is not None:
+                text += f", difference {interval[0]:+.3%} .. {interval[1]:+.3%}"
+        told.append(f"{text}, {entry['utterances']} utterances, heard by {entry['evaluator']}{own}")
+    if found["left_out"]:
+        told.append(f"{NAME} leaves out " + ", ".join(f"{n} ({why})" for why, n in sorted(found["left_out"].items())))
+    return told

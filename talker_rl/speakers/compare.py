@@ -1,0 +1,209 @@
+"""``talker-rl speaker compare``: who can be told from whom on held-out texts, before training and after it.
+
+The utterances are those of the run's evaluation, decoded again from their codes: nothing is sampled anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from talker_rl.config import RunConfig, load_data
+from talker_rl.data.records import Candidate, from_row
+from talker_rl.errors import ConfigError, DataError, StageError
+from talker_rl.evaluation.bootstrap import bootstrap_ci, ratio_of_sums
+from talker_rl.evaluation.summary import compare
+from talker_rl.evaluation.told_apart import difference, leave_one_text_out, told_apart
+from talker_rl.omni.mel import log_mel
+from talker_rl.omni.speaker import speaker_embedding
+from talker_rl.run_dir import atomic_write, read_json
+from talker_rl.speakers.entry import speech_frames
+from talker_rl.stages import worker
+from talker_rl.stages.shards import ShardFolder
+
+LEAST_TEXTS = 8
+"""Spoken by every speaker: with fewer a classifier has nothing to learn from."""
+KINDS = {"spectrum": "long-term spectrum", "embedding": "speaker embedding"}
+Row = dict[str, Any]
+
+
+@dataclass
+class Side:
+    """One policy's utterances, one a text and speaker."""
+
+    rows: list[Row]
+    """All evaluation rows."""
+    taken_for: dict[str, np.ndarray]
+    """Kind of feature -> (T, S), whom each utterance is taken for."""
+    likeness: np.ndarray
+    """(T, S): cosine of each utterance to its own speaker's reference."""
+    codes: np.ndarray
+    """(T, S): lengths."""
+
+
+def run(args: argparse.Namespace) -> str:
+    """Write ``eval/<variant>/speakers.json`` and return the report.
+
+    Raises:
+        StageError: the run is not evaluated, or its speakers did not say the same texts.
+        ConfigError: an unknown variant or speaker.
+    """
+    folder = Path(args.run_dir)
+    config = _config_of(folder)
+    variant = args.variant or _best(folder)
+    speakers, texts = _same_texts(_rows(folder, "base"), _rows(folder, variant), folder)
+    asked = [args.speaker] if args.speaker else _added(config, speakers)
+    if asked[0] not in speakers:
+        raise ConfigError(f"No evaluated prompt is spoken by {asked[0]!r}", where="--speaker",
+                          fix=f"one of: {', '.join(speakers)}")
+    entry = args.entry
+    sides = {name: _side(config, folder, name, speakers, texts, entry) for name in ("base", variant)}
+    found = {"run": config.name, "variant": variant, "speakers": speakers, "texts": len(texts), "entry": entry,
+             "asked": {name: _figures(sides["base"], sides[variant], speakers, name) for name in asked},
+             "words": {name: _words(sides["base"].rows, sides[variant].rows, name) for name in speakers}}
+    file = folder / "eval" / variant / ("speakers.json" if entry is None else f"speakers-{entry}.json")
+    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    atomic_write(file, text)
+    return text if args.json else f"{_table(found)}\n\nfigures: {file}"
+
+
+def _config_of(folder: Path) -> RunConfig:
+    manifest = folder / "manifest.json"
+    stored = read_json(manifest).get("config") if manifest.is_file() else None
+    if not stored:
+        raise StageError("There is no run in this folder", where=str(folder), fix="check --run-dir")
+    return load_data(stored, where=str(manifest))
+
+
+def _best(folder: Path) -> str:
+    summary = folder / "eval" / "summary.json"
+    if not summary.is_file():
+        raise StageError("The run is not evaluated", where=str(folder), fix=f"talker-rl eval --run-dir {folder}")
+    return str(read_json(summary)["variant"])
+
+
+def _added(config: RunConfig, speakers: list[str]) -> list[str]:
+    """Evaluated speakers that the checkpoint itself does not have; all of them where there is none such."""
+    from talker_rl.omni.checkpoint import load_speakers, resolve_model_path
+
+    own = load_speakers(resolve_model_path(config.model.path))
+    return [name for name in speakers if name not in own] or speakers
+
+
+def _rows(folder: Path, name: str) -> list[Row]:
+    path = folder / "eval" / name
+    if not (path / "index.json").is_file():
+        raise StageError(f"{name} is not evaluated", where=str(path), fix=f"talker-rl eval --run-dir {folder}")
+    return list(ShardFolder(path).all_rows())
+
+
+def _same_texts(base: list[Row], trained: list[Row], folder: Path) -> tuple[list[str], list[str]]:
+    """Speakers, and the texts of which every one of them has an utterance with codes on both sides."""
+    spoken = [{(r["text"], r["speaker"]) for r in rows if r["length"]} for rows in (base, trained)]
+    both = set.intersection(*spoken)
+    speakers = sorted({speaker for _, speaker in both})
+    texts = sorted({text for text, _ in both if all((text, s) in both for s in speakers)})
+    if len(speakers) < 2 or len(texts) < LEAST_TEXTS:
+        raise StageError(f"{len(texts)} texts are spoken by all of {len(speakers)} speakers", where=str(folder),
+                         fix=f"evaluate at least {LEAST_TEXTS} texts with prompts.speaker_assignment: {{eval: all}}")
+    return speakers, texts
+
+
+def _side(config: RunConfig, folder: Path, name: str, speakers: list[str], texts: list[str], entry: str | None) -> Side:
+    rows = _rows(folder, name)
+    place = {r["candidate_id"]: (r["text"], r["speaker"]) for r in rows}
+    first: dict[tuple[str, str], Candidate] = {}
+    for row in ShardFolder(folder / "eval" / name / "candidates").all_rows():
+        if row["codes"] and row["candidate_id"] in place:
+            first.setdefault(place[row["candidate_id"]], from_row(Candidate, row))
+    chosen = [first[text, speaker] for text in texts for speaker in speakers]
+    omni = worker.omni_of(config.model.model_dump(mode="json"))
+    references = [speaker_embedding(omni.token2wav, omni.speaker(s)["ref_mel"][0]) for s in speakers]
+    if entry is not None:
+        omni.speaker(entry)
+        chosen = [from_row(Candidate, {**vars(c), "speaker": entry}) for c in chosen]
+    audio = worker.speech(
+        worker.ScoreTask(model=config.model.model_dump(mode="json"), token2wav=config.token2wav.model_dump(mode="json"),
+                         reward={}, prompts=[], candidates=[], seed=config.seed), chosen)
+    missing = [c.candidate_id for c in chosen if c.candidate_id not in audio]
+    if missing:
+        raise DataError(f"{len(missing)} utterances cannot be decoded, the first is {missing[0]}", where=str(folder),
+                        fix="look at their end_reason in the evaluation rows")
+    mels = [log_mel(torch.from_numpy(audio[c.candidate_id])) for c in chosen]
+    embeddings = torch.stack([speaker_embedding(omni.token2wav, mel) for mel in mels])
+    embeddings = torch.nn.functional.normalize(embeddings, dim=1)
+    shape = (len(texts), len(speakers))
+    features = {"spectrum": np.stack([spectrum(mel) for mel in mels]), "embedding": embeddings.numpy()}
+    own = torch.stack([references[i % len(speakers)] for i in range(len(chosen))])
+    return Side(rows, {kind: leave_one_text_out(x.reshape(*shape, -1)) for kind, x in features.items()},
+                torch.cosine_similarity(embeddings, own).numpy().reshape(shape),
+                np.array([len(c.codes) for c in chosen], dtype=float).reshape(shape))
+
+
+def spectrum(mel_FM: torch.Tensor) -> np.ndarray:
+    """Long-term spectrum (80,): the mean log mel of speech frames less its mean, so that loudness does not count."""
+    mean = mel_FM[speech_frames(mel_FM)].mean(0)
+    return (mean - mean.mean()).double().numpy()
+
+
+def _figures(base: Side, trained: Side, speakers: list[str], name: str) -> dict[str, Any]:
+    """What tells one speaker from the others."""
+    s = speakers.index(name)
+    others = [i for i in range(len(speakers)) if i != s]
+    change = trained.likeness[:, s] - base.likeness[:, s]
+    out: dict[str, Any] = {
+        kind: {"before": told_apart(base.taken_for[kind], s), "after": told_apart(trained.taken_for[kind], s),
+               "change": difference(base.taken_for[kind], trained.taken_for[kind], s)} for kind in KINDS
+    }
+    out["likeness"] = {"before": float(base.likeness[:, s].mean()), "after": float(trained.likeness[:, s].mean()),
+                       "change_ci95": bootstrap_ci((change, np.ones(len(change))), ratio_of_sums)}
+    for when, side in (("before", base), ("after", trained)):
+        lengths = (side.codes[:, s], side.codes[:, others].mean(1))
+        out.setdefault("duration_to_others", {})[when] = float(ratio_of_sums(*lengths))
+        out["duration_to_others"][f"{when}_ci95"] = bootstrap_ci(lengths, ratio_of_sums)
+    return out
+
+
+def _words(base: list[Row], trained: list[Row], name: str) -> dict[str, Any]:
+    """Error rates of one speaker before and after."""
+    a, b = ([r for r in rows if r["speaker"] == name] for rows in (base, trained))
+    found = compare(a, b)
+    return {"n": found["n"], "before": found["base"]["wer"], "before_ci95": found["base"]["wer_ci95"],
+            "after": found["trained"]["wer"], "after_ci95": found["trained"]["wer_ci95"],
+            "change": found["wer_diff"], "change_ci95": found["wer_diff_ci95"]}
+
+
+def _interval(ci: Any, scale: float = 100.0, digits: int = 1) -> str:
+    return "" if ci is None else f"[{scale * ci[0]:+.{digits}f}, {scale * ci[1]:+.{digits}f}]"
+
+
+def _table(found: dict[str, Any]) -> str:
+    """The report for a terminal."""
+    lines = [f"{found['variant']} of {found['run']}: {found['texts']} texts, each by {', '.join(found['speakers'])}"
+             + (f"; all decoded with {found['entry']}'s entry" if found["entry"] else "")]
+    for name, figures in found["asked"].items():
+        lines += ["", f"{name} among {len(found['speakers'])} speakers, by texts that the classifier never heard "
+                  f"(95 % intervals over texts)", f"{'':44}{'before':>9}{'after':>9}   change in points"]
+        for kind, label in KINDS.items():
+            f = figures[kind]
+            for key, what in (("accuracy", "all speakers told"), ("found", f"{name} heard as {name}"),
+                              ("mistaken", f"others heard as {name}"), ("balanced", f"{name} or not, balanced")):
+                lines.append(f"{label + ': ' + what if key == 'accuracy' else ' ' * (len(label) + 2) + what:44.44}"
+                             f"{f['before'][key]:>9.1%}{f['after'][key]:>9.1%}   {100 * f['change'][key]:+.1f} "
+                             f"{_interval(f['change'][key + '_ci95'])}")
+        like, long = figures["likeness"], figures["duration_to_others"]
+        lines.append(f"{'cosine to its own reference':44}{like['before']:>9.3f}{like['after']:>9.3f}   "
+                     f"{like['after'] - like['before']:+.3f} {_interval(like['change_ci95'], 1, 3)}")
+        lines.append(f"{'duration over the others, same texts':44}{long['before']:>9.3f}{long['after']:>9.3f}   after "
+                     f"{_interval(long['after_ci95'], 1, 3)}")
+    lines += ["", f"{'WER by speaker':44}{'before':>9}{'after':>9}   change in points"]
+    for name, w in found["words"].items():
+        lines.append(f"{name:44}{w['before']:>9.1%}{w['after']:>9.1%}   {100 * w['change']:+.1f} "
+                     f"{_interval(w['change_ci95'])}  (n {w['n']})")
+    return "\n".join(lines)

@@ -1,0 +1,277 @@
+"""Export: a trained Talker as a whole checkpoint in the original layout, or as a PEFT adapter; each with its card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from talker_rl.data.records import stable_hash
+from talker_rl.errors import CheckpointError, ConfigError, StageError, is_disk_full
+from talker_rl.omni import merge
+from talker_rl.omni.checkpoint import resolve_model_path, speakers_of
+from talker_rl.omni.config import ModelConfig
+from talker_rl.omni.files import content_hash, require_file
+from talker_rl.planning.command import size
+from talker_rl.run_dir import disk_full, read_json
+from talker_rl.stages import export_facts
+from talker_rl.stages.export_check import policy_of
+from talker_rl.train.card import RunFacts, Usage, hub_name, model_card
+
+LINEAGE = "export.json"
+"""What the folder was made of, for programs; it also marks a folder that --overwrite may replace."""
+
+EXAMPLE_TEXT = "Please say: hello."
+"""What the card's code asks for where no run has texts of its own."""
+
+HEADROOM = 64 << 20
+"""Bytes that stay free on the disk."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported."""
+
+    weights: Path
+    """Folder of an adapter or of full Talker weights."""
+    model: ModelConfig
+    base: Path
+    """The base's folder."""
+    name: str
+    run: export_facts.Run | None = None
+
+    @property
+    def adapter(self) -> bool:
+        """Whether the weights are a PEFT adapter."""
+        return merge.is_adapter(self.weights)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says; returns the exit code.
+
+    Raises:
+        ConfigError: options that do not fit together.
+        StageError: the run has no such variant, OUT is taken, or the disk is too small.
+        CheckpointError: base or weights are incomplete, or of different geometries.
+    """
+    if not args.merge and not args.adapter:
+        raise ConfigError("Nothing to write", fix="give --merge OUT (a whole checkpoint) or --adapter OUT, or both")
+    if bool(args.run_dir) == bool(args.adapter_dir):
+        raise ConfigError("Name one source", fix="give --run-dir RUN, or the folder of an adapter")
+    source = _source(args)
+    if args.adapter and not source.adapter:
+        raise ConfigError(f"{source.name} has full weights and no adapter", where=str(source.weights),
+                          fix="use --merge OUT")
+    targets = {kind: Path(out) for kind, out in (("merge", args.merge), ("adapter", args.adapter)) if out}
+    for target in targets.values():
+        check_target(target, source, args.overwrite)
+    name = args.base_name or hub_name(source.model.path) or hub_name(str(source.base)) or str(source.base.resolve())
+    if "merge" in targets:
+        _export_merged(source, targets["merge"], name, args)
+    if "adapter" in targets:
+        _export_adapter(source, targets["adapter"], name, args)
+    return 0
+
+
+def _source(args: argparse.Namespace) -> Source:
+    if args.run_dir:
+        found = export_facts.open_run(Path(args.run_dir), args.variant)
+        model = found.config.model.model_copy(update={"path": args.model} if args.model else {})
+        return Source(found.weights, model, resolve_model_path(model.path), found.variant, found)
+    if args.variant:
+        raise ConfigError("--variant belongs to --run-dir", fix="leave it out")
+    weights = Path(args.adapter_dir)
+    if not weights.is_dir():
+        raise CheckpointError("no such folder", where=str(weights), fix="give a PEFT adapter's folder, or --run-dir")
+    path = args.model
+    if not path and merge.is_adapter(weights):
+        file = require_file(weights, "adapter_config.json", "the adapter's settings")
+        path = read_json(file).get("base_model_name_or_path")
+    if not path:
+        raise ConfigError("The base is not known", where=str(weights), fix="name it: --model PATH")
+    model = ModelConfig(path=path)
+    return Source(weights, model, resolve_model_path(path), weights.resolve().name)
+
+
+def check_target(target: Path, source: Source, overwrite: bool) -> None:
+    """Whether OUT may be written.
+
+    Raises:
+        StageError: it exists and is not an export that --overwrite names, or holds what is exported.
+    """
+    mine = target.resolve()
+    taken = [source.base, source.weights, *([source.run.path] if source.run else [])]
+    if any(folder.resolve().is_relative_to(mine) for folder in taken):
+        raise StageError("OUT holds what is exported", where=str(target), fix="choose a new folder")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise StageError("OUT exists", where=str(target), fix="choose a new folder, or --overwrite an earlier export")
+    if not (target / LINEAGE).is_file():
+        raise StageError(f"OUT is not an earlier export: it has no {LINEAGE}", where=str(target),
+                         fix="choose a new folder, or delete it yourself")
+
+
+def _export_merged(source: Source, target: Path, base_name: str, args: argparse.Namespace) -> None:
+    changed = merge.changed_tensors(source.base, source.weights, source.model)
+    written = merge.entries(source.base, changed)
+    parent = _existing(target.parent)
+    needed = merge.bytes_needed(source.base, parent, written, link=not args.copy)
+    if args.dry_run:
+        print(f"{target}: the whole checkpoint, {len(changed)} tensors changed by {source.weights}")
+        _list([(e.name, _HOW[e.how], e.size) for e in written], needed)
+        _note_left_out(source, written)
+        return
+    _check_disk(parent, needed)
+    say = _teller(args.quiet)
+    say(f"merging {source.weights} into {source.base}, in float32")
+    checked = source.run and source.adapter and not args.no_check
+    policy = policy_of(source.run.path, source.weights, source.model) if source.run and checked else None
+    talker = policy.merged if policy else merge.merged_talker(source.weights, source.model)
+    with _folder(target) as folder:
+        say(f"writing {target}: {size(needed)}")
+        rounding = merge.write_checkpoint(source.base, folder, written, changed, dict(talker.state_dict()),
+                                          link=not args.copy)
+        lines = [*_weight_lines(rounding), *_other_base(source)]
+        if policy:
+            lines += policy.check(folder, exact=not rounding.error)
+        _finish(source, folder, target, base_name, lines, merged=True)
+    for line in lines:
+        print(f"export: {line}", file=sys.stderr)
+    _note_left_out(source, written)
+    print(f"{target}: loads with Qwen2_5OmniForConditionalGeneration.from_pretrained")
+
+
+def _export_adapter(source: Source, target: Path, base_name: str, args: argparse.Namespace) -> None:
+    from talker_rl.omni.files import read_tensors
+
+    if source.model.talker:
+        raise ConfigError("The adapter belongs to other Talker weights than the base's", where="model.talker",
+                          fix="use --merge OUT, which puts both into the checkpoint")
+    config = read_json(require_file(source.weights, "adapter_config.json", "the adapter's settings"))
+    weights = require_file(source.weights, merge.ADAPTER, "the adapter's weights")
+    if args.dry_run:
+        print(f"{target}: the adapter of {source.weights}, for {base_name}")
+        _list([(weights.name, "copied", weights.stat().st_size)], weights.stat().st_size)
+        return
+    _check_disk(_existing(target.parent), weights.stat().st_size)
+    read_tensors([weights])  # damaged ones are refused here, not at the next user's
+    with _folder(target) as folder:
+        shutil.copyfile(weights, folder / weights.name)
+        config["base_model_name_or_path"] = base_name
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        _finish(source, folder, target, base_name, ["a LoRA adapter, as it was trained", *_other_base(source)],
+                merged=False)
+    print(f"{target}: loads with PeftModel.from_pretrained(model.talker, ...)")
+
+
+_HOW = {"merge": "written anew", "keep": "as it is", "copy": "copied"}
+
+
+def _weight_lines(rounding: merge.Rounding) -> list[str]:
+    kinds = ", ".join(sorted(rounding.dtypes))
+    line = f"{rounding.tensors} tensors of the Talker changed, stored as {kinds}"
+    if rounding.error:
+        line += (f"; rounding them moved the weights by {rounding.share:.1%} of the update's norm (the unmerged "
+                 "adapter has no such error)")
+    return [line]
+
+
+def _other_base(source: Source) -> list[str]:
+    """A warning where a run was trained on files that the base does not hold any more, or that --model has not."""
+    trained_on = source.run.base_hash if source.run else None
+    if trained_on is None or trained_on == content_hash(source.base):
+        return []
+    return [f"WARNING: {source.base} is not what the run was trained on (content hash {trained_on})"]
+
+
+def _finish(source: Source, folder: Path, target: Path, base_name: str, weights: list[str], *, merged: bool) -> None:
+    """Write speakers of the user's own, export.json and the card."""
+    model, run = source.model, source.run
+    speakers = sorted(speakers_of(model))
+    if model.speakers:
+        shutil.copyfile(Path(model.speakers).expanduser(), folder / merge.SPEAKERS)
+    lineage = {
+        "format": 1, "kind": "checkpoint" if merged else "adapter", "variant": source.name, "base": base_name,
+        "base_hash": content_hash(source.base), "weights_hash": stable_hash(
+            [(f.name, content_hash(f)) for f in sorted(source.weights.glob("*.safetensors"))]),
+        "weights": weights, "speakers": speakers, **(run.lineage if run else {}),
+    }
+    (folder / LINEAGE).write_text(json.dumps(lineage, indent=1, ensure_ascii=False) + "\n")
+    text = export_facts.example_text(run) if run else EXAMPLE_TEXT
+    known = run and (run.config.prompts.speaker or (run.config.prompts.speakers or [""])[-1])
+    usage = Usage(folder=str(target), base=base_name, speaker=known or speakers[0], system=model.system_prompt,
+                  user=model.instruction.replace("{text}", text), own_speakers=bool(model.speakers))
+    facts = export_facts.facts(run, usage, weights, lineage) if run else RunFacts(
+        usage, weights, lineage=[f"base: `{base_name}` (content hash `{lineage['base_hash']}`)",
+                                 f"weights' hash: `{lineage['weights_hash']}`"])
+    card = model_card(run.result if run else None, run.settings if run else {"base_model": base_name},
+                      adapter=source.adapter, facts=facts, merged=merged)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def _folder(target: Path) -> Iterator[Path]:
+    """A folder beside OUT that takes its place when all is written, and goes when something fails.
+
+    Raises:
+        StageError: the disk is full.
+    """
+    target = Path(os.path.abspath(target))
+    temporary, old = (target.with_name(f".{target.name}.{end}") for end in ("tmp", "old"))
+    temporary.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary)  # what a killed export left
+    temporary.mkdir()
+    try:
+        yield temporary
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(temporary, target)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_disk_full(error):
+            raise disk_full(target) from error
+        raise
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that exists."""
+    folder = folder.resolve()
+    return next(f for f in (folder, *folder.parents) if f.is_dir())
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed + HEADROOM > free:
+        raise StageError(f"The disk has {size(free)} free, the export needs {size(needed)}", where=str(folder),
+                         fix="free some space, or choose a folder on another disk")
+
+
+def _list(files: list[tuple[str, str, int]], needed: int) -> None:
+    width = max(len(name) for name, _, _ in files)
+    for name, how, count in files:
+        print(f"  {name:<{width}}  {size(count):>10}  {how}")
+    print(f"  {'on the disk, new':<{width}}  {size(needed):>10}  beside README.md and {LINEAGE}")
+
+
+def _note_left_out(source: Source, written: list[merge.Entry]) -> None:
+    left = merge.left_out(source.base, written)
+    if left:
+        print(f"not taken over from {source.base}: {', '.join(left)}")
+
+
+def _teller(quiet: bool) -> Any:
+    def say(line: str) -> None:
+        if not quiet:
+            print(f"export: {line}", file=sys.stderr, flush=True)
+
+    return say

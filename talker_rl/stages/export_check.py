@@ -1,0 +1,96 @@
+"""Does an exported checkpoint say what the policy says? Log-probs of the run's own samples, before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from talker_rl.data.records import Candidate
+from talker_rl.errors import StageError
+from talker_rl.omni import merge
+from talker_rl.omni.conditioning_cache import ConditioningCache
+from talker_rl.omni.config import ModelConfig
+from talker_rl.omni.layout import TalkerBatch, TalkerExample, collate
+from talker_rl.omni.logps import token_logps
+from talker_rl.omni.lora import load_lora
+from talker_rl.stages.shards import ShardFolder
+
+UTTERANCES = 4
+"""Samples that are compared, of as many prompts."""
+
+EXACT = 1e-4
+"""Largest difference of a log-prob that summing in another order explains, float32."""
+
+
+@dataclass
+class Policy:
+    """A policy before and after its merge, and what it thinks of some of the run's samples; all float32, on the CPU."""
+
+    merged: Any
+    """The Talker with the adapter in its weights."""
+    batch: TalkerBatch
+    base_BT: torch.Tensor
+    """Log-probs (B, T) of the base."""
+    policy_BT: torch.Tensor
+    """Log-probs (B, T) with the adapter beside the weights."""
+
+    def check(self, folder: Path, *, exact: bool) -> list[str]:
+        """Read the written Talker back and compare; lines for the user and the card.
+
+        Args:
+            exact: nothing was rounded, so the log-probs must be the same.
+
+        Raises:
+            StageError: they are not.
+        """
+        mask = self.batch.completion_mask_BT
+        written = _logps(merge.base_talker(ModelConfig(path=str(folder))), self.batch)
+        difference = (written - self.policy_BT)[mask].abs()
+        trained = (self.policy_BT - self.base_BT)[mask].abs()
+        if exact and float(difference.max()) > EXACT:
+            raise StageError(f"The written checkpoint is not the trained policy: a log-prob differs by "
+                             f"{float(difference.max()):.2g}", where=str(folder), fix="this is a bug: please report it")
+        line = (f"log-probs of {len(mask)} of the run's samples, {int(mask.sum())} codes: training moved them by "
+                f"{float(trained.mean()):.2g} a code, merging and storing by {float(difference.mean()):.2g} (largest "
+                f"{float(difference.max()):.2g})")
+        if not exact and float(difference.mean()) > float(trained.mean()):
+            line += "; WARNING: rounding changes more than the training did, so use the adapter unmerged"
+        return [line]
+
+
+def policy_of(run: Path, weights: Path, model: ModelConfig) -> Policy | None:
+    """The policy of a run, merged; None where the run keeps no samples to compare with (codes came from a file).
+
+    Raises:
+        CheckpointError: base or adapter are incomplete, or of different geometries.
+    """
+    batch = _samples(run)
+    if batch is None:
+        return None
+    talker = merge.base_talker(model)
+    base_BT = _logps(talker, batch)
+    with_adapter = load_lora(talker, weights)
+    policy_BT = _logps(with_adapter, batch)
+    return Policy(merge.merge_adapter(with_adapter, weights), batch, base_BT, policy_BT)
+
+
+def _samples(run: Path) -> TalkerBatch | None:
+    """The first finished candidates, one a prompt, of the first round."""
+    if not (run / "rollouts" / "index.json").is_file():
+        return None
+    chosen: dict[str, Candidate] = {}
+    for candidate in ShardFolder(run / "rollouts").read(0, Candidate):
+        if candidate.end_reason == "eos" and len(chosen) < UTTERANCES:
+            chosen.setdefault(candidate.prompt_id, candidate)
+    if not chosen:
+        return None
+    conditionings = ConditioningCache(run / "conditioning", strict=True).load(list(chosen))
+    return collate([TalkerExample(conditionings[p], c.codes_with_stop) for p, c in chosen.items()])
+
+
+@torch.no_grad()
+def _logps(talker: Any, batch: TalkerBatch) -> torch.Tensor:
+    return token_logps(talker, batch)

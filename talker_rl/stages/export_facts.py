@@ -1,0 +1,174 @@
+"""What a finished run knows of one of its variants: its weights, and the lines that its model card shows."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from talker_rl.config import RunConfig, load_data
+from talker_rl.data.records import Prompt
+from talker_rl.errors import StageError
+from talker_rl.run_dir import read_json
+from talker_rl.stages.context import SETS, Round, train_stage
+from talker_rl.stages.shards import ShardFolder
+from talker_rl.train.card import RunFacts, Usage
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and the variant that is exported."""
+
+    path: Path
+    config: RunConfig
+    manifest: dict[str, Any]
+    variant: str
+    result: dict[str, Any]
+    """What training returned, with the step that was chosen on dev."""
+    settings: dict[str, Any]
+    """``variant.json`` of the training that the chosen step belongs to."""
+    round: int
+    """The round that the chosen step belongs to."""
+
+    @property
+    def weights(self) -> Path:
+        """Folder of the chosen policy."""
+        return self.path / "train" / self.variant
+
+    @property
+    def base_hash(self) -> str | None:
+        """Content of the checkpoint that was trained on."""
+        digest: str | None = self.manifest["stages"][train_stage(self.variant, self.round)]["inputs"].get("model")
+        return digest
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Where the weights come from, as plain data."""
+        stages, command = self.manifest["stages"], _command(self.manifest)
+        trained = [train_stage(self.variant, index) for index in range(1, self.round + 1)]
+        rounds = [read_json(self.path / stage / "variant.json") for stage in trained]
+        return {
+            "run": self.config.name, "round": self.round, "step": self.result["step"],
+            "config_hash": self.manifest["config_hash"], "seed": self.manifest["seed"],
+            "training_seed": self.settings["seed"], "model_hash": self.settings["model_hash"],
+            "content": {name: entry["content"] for name, entry in stages.items() if "content" in entry},
+            "rounds": [{"pairs_hash": r["pairs_hash"], "start_adapter_hash": r["start_adapter_hash"],
+                        "reference_hash": r.get("reference_hash", r["start_adapter_hash"])} for r in rounds],
+            "parents": {Path(name).name: content for name, content in self.manifest.get("parents", {}).items()},
+            "code": command.get("code", {}), "versions": command.get("versions", {}),
+            "python": command.get("python"), "device": command.get("device"),
+        }
+
+
+def open_run(path: Path, variant: str | None) -> Run:
+    """A run's variant.
+
+    Args:
+        variant: None takes the only one, or the one that was best on dev.
+
+    Raises:
+        StageError: no such run or variant, or it is not trained yet.
+        DataError: a file of the run is missing or damaged.
+    """
+    if not (path / "manifest.json").is_file():
+        raise StageError("There is no run in this folder", where=str(path), fix="give the one with manifest.json")
+    manifest = read_json(path / "manifest.json")
+    config = load_data(manifest["config"], where=f"{path}/manifest.json")
+    best = path / "eval" / "summary.json"
+    if variant is None and len(config.train) == 1:
+        variant = next(iter(config.train))
+    elif variant is None and best.is_file():
+        variant = read_json(best)["variant"]
+    if variant not in config.train:
+        problem = "Which variant?" if variant is None else f"The run has no variant {variant!r}"
+        raise StageError(problem, where=str(path), fix=f"--variant {' | '.join(config.train)}")
+    assert variant is not None
+    chosen_file = path / "train" / variant / "chosen.json"
+    if not chosen_file.is_file():
+        raise StageError(f"Variant {variant} has not finished training", where=str(path / "train" / variant),
+                         fix="finish the run: talker-rl run --run-dir " + str(path))
+    chosen = read_json(chosen_file)
+    trained = path / train_stage(variant, chosen["round"])
+    named = chosen | {"name": f"{config.name}-{variant}"}
+    return Run(path, config, manifest, variant, read_json(trained / "result.json") | named,
+               read_json(trained / "variant.json"), chosen["round"])
+
+
+def example_text(run: Run) -> str:
+    """A text of the eval set, for the card's code."""
+    return ShardFolder(run.path / "prompts").read(SETS.index("eval"), Prompt)[0].text
+
+
+def facts(run: Run, usage: Usage, weights: list[str], lineage: dict[str, Any]) -> RunFacts:
+    """What the card says of the run."""
+    evaluation = run.path / "eval" / run.variant / "summary.json"
+    diagnostics = run.path / "diagnostics" / run.variant / "summary.json"
+    started = any(entry["inputs"].get("model.adapter") for entry in run.manifest["stages"].values())
+    return RunFacts(
+        usage=usage, weights=weights,
+        evaluation=read_json(evaluation) if evaluation.is_file() else None,
+        before="before this run" if started else "base",
+        judge=f"{_names(run.config.reward.evaluator.label)}, which rewarded nothing",
+        diagnostics=read_json(diagnostics) if diagnostics.is_file() else None,
+        data=_data_lines(run), lineage=_lineage_lines(run, lineage),
+    )
+
+
+def _names(label: str) -> str:
+    """Recognisers' names without the folders of this machine."""
+    return re.sub(r"\S*/", "", label)
+
+
+def _data_lines(run: Run) -> list[str]:
+    stages = run.manifest["stages"]
+    prompts = stages["prompts"]
+    lines = []
+    for name in SETS:
+        source = getattr(run.config.prompts, name)
+        digest = prompts["inputs"].get(f"prompts.{name}", "unknown")
+        lines.append(f"{name} prompts: {prompts['counts'][name]} of `{Path(source).name}` (the file's hash `{digest}`)")
+    for index in range(1, run.round + 1):
+        round_ = Round(index, None if index == 1 else run.variant)
+        for name in ("rollouts", "scores", "pairs"):
+            entry = stages.get(round_.stage(name))
+            if entry and entry.get("counts"):
+                lines.append(f"{round_.stage(name)}: {_counts(entry['counts'])}")
+    lines.append(f"rewarded by {_names(run.config.reward.recognizer.label)}")
+    return lines
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    """``pairs 7, prompts 8, no_pair {no_margin 1}``."""
+    return ", ".join(f"{name} {{{_counts(value)}}}" if isinstance(value, dict) else f"{name} {value}"
+                     for name, value in counts.items() if value != {})
+
+
+def _lineage_lines(run: Run, lineage: dict[str, Any]) -> list[str]:
+    code, seeds = lineage["code"], f"{lineage['seed']}, of training {lineage['training_seed']}"
+    commit = f"commit `{code['commit']}`" if code.get("commit") else "no commit is known"
+    changed = f", with uncommitted changes `{code['diff']}`" if code.get("diff") else ""
+    lines = [
+        f"base: `{lineage['base']}` (content hash `{lineage['base_hash']}`)",
+        f"run: `{lineage['run']}`, configuration `{lineage['config_hash']}`, seed {seeds}",
+        f"weights: `{lineage['weights_hash']}`",
+        f"speakers: {', '.join(lineage['speakers'])}",
+    ]
+    for index, round_ in enumerate(lineage["rounds"], 1):
+        start, reference = round_["start_adapter_hash"], round_["reference_hash"]
+        lines.append(f"round {index}: from {_policy(start)}, reference {_policy(reference)}, "
+                     f"data `{round_['pairs_hash']}`")
+    lines += [f"stages taken over from run `{name}`: {', '.join(found)}" for name, found in lineage["parents"].items()]
+    versions = ", ".join(f"{name} {version}" for name, version in lineage["versions"].items())
+    return [*lines, f"code: {commit}{changed}; Python {lineage['python']} on {lineage['device']}; {versions}"]
+
+
+def _policy(digest: str | None) -> str:
+    return f"adapter `{digest}`" if digest else "the base"
+
+
+def _command(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The last command that trained; the last one at all where none is known."""
+    commands = manifest.get("commands") or [{}]
+    trained = [c for c in commands if len(c["argv"]) > 1 and c["argv"][1] in ("run", "train", "sweep")]
+    return (trained or commands)[-1]

@@ -1,0 +1,189 @@
+"""What each stage really takes: run as a script, it prints measured and forecast peaks as JSON.
+
+    python tests/memory_probe.py '{"model": "micro", "sampling": [64, 64], "decoding": [8, 80], "training": [8, 80],
+                                   "conditioning": [32]}'
+
+Measured is the high-water mark of resident memory (VmHWM, reset before each work) above the interpreter with its
+libraries, which a tiny model has warmed up, once the weights are loaded: while they are read, the pages of the files
+count as resident as well, and the system takes those back as it pleases.
+
+``sampling``: [rows, codes]; ``decoding``: [utterances, codes]; ``training``: [pairs, codes]; ``conditioning``:
+[prompts].
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import random
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omni_factory import EMBED, random_conditionings, speakers, tiny_omni
+from train_helpers import make_config, make_omni, make_pairs
+
+from talker_rl import micro
+from talker_rl.config import RunConfig
+from talker_rl.data.pairs import pair_id_of
+from talker_rl.data.records import Pair, Prompt
+from talker_rl.omni.checkpoint import Omni, load_omni
+from talker_rl.omni.conditioning import Conditioning, compute_conditioning, text_model
+from talker_rl.omni.config import ConditioningConfig, ModelConfig, SamplingConfig
+from talker_rl.omni.rollouts import sample_candidates
+from talker_rl.omni.token2wav import decode
+from talker_rl.planning import memory
+from talker_rl.planning.cost import Lengths
+from talker_rl.planning.geometry import read_geometry
+from talker_rl.train.run import train_variant
+
+PREFIX, REPLY = 60, 20
+
+
+def resident(key: str) -> int:
+    """VmRSS or VmHWM, bytes."""
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key)]
+    return int(line.split()[1]) * 1024
+
+
+def settle() -> int:
+    """Give back what is free, forget the high-water mark; returns what is resident now."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def conditionings(count: int, width: int) -> list[Conditioning]:
+    return [Conditioning(f"p{i}", torch.randn(PREFIX, width), torch.randn(REPLY, width), "f1") for i in range(count)]
+
+
+def pairs_of(count: int, codes: int) -> list[Pair]:
+    rng = random.Random(0)
+    found = []
+    for i in range(count):
+        chosen, rejected = ([rng.randrange(8000) for _ in range(codes - 1)] + [8294] for _ in range(2))
+        found.append(Pair(f"p{i}", pair_id_of(f"p{i}", chosen, rejected), "", "f1", f"{i}c", f"{i}r", chosen, rejected,
+                          1.0, 0.0, 1.0, codes / 50, codes / 50))
+    return found
+
+
+def measure(load: Callable[[], Omni], work: Callable[..., Any], *size: int) -> dict[str, Any]:
+    """Bytes at the peak of the work, and of them what was there before it: the weights, every page of them."""
+    before = settle()
+    loaded = load()
+    for part in loaded.parts:
+        for value in getattr(loaded, part).parameters():  # stored in the wanted type they stay in the file till used
+            value.sum()
+    weights = settle() - before
+    work(loaded, *size)
+    return {"loaded": weights, "measured": resident("VmHWM") - before}
+
+
+def apart(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A function's result, worked out in a copy of this process: no stage finds what another one left in the heap."""
+    reader, writer = os.pipe()
+    if child := os.fork():
+        os.close(writer)
+        with os.fdopen(reader) as stream:
+            text = stream.read()
+        os.waitpid(child, 0)
+        found: dict[str, Any] = json.loads(text)
+        return found
+    try:
+        os.write(writer, json.dumps(function()).encode())
+    except BaseException:
+        traceback.print_exc()
+    os._exit(0)
+
+
+class Probe:
+    """The stages of one model."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.config = RunConfig.model_validate({
+            "model": {"path": options["model"], "device": "cpu", "dtype": options.get("dtype", "float32")},
+            "token2wav": {"num_steps": 2, "guidance_scale": 0.5},
+            "train": {"args": {"max_steps": 2, "logging_steps": 1, **options.get("args", {})},
+                      "lora": options.get("lora", {"r": 16})},
+        })  # fmt: skip
+        self.geo = read_geometry(self.config.model.path)
+
+    def load(self, *parts: str) -> Callable[[], Omni]:
+        return lambda: load_omni(self.config.model, parts=parts)
+
+    def sample(self, omni: Omni, rows: int, codes: int) -> None:
+        options = self.config.rollouts.sampling.model_copy(update={"max_new_tokens": codes, "min_new_tokens": codes})
+        given = conditionings(max(1, rows // 4), self.geo.embedding)
+        seeds = [[4 * i + k for k in range(4)] for i in range(len(given))]
+        sample_candidates(omni.talker, given, seeds, options, batch_size=rows)
+
+    def decode(self, omni: Omni, count: int, codes: int) -> None:
+        speaker = next(iter(omni.speakers.values()))
+        cfg = self.config.token2wav.model_copy(update={"batch_size": count})
+        decode(omni.token2wav, [[7] * (codes - 1)] * count, [speaker] * count, list(range(count)), cfg)
+
+    def train(self, omni: Omni, count: int, codes: int) -> None:
+        cfg = self.config.train["default"].model_copy(deep=True)
+        cfg.args["per_device_train_batch_size"] = count
+        given = conditionings(2 * count, self.geo.embedding)
+        with tempfile.TemporaryDirectory() as folder:
+            train_variant(omni, pairs_of(2 * count, codes), given, cfg, folder, progress=False)
+
+    def condition(self, omni: Omni, count: int) -> None:
+        words = (Path(micro.checkpoint_dir()) / "omni" / "words.txt").read_text().split()
+        speaker = next(iter(omni.speakers))
+        prompts = [Prompt(f"{' '.join(words)} {words[i % 20]}.", speaker, prompt_id=str(i)) for i in range(count)]
+        made = compute_conditioning(omni, prompts, ConditioningConfig(batch_size=count))
+        self.positions = Lengths(1, len(made[0].prefix), len(made[0].reply_stream))
+
+    def run(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Measured and forecast bytes of every stage that the options name."""
+        stages = {"sampling": self.rollouts, "decoding": self.scores, "training": self.training,
+                  "conditioning": self.conditioning}
+        load_omni(ModelConfig(path="micro", device="cpu"))  # what loading itself brings in is a library's
+        return {stage: apart(partial(stages[stage], *options[stage])) for stage in stages if stage in options}
+
+    def rollouts(self, rows: int, codes: int) -> dict[str, Any]:
+        sample_candidates(tiny_omni().talker, random_conditionings([(9, 3)]), [[0]], SamplingConfig(max_new_tokens=3))
+        found = measure(self.load("talker", "token2wav"), self.sample, rows, codes)
+        return found | {"forecast": memory.sampling(self.geo, self.config, lengths(codes), rows, codes, True)}
+
+    def scores(self, count: int, codes: int) -> dict[str, Any]:
+        decode(tiny_omni().token2wav, [[7] * 9], [speakers()["Ann"]], [0], self.config.token2wav)
+        found = measure(self.load("talker", "token2wav"), self.decode, count, codes)
+        self.config.token2wav.batch_size = count
+        return found | {"forecast": memory.decoding(self.geo, self.config, lengths(codes), True)}
+
+    def training(self, count: int, codes: int) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            train_variant(make_omni(), *make_pairs(4), make_config(args={"max_steps": 2}), folder, progress=False)
+        found = measure(self.load("talker"), self.train, count, codes)
+        cfg = self.config.train["default"]
+        cfg.args["per_device_train_batch_size"] = count
+        return found | {"forecast": memory.training(self.geo, self.config, cfg, lengths(codes), True)}
+
+    def conditioning(self, count: int) -> dict[str, Any]:
+        text_model(tiny_omni().thinker)(inputs_embeds=torch.zeros(1, 5, EMBED), use_cache=False)
+        found = measure(self.load("thinker"), self.condition, count)
+        self.config.conditioning.batch_size = count
+        at = vars(self.positions)
+        return found | {"forecast": memory.conditioning(self.geo, self.config, self.positions, True), "lengths": at}
+
+
+def lengths(codes: int) -> Lengths:
+    return Lengths(codes, PREFIX, REPLY)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    asked = json.loads(sys.argv[1])
+    print(json.dumps(Probe(asked).run(asked)))

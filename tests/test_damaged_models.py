@@ -1,0 +1,201 @@
+"""Damaged, swapped and hostile model folders: every verb refuses in one line that names the file, and runs nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from sharded_checkpoint import INDEX, MICRO, parts_by_shard, record_opens, write_sharded
+
+from talker_rl import cli
+from talker_rl.errors import CheckpointError
+from talker_rl.omni.checkpoint import load_omni
+from talker_rl.omni.config import LoraSettings, ModelConfig
+from talker_rl.omni.lora import attach_lora, load_lora, save_lora
+
+Damage = Callable[[Path], str]
+"""Damages the folder; returns the name of the file that must be named."""
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sharded checkpoint beside its configuration and a run whose conditioning is done."""
+    world = tmp_path_factory.mktemp("damaged")
+    write_sharded(world / "omni")
+    words = (MICRO / "words.txt").read_text().split()
+    for i, name in enumerate(("train", "dev", "eval")):
+        (world / f"{name}.txt").write_text(f"{words[i]} {words[i + 3]}.\n{words[i + 6]}, {words[i + 9]}.\n")
+    write_config(world)
+    for verb in ("prompts", "condition"):
+        assert start(world, verb) == 0
+    return world
+
+
+def write_config(world: Path) -> None:
+    (world / "config.yaml").write_text(yaml.safe_dump({
+        "model": {"path": str(world / "omni"), "device": "cpu"},
+        "prompts": {name: str(world / f"{name}.txt") for name in ("train", "dev", "eval")} | {"speaker": "Chelsie"},
+        "rollouts": {"num_candidates": 2, "sampling": {"max_new_tokens": 8}},
+    }))  # fmt: skip
+
+
+def start(world: Path, verb: str) -> int:
+    return cli.main([verb, "-c", str(world / "config.yaml"), "--run-dir", str(world / "run"), "-q"])
+
+
+@pytest.fixture
+def world(sound: Path, tmp_path: Path) -> Path:
+    copy = Path(shutil.copytree(sound, tmp_path / "world"))
+    write_config(copy)
+    return copy
+
+
+def shard_of(folder: Path, parts: set[str]) -> Path:
+    return folder / next(file for file, held in sorted(parts_by_shard(folder).items()) if held == parts)
+
+
+def edit(file: Path, change: Callable[[dict], None]) -> str:
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+    return file.name
+
+
+def missing_shard(folder: Path) -> str:
+    file = shard_of(folder, {"talker", "thinker"})
+    file.unlink()
+    return file.name
+
+
+def truncated_shard(folder: Path) -> str:
+    file = shard_of(folder, {"thinker"})
+    file.write_bytes(file.read_bytes()[:-1000])
+    return file.name
+
+
+def no_safetensors_at_all(folder: Path) -> str:
+    file = shard_of(folder, {"talker", "token2wav"})
+    file.write_bytes(b"<html>404 not found</html>")
+    return file.name
+
+
+def index_that_is_wrong(folder: Path) -> str:
+    other = shard_of(folder, {"thinker"}).name
+    edit(folder / INDEX, lambda x: x["weight_map"].update({"talker.codec_head.weight": other}))
+    return other  # which does not hold it
+
+
+def tensor_of_another_model(folder: Path) -> str:
+    file = shard_of(folder, {"talker", "token2wav"})
+    tensors = load_file(file)
+    tensors["talker.codec_head.weight"] = tensors["talker.codec_head.weight"][:, :16].contiguous()
+    save_file(tensors, file, metadata={"format": "pt"})
+    return file.name
+
+
+def _speakers(folder: Path, **changes: object) -> str:
+    table = torch.load(folder / "spk_dict.pt", weights_only=True)
+    for entry in table.values():
+        entry.update(changes)
+    torch.save(table, folder / "spk_dict.pt")
+    return "spk_dict.pt"
+
+
+def speakers_of_another_width(folder: Path) -> str:
+    return _speakers(folder, cond=torch.zeros(1, 256))
+
+
+def speakers_of_another_vocabulary(folder: Path) -> str:
+    return _speakers(folder, bos_token=151872)
+
+
+def remote_code(name: str) -> Damage:
+    """The folder's own classes, which leave a mark beside it when they run."""
+
+    def damage(folder: Path) -> str:
+        mark = folder.parent / "ran"
+        code = f"open({str(mark)!r}, 'w').close()\nclass Model: pass\nclass Tokenizer: pass\nclass Processor: pass\n"
+        for module in ("modeling_x", "configuration_x", "__init__"):
+            (folder / f"{module}.py").write_text(code)
+        own = {"AutoConfig": "modeling_x.Model", "AutoModel": "modeling_x.Model",
+               "AutoTokenizer": ["modeling_x.Tokenizer", None], "AutoProcessor": "modeling_x.Processor"}
+        return edit(folder / name, lambda x: x.update(auto_map=own))
+
+    return damage
+
+
+CASES: dict[str, tuple[Damage, str]] = {
+    "missing shard": (missing_shard, "rollout"),
+    "truncated shard": (truncated_shard, "condition"),
+    "no safetensors": (no_safetensors_at_all, "rollout"),
+    "wrong index": (index_that_is_wrong, "rollout"),
+    "another model's tensor": (tensor_of_another_model, "rollout"),
+    "speakers of another width": (speakers_of_another_width, "prompts"),
+    "speakers of another vocabulary": (speakers_of_another_vocabulary, "prompts"),
+    "code in config.json": (remote_code("config.json"), "prompts"),
+    "code in tokenizer_config.json": (remote_code("tokenizer_config.json"), "condition"),
+    "code in preprocessor_config.json": (remote_code("preprocessor_config.json"), "rollout"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_damage_is_refused_in_one_line_that_names_the_file(
+    case: str, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, verb = CASES[case]
+    if verb != "rollout":
+        shutil.rmtree(world / "run")
+        assert verb == "prompts" or start(world, "prompts") == 0
+    name = damage(world / "omni")
+    capsys.readouterr()
+    assert start(world, verb) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and name in err.splitlines()[0] and err.count("error:") == 1
+    assert str(world / "omni") in err and "Traceback" not in err
+    assert cli.main(["doctor", "--model", str(world / "omni")]) == 1
+    failures = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fail")]
+    assert failures and any(name in line for line in failures)
+    assert not (world / "ran").exists()
+
+
+def test_a_sound_folder_passes_and_says_what_is_needed(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (world / "omni" / "modeling_x.py").write_text(f"open({str(world / 'ran')!r}, 'w').close()\n")
+    assert cli.main(["doctor", "--model", str(world / "omni"), "--json", "model.dtype=bfloat16"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] and told["problems"] == 0
+    texts = [finding["text"] for finding in told["findings"]]
+    assert any("tensors, all of the names and shapes that config.json asks for" in text for text in texts)
+    assert "speakers: Chelsie, Ethan" in texts
+    assert "modeling_x.py is no part of a Qwen2.5-Omni; it is never run" in texts
+    needs = {f["text"].split(" needs")[0]: f["bytes"] for f in told["findings"] if "bytes" in f}
+    assert needs.keys() == {"conditioning", "rollouts", "scores", "training", "choice", "evaluation"}
+    assert needs["evaluation"] >= max(needs["rollouts"], needs["scores"])
+    assert start(world, "rollout") == 0 and not (world / "ran").exists()
+
+
+def test_a_rollout_from_cached_conditioning_reads_no_thinker(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = record_opens(monkeypatch)
+    assert start(world, "rollout") == 0
+    held = parts_by_shard(world / "omni")
+    assert {file for file in opened if file in held} == {file for file, parts in held.items() if parts != {"thinker"}}
+
+
+def test_an_adapter_for_another_geometry_is_named(world: Path, tmp_path: Path) -> None:
+    other = load_omni(ModelConfig(path=str(write_sharded(tmp_path / "3b", "3b")), device="cpu"), parts=("talker",))
+    folder = tmp_path / "adapter"
+    save_lora(attach_lora(other.talker, LoraSettings(r=2), base_model="Qwen/Qwen2.5-Omni-3B"), folder)
+    talker = load_omni(ModelConfig(path=str(world / "omni"), device="cpu"), parts=("talker",)).talker
+    with pytest.raises(CheckpointError) as raised:
+        load_lora(talker, folder)
+    assert raised.value.what.startswith("adapter_model.safetensors is an adapter of another geometry")
+    assert "Qwen/Qwen2.5-Omni-3B" in str(raised.value)
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="adapter_model.safetensors cannot be read"):
+        load_lora(talker, folder)
