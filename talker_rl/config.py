@@ -122,7 +122,10 @@ class DevConfig(Settings):
         "reward", description="Mean reward (largest wins) or corpus WER (smallest wins), both by the reward recogniser."
     )
     num_candidates: int = Field(2, ge=1, description="Candidates a dev prompt and checkpoint; same seeds for each.")
-    checkpoints: Literal["all", "last"] = Field("all", description="Try every saved checkpoint, or take the last.")
+    checkpoints: Literal["all", "last", "selected"] = Field(
+        "all", description="Try every saved checkpoint; or take the last; or the one that train.<variant>.select names "
+        "(select: best judges by held-out records, which costs no speech: for supervised training)."
+    )
     keep: Literal["best", "last"] = Field(
         "best", description="best: the checkpoint that metric names. last: the last step, whatever dev says; the "
         "others are tried all the same, for their curve (losses are compared at equal steps)."

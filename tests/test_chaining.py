@@ -22,9 +22,9 @@ from talker_rl.stages.shards import ShardFolder
 from talker_rl.stages.train import is_held_out
 from talker_rl.train.run import train_variant
 
-TRAIN = {"data": "best_of_n", "loss": {"type": "sft"},
+TRAIN = {"data": "best_of_n", "loss": {"type": "sft"}, "select": "best",
          "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
-         "args": {"max_steps": 6, "save_steps": 3, "logging_steps": 1, "learning_rate": 1e-2,
+         "args": {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2,
                   "per_device_train_batch_size": 2}}
 
 
@@ -32,7 +32,7 @@ TRAIN = {"data": "best_of_n", "loss": {"type": "sft"},
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(folder of the world, folder of a finished run of stage 1)."""
     world = tmp_path_factory.mktemp("chain")
-    config = write_world(world, train=TRAIN, dev={"checkpoints": "last", "held_out_share": 0.4})
+    config = write_world(world, train=TRAIN, dev={"checkpoints": "selected", "held_out_share": 0.4})
     assert cli.main(["run", "-c", str(config), "--run-dir", str(world / "one"), "-q", "--debug"]) == 0
     return world, world / "one"
 
@@ -55,9 +55,13 @@ def test_stage_1_imitates_its_own_best_and_measures_what_it_held_out(first: tupl
     assert summary["nll_of"]["completions"] == len(held)
     # the same figure as the training's own, on the same held-out codes: mean of sequences there, of codes here
     logged = [json.loads(line) for line in (run / "train/default/log.jsonl").read_text().splitlines()]
-    last = [row for row in logged if "eval_loss" in row][-1]
+    tried = {row["step"]: row["eval_loss"] for row in logged if "eval_loss" in row}
+    choice = json.loads((run / "round1/choice/default/choice.json").read_text())
+    assert set(tried) == {2, 4, 6} and choice["step"] == min(tried, key=lambda step: (tried[step], step))
+    assert [row["step"] for row in choice["checkpoints"]] == [0, choice["step"]]  # no other one spoke
     rows = list(ShardFolder(run / "likelihood/default").all_rows())
-    assert sum(-r["trained_logp"] / r["tokens"] for r in rows) / len(rows) == pytest.approx(last["eval_loss"], abs=1e-4)
+    mean = sum(-row["trained_logp"] / row["tokens"] for row in rows) / len(rows)
+    assert mean == pytest.approx(tried[choice["step"]], abs=1e-4)
     page = (run / "report/index.html").read_text()
     assert "held-out codes, nats a code" in page and "completions" in page
 
@@ -136,7 +140,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_done(
     for adapter, told in ((other, "another geometry"), (world / "no", "no adapter"), (tmp_path, "no adapter here")):
         run = tmp_path / "run"
         assert cli.main(["run", "-c", str(world / "config.yaml"), "--run-dir", str(run), "-q",
-                         f"model.adapter={adapter}", "dev.held_out_share=0.0"]) == 1
+                         f"model.adapter={adapter}"]) == 1
         message = capsys.readouterr().err
         assert told in message and str(adapter) in message
         assert not json.loads((run / "manifest.json").read_text())["stages"]

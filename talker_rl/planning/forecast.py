@@ -183,8 +183,9 @@ def _training(job: Job, index: int, prompts: float, policies: int) -> Stage:
 def _choice(job: Job, index: int, prompts: float) -> Stage:
     """Saved checkpoints, and in round 1 the start, on dev."""
     config = job.config
-    tried = sum((1 if config.dev.checkpoints == "last" else cfg.checkpoints(_records(job, cfg, prompts)))
-                + (index == 1) for cfg in config.train.values())
+    every = config.dev.checkpoints == "all"
+    tried = sum((cfg.checkpoints(_records(job, cfg, prompts)) if every else 1) + (index == 1)
+                for cfg in config.train.values())
     texts = tried * job.sizes["dev"]
     spoken = texts * config.dev.num_candidates
     works = _spoken(job, texts, config.dev.num_candidates) + _heard(job, "recognizer", spoken)

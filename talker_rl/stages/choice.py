@@ -44,6 +44,9 @@ def run(ctx: Context, variant: str, index: int) -> Path:
                          fix=f"set train.{variant}.args.save_steps within max_steps, and --force-stage {trained}")
     if cfg.checkpoints == "last":
         checkpoints = dict([max(checkpoints.items())])
+    elif cfg.checkpoints == "selected":
+        step = read_json(ctx.run.path / trained / "result.json")["step"]
+        checkpoints = {step: checkpoints[step]}
     known = _start_rows(ctx, variant, index)
     policies: dict[int, Path | None] = {**checkpoints} if known else {0: ctx.start_adapter, **checkpoints}
     prompts = ctx.prompts("dev")

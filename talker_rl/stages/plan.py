@@ -111,7 +111,7 @@ def _length(cfg: TrainConfig) -> str:
 
 def _checkpoints(config: RunConfig, variant: str) -> int | None:
     """How many checkpoints a training saves, where that is known beforehand."""
-    if config.dev.checkpoints == "last":
+    if config.dev.checkpoints != "all":
         return 1
     cfg = config.train[variant]
     return cfg.checkpoints(0) if cfg.fixed_steps else None
