@@ -12,6 +12,7 @@ import argparse
 import math
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -87,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def rows(
     name: str, args: argparse.Namespace, sizes: dict[str, Sizes], *, precompute: bool = False, aim: float | None = None
-) -> list[Row]:
+) -> Iterator[Row]:
     """The benchmark's row; of the real geometry another one with gradient checkpointing, which tells memory.
 
     Args:
@@ -108,13 +109,12 @@ def rows(
     trained = found.pairs * found.epochs
     say(f"{name}: {trained / row.ours_s:.2f} pairs/s against {trained / row.theirs_s:.2f}")
     reached, met = run.judge(row, aim)
-    result = [noted(row, reached, run.memory(row), met)]
+    yield noted(row, reached, run.memory(row), met)
     if not models.mid and name == "train":
         case = f"{found}; gradient_checkpointing, against ours without it"
         row = compare(name, case, lambda: run.ours(gradient_checkpointing=True), run.ours,
                       lambda a, b: float((a - b).abs().max()), repeats=1)  # fmt: skip
-        result.append(noted(row, run.memory(row, goal_gib=16)))
-    return result
+        yield noted(row, run.memory(row, goal_gib=16))
 
 
 def _hashable(value: Any) -> Any:

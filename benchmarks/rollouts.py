@@ -12,7 +12,7 @@ Both draw from their own noise, so codes differ; that the distributions are equa
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--micro-prompts", type=int, default=24)
 
 
-def rows(args: argparse.Namespace) -> list[Row]:
+def rows(args: argparse.Namespace) -> Iterator[Row]:
     models, n = Models.of(args), args.candidates
     codes = 16 if args.quick else args.codes
     talker = models.talker()
@@ -52,29 +52,26 @@ def rows(args: argparse.Namespace) -> list[Row]:
         met = "" if times is None else goal(f"{times} x", row.ratio >= times, models)
         return noted(row, share(works, row.ours_s, models.device), met)
 
-    found = [
-        judged(_row(f"{size}, against a generate call a prompt", talker, conditionings, n, sampling, 1, args), 8),
-        judged(_row(f"{size}, against one generate call", talker, conditionings, n, sampling, args.prompts, args)),
-    ]
+    yield judged(_row(f"{size}, against a generate call a prompt", talker, conditionings, n, sampling, 1, args), 8)
+    yield judged(_row(f"{size}, against one generate call", talker, conditionings, n, sampling, args.prompts, args))
     if models.device.type == "cuda":
         case, seeds = f"{size}, against ours without CUDA graphs", seeds_of(conditionings, n)
         ours, theirs = (partial(sample_candidates, talker, conditionings, seeds, sampling, cuda_graphs=graphs)
                         for graphs in (True, False))  # fmt: skip
-        found.append(judged(compare("rollouts", case, ours, theirs, repeats=args.repeats)))
-    return [*found, *(micro_rows(args) if models.mid else ())]
+        yield judged(compare("rollouts", case, ours, theirs, repeats=args.repeats))
+    if models.mid:
+        yield from micro_rows(args)
 
 
-def micro_rows(args: argparse.Namespace) -> list[Row]:
+def micro_rows(args: argparse.Namespace) -> Iterator[Row]:
     """Candidates that end where they end."""
     count, n = 4 if args.quick else args.micro_prompts, args.candidates
     talker, conditionings = micro(count, args.device)
     sampling = SamplingConfig(max_new_tokens=64 if args.quick else MICRO_CODES)
     calls = min(8, count)
     size = f"micro, {count} prompts x {n}, unequal ends"
-    return [
-        _row(f"{size}, against a generate call a prompt", talker, conditionings, n, sampling, 1, args),
-        _row(f"{size}, against a call for {calls} prompts", talker, conditionings, n, sampling, calls, args),
-    ]
+    yield _row(f"{size}, against a generate call a prompt", talker, conditionings, n, sampling, 1, args)
+    yield _row(f"{size}, against a call for {calls} prompts", talker, conditionings, n, sampling, calls, args)
 
 
 def _row(

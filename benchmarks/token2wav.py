@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--longest", type=float, default=12.0, help="seconds")
 
 
-def rows(args: argparse.Namespace) -> list[Row]:
+def rows(args: argparse.Namespace) -> Iterator[Row]:
     """The DiT; where that is not all of it, its projection to the whole model; the sound; a stream's first packet."""
     models = Models.of(args)
     count = 3 if args.quick else args.utterances
@@ -68,11 +68,11 @@ def rows(args: argparse.Namespace) -> list[Row]:
     def counts(cfg: Token2WavConfig, seconds: float) -> str:
         return share(decoding(geo, codes, cfg)[:1], seconds, models.device)
 
-    found = [noted(row, counts(cfg, row.ours_s), goal("5 x", row.ratio >= 5, models))]
+    yield noted(row, counts(cfg, row.ours_s), goal("5 x", row.ratio >= 5, models))
     if models.mid:
         with without_layers(dit):
             bare = [min(seconds_of(call) for _ in range(2)) for call in (ours, theirs)]
-        found.append(projected(row, bare, len(dit.transformer_blocks), cfg, sum(len(n) for n in noise)))
+        yield projected(row, bare, len(dit.transformer_blocks), cfg, sum(len(n) for n in noise))
     else:
         exact = ours()
         for name, options in POINTS.items():
@@ -80,9 +80,10 @@ def rows(args: argparse.Namespace) -> list[Row]:
             gap = furthest(ours(point), exact)
             seconds = statistics.median(seconds_of(lambda point=point: ours(point)) for _ in range(args.repeats))
             case = f"the same, {name}, against transformers' in float32; {counts(point, seconds)}"
-            found.append(Row("token2wav", case, seconds, row.theirs_s, row.theirs_s / seconds, math.nan,
-                             row.theirs_peak_mib, gap, args.repeats))
-    return [*found, sounds(token2wav, codes[0][:50], speaker, cfg), packets(token2wav, 2.0 if args.quick else 10.0)]
+            yield Row("token2wav", case, seconds, row.theirs_s, row.theirs_s / seconds, math.nan, row.theirs_peak_mib,
+                      gap, args.repeats)
+    yield sounds(token2wav, codes[0][:50], speaker, cfg)
+    yield packets(token2wav, 2.0 if args.quick else 10.0)
 
 
 POINTS: dict[str, dict[str, Any]] = {"TF32 products": {"tf32": True}, "bfloat16": {"dtype": "bfloat16"}}

@@ -9,6 +9,7 @@ the memory with gradient checkpointing.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from . import _training
 from ._measure import Row
@@ -19,6 +20,6 @@ __all__ = ["add_arguments", "rows"]
 SIZES = {"mid": Sizes(), "quick": Sizes(pairs=16, layers=2, codes=(50, 100)), "real": Sizes(pairs=128, layers=None)}
 
 
-def rows(args: argparse.Namespace) -> list[Row]:
+def rows(args: argparse.Namespace) -> Iterator[Row]:
     """One row; of the real geometry two."""
     return _training.rows("train", args, SIZES, aim=2)

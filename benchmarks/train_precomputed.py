@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from . import _training
 from ._measure import Row
@@ -12,6 +13,6 @@ from .train import SIZES
 __all__ = ["add_arguments", "rows"]
 
 
-def rows(args: argparse.Namespace) -> list[Row]:
+def rows(args: argparse.Namespace) -> Iterator[Row]:
     """One row."""
     return _training.rows("train_precomputed", args, SIZES, precompute=True)

@@ -295,7 +295,7 @@ def test_replayed_steps_give_the_same_candidates(talker, monkeypatch, works):
 
     captures: list[tuple[int, int]] = []
     conditionings = random_conditionings([(5, 3), (9, 4), (6, 2)])
-    call = (talker, conditionings, [[1, 2, 3, 4], [5, 6, 7], [8, 9, 10]], SamplingConfig(max_new_tokens=30))
+    call = (talker, conditionings, [[1, 2, 3, 4], [5, 6], [8, 9]], SamplingConfig(max_new_tokens=30))
     eager = sample_candidates(*call, batch_size=5)
     monkeypatch.setattr(GraphedStep, "_capture", capture)
     monkeypatch.setattr("talker_rl.omni.graph.ROWS", 2)
