@@ -32,8 +32,11 @@ from .geometry import Models
 def measured(device: torch.device) -> Hardware:
     """The device, its measured rates as peaks."""
     on_gpu = device.type == "cuda"
-    rates = {}
+    rates: dict[str, float] = {}
     for name, dtype in {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}.items():
+        if name == "tf32" and not on_gpu:
+            rates[name] = rates["float32"]
+            continue
         size = 8192 if on_gpu else 1024
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         with products(Token2WavConfig(tf32=name == "tf32"), device):

@@ -51,7 +51,7 @@ CURVE: dict[str, dict[str, Any]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--utterances", type=int, default=200, help="that WER is measured on")
     parser.add_argument("--timed", type=int, default=16, help="utterances that are timed")
-    parser.add_argument("--longest", type=float, default=12.0, help="seconds, of random weights; the shortest has 2")
+    parser.add_argument("--longest", type=float, default=12.0, help="seconds, of random weights; the shortest: 2")
     parser.add_argument("--curve", action="store_true", help="a row for every point")
 
 
@@ -64,7 +64,7 @@ def rows(args: argparse.Namespace) -> list[Row]:
 def random_rows(args: argparse.Namespace, models: Models) -> list[Row]:
     """8 utterances of random codes through random weights of the whole geometry."""
     token2wav, speaker = models.token2wav(), models.speaker()
-    lengths = torch.linspace(2.0, args.longest, 3 if args.quick else 8).tolist()
+    lengths = torch.linspace(min(2.0, args.longest), args.longest, 3 if args.quick else 8).tolist()
     codes = [random_codes(seconds, i) for i, seconds in enumerate(lengths)]
     noise = models.noise(codes, token2wav.code2wav_dit_model.mel_dim)
     seeds, geo = list(range(len(codes))), counted(token2wav=token2wav)

@@ -20,7 +20,7 @@ from talker_rl.planning.hardware import Work
 TINY = ["--device", "cpu", "--geometry", "tiny", "--repeats", "1"]
 SIZES = {
     "token2wav": ["--steps", "2", "--utterances", "2", "--shortest", "0.2", "--longest", "0.5", "--quick"],
-    "token2wav_reward": ["--longest", "2", "--quick"],
+    "token2wav_reward": ["--longest", "0.3", "--quick"],
     "token2wav_long": ["--seconds", "2"],
     "vocoder": ["--utterances", "2", "--seconds", "0.4"],
     "rollouts": ["--prompts", "2", "--candidates", "2", "--codes", "6"],
