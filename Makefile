@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup browser demo test lint clean
+.PHONY: setup browser demo test lint bench-gpu clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,13 @@ test: setup browser
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The speed table at the real 7B geometry on a CUDA GPU, with random weights. PYTHON is one that has torch with CUDA,
+# transformers, peft and accelerate; TRL is not needed. About five minutes on an H200-class card (docs/PERFORMANCE.md).
+# BENCH="--device cpu --geometry tiny --quick" takes every step of it on any machine.
+BENCH ?= --device cuda --geometry real --repeats 2
+bench-gpu:
+	PYTHONPATH=. $(PYTHON) -m benchmarks all $(BENCH) --json runs/bench-gpu.json
 
 clean:
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,11 @@ def compare(
     return Row(name, case, mine, other, other / mine, ours_peak, theirs_peak, gap, repeats)
 
 
+def noted(row: Row, *notes: str) -> Row:
+    """The row with these added to its case; empty ones are left out."""
+    return replace(row, case="; ".join([row.case, *filter(None, notes)]))
+
+
 def seconds_of(call: Callable[[], Any]) -> float:
     """Wall time of one call, the device's work included."""
     gc.collect()
@@ -80,7 +85,7 @@ def peak_of(call: Callable[[], Any]) -> tuple[Any, float]:
     On a GPU what torch allocated; on a CPU the process's resident memory, whose high-water mark Linux lets us reset.
     """
     gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # by the models: they are on it
         _wait()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -104,7 +109,7 @@ def _status(field: str) -> int:
 
 
 def _wait() -> None:
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
@@ -128,4 +133,5 @@ def table(rows: Sequence[Row]) -> str:
 def write_json(rows: Sequence[Row], path: str | Path) -> None:
     """Rows as a JSON list; NaN (memory that this system does not tell) as null."""
     plain = [{k: None if v != v else v for k, v in asdict(row).items()} for row in rows]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")

@@ -1,14 +1,18 @@
-"""One LoRA training by `TalkerDPOTrainer` against the same one by TRL's DPOTrainer: same pairs, order, start, rate.
+"""One LoRA training by `TalkerDPOTrainer` against the same one in padded rows: same pairs, order, start, rate.
 
-Both run in float32 without gradient checkpointing, from loading nothing to the last step: the reference log-probs are
-computed on both sides, by us and by TRL's `precompute_ref_log_probs` once, by TRL's default with every batch.
+Geometry mid: the other side is TRL's DPOTrainer, in float32. Other geometries: a plain loop that does the same
+(`_padded`), so that TRL need not be there; the real one computes in bfloat16 (weights and autocast; adapters float32).
+No gradient checkpointing. Both sides run from loading nothing to the last step: the reference log-probs are computed
+by us and by precomputing baselines once, by the others with every batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -27,10 +31,29 @@ from talker_rl.train.collate import PairExample
 from talker_rl.train.reference import reference_logps
 from talker_rl.train.trainer import TalkerDPOTrainer
 
-from ._measure import Row, compare, say
-from .geometry import mid_talker
+from ._limits import counted, goal, share, utilisation
+from ._limits import training as counts
+from ._measure import Row, compare, noted, say
+from ._padded import train as padded_training
+from .geometry import Models
 
 STOP = 8294
+BETA, LEARNING_RATE = 0.1, 1e-4
+
+
+class Recording:
+    """Mixin of trainers: keeps the loss of every step."""
+
+    losses: list[Tensor]
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
+        self.losses.append(loss.detach())
+        return loss
+
+
+class Ours(Recording, TalkerDPOTrainer):
+    """The project's trainer."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +63,13 @@ class Sizes:
     pairs: int = 64
     epochs: int = 3
     batch: int = 8
-    layers: int = 3
+    layers: int | None = 3
+    """None: all that the geometry has."""
     prefix: tuple[int, int] = (40, 100)
     codes: tuple[int, int] = (100, 200)
 
     def __str__(self) -> str:
-        return (f"{self.pairs} pairs x {self.epochs}, batches of {self.batch}, {self.layers} layers, prefix "
+        return (f"{self.pairs} pairs x {self.epochs}, batches of {self.batch}, {self.layers or 'all'} layers, prefix "
                 f"{span(self.prefix)}, {span(self.codes)} codes")  # fmt: skip
 
 
@@ -62,78 +86,141 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trainings", type=int, default=1, help="timed ones of each side, instead of --repeats")
 
 
-def rows(name: str, args: argparse.Namespace, default: Sizes, quick: Sizes, against: str, **trl: Any) -> list[Row]:
-    """The benchmark's row.
+def rows(
+    name: str, args: argparse.Namespace, sizes: dict[str, Sizes], *, precompute: bool = False, aim: float | None = None
+) -> Iterator[Row]:
+    """The benchmark's row; of the real geometry another one with gradient checkpointing, which tells memory.
 
     Args:
-        default, quick: sizes without and with ``--quick``; each is replaced by what the command line says.
-        against: what the case says of the baseline.
-        trl: fields of ``trl.DPOConfig``.
+        sizes: by geometry (mid, real) or ``quick``; each is replaced by what the command line says.
+        precompute: whether the baseline computes its reference once.
+        aim: the ratio that is the goal.
     """
+    models = Models.of(args)
     chosen = {f.name: getattr(args, f.name) for f in fields(Sizes) if getattr(args, f.name) is not None}
-    sizes = replace(quick if args.quick else default, **{k: _hashable(v) for k, v in chosen.items()})
-    ours, theirs = trainings(sizes, **trl)
-    case = f"{sizes}; {against}"
-    row = compare(name, case, ours, theirs, lambda a, b: float((a - b).abs().max()), repeats=args.trainings)
-    trained = sizes.pairs * sizes.epochs
+    found = sizes["quick" if args.quick else "mid" if models.mid else "real"]
+    found = replace(found, **{k: _hashable(v) for k, v in chosen.items()})
+    run = Trainings(models, found)
+    side = "TRL's defaults" if models.mid else "a padded loop with TRL's defaults"
+    if precompute:
+        side = "TRL's precompute_ref_log_probs" if models.mid else "a padded loop with precompute_ref_log_probs"
+    row = compare(name, f"{found}; against {side}", run.ours, lambda: run.theirs(precompute),
+                  lambda a, b: float((a - b).abs().max()), repeats=args.trainings)  # fmt: skip
+    trained = found.pairs * found.epochs
     say(f"{name}: {trained / row.ours_s:.2f} pairs/s against {trained / row.theirs_s:.2f}")
-    return [row]
+    reached, met = run.judge(row, aim)
+    yield noted(row, reached, run.memory(row), met)
+    if not models.mid and name == "train":
+        case = f"{found}; gradient_checkpointing, against ours without it"
+        row = compare(name, case, lambda: run.ours(gradient_checkpointing=True), run.ours,
+                      lambda a, b: float((a - b).abs().max()), repeats=1)  # fmt: skip
+        yield noted(row, run.memory(row, goal_gib=16))
 
 
 def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def trainings(sizes: Sizes, **trl: Any) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """(ours, theirs): each trains a fresh adapter and returns the loss of every step."""
-    from ._trl_shim import Recording, TRLTrainer
+class Trainings:
+    """Each call of a side trains a fresh adapter and returns the loss of every step, on the CPU."""
 
-    class Ours(Recording, TalkerDPOTrainer):
-        losses: list[Tensor]
+    def __init__(self, models: Models, sizes: Sizes) -> None:
+        self.models, self.sizes = models, sizes
+        self.talker = models.talker(sizes.layers)
+        self.other = models.talker(sizes.layers) if models.mid else self.talker
+        self.geometry = counted(talker=self.talker)
+        width = self.talker.config.embedding_size
+        self.conditionings, self.pairs = random_pairs(sizes, width, getattr(torch, models.dtype))
+        self.lora = LoraSettings()  # type: ignore[call-arg]
+        self.bf16 = models.dtype == "bfloat16"
+        self.loop_s = math.nan
+        """Of our last training: the trainer's loop, without the reference."""
 
-    conditionings, pairs = random_pairs(sizes)
-    found = {c.prompt_id: c for c in conditionings}
-    lora = LoraSettings()  # type: ignore[call-arg]
-    talkers = [mid_talker(layers=sizes.layers) for _ in range(2)]
-    shared: dict[str, Any] = {
-        "learning_rate": 1e-4, "num_train_epochs": sizes.epochs, "per_device_train_batch_size": sizes.batch,
-        "train_sampling_strategy": "sequential", "bf16": False, "use_cpu": True, "seed": 0, "report_to": "none",
-        "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
-    }  # fmt: skip
-
-    def ours() -> Tensor:
-        model = attach_lora(talkers[0], lora, base_model="benchmark", seed=0)
+    def ours(self, **options: Any) -> Tensor:
+        """By the project's trainer; ``options``: more arguments of it."""
+        found = {c.prompt_id: c for c in self.conditionings}
+        model = attach_lora(self.talker, self.lora, base_model="benchmark", seed=0)
         with tempfile.TemporaryDirectory() as folder:
-            references, _ = reference_logps(model, pairs, found, folder)
-            examples = [PairExample(p, found[p.prompt_id], *r) for p, r in zip(pairs, references, strict=True)]
-            args = TalkerDPOConfig(output_dir=folder, **shared)
-            trainer = Ours(model, args, loss={"type": "dpo", "beta": 0.1}, train_examples=examples)
+            references, _ = reference_logps(model, self.pairs, found, folder, bf16=self.bf16)
+            examples = [PairExample(p, found[p.prompt_id], *r) for p, r in zip(self.pairs, references, strict=True)]
+            args = TalkerDPOConfig(output_dir=folder, **self._arguments(), **options)
+            trainer = Ours(model, args, loss={"type": "dpo", "beta": BETA}, train_examples=examples)
             trainer.losses = []
             trainer.remove_callback(PrinterCallback)
+            start = time.perf_counter()
             trainer.train()
+            losses = torch.stack(trainer.losses).cpu()  # waits for the device
+            self.loop_s = time.perf_counter() - start
+        if options.get("gradient_checkpointing"):
+            model.gradient_checkpointing_disable()
         model.unload()
-        talkers[0].requires_grad_(False)
-        return torch.stack(trainer.losses)
+        self.talker.requires_grad_(False)
+        return losses
 
-    config = LoraConfig(r=lora.r, lora_alpha=int(lora.lora_alpha), target_modules=lora.target_modules)
-    ids = [{"prompt_ids": [conditionings.index(found[p.prompt_id])], "chosen_ids": p.chosen,
-            "rejected_ids": p.rejected} for p in pairs]  # fmt: skip
+    def theirs(self, precompute: bool = False) -> Tensor:
+        """In padded rows."""
+        train = self._by_trl if self.models.mid else self._by_loop
+        losses = train(precompute)
+        self.other.requires_grad_(False)
+        return losses
 
-    def theirs() -> Tensor:
+    def _by_trl(self, precompute: bool) -> Tensor:
+        from ._trl_shim import TRLTrainer
+
+        config = LoraConfig(r=self.lora.r, lora_alpha=int(self.lora.lora_alpha),
+                            target_modules=self.lora.target_modules)  # fmt: skip
+        index = {c.prompt_id: i for i, c in enumerate(self.conditionings)}
+        ids = [{"prompt_ids": [index[p.prompt_id]], "chosen_ids": p.chosen, "rejected_ids": p.rejected}
+               for p in self.pairs]  # fmt: skip
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = TRLTrainer(talkers[1], conditionings, ids, config, output_dir=folder, beta=0.1,
-                                 gradient_checkpointing=False, **shared, **trl)  # fmt: skip
+            trainer = TRLTrainer(self.other, self.conditionings, ids, config, output_dir=folder, beta=BETA,
+                                 gradient_checkpointing=False, precompute_ref_log_probs=precompute,
+                                 **self._arguments())  # fmt: skip
             trainer.train()
         trainer.accelerator.unwrap_model(trainer.model).unload()
-        talkers[1].requires_grad_(False)
         return torch.stack(trainer.losses)
 
-    return ours, theirs
+    def _by_loop(self, precompute: bool) -> Tensor:
+        model = attach_lora(self.other, self.lora, base_model="benchmark", seed=0)
+        losses = padded_training(
+            model, self.other, self.conditionings, self.pairs, epochs=self.sizes.epochs, batch=self.sizes.batch,
+            learning_rate=LEARNING_RATE, beta=BETA, bf16=self.bf16, precompute=precompute,
+        )  # fmt: skip
+        model.unload()
+        return losses
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "learning_rate": LEARNING_RATE, "num_train_epochs": self.sizes.epochs,
+            "per_device_train_batch_size": self.sizes.batch, "train_sampling_strategy": "sequential",
+            "bf16": self.bf16, "use_cpu": self.models.device.type == "cpu", "seed": 0, "report_to": "none",
+            "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
+        }  # fmt: skip
+
+    def judge(self, row: Row, aim: float | None) -> tuple[str, str]:
+        """(share of the limit and MFU, whether the goals were met) of our side."""
+        prefixes = {c.prompt_id: len(c.prefix) for c in self.conditionings}
+        reference, steps = counts(self.geometry, self.pairs, prefixes, self.sizes.epochs, self.sizes.batch,
+                                  self.models.dtype, self.lora)  # fmt: skip
+        device = self.models.device
+        mfu, words = utilisation(steps, self.loop_s, device)
+        reached = f"{share([*reference, *steps], row.ours_s, device)}; {words} in the trainer's loop"
+        if aim is None:
+            return reached, ""
+        met = [goal(f"{aim:g} x", row.ratio >= aim, self.models), goal("MFU 54 %", mfu >= 0.54, self.models)]
+        return reached, ", ".join(filter(None, met))
+
+    def memory(self, row: Row, goal_gib: float | None = None) -> str:
+        """Our peak with the Talker's weights."""
+        weights = sum(p.numel() * p.element_size() for p in self.talker.parameters())
+        peak = row.ours_peak_mib / 1024 + weights / 2**30
+        met = goal(f"{goal_gib:g} GiB", peak <= goal_gib, self.models) if goal_gib else ""
+        return ", ".join(filter(None, [f"peak with weights {peak:.2f} GiB", met]))
 
 
-def random_pairs(sizes: Sizes, width: int = 768) -> tuple[list[Conditioning], list[Pair]]:
-    """A prompt for each pair, lengths drawn evenly; ``width`` is the Thinker's in the mid-size geometry."""
+def random_pairs(sizes: Sizes, width: int, dtype: torch.dtype) -> tuple[list[Conditioning], list[Pair]]:
+    """A prompt for each pair, lengths drawn evenly; ``width``: the Thinker's."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(ends: tuple[int, int]) -> int:
@@ -144,7 +231,8 @@ def random_pairs(sizes: Sizes, width: int = 768) -> tuple[list[Conditioning], li
 
     conditionings, pairs = [], []
     for i in range(sizes.pairs):
-        prefix, stream = (torch.randn(n, width, generator=generator) for n in (draw(sizes.prefix), 30))
+        lengths = (draw(sizes.prefix), 30)
+        prefix, stream = (torch.randn(n, width, generator=generator).to(dtype) for n in lengths)
         conditionings.append(Conditioning(prompt_id=f"p{i}", prefix=prefix, reply_stream=stream, speaker="a"))
         chosen, rejected = codes(), codes()
         seconds = [(len(side) - 1) / CODE_RATE_HZ for side in (chosen, rejected)]

@@ -16,7 +16,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers report 
 from collections.abc import Sequence  # noqa: E402
 from typing import Any  # noqa: E402
 
-import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
@@ -29,38 +28,12 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
     PrinterCallback,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast  # noqa: E402
 from trl import DPOConfig, DPOTrainer  # noqa: E402
 
 from talker_rl.omni.conditioning import Conditioning  # noqa: E402
 
-
-class _Backbone(nn.Module):
-    """(B, 1 + T) rows ``[index of conditioning, codes...]`` -> hidden states (B, 1 + T, H); padding holds anything."""
-
-    def __init__(self, talker: Any, conditionings: Sequence[Conditioning]) -> None:
-        super().__init__()
-        self.talker, self.conditionings = talker, conditionings
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool = False) -> BaseModelOutputWithPast:
-        talker = self.talker
-        spoken = [self.conditionings[index] for index in input_ids[:, 0].tolist()]
-        widths, steps = [len(c.prefix) for c in spoken], attention_mask.sum(dim=1) - 1
-        sums = torch.zeros(len(spoken), max(widths) + int(steps.max()), spoken[0].prefix.shape[1])
-        special = talker.get_input_embeddings()(torch.tensor([talker.codec_pad_token, talker.codec_bos_token]))
-        embedded = talker.get_input_embeddings()(input_ids[:, 1:])
-        for row, c, n, codes in zip(sums, spoken, steps.tolist(), embedded, strict=True):
-            width = len(c.prefix)
-            row[:width] = c.prefix
-            row[width - 2 : width] += special
-            row[width : width + n] = codes[:n] + c.reply_stream[torch.arange(n).clamp(max=len(c.reply_stream) - 1)]
-        positions = torch.arange(sums.shape[1]).expand(3, len(spoken), -1)
-        inputs = talker.thinker_to_talker_proj(sums)
-        out = talker.model(inputs_embeds=inputs, position_ids=positions, use_cache=False).last_hidden_state
-        # The last prefix position predicts the first code: it stands where TRL has the last prompt token.
-        columns = torch.tensor(widths)[:, None] - 1 + torch.arange(input_ids.shape[1])
-        columns = columns.clamp(max=out.shape[1] - 1)
-        return BaseModelOutputWithPast(last_hidden_state=out[torch.arange(len(spoken))[:, None], columns])
+from ._padded import PaddedTalker  # noqa: E402
+from ._training import Recording  # noqa: E402
 
 
 class _ShimConfig(PreTrainedConfig):
@@ -118,17 +91,6 @@ class IdsTrainer(DPOTrainer):
         pass
 
 
-class Recording:
-    """Mixin of trainers: keeps the loss of every step."""
-
-    losses: list[Tensor]
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
-        self.losses.append(loss.detach())
-        return loss
-
-
 class TRLTrainer(Recording, IdsTrainer):
     """A training over a batched backbone.
 
@@ -141,5 +103,5 @@ class TRLTrainer(Recording, IdsTrainer):
         **config: Any,
     ) -> None:
         self.losses = []
-        super().__init__(TalkerShim(_Backbone(talker, conditionings)), rows, peft_config=lora, **config)
+        super().__init__(TalkerShim(PaddedTalker(talker, conditionings)), rows, peft_config=lora, **config)
         self.remove_callback(PrinterCallback)

@@ -23,6 +23,7 @@ def generate(talker: Any, conditionings: Sequence[Conditioning], **options: Any)
     """
     rows, replies = len(conditionings), max(len(c.reply_stream) for c in conditionings)
     width = max(len(c.prefix) for c in conditionings) + 1
+    place = {"device": talker.device, "dtype": talker.dtype}
     inputs = torch.zeros(rows, width, conditionings[0].prefix.shape[1])
     mask = torch.zeros(rows, width, dtype=torch.long)
     for i, c in enumerate(conditionings):
@@ -31,11 +32,11 @@ def generate(talker: Any, conditionings: Sequence[Conditioning], **options: Any)
     ids[:, -2], ids[:, -1] = talker.codec_pad_token, talker.codec_bos_token
     talker.rope_deltas = None  # of the call before
     return talker.generate(
-        input_ids=ids,
-        input_text_ids=torch.zeros(rows, width, dtype=torch.long),
-        thinker_reply_part=torch.stack([reply_rows(c.reply_stream, replies) for c in conditionings]),
-        inputs_embeds=inputs,
-        attention_mask=mask,
+        input_ids=ids.to(talker.device),
+        input_text_ids=torch.zeros_like(ids, device=talker.device),
+        thinker_reply_part=torch.stack([reply_rows(c.reply_stream, replies) for c in conditionings]).to(**place),
+        inputs_embeds=inputs.to(**place),
+        attention_mask=mask.to(talker.device),
         eos_token_id=[talker.codec_pad_token, talker.codec_eos_token],
         pad_token_id=talker.codec_pad_token,
         **options,
@@ -44,27 +45,36 @@ def generate(talker: Any, conditionings: Sequence[Conditioning], **options: Any)
 
 @contextlib.contextmanager
 def given_noise(noise: torch.Tensor) -> Iterator[None]:
-    """transformers draws the flow's start from the global generator; here it gets this one, (frames, mel_dim)."""
-    with mock.patch.object(torch, "randn", lambda size, **_: noise.reshape(size).clone()), torch.no_grad():
+    """transformers draws the flow's start from the global generator; here it gets this one, (frames, mel_dim), where
+    and as it asks for it."""
+
+    def given(size: Sequence[int], **place: Any) -> torch.Tensor:
+        return noise.reshape(*size).to(**place, copy=True)
+
+    with mock.patch.object(torch, "randn", given), torch.no_grad():
         yield
 
 
 def upstream_mel(
-    dit: Any, codes: list[int], speaker: dict[str, Any], noise: torch.Tensor, **options: Any
+    dit: Any, codes: Sequence[int], speaker: dict[str, Any], noise: torch.Tensor, **options: Any
 ) -> torch.Tensor:
-    """(frames, mel_dim) by transformers' own `sample`."""
+    """(frames, mel_dim) by transformers' own `sample`, on the device of the DiT and the speaker."""
     with given_noise(noise):
-        return dit.sample(speaker["cond"], speaker["ref_mel"], torch.tensor([codes]), **options)[0].T
+        return dit.sample(speaker["cond"], speaker["ref_mel"], _ids(codes, dit), **options)[0].T
 
 
 def upstream_wave(
-    token2wav: Any, codes: list[int], speaker: dict[str, Any], noise: torch.Tensor, **options: Any
+    token2wav: Any, codes: Sequence[int], speaker: dict[str, Any], noise: torch.Tensor, **options: Any
 ) -> np.ndarray:
     """(samples,) by transformers' own module."""
     with given_noise(noise):
-        wave = token2wav(torch.tensor([codes]), conditioning=speaker["cond"], reference_mel=speaker["ref_mel"],
+        wave = token2wav(_ids(codes, token2wav), conditioning=speaker["cond"], reference_mel=speaker["ref_mel"],
                          **options)
-    return wave.reshape(-1).numpy()
+    return wave.reshape(-1).cpu().numpy()
+
+
+def _ids(codes: Sequence[int], module: Any) -> torch.Tensor:
+    return torch.tensor([list(codes)], device=module.device)
 
 
 def snr_db(wave: np.ndarray, reference: np.ndarray) -> float:

@@ -8,11 +8,12 @@ import torch
 
 from talker_rl.omni.config import Token2WavConfig
 from talker_rl.omni.flow import network, sample_mels
-from talker_rl.omni.token2wav import utterance_noise
+from talker_rl.omni.token2wav import products
 
-from ._measure import Row, compare
+from ._limits import counted, decoding, share
+from ._measure import Row, compare, noted
 from ._upstream import furthest, random_codes
-from .geometry import random_speaker, real_width_token2wav
+from .geometry import Models
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,23 +22,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def rows(args: argparse.Namespace) -> list[Row]:
     """Both sides take one step of Euler's rule, which is one forward."""
+    models = Models.of(args)
     seconds = min(args.seconds, 30.0) if args.quick else args.seconds
-    dit, speaker = real_width_token2wav(layers=1).code2wav_dit_model, random_speaker()
-    codes = random_codes(seconds, 0)
-    noise = utterance_noise(0, 2 * len(codes), dit.mel_dim)
+    token2wav, speaker = models.token2wav(1), models.speaker()
+    dit, codes = token2wav.code2wav_dit_model, random_codes(seconds, 0)
+    (noise,) = models.noise([codes], dit.mel_dim)
+    ids, zero = torch.tensor([codes], device=models.device), torch.tensor(0.0, device=models.device)
     cfg = Token2WavConfig(num_steps=2, solver="euler")
 
     def ours() -> torch.Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), products(cfg, models.device):
             return sample_mels(*network(dit, cfg), [codes], [speaker], [noise])[0]
 
     def theirs() -> torch.Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), products(cfg, models.device):
             plain, null = dit(
-                hidden_states=noise[None], condition_vector=speaker["ref_mel"], quantized_code=torch.tensor([codes]),
-                speaker_embedding=speaker["cond"][:, None].expand(1, len(noise), -1), time_step=torch.tensor(0.0),
+                hidden_states=noise[None], condition_vector=speaker["ref_mel"], quantized_code=ids,
+                speaker_embedding=speaker["cond"][:, None].expand(1, len(noise), -1), time_step=zero,
             )  # fmt: skip
             return noise + plain + (plain - null) * cfg.guidance_scale
 
     case = f"{seconds:g} s, one layer that looks back and ahead, one forward; against transformers'"
-    return [compare("token2wav_long", case, ours, theirs, lambda a, b: furthest([a], [b]), repeats=args.repeats)]
+    row = compare("token2wav_long", case, ours, theirs, lambda a, b: furthest([a], [b]), repeats=args.repeats)
+    works = decoding(counted(token2wav=token2wav), [codes], cfg)[:1]
+    return [noted(row, share(works, row.ours_s, models.device))]

@@ -3,26 +3,32 @@
 The case tells what it does to WER, by both recognisers, on utterances of the base Talker on the eval texts: the
 difference in points and its paired-bootstrap 95 % interval. `--curve` adds a row a point of the options that change
 numbers, with the mean absolute distance of the sound's log-mel from that of the defaults, in nats.
+
+Other geometries than mid have random weights, so only speed is told: of the preset, and of it in other precisions.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from talker_rl.omni.config import Token2WavConfig
 from talker_rl.omni.mel import log_mel
-from talker_rl.omni.token2wav import utterance_noise
-from talker_rl.reward.asr.funasr_recognizer import FunASRRecognizer
+from talker_rl.omni.token2wav import decode, utterance_noise
 
-from ._measure import Row, compare, say
-from ._speech import Spoken, errors, spoken, wer_change
-from ._upstream import upstream_wave
+from ._limits import counted, decoding, goal, share
+from ._measure import Row, compare, noted, peak_of, say, seconds_of
+from ._upstream import random_codes, upstream_wave
+from .geometry import Models
+
+if TYPE_CHECKING:
+    from ._speech import Spoken
 
 CURVE: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -45,11 +51,54 @@ CURVE: dict[str, dict[str, Any]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--utterances", type=int, default=200, help="that WER is measured on")
     parser.add_argument("--timed", type=int, default=16, help="utterances that are timed")
+    parser.add_argument("--longest", type=float, default=12.0, help="seconds, of random weights; the shortest: 2")
     parser.add_argument("--curve", action="store_true", help="a row for every point")
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
     """The preset, then the curve."""
+    models = Models.of(args)
+    return spoken_rows(args) if models.mid else random_rows(args, models)
+
+
+def random_rows(args: argparse.Namespace, models: Models) -> list[Row]:
+    """8 utterances of random codes through random weights of the whole geometry."""
+    token2wav, speaker = models.token2wav(), models.speaker()
+    lengths = torch.linspace(min(2.0, args.longest), args.longest, 3 if args.quick else 8).tolist()
+    codes = [random_codes(seconds, i) for i, seconds in enumerate(lengths)]
+    noise = models.noise(codes, token2wav.code2wav_dit_model.mel_dim)
+    seeds, geo = list(range(len(codes))), counted(token2wav=token2wav)
+
+    def theirs() -> list[np.ndarray]:
+        return [upstream_wave(token2wav, c, speaker, n) for c, n in zip(codes, noise, strict=True)]
+
+    found = []
+    for name, options in {"": {}, " in TF32": {"tf32": True}, " in bfloat16 and TF32": BRIEF}.items():
+        cfg = Token2WavConfig(preset="reward", batch_size=len(codes), **options)
+        case = (f"preset reward{name}, {len(codes)} utterances of {lengths[0]:g} to {lengths[-1]:g} s, random weights, "
+                f"{cfg.passes} DiT passes; against transformers' loop with its defaults")
+
+        def ours(cfg: Token2WavConfig = cfg) -> list[np.ndarray]:
+            return decode(token2wav, codes, [speaker] * len(codes), seeds, cfg)
+
+        if found:  # the baseline is the same
+            _, peak = peak_of(ours)
+            seconds = statistics.median(seconds_of(ours) for _ in range(args.repeats))
+            row = replace(found[0], case=case, ours_s=seconds, ratio=found[0].theirs_s / seconds, ours_peak_mib=peak)
+        else:
+            row = compare("token2wav_reward", case, ours, theirs, repeats=args.repeats)
+        works = decoding(geo, codes, cfg)
+        found.append(noted(row, share(works, row.ours_s, models.device), goal("20 x", row.ratio >= 20, models)))
+    return found
+
+
+BRIEF: dict[str, Any] = {"dtype": "bfloat16", "tf32": True}
+
+
+def spoken_rows(args: argparse.Namespace) -> list[Row]:
+    """What the micro model says, and what recognisers make of it."""
+    from ._speech import spoken
+
     said = spoken(12 if args.quick else args.utterances)
     heard, timed = _Heard(said), 4 if args.quick else args.timed
     chosen = said.candidates[:timed]
@@ -80,6 +129,10 @@ class _Heard:
     """What the recognisers make of a decode, against the decode with upstream's defaults."""
 
     def __init__(self, said: Spoken) -> None:
+        from talker_rl.reward.asr.funasr_recognizer import FunASRRecognizer
+
+        from ._speech import errors
+
         self._said = said
         self._recognizers = {name: FunASRRecognizer(f"micro:{name}") for name in ("reward", "eval")}
         self._waves = said.decode(Token2WavConfig())
@@ -87,6 +140,8 @@ class _Heard:
 
     def describe(self, name: str, cfg: Token2WavConfig) -> str:
         """The case: passes, log-mel distance and change of WER."""
+        from ._speech import errors, wer_change
+
         say(f"token2wav_reward: {name}")
         waves = self._said.decode(cfg)
         mels = [[log_mel(torch.from_numpy(w)) for w in side] for side in (waves, self._waves)]

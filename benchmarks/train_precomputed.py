@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from . import _training
 from ._measure import Row
 from ._training import add_arguments
-from .train import QUICK, SIZES
+from .train import SIZES
 
 __all__ = ["add_arguments", "rows"]
 
 
-def rows(args: argparse.Namespace) -> list[Row]:
+def rows(args: argparse.Namespace) -> Iterator[Row]:
     """One row."""
-    against = "against TRL's precompute_ref_log_probs"
-    return _training.rows("train_precomputed", args, SIZES, QUICK, against, precompute_ref_log_probs=True)
+    return _training.rows("train_precomputed", args, SIZES, precompute=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from pydantic import ValidationError
 
 from talker_rl.errors import ConfigError, DataError, StageError
 from talker_rl.omni.config import SamplingConfig
+from talker_rl.omni.decoder import Decoder
+from talker_rl.omni.graph import GraphedStep
 from talker_rl.omni.layout import TalkerExample, collate
 from talker_rl.omni.logps import token_logps
 from talker_rl.omni.rollouts import sample_candidates
@@ -272,3 +275,39 @@ def test_progress_and_training_mode(talker):
     finally:
         talker.eval()
     assert seen == [(2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("works", [True, False], ids=["replayed", "capture fails"])
+def test_replayed_steps_give_the_same_candidates(talker, monkeypatch, works):
+    """A CUDA graph's way without a GPU: a step over all slots and more rows than there are, into tensors that stay."""
+
+    def capture(self, step, codes_N, slots):
+        captures.append((len(codes_N), slots))
+        if not works:
+            raise RuntimeError("no graphs here")
+        hidden_NH = step(codes_N, slots).clone()
+        return lambda: hidden_NH.copy_(step(codes_N, slots)), hidden_NH
+
+    class GraphedDecoder(Decoder):
+        def __init__(self, inner, conditionings, rows, **_):
+            super().__init__(inner, conditionings, rows)
+            self.graphs = GraphedStep(rows)
+
+    captures: list[tuple[int, int]] = []
+    conditionings = random_conditionings([(5, 3), (9, 4), (6, 2)])
+    call = (talker, conditionings, [[1, 2, 3, 4], [5, 6], [8, 9]], SamplingConfig(max_new_tokens=30))
+    eager = sample_candidates(*call, batch_size=5)
+    monkeypatch.setattr(GraphedStep, "_capture", capture)
+    monkeypatch.setattr("talker_rl.omni.graph.ROWS", 2)
+    monkeypatch.setattr("talker_rl.omni.decoder.CACHE_BLOCK", 16)
+    monkeypatch.setattr("talker_rl.omni.rollouts.Decoder", GraphedDecoder)
+    with nullcontext() if works else pytest.warns(UserWarning, match="without CUDA graphs: no graphs here"):
+        replayed = sample_candidates(*call, batch_size=5, steps_unseen=3)
+    assert [c.codes for c in replayed] == [c.codes for c in eager]
+    for a, b in zip(replayed, eager, strict=True):
+        assert a.token_logps == pytest.approx(b.token_logps, abs=1e-5)
+    if works:  # of several numbers of rows, and again once the cache grew
+        assert len({rows for rows, _ in captures}) > 1 and {slots for _, slots in captures} == {16, 32, 48}
+        assert len(captures) == len(set(captures))
+    else:
+        assert len(captures) == 1

@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from talker_rl.omni.conditioning import Conditioning
+from talker_rl.omni.graph import GraphedStep
 from talker_rl.omni.layout import prefix_inputs
 from talker_rl.omni.packing import refuse_sliding_window
 
@@ -35,11 +36,19 @@ class RowCache:
         self._at: tuple[torch.Tensor, torch.Tensor] | None = None
         self._length = 0
 
-    def place(self, slots_B: torch.Tensor, length: int) -> None:
-        """Where the next forward writes: row b at ``slots_B[b]``; it reads the first ``length`` slots."""
+    @property
+    def capacity(self) -> int:
+        """Slots of a row."""
+        return self.keys[0].shape[2]
+
+    def reserve(self, length: int) -> None:
+        """Make room for ``length`` slots."""
         for tensors in (self.keys, self.values):
             for i, tensor in enumerate(tensors):
                 tensors[i] = self._grown(tensor, length)
+
+    def place(self, slots_B: torch.Tensor, length: int) -> None:
+        """Where the next forward writes: row b at ``slots_B[b]``; it reads the first ``length`` slots, reserved."""
         self._at, self._length = (torch.arange(len(slots_B), device=slots_B.device), slots_B), length
 
     def update(
@@ -58,9 +67,9 @@ class RowCache:
         if not self.keys:
             self.keys = [k.new_zeros(self.rows, len(k), 0, k.shape[2]) for k, _ in prefix]
             self.values = [v.new_zeros(self.rows, len(v), 0, v.shape[2]) for _, v in prefix]
+        self.reserve(length)
         index = torch.tensor(rows, device=prefix[0][0].device)
         for i, (keys, values) in enumerate(prefix):
-            self.keys[i], self.values[i] = self._grown(self.keys[i], length), self._grown(self.values[i], length)
             self.keys[i][index, :, :length] = keys
             self.values[i][index, :, :length] = values
 
@@ -96,9 +105,12 @@ class Decoder:
         inner: the transformers Talker (LoRA layers may be in it).
         conditionings: of all prompts; rows name them by index.
         rows: most rows at a time.
+        cuda_graphs: on a GPU, replay steps as CUDA graphs (sdpa and eager attention).
     """
 
-    def __init__(self, inner: Any, conditionings: Sequence[Conditioning], rows: int) -> None:
+    def __init__(
+        self, inner: Any, conditionings: Sequence[Conditioning], rows: int, *, cuda_graphs: bool = True
+    ) -> None:
         refuse_sliding_window(inner)
         self.inner, self.conditionings = inner, conditionings
         weight = inner.codec_head.weight
@@ -112,6 +124,8 @@ class Decoder:
         self.positions = torch.zeros(rows, dtype=torch.long, device=self.device)  # of the next input
         self.lengths: list[int] = []  # the same of the rows that are there, known without asking the device
         self.hidden = weight.new_zeros(0, weight.shape[1])
+        flash = "flash" in inner.model.config._attn_implementation  # which counts its keys on the host
+        self.graphs = GraphedStep(rows) if cuda_graphs and self.device.type == "cuda" and not flash else None
 
     def logits(self) -> torch.Tensor:
         """(n, V) float32 of each row's next code."""
@@ -155,32 +169,43 @@ class Decoder:
     def feed(self, codes_n: torch.Tensor) -> None:
         """Append a code to every row, with its row of the reply stream."""
         n = len(self.lengths)
+        self.lengths = [length + 1 for length in self.lengths]
+        length, hidden = max(self.lengths), None
+        self.cache.reserve(length)
+        if self.graphs and self.graphs.working:
+            hidden = self.graphs(self._step, codes_n, self.cache.capacity)
+        if hidden is None:
+            hidden = self._step(codes_n, length, masked=min(self.lengths) < length)
+        self.hidden = hidden
+        self.steps[:n] += 1
+        self.positions[:n] += 1
+
+    def _step(self, codes_N: torch.Tensor, slots: int, masked: bool = True) -> torch.Tensor:
+        """Hidden states (N, H) of the first N rows after these codes; a row sees itself and what came before of the
+        cache's first ``slots``, or all of them if not ``masked``."""
+        n = len(codes_N)
         rows = torch.arange(n, device=self.device)
         stream = self.reply[rows, torch.minimum(self.steps[:n], self.reply_last[:n])]
-        inputs = self.inner.get_input_embeddings()(codes_n) + stream
-        positions = self.positions[:n]
-        self.lengths = [length + 1 for length in self.lengths]
-        self.cache.place(positions, max(self.lengths))
-        self.hidden = self.inner.model(
+        inputs = self.inner.get_input_embeddings()(codes_N) + stream
+        positions = self.positions[:n].clamp(max=slots - 1)  # of rows that are gone, the last may be past the end
+        self.cache.place(positions, slots)
+        hidden: torch.Tensor = self.inner.model(
             inputs_embeds=self.inner.thinker_to_talker_proj(inputs[:, None]),
-            attention_mask={"full_attention": self._mask(positions)},  # made once for all layers
+            attention_mask={"full_attention": self._mask(positions, slots) if masked else None},  # once for all layers
             position_ids=positions[:, None].expand(3, n, 1),
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        self.steps[:n] += 1
-        self.positions[:n] += 1
+        return hidden
 
-    def _mask(self, positions_n: torch.Tensor) -> torch.Tensor | None:
-        """What each row may see: itself and what came before; as the model's attention wants it. None: everything."""
-        length = max(self.lengths)
-        if min(self.lengths) == length:
-            return None
-        seen = torch.arange(length, device=self.device) <= positions_n[:, None]
+    def _mask(self, positions_n: torch.Tensor, slots: int) -> torch.Tensor:
+        """What each row may see, as the model's attention wants it."""
+        seen = torch.arange(slots, device=self.device) <= positions_n[:, None]
         if "flash" in self.inner.model.config._attn_implementation:
             return seen
-        zero = torch.zeros((), dtype=self.dtype, device=self.device)
-        return torch.where(seen, zero, torch.finfo(self.dtype).min)[:, None, None]  # added to the scores
+        # Added to the scores. No torch.where: a number among its arguments is copied to the device and waited for.
+        zeros = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
+        return zeros.masked_fill_(~seen, torch.finfo(self.dtype).min)[:, None, None]
 
     def leave(self, moves: Sequence[tuple[int, int]], left: int) -> None:
         """Copy rows over others (from, to), then keep the first ``left``."""

@@ -41,6 +41,7 @@ def sample_candidates(
     *,
     batch_size: int = 64,
     steps_unseen: int | None = None,
+    cuda_graphs: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Candidate]:
     """Sample ``len(seeds[i])`` candidates of conditioning i; in order of prompt, then seed.
@@ -52,6 +53,7 @@ def sample_candidates(
         sampling: options.
         batch_size: candidates decoded together.
         steps_unseen: steps between two looks at what was said; None: 1 on a CPU, else ``STEPS_UNSEEN``.
+        cuda_graphs: on a GPU, replay the decoder's steps as CUDA graphs.
         progress: called with (candidates done, total).
 
     Raises:
@@ -71,7 +73,9 @@ def sample_candidates(
     was_training = inner.training
     inner.eval()
     try:
-        rows = _Rows(inner, conditionings, sequences, sampling, min(batch_size, len(sequences)), steps_unseen)
+        count = min(batch_size, len(sequences))
+        decoder = Decoder(inner, conditionings, count, cuda_graphs=cuda_graphs)
+        rows = _Rows(decoder, sequences, sampling, count, steps_unseen)
         done = 0
         while done < len(sequences):
             ended = rows.run()
@@ -122,19 +126,16 @@ class _Rows:
 
     def __init__(
         self,
-        inner: Any,
-        conditionings: Sequence[Conditioning],
+        decoder: Decoder,
         sequences: Sequence[_Sequence],
         sampling: SamplingConfig,
         rows: int,
         steps_unseen: int | None,
     ) -> None:
-        device = inner.codec_head.weight.device
-        on_cpu = device.type == "cpu"
-        self.steps_unseen = steps_unseen or (1 if on_cpu else STEPS_UNSEEN)
-        self.sampler = CodeSampler(sampling, inner, device, narrow=on_cpu)
-        self.histories = Histories(self.sampler.start_ids, rows, sampling.max_new_tokens, device)
-        self.decoder = Decoder(inner, conditionings, rows)
+        on_cpu = decoder.device.type == "cpu"
+        self.decoder, self.steps_unseen = decoder, steps_unseen or (1 if on_cpu else STEPS_UNSEEN)
+        self.sampler = CodeSampler(sampling, decoder.inner, decoder.device, narrow=on_cpu)
+        self.histories = Histories(self.sampler.start_ids, rows, sampling.max_new_tokens, decoder.device)
         self.max_new_tokens, self.rows = sampling.max_new_tokens, rows
         self.waiting = deque(sequences)
         self.here: list[_Sequence] = []

@@ -77,6 +77,8 @@ class Vocoder:
     """Multiply-adds of convolutions and anti-aliasing filters."""
     values: int
     """Of the widest layer's output."""
+    moved: int
+    """Values that convolutions and activations read and write, each of them once."""
 
 
 @dataclass(frozen=True)
@@ -153,19 +155,26 @@ def measure(name: str, config: Any) -> Geometry:
     from talker_rl.omni.published import meta_parts
 
     parts = meta_parts(config)
-    thinker, talker, token2wav = parts["thinker"], parts["talker"], parts["token2wav"]
     text = config.thinker_config.text_config
     return Geometry(
         name=name,
         parameters={part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()},
-        thinker=_stack(thinker.model, text, text.hidden_size // text.num_attention_heads),
-        talker=_stack(talker.model, config.talker_config, config.talker_config.head_dim),
-        adaptable=_linears(talker, ""),
-        embedding=config.talker_config.embedding_size,
-        vocabulary=config.talker_config.vocab_size,
-        dit=_flow(token2wav.code2wav_dit_model),
-        vocoder=_vocoder(token2wav.code2wav_bigvgan_model),
+        thinker=_stack(parts["thinker"].model, text, text.hidden_size // text.num_attention_heads),
+        **of_talker(parts["talker"]),
+        **of_token2wav(parts["token2wav"]),
     )
+
+
+def of_talker(talker: Any) -> dict[str, Any]:
+    """What of a `Geometry` transformers' Talker decides, by field."""
+    config = talker.config
+    return {"talker": _stack(talker.model, config, config.head_dim), "adaptable": _linears(talker, ""),
+            "embedding": config.embedding_size, "vocabulary": config.vocab_size}
+
+
+def of_token2wav(token2wav: Any) -> dict[str, Any]:
+    """What of a `Geometry` transformers' token2wav decides, by field."""
+    return {"dit": _flow(token2wav.code2wav_dit_model), "vocoder": _vocoder(token2wav.code2wav_bigvgan_model)}
 
 
 def _stack(model: Any, config: Any, head_dim: int) -> Stack:
@@ -198,17 +207,21 @@ def _flow(dit: Any) -> Flow:
 def _vocoder(vocoder: Any) -> Vocoder:
     samples, widest = 1, 0
     macs = vocoder.conv_pre.weight.numel()
+    moved = sum(vocoder.conv_pre.weight.shape[:2])
     branches = vocoder.num_residual_blocks
     for i, (up,) in enumerate(vocoder.ups):
         macs += up.weight.numel() * samples  # a transposed convolution: every weight meets every input sample
+        moved += samples * (up.weight.shape[0] + up.stride[0] * up.weight.shape[1])
         samples *= up.stride[0]
         channels = up.weight.shape[1]
         widest = max(widest, channels * samples)
         for block in vocoder.resblocks[i * branches : (i + 1) * branches]:
             macs += samples * sum(conv.weight.numel() for conv in (*block.convs1, *block.convs2))
             macs += samples * channels * sum(_taps(a) for a in block.activations)
+            moved += 2 * samples * channels * (len(block.convs1) + len(block.convs2) + len(block.activations))
     macs += samples * (vocoder.conv_post.weight.numel() + channels * _taps(vocoder.activation_post))
-    return Vocoder(macs, widest)
+    moved += samples * (3 * channels + 1)  # the last activation and the last convolution
+    return Vocoder(macs, widest, moved)
 
 
 def _taps(activation: Any) -> int:
