@@ -62,8 +62,8 @@ class PromptsConfig(Settings):
         "column is read then. null: columns are named as the fields are."
     )
     max_chars: int | None = Field(
-        None, ge=1, description="Longer texts are split at sentence ends, else at commas, else at spaces; each piece is "
-        "a prompt <id>_1, <id>_2, ... null: never."
+        None, ge=1, description="Longer texts are split at sentence ends, else at commas, else at spaces; each piece "
+        "is a prompt <id>_1, <id>_2, ... null: never."
     )
     max_words: int | None = Field(None, ge=1, description="Likewise, in words; each Chinese character is one.")
 

@@ -29,7 +29,8 @@ def test_tables_give_the_same_texts_however_they_are_written(tmp_path: Path) -> 
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
     for name, comma in (("p.csv", ","), ("p.tsv", "\t")):
-        lines = [comma.join('"' + str(c).replace('"', '""') + '"' for c in r.values()) for r in ({k: k for k in rows[0]}, *rows)]
+        cells = [list(rows[0]), *(list(r.values()) for r in rows)]
+        lines = [comma.join('"' + str(c).replace('"', '""') + '"' for c in row) for row in cells]
         (tmp_path / name).write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     for name in ("p.csv", "p.tsv", "p.parquet", "p.jsonl"):
         spec = str(tmp_path / name)

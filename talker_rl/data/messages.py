@@ -5,10 +5,10 @@ A message is ``{"role", "content"}``; content is a text, or a list of parts:
     {"type": "text",  "text": "What do you hear?"}
     {"type": "audio", "audio": "clip.wav"}           any file that soundfile reads
     {"type": "image", "image": "photo.png"}          any file that Pillow reads
-    {"type": "video", "video": "film.mp4"}           needs torchvision; or a .safetensors file of the processor's tensors
+    {"type": "video", "video": "film.mp4"}              with torchvision; or the processor's tensors as .safetensors
 
-Paths are relative to the prompt file. What is read is noted by its SHA-256, and ids and cache keys depend on that, not on
-the path: the same files elsewhere are the same prompts, a changed file is another one.
+Paths are relative to the prompt file. What is read is noted by its SHA-256, and ids and cache keys depend on that, not
+on the path: the same files elsewhere are the same prompts, a changed file is another one.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def _checked(message: Message, where: str) -> Message:
             raise PromptError(f"Not a part of a message: {str(part)[:80]}", where=where,
                               fix='parts are {"type": "text", "text": ...} and audio, image, video alike, with a file')
         if not isinstance(part[kind], str) or kind in MEDIA and "://" in part[kind]:
-            raise PromptError(f"The {kind} part holds no {'text' if kind == 'text' else 'path of a file'}: "
-                              f"{str(part[kind])[:80]}", where=where, fix="give a file on this machine; nothing is downloaded")
+            held = "text" if kind == "text" else "path of a file"
+            raise PromptError(f"The {kind} part holds no {held}: {str(part[kind])[:80]}", where=where,
+                              fix="give a text, or a file on this machine: nothing is downloaded")
     if all(part["type"] == "text" for part in content):  # what the template makes of them
         return {"role": role, "content": "".join(part["text"] for part in content)}
     return {"role": role, "content": content}
@@ -102,6 +103,7 @@ def identity(messages: Any) -> Any:
     return {key: identity(value) if key == "content" else value for key, value in messages.items()}
 
 
-def has_media(messages: list[Message]) -> bool:
-    """Whether any part is sound, an image or a video."""
-    return any(not isinstance(m["content"], str) for m in messages)
+def files_are_noted(messages: list[Message]) -> bool:
+    """Whether every file's SHA-256 is in its part."""
+    parts = [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
+    return all("sha256" in part for part in parts if part["type"] != "text")

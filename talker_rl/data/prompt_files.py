@@ -192,8 +192,8 @@ def _of_csv(path: Path, fields: tuple[str, ...], wanted: dict[str, str] | None, 
                         continue
                     if len(cells) != len(names):
                         raise PromptError(f"The row has {len(cells)} cells, the header {len(names)}",
-                                          where=f"{path}, line {first}", fix="put texts that hold the separator, a quote "
-                                          'or a line break in "double quotes", quotes inside doubled')
+                                          where=f"{path}, line {first}", fix="put texts that hold the separator, a "
+                                          'quote or a line break in "double quotes", quotes inside doubled')
                     yield first, _typed(_renamed(dict(zip(names, cells, strict=True)), used))
             except (ValueError, csv.Error) as error:
                 raise _unreadable(path, last + 1, error) from error

@@ -1,9 +1,10 @@
 """Long texts are split at sentence ends, then at commas, then between words; never inside a word or a number.
 
-A sentence ends at 。！？；… or at ! ? . ; (and quotes and brackets that close behind it) before a space; at ! ? . no small
-letter may follow. So neither 3.5 nor ``"Stop!" he said`` ends one, and a full stop behind a known abbreviation (Mr.), a
-single capital (J. Smith) or a dotted one (U.S.) does not either. A line break always ends one. Sentences are joined up to the limit; one that is longer by itself is split at its commas, colons and dashes and
-joined again; a clause that is still longer at its spaces. What has none of these stays whole.
+A sentence ends at 。！？；… or at ! ? . ; (and quotes and brackets that close behind it) before a space; at ! ? . no
+small letter may follow. So neither 3.5 nor ``"Stop!" he said`` ends one, and a full stop behind a known abbreviation
+(Mr.), a single capital (J. Smith) or a dotted one (U.S.) does not either. A line break always ends one. Sentences are
+joined up to the limit; one that is longer by itself is split at its commas, colons and dashes and joined again; a
+clause that is still longer at its spaces. What has none of these stays whole.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Callable
 
 ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof st jr sr rev gen col capt lt sgt vs etc no nos vol ch fig figs eq sec pp ed eds al ca cf approx "
-    "dept est inc ltd co corp bros ave blvd rd mt jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu "
-    "thur thurs fri sat sun e.g i.e a.m p.m".split()
+    "dept est inc ltd co corp bros ave blvd rd mt jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed "
+    "thu thur thurs fri sat sun e.g i.e a.m p.m".split()
 )
 """Words, in lower case without their last full stop, after which a full stop ends no sentence."""
 

@@ -16,7 +16,7 @@ from talker_rl.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 HASHED_SUFFIXES = {".json", ".safetensors", ".txt", ".jinja", ".pt"}
 
 
