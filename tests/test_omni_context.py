@@ -128,6 +128,8 @@ def upstream(omni: Any, contexts: list[Any]) -> dict[str, Any]:
         lambda _m, _a, kwargs: seen["positions"].append(kwargs["position_ids"].clone()), with_kwargs=True)
 
     def talker(**kwargs: Any) -> None:
+        for name in ("pixel_values", "pixel_values_videos"):
+            kwargs.pop(name, None)  # upstream hands them on, and its own Talker refuses arguments that it does not use
         seen.update({k: v.clone() if torch.is_tensor(v) else v for k, v in kwargs.items()})
         out = generate(**kwargs, output_logits=True, return_dict_in_generate=True)
         seen["codes"], seen["logits"] = out.sequences[:, width + 2 :], torch.stack(out.logits, dim=1)

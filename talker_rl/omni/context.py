@@ -116,8 +116,8 @@ def _read_audio(omni: Omni, files: list[Path], out: Context, where: str) -> list
                 f"The sound lasts {len(sound) / extractor.sampling_rate:.2f} s", where=f"{where}: {file}",
                 fix=f"give {MIN_AUDIO_SECONDS} to {extractor.n_samples / extractor.sampling_rate:g} s",
             )  # fmt: skip
-        # The processor pads to the longest sound there can be (300 s), and frames at the edge hear the padding: a window
-        # of it is enough, in whole hops so that frames begin where they would.
+        # The processor pads to the longest sound there can be (300 s), and frames at the edge hear the padding: one
+        # window of it is enough, in whole hops so that frames begin where they would.
         padded = -(-(len(sound) + extractor.n_fft) // extractor.hop_length) * extractor.hop_length
         got = extractor(sound, sampling_rate=extractor.sampling_rate, padding="max_length", return_attention_mask=True,
                         max_length=min(padded, extractor.n_samples), return_tensors="pt")
