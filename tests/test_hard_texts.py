@@ -26,34 +26,34 @@ def test_numbers_as_they_are_spoken() -> None:
         "twenty twenty-four"]  # fmt: skip
     assert [cardinal_zh(n) for n in (0, 7, 10, 15, 20, 105, 110, 200, 342, 2000, 2012, 10_050, 20_000, 100_000,
                                      40_399_075, 100_000_005)] == [
-        "零", "七", "十", "十五", "二十", "一百零五", "一百一十", "二百", "三百四十二", "两千", "两千零一十二", "一万零五十",
-        "两万", "十万", "四千零三十九万九千零七十五", "一亿零五"]  # fmt: skip
+        "零", "七", "十", "十五", "二十", "一百零五", "一百一十", "二百", "三百四十二", "两千", "两千零一十二",
+        "一万零五十", "两万", "十万", "四千零三十九万九千零七十五", "一亿零五"]  # fmt: skip
     assert (decimal_en("3.14"), decimal_zh("10.05"), phone_zh("138")) == (
         "three point one four", "十点零五", "幺三八")
 
 
 def test_every_rule_gives_texts_that_can_be_judged() -> None:
-    rows = hard_texts(480, seed=3)
-    assert rows == hard_texts(480, seed=3) and rows[:48] == hard_texts(48, seed=3)
+    rows = hard_texts(168, seed=3)
+    assert rows[:48] == hard_texts(48, seed=3)
     counts = {name: [r for r in rows if r["category"] == name] for name in CATEGORIES}
-    assert {len(found) for found in counts.values()} == {40}
-    assert len({text_key(r["text"]) for r in rows}) == 480
+    assert {len(found) for found in counts.values()} == {14}
+    assert len({text_key(r["text"]) for r in rows}) == 168
     lengths = {name: [len(tokens_of(r["text"])) for r in found] for name, found in counts.items()}
     assert min(min(n) for n in lengths.values()) >= 1 and max(lengths["very_short"]) <= 8
     assert min(lengths["very_long"]) >= 70 and {r["lang"] for r in counts["code_switching"]} == {"mixed"}
     for row in rows:
         assert not any(c.isdigit() for c in row["text"]), row  # each token is a word that is said
         assert row["provenance"]["rule"].endswith(row["category"]) and row["provenance"]["seed"] == 3
-    figures = hard_texts(200, seed=3, categories=FIGURES, digits=True)
+    figures = hard_texts(60, seed=3, categories=FIGURES, digits=True)
     assert all(any(c.isdigit() for c in r["text"]) and r["provenance"]["digits"] for r in figures)
     assert {r["lang"] for r in hard_texts(30, 0, ["zh"], ["numbers", "dates", "rare_names"])} == {"zh"}
 
 
 def test_seeds_share_no_text() -> None:
-    sets = {f"seed {s}": {" ".join(tokens_of(r["text"])) for r in hard_texts(360, s)} for s in (0, 1, 7)}
+    sets = {f"seed {s}": {" ".join(tokens_of(r["text"])) for r in hard_texts(96, s)} for s in (0, 1, 7)}
     assert len(set.union(*sets.values())) == sum(map(len, sets.values()))
-    first = hard_texts(100, 0, categories=["very_short"])
-    same_class = hard_texts(100, 16, categories=["very_short"])
+    first = hard_texts(60, 0, categories=["very_short"])
+    same_class = hard_texts(60, 16, categories=["very_short"])
     assert {r["text"] for r in first} & {r["text"] for r in same_class}  # which is why --apart-from is there
     apart = hard_texts(60, 16, categories=["very_short"], apart_from=[r["text"] for r in first])
     assert not {text_key(r["text"]) for r in first} & {text_key(r["text"]) for r in apart}

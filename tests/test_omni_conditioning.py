@@ -18,7 +18,7 @@ from talker_rl.omni.conditioning_cache import ConditioningCache, ensure_conditio
 from talker_rl.omni.config import SPEECH_SYSTEM_PROMPT, ConditioningConfig, ModelConfig
 
 TOLERANCE = 1e-5
-GENERATE = ConditioningConfig(mode="generate", max_reply_tokens=12)
+GENERATE = ConditioningConfig(mode="generate", max_reply_tokens=12, max_reply_wer=None)
 PROMPTS = [
     Prompt("stop go left.", "Ann"),
     Prompt("red, green one two three four, go.", "Bob"),

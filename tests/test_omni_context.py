@@ -48,7 +48,7 @@ def omni() -> Any:
     return load_omni(ModelConfig(path="micro"), parts=("thinker", "talker"))
 
 
-def prompt(files: dict[str, str], *content: str, text: str = "red blue.") -> Prompt:
+def prompt(files: dict[str, str], *content: str, text: str = "river garden.") -> Prompt:
     """A user message of files and texts; the kind of a part follows from its suffix."""
     kinds = {".wav": "audio", ".flac": "audio", ".png": "image", ".safetensors": "video"}
     parts = [{"type": kinds[Path(c).suffix], kinds[Path(c).suffix]: files[c]} if c in files
@@ -61,7 +61,7 @@ def prompts(files: dict[str, str]) -> list[Prompt]:
         prompt(files, "a.png", "red", "a.wav", "two", "b.png"),
         prompt(files, "b.flac", "one", "v.safetensors", "a.png", "blue"),
         prompt(files, "a.wav", "b.flac", "green"),
-        prompt(files, "v.safetensors", text="green, red."),
+        prompt(files, "v.safetensors", text="window, river."),
     ]
 
 
