@@ -76,7 +76,7 @@ def test_datasets_of_the_hub_and_of_a_folder(tmp_path: Path, monkeypatch: pytest
     folder.mkdir(parents=True)
     data.to_parquet(str(folder / "train.parquet"))
     data.select([0]).to_parquet(str(folder / "test.parquet"))
-    assert texts("hf:owner/name#sentence") == TEXTS
+    assert texts("hf:owner/name#sentence") == TEXTS and count_rows(parse_source("hf:owner/name")) == 3
     assert texts("hf:owner/name:default:test#sentence") == TEXTS[:1]
     assert texts("hf:owner/name:train", columns={"text": "sentence"}, limit=1) == TEXTS[:1]
 

@@ -132,10 +132,8 @@ def read_rows(source: Source, fields: tuple[str, ...], columns: Mapping[str, str
 
 
 def count_rows(source: Source) -> int | None:
-    """Rows of a source, without reading the texts of a table; None where that cannot be known cheaply."""
-    if source.path is None:
-        return None
-    if source.path.is_dir():
+    """Rows of a source, without reading the texts of a table (a hub dataset is loaded); None where there is no file."""
+    if source.path is None or source.path.is_dir():
         return len(_dataset(source))
     if not source.path.is_file():
         return None

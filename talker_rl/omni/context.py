@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from talker_rl.data.messages import Message, check_messages, resolve_media
-from talker_rl.errors import CheckpointError, PromptError
+from talker_rl.errors import CheckpointError, ConfigError, PromptError
 from talker_rl.omni.files import require_file
 
 if TYPE_CHECKING:
@@ -128,8 +128,11 @@ def _read_audio(omni: Omni, files: list[Path], out: Context, where: str) -> list
 
 
 def _read_images(omni: Omni, files: list[Path], out: Context, where: str) -> list[int]:
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ConfigError("Images need Pillow, which is not installed here", where=where,
+                          fix="pip install 'talker-rl[images]'") from error
     processor = _processor("image", omni.path)
     images = []
     for file in files:

@@ -27,9 +27,10 @@ class Step:
 
 
 def count_prompts(config: RunConfig, which: str) -> int | None:
-    """Lines of a set within its limit (skips and pieces of long texts not known yet); None where nobody can tell."""
+    """Lines of a set within its limit (skips and pieces of long texts not known yet); None where there is no file."""
     limit = getattr(config.prompts.limit, which)
-    lines = count_rows(parse_source(getattr(config.prompts, which)))
+    source = parse_source(getattr(config.prompts, which))
+    lines = limit if limit and source.name else count_rows(source)  # with a limit the hub is not asked
     if lines is None:
         return limit
     return min(lines, limit) if limit else lines
