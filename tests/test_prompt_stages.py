@@ -18,7 +18,7 @@ from talker_rl.omni.conditioning_cache import ConditioningCache
 from talker_rl.omni.config import ConditioningConfig, ModelConfig
 from talker_rl.run_dir import read_json
 
-ANSWER = [{"role": "user", "content": "coffee, yellow window."}]
+ANSWER = [{"role": "user", "content": "music mountain river bottle."}]
 
 
 def test_a_table_with_images_and_long_texts_is_conditioned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,4 +71,4 @@ def test_a_thinker_that_answers_instead_of_reading_is_left_out(
         load_omni(ModelConfig(path="micro"), parts=("thinker",)), [Prompt("happy captain.", "Ethan", messages=ANSWER)],
         ConditioningConfig(mode="generate", max_reply_wer=None),
     )  # fmt: skip
-    assert answered.reply_text == "coffee, yellow window."
+    assert answered.reply_text == "music mountain river bottle."

@@ -23,6 +23,7 @@ from talker_rl.reward.normalize import tokens_of
         ("今天很好。你呢？“走吧！”他说；好的……再见", ["今天很好。", "你呢？", "“走吧！”", "他说；", "好的……", "再见"]),
         ("我买了3.5公斤apple。Mr. Li说ok.好吧。", ["我买了3.5公斤apple。", "Mr. Li说ok.", "好吧。"]),
         ("a title\nThe text.", ["a title", "The text."]),
+        ("one two. three! four... five", ["one two.", "three!", "four... five"]),
     ],
 )  # fmt: skip
 def test_sentence_ends(text: str, pieces: list[str]) -> None:

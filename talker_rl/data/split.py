@@ -1,10 +1,10 @@
 """Long texts are split at sentence ends, then at commas, then between words; never inside a word or a number.
 
-A sentence ends at 。！？；… or at ! ? . ; (and quotes and brackets that close behind it) before a space; at ! ? . no
-small letter may follow. So neither 3.5 nor ``"Stop!" he said`` ends one, and a full stop behind a known abbreviation
-(Mr.), a single capital (J. Smith) or a dotted one (U.S.) does not either. A line break always ends one. Sentences are
-joined up to the limit; one that is longer by itself is split at its commas, colons and dashes and joined again; a
-clause that is still longer at its spaces. What has none of these stays whole.
+A sentence ends at 。！？；… or at ! ? . ; (and quotes and brackets that close behind it) before a space; behind several
+dots or a closing quote no small letter may follow. So neither 3.5 nor ``"Stop!" he said`` ends one, and a full stop
+behind a known abbreviation (Mr.), a single capital (J. Smith) or a dotted one (U.S.) does not either. A line break
+always ends one. Sentences are joined up to the limit; one that is longer by itself is split at its commas, colons and
+dashes and joined again; a clause that is still longer at its spaces. What has none of these stays whole.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def _ends_sentence(text: str, match: re.Match[str]) -> bool:
         return _is_cjk(rest[0])
     if mark[0] == ";":
         return True
-    if following[0].islower():  # "Stop!" he said
-        return False
+    if following[0].islower() and (mark[-1] in _CLOSING or mark.startswith("..")):
+        return False  # "Stop!" he said
     if not mark.startswith(".") or mark.startswith(".."):
         return True
     before = _WORD_BEFORE.search(text[: match.start()])
