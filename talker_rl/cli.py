@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 STAGES: dict[str, tuple[str, str]] = {
     "prompts": ("read, check and keep disjoint the three prompt sets",
-                "talker-rl prompts -c configs/demo.yaml prompts.train=my_texts.txt"),
+                "talker-rl prompts -c configs/demo.yaml prompts.train=my_texts.txt\n"
+                "  talker-rl prompts hard --help      texts that break Talkers, made by rules"),
     "condition": ("compute what the Thinker gives the Talker, once a prompt",
                   "talker-rl condition -c configs/demo.yaml"),
     "rollout": ("sample candidates of every train prompt",
@@ -194,6 +195,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     command = parser()
     if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"], ["voice"]):  # with options of their own
         return argparse.Namespace(verb="micro", what=arguments[1], rest=arguments[2:])
+    if arguments[:2] == ["prompts", "hard"]:
+        return argparse.Namespace(verb="prompts hard", rest=arguments[2:], debug="--debug" in arguments)
     args, rest = command.parse_known_args(arguments)
     strange = [a for a in rest if a.startswith("-") or not hasattr(args, "overrides")]
     if strange:
@@ -220,6 +223,10 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         from talker_rl.speakers.command import run as speaker
 
         return speaker(args)
+    if args.verb == "prompts hard":
+        from talker_rl.data.hard.command import run as hard
+
+        return hard(args.rest)
     if args.verb == "doctor":
         from talker_rl.doctor import examine
 

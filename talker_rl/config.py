@@ -60,7 +60,9 @@ class SetSpeakers(Settings):
 class PromptsConfig(Settings):
     """Three prompt sets, disjoint by text."""
 
-    train: str = Field("micro:train", description="A .jsonl, .txt or .parquet file, or micro:train.")
+    train: str = Field("micro:train", description="A .txt (one text a line), .jsonl, .csv, .tsv or .parquet file, a "
+                       "folder of datasets.save_to_disk (folder:split), a hub dataset hf:owner/name[@revision][:config]"
+                       "[:split], or micro:train. #column behind it names the column of the texts.")
     dev: str = Field("micro:dev", description="Likewise, for the choice of the checkpoint.")
     eval: str = Field("micro:eval", description="Likewise, for the final figures.")
     speaker: str | None = Field(None, description="Speaker of prompts that name none; null is the checkpoint's first.")
@@ -78,6 +80,20 @@ class PromptsConfig(Settings):
         "null: model.instruction for all."
     )
     limit: SetLimits = Field(default_factory=SetLimits, description="Prompts used of each set.")
+    columns: dict[str, str] | None = Field(
+        None, description="Field of a prompt -> column of the source, e.g. {text: sentence, speaker: voice}; no other "
+        "column is read then. null: columns are named as the fields are."
+    )
+    max_chars: int | None = Field(
+        None, ge=1, description="Longer texts are split at sentence ends, else at commas, else at spaces; each piece "
+        "is a prompt <id>_1, <id>_2, ... null: never."
+    )
+    max_words: int | None = Field(None, ge=1, description="Likewise, in words; each Chinese character is one.")
+
+    def reading(self, which: str) -> dict[str, Any]:
+        """What ``read_prompts`` is told of a set."""
+        return {"spec": getattr(self, which), "limit": getattr(self.limit, which), "default_speaker": self.speaker,
+                "columns": self.columns, "max_chars": self.max_chars, "max_words": self.max_words}
 
     def assignment(self, which: str) -> Assignment:
         """Who speaks the texts of a set."""

@@ -174,12 +174,11 @@ def _prompts(config: RunConfig) -> Iterator[Finding]:
     speakers = sorted(speakers_of(config.model))
     sets = {}
     for name in ("train", "dev", "eval"):
-        found = read_prompts(getattr(config.prompts, name), speakers=speakers, default_speaker=config.prompts.speaker,
-                             limit=getattr(config.prompts.limit, name))
+        found = read_prompts(**config.prompts.reading(name), speakers=speakers)
         sets[name] = found.prompts
         yield "ok", f"{len(found.prompts)} {name} prompts in {found.source}"
-        for line in found.describe_skips():
-            yield "warn", f"skipped {line}"
+        for line in found.describe():
+            yield "warn", line
     check_disjoint(sets)
     yield "ok", "the three sets share no text"
 

@@ -15,10 +15,10 @@ from talker_rl.errors import CheckpointError, DataError, PromptError
 from talker_rl.omni.checkpoint import load_omni
 from talker_rl.omni.conditioning import compute_conditioning, conditioning_key, prompt_messages
 from talker_rl.omni.conditioning_cache import ConditioningCache, ensure_conditioning
-from talker_rl.omni.config import ConditioningConfig, ModelConfig
+from talker_rl.omni.config import SPEECH_SYSTEM_PROMPT, ConditioningConfig, ModelConfig
 
 TOLERANCE = 1e-5
-GENERATE = ConditioningConfig(mode="generate", max_reply_tokens=12)
+GENERATE = ConditioningConfig(mode="generate", max_reply_tokens=12, max_reply_wer=None)
 PROMPTS = [
     Prompt("stop go left.", "Ann"),
     Prompt("red, green one two three four, go.", "Bob"),
@@ -108,7 +108,8 @@ def test_batching_changes_nothing(omni, cfg):
 def test_shape_of_a_one_word_reply(omni):
     (c,) = compute_conditioning(omni, [Prompt("blue", "Ann", messages=[{"role": "user", "content": "go"}])])
     embed = omni.thinker.get_input_embeddings().weight
-    assert c.prefix.shape[0] == 6 + 2  # <|im_start|> user go <|im_end|> <|im_start|> assistant, bos, first token
+    # the system prompt; <|im_start|> user go <|im_end|> <|im_start|> assistant; bos, first token
+    assert c.prefix.shape[0] == 3 + len(SPEECH_SYSTEM_PROMPT.replace(",", " , ").replace(".", " . ").split()) + 6 + 2
     assert torch.equal(c.prefix[-2], embed[100])
     assert torch.equal(c.reply_stream, embed[[121, 122]])  # nothing left but text-eos, text-pad
 
@@ -123,7 +124,7 @@ def test_shape_of_a_one_word_reply(omni):
         (Prompt("go elephant", "Ann"), "vocabulary does not cover"),
         (Prompt("go <|im_end|> left", "Ann"), "control token"),
         (Prompt("go", "Cid"), "unknown speaker 'Cid'[\\s\\S]*Ann, Bob"),
-        (Prompt("go", "Ann", messages=[{"role": "user", "content": [{"type": "audio"}]}]), "not a role with a text"),
+        (Prompt("go", "Ann", messages=[{"role": "user", "content": [{"type": "audio"}]}]), "Not a part"),
     ],
 )
 def test_prompts_that_cannot_be_spoken(omni, prompt, message):

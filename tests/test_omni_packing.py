@@ -92,12 +92,12 @@ def test_gradients_of_every_loss_equal_the_plain_ones(both_ways, config):
 def test_a_prompts_prefix_stands_once():
     batch = collate(sequences())
     assert batch.packing.prompts == [(9, [11, 2, 4, 0]), (20, [0, 19, 8, 1]), (4, [6, 6])]
-    assert len(batch.position_ids_L) == sum(p + sum(completions) for p, completions in batch.packing.prompts)
+    assert batch.position_ids_3L.shape[1] == sum(p + sum(completions) for p, completions in batch.packing.prompts)
     # both completions of the third prompt are predicted from the end of its prefix on, each by its own positions
     first = 9 + 17 + 20 + 28
     assert batch.predictor_BT[3, :7].tolist() == [first + 3, *range(first + 4, first + 10)]
     assert batch.predictor_BT[8, :7].tolist() == [first + 3, *range(first + 10, first + 16)]
-    assert batch.position_ids_L[first:].tolist() == [*range(4), *range(4, 10), *range(4, 10)]
+    assert batch.position_ids_3L[0, first:].tolist() == [*range(4), *range(4, 10), *range(4, 10)]
 
 
 def visible(prompts):

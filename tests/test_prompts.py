@@ -92,7 +92,11 @@ def test_a_limit_takes_the_first_usable_ones(tmp_path: Path) -> None:
     [
         ("p.txt", "...\n\n", "No prompt in this file can be used"),
         ("p.txt", "", "No prompt in this file can be used"),
-        ("p.csv", "a\n", "Unknown kind"),
+        ("p.docx", "a\n", "Unknown kind"),
+        ("p.csv", "sentence,lang\none.,en\n", "no column `text`"),
+        ("p.csv", "text,lang\none, two.,en\n", "3 cells, the header 2"),
+        ("p.tsv", "text\treference_seconds\none.\tlong\n", "reference_seconds is not a positive number: 'long'"),
+        ("p.jsonl", '{"text": "one.", "provenance": "me"}\n', "provenance is not a mapping"),
         ("p.jsonl", '{"text": "one.", "speaker": "Carl"}\n', "Unknown speaker 'Carl'"),
         ("p.jsonl", '{"text": "one.", "voice": "Ann"}\n', "Unknown field 'voice'"),
         ("p.jsonl", '{"text": "one.", "lang": "fr"}\n', "Unknown language"),

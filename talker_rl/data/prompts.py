@@ -1,29 +1,34 @@
-"""Prompt sets: read from files, checked, and kept disjoint.
+"""Prompt sets: rows of :mod:`talker_rl.data.prompt_files` checked, split where they are long, and kept disjoint.
 
-A file may be JSONL (one object a line, the fields of ``Prompt``, or a bare string), ``.txt`` (one text a line) or
-Parquet (a ``text`` column, other fields of ``Prompt`` optional). A line that cannot be spoken is skipped and counted
-where other lines go on, and an error where nothing is left.
+A line that cannot be spoken is skipped and counted where other lines go on, and an error where nothing is left.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from talker_rl.data.messages import check_messages, identity, resolve_media
+from talker_rl.data.prompt_files import parse_source, read_rows
 from talker_rl.data.records import Prompt, stable_hash
+from talker_rl.data.split import split_text
 from talker_rl.errors import PromptError
 
-FIELDS = ("text", "speaker", "lang", "messages", "reference_seconds", "max_seconds", "prompt_id")
+FIELDS = ("text", "speaker", "lang", "messages", "reference_seconds", "max_seconds", "prompt_id", "category",
+          "provenance")
 NOT_PROMPTS = ("codes", "reward")
 """Further columns of a file that gives codes as well (``train.<variant>.data: file``)."""
 
 LANGUAGES = ("zh", "en", "mixed")
+PIECE = re.compile(r"_\d+$")
+"""How the id of a piece of a long text ends."""
 
 REASONS: dict[str, str] = {
     "empty": "the text is empty",
@@ -39,7 +44,7 @@ class Skip:
     """A line that gives no prompt."""
 
     line: int
-    """1-based line (row for Parquet)."""
+    """1-based line (row for Parquet and datasets)."""
     reason: str
     """A key of ``REASONS``."""
     text: str
@@ -53,6 +58,10 @@ class PromptSet:
     source: str
     prompts: list[Prompt]
     skips: list[Skip] = field(default_factory=list)
+    unused: tuple[str, ...] = ()
+    """Columns of a table that are no field of a prompt."""
+    split: int = 0
+    """Texts that were too long and became several prompts."""
 
     def counts(self) -> dict[str, int]:
         """Reason -> number of skipped lines."""
@@ -65,6 +74,15 @@ class PromptSet:
             at = [str(s.line) for s in self.skips if s.reason == reason]
             more = ", ..." if len(at) > most else ""
             lines.append(f"{count} x {reason} ({REASONS[reason]}): lines {', '.join(at[:most])}{more} of {self.source}")
+        return lines
+
+    def describe(self) -> list[str]:
+        """What a user should know: skips, columns left aside, texts split."""
+        lines = [f"skipped {line}" for line in self.describe_skips()]
+        if self.unused:
+            lines.append(f"columns left aside: {', '.join(self.unused)} of {self.source}")
+        if self.split:
+            lines.append(f"{self.split} long texts of {self.source} were split: {len(self.prompts)} prompts in all")
         return lines
 
 
@@ -104,73 +122,41 @@ def check_text(text: Any) -> str:
     return text.strip()
 
 
-def resolve_prompt_path(spec: str) -> Path:
-    """``micro:train`` is the set that ships with the micro world; anything else is a path."""
-    if spec.startswith("micro:"):
-        from talker_rl.micro import checkpoint_dir
-
-        return checkpoint_dir() / "prompts" / f"{spec.removeprefix('micro:')}.jsonl"
-    return Path(spec).expanduser()
-
-
-def _read_raw(path: Path) -> Iterable[tuple[int, Any]]:
-    """(line number, decoded row); a row that is not JSON comes as bytes so that it counts as ``not_text``."""
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        try:
-            rows = pq.read_table(path).to_pylist()
-        except Exception as error:  # pyarrow raises many kinds for a truncated file
-            raise PromptError(f"Cannot read the prompt file: {error}", where=str(path),
-                              fix="write it again") from error
-        if rows and "text" not in rows[0]:
-            raise PromptError("The prompt file has no column `text`", where=f"{path}, columns {sorted(rows[0])}",
-                              fix="rename the column that holds the texts to `text`")
-        yield from enumerate(rows, 1)
-        return
-    if suffix not in (".jsonl", ".txt"):
-        raise PromptError(f"Unknown kind of prompt file: {suffix or 'no suffix'}", where=str(path),
-                          fix="use .jsonl (fields of a prompt), .txt (one text a line) or .parquet")
-    for number, raw in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            if suffix == ".txt" or not line.strip():
-                yield number, line
-            else:
-                yield number, json.loads(line)
-        except ValueError:  # not UTF-8, or not JSON
-            yield number, raw
-
-
 def read_prompts(
     spec: str,
     *,
     speakers: Collection[str] | None = None,
     default_speaker: str | None = None,
     limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_chars: int | None = None,
+    max_words: int | None = None,
 ) -> PromptSet:
-    """Prompts of a file, in its order.
+    """Prompts of a file or dataset, in its order.
 
     Args:
-        spec: a path, or ``micro:train``, ``micro:dev``, ``micro:eval``.
+        spec: see :mod:`talker_rl.data.prompt_files`.
         speakers: names the checkpoint knows; None leaves speakers unchecked.
         default_speaker: of prompts that name none; None is the first of ``speakers``.
-        limit: keep the first so many usable prompts.
+        limit: keep the first so many usable prompts, pieces counted singly.
+        columns: field of a prompt -> column of the source, where their names differ; nothing else is read then.
+        max_chars: longer texts are split, see :mod:`talker_rl.data.split`.
+        max_words: likewise, in words.
 
     Raises:
         PromptError: no such file, a speaker that the checkpoint does not have, a field of the wrong kind, or no
             usable prompt at all.
     """
-    path = resolve_prompt_path(spec)
-    if not path.is_file():
-        raise PromptError("There is no such prompt file", where=str(path),
-                          fix="give a .jsonl, .txt or .parquet file, or micro:train | micro:dev | micro:eval")
+    source = parse_source(spec)
+    if columns and (strange := sorted(set(columns) - set(FIELDS))):
+        raise PromptError(f"Unknown field {strange[0]!r} in prompts.columns", where=str(dict(columns)),
+                          fix=f"fields are: {', '.join(FIELDS)}")
     known = sorted(speakers) if speakers is not None else None
     fallback = default_speaker or (known[0] if known else "")
-    found = PromptSet(source=str(path), prompts=[])
+    rows = read_rows(source, FIELDS, columns)
+    found = PromptSet(source=str(source), prompts=[], unused=rows.unused)
     seen: set[str] = set()
-    for number, row in _read_raw(path):
+    for number, row in rows.rows:
         if limit is not None and len(found.prompts) >= limit:
             break
         record = row if isinstance(row, dict) else {"text": row}
@@ -179,39 +165,58 @@ def read_prompts(
         if reason:
             found.skips.append(Skip(number, reason, repr(text)[:60]))
             continue
-        prompt = _to_prompt(record, fallback, where=f"{path}, line {number}")
+        prompt = _to_prompt(record, fallback, source.base, where=f"{source}, line {number}")
         if known is not None and prompt.speaker not in known:
-            raise PromptError(f"Unknown speaker {prompt.speaker!r}", where=f"{path}, line {number}",
+            raise PromptError(f"Unknown speaker {prompt.speaker!r}", where=f"{source}, line {number}",
                               fix=f"this checkpoint has: {', '.join(known)}")
-        key = stable_hash(text_key(prompt.text), prompt.speaker, prompt.messages)
-        if key in seen:
-            found.skips.append(Skip(number, "duplicate", prompt.text[:60]))
-            continue
-        seen.add(key)
-        found.prompts.append(prompt)
+        pieces = pieces_of(prompt, max_chars, max_words)
+        found.split += len(pieces) > 1
+        for piece in pieces[: None if limit is None else limit - len(found.prompts)]:
+            key = stable_hash(text_key(piece.text), piece.speaker, identity(piece.messages))
+            if key in seen:
+                found.skips.append(Skip(number, "duplicate", piece.text[:60]))
+                continue
+            seen.add(key)
+            found.prompts.append(piece)
     if not found.prompts:
         raise PromptError("No prompt in this file can be used",
-                          where="; ".join(found.describe_skips()) or f"{path} is empty",
+                          where="; ".join(found.describe_skips()) or f"{source} is empty",
                           fix="give at least one text with a word in it")
     return found
 
 
-def _to_prompt(record: dict[str, Any], default_speaker: str, where: str) -> Prompt:
+def pieces_of(prompt: Prompt, max_chars: int | None = None, max_words: int | None = None) -> list[Prompt]:
+    """The prompt, or prompts of its pieces where its text is too long: ``<id>_1``, ``<id>_2``, ... in the same context.
+
+    Durations are stated for the whole text, so pieces have none.
+    """
+    if max_chars is None and max_words is None:
+        return [prompt]
+    texts = split_text(prompt.text, max_chars=max_chars, max_words=max_words)
+    if len(texts) == 1:
+        return [prompt]
+    return [
+        replace(prompt, text=text, lang=detect_lang(text), prompt_id=f"{prompt.prompt_id}_{i}", reference_seconds=None,
+                max_seconds=None)
+        for i, text in enumerate(texts, 1)
+    ]
+
+
+def _to_prompt(record: dict[str, Any], default_speaker: str, base: Path, where: str) -> Prompt:
     unknown = sorted(set(record) - {*FIELDS, *NOT_PROMPTS})
     if unknown:
         raise PromptError(f"Unknown field {unknown[0]!r} in a prompt", where=where,
-                          fix=f"fields are: {', '.join(FIELDS)}")
-    text = record["text"].strip()
-    messages = record.get("messages")
-    if isinstance(messages, str):  # a Parquet column holds it as JSON
-        try:
-            messages = json.loads(messages)
-        except ValueError:
-            pass  # told below
-    if messages is not None and not (
-        isinstance(messages, list) and all(isinstance(m, dict) and "role" in m and "content" in m for m in messages)
-    ):
-        raise PromptError("`messages` is not a list of {role, content}", where=where, fix="leave it out, or write one")
+                          fix=f"fields are: {', '.join(FIELDS)}; or say which are meant: prompts.columns.text=FIELD")
+    record = dict(record)
+    for name in ("messages", "provenance"):
+        if isinstance(record.get(name), str):  # a table's column holds it as JSON
+            try:
+                record[name] = json.loads(record[name])
+            except ValueError:
+                pass  # told below
+    text, messages = record["text"].strip(), record.get("messages")
+    if messages is not None:
+        messages = resolve_media(check_messages(messages, where), base, where)
     lang = record.get("lang") or detect_lang(text)
     if lang not in LANGUAGES:
         raise PromptError(f"Unknown language {lang!r}", where=where, fix=f"one of {', '.join(LANGUAGES)}, or leave out")
@@ -223,9 +228,28 @@ def _to_prompt(record: dict[str, Any], default_speaker: str, where: str) -> Prom
         number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         if seconds is not None and not (number and 0 < seconds < math.inf):
             raise PromptError(f"{name} is not a positive number: {seconds!r}", where=where, fix="leave it out")
+    for name, kind in (("category", str), ("provenance", dict)):
+        if not isinstance(record.get(name), kind | None):
+            raise PromptError(f"{name} is not a {'name' if kind is str else 'mapping'}: {record[name]!r}", where=where,
+                              fix="leave it out")
     return Prompt(text=text, speaker=speaker, lang=lang, messages=messages,
                   reference_seconds=record.get("reference_seconds"), max_seconds=record.get("max_seconds"),
-                  prompt_id=record.get("prompt_id") or "")
+                  prompt_id=record.get("prompt_id") or "", category=record.get("category"),
+                  provenance=record.get("provenance"))
+
+
+def drop_shared_pieces(sets: dict[str, list[Prompt]]) -> int:
+    """Take pieces of long texts out of a set (in place) where a later set has the same text; returns how many.
+
+    A sentence such as "Thank you." stands in many texts, and no user can take it out of one of them.
+    """
+    dropped, later = 0, {text_key(p.text) for p in list(sets.values())[-1]} if sets else set()
+    for prompts in list(sets.values())[-2::-1]:
+        kept = [p for p in prompts if not (PIECE.search(p.prompt_id) and text_key(p.text) in later)]
+        dropped += len(prompts) - len(kept)
+        prompts[:] = kept
+        later |= {text_key(p.text) for p in prompts}
+    return dropped
 
 
 def check_disjoint(sets: dict[str, list[Prompt]]) -> None:

@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from talker_rl.data.messages import identity
+
 CODE_RATE_HZ = 50
 """Codec tokens a second: one code is 2 mel frames of 240 samples at 24 kHz."""
 
@@ -43,10 +45,14 @@ class Prompt:
     max_seconds: float | None = None
     """Stated limit on the duration, where there is one. Not part of the id: the Talker does not see it."""
     prompt_id: str = ""
+    category: str | None = None
+    """What makes this text hard, or any other group that results are told apart by."""
+    provenance: dict[str, Any] | None = None
+    """What made this text: rule, seed, version."""
 
     def __post_init__(self) -> None:
         if not self.prompt_id:
-            self.prompt_id = stable_hash("prompt", self.text, self.speaker, self.messages)[:16]
+            self.prompt_id = stable_hash("prompt", self.text, self.speaker, identity(self.messages))[:16]
 
 
 @dataclass
@@ -151,14 +157,22 @@ class Completion:
                     reward, 0.0, 0.0, self.seconds, 0.0)
 
 
+JSON_FIELDS = ("messages", "components", "spans", "provenance")
+"""Fields that are JSON text in a table."""
+
+_LATER_FIELDS = ("max_seconds", "category", "provenance")
+"""Optional fields of prompts that came later: absent from a row where they are null, so that it hashes as it did."""
+
+
 def to_row(record: Any) -> dict[str, Any]:
     """A flat row for Parquet; nested dicts become JSON strings."""
     row = asdict(record)
-    for key in ("messages", "components", "spans"):
+    for key in _LATER_FIELDS:
+        if row.get(key, 0) is None:
+            del row[key]
+    for key in JSON_FIELDS:
         if key in row:
             row[key] = json.dumps(row[key], ensure_ascii=False)
-    if row.get("max_seconds", 0) is None:
-        del row["max_seconds"]  # a prompt without a limit hashes as it did before there were limits
     return row
 
 
@@ -166,7 +180,7 @@ def from_row(cls: type, row: dict[str, Any]) -> Any:
     """The inverse of :func:`to_row`."""
     names = {f.name for f in fields(cls)}
     data = {k: v for k, v in row.items() if k in names}
-    for key in ("messages", "components", "spans"):
+    for key in JSON_FIELDS:
         if key in data and isinstance(data[key], str):
             data[key] = json.loads(data[key])
     return cls(**data)

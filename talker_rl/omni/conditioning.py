@@ -7,21 +7,29 @@ speaker's bos token b:
     prefix       = h(x_1) + e(x_1), ..., h(x_n) + e(x_n),  e(b),  h(y_1) + e(y_1)
     reply_stream = h(y_2) + e(y_2), ..., h(y_m) + e(y_m),  e(text-eos),  e(text-pad)
 
-The reply is either given (teacher-forced) or the Thinker's greedy answer; the same forward computes both.
+The reply is either given (teacher-forced) or the Thinker's greedy answer; the same forward computes both. Where a
+message holds sound, images or video, e of their placeholders is zero and positions follow the Thinker's TMRoPE:
+:mod:`talker_rl.omni.context`.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from talker_rl.data.messages import check_messages, files_are_noted, identity, resolve_media
 from talker_rl.data.records import Prompt, stable_hash
 from talker_rl.errors import PromptError, TalkerRLError
 from talker_rl.omni.config import ConditioningConfig
+from talker_rl.omni.context import Context, encode, merge_media, position_ids, thinker_inputs
+from talker_rl.reward.normalize import tokens_of
+from talker_rl.reward.wer import align
 
 if TYPE_CHECKING:
     from talker_rl.omni.checkpoint import Omni
@@ -42,17 +50,25 @@ class Conditioning:
     speaker: str
     reply_text: str = ""
     """What the reply says: the prompt's text, or the Thinker's answer in mode generate."""
+    position_ids: torch.Tensor | None = None
+    """(3, P) rotary positions of the prefix where it holds images or video; None: 0, 1, ..., P-1 on each axis."""
+
+    @property
+    def next_position(self) -> int:
+        """Position of the first row behind the prefix, on each axis."""
+        return len(self.prefix) if self.position_ids is None else int(self.position_ids.max()) + 1
 
 
 def prompt_messages(omni: Omni, prompt: Prompt) -> list[dict[str, Any]]:
-    """Chat messages before the reply: the prompt's own, or the configured system prompt and instruction."""
-    if prompt.messages is not None:
-        return prompt.messages
-    instruction = omni.settings.instruction.replace("{text}", prompt.text)
-    return [
-        {"role": "system", "content": omni.settings.system_prompt},
-        {"role": "user", "content": instruction},
-    ]
+    """Chat messages before the reply: the prompt's own, or the configured instruction; behind the configured system
+    prompt, unless the prompt's own say another or it is empty.
+    """
+    messages = prompt.messages
+    if messages is None:
+        messages = [{"role": "user", "content": omni.settings.instruction.replace("{text}", prompt.text)}]
+    if not omni.settings.system_prompt or (messages and messages[0].get("role") == "system"):
+        return messages
+    return [{"role": "system", "content": omni.settings.system_prompt}, *messages]
 
 
 def check_prompt(prompt: Prompt, speakers: Sequence[str] | None = None) -> None:
@@ -70,11 +86,6 @@ def check_prompt(prompt: Prompt, speakers: Sequence[str] | None = None) -> None:
         raise PromptError(
             f"unknown speaker {prompt.speaker!r}", where=where, fix=f"use one of: {', '.join(sorted(speakers))}"
         )
-    for message in prompt.messages or []:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
-            raise PromptError(
-                "a message is not a role with a text as content", where=where, fix="only text contexts are supported"
-            )
 
 
 def compute_conditioning(
@@ -99,38 +110,41 @@ def compute_conditioning(
         PromptError: a prompt that cannot be spoken.
     """
     cfg = cfg or ConditioningConfig()
-    thinker, tokenizer = omni.need("thinker"), omni.need("tokenizer")
-    ready: list[tuple[Prompt, list[int], list[int]]] = []
-    for prompt in prompts:
-        try:
-            check_prompt(prompt, list(omni.speakers))
-            context = _context_ids(tokenizer, prompt_messages(omni, prompt))
-            reply = [] if cfg.mode == "generate" else _reply_ids(tokenizer, prompt)
-        except TalkerRLError as error:
-            if errors is None:
-                raise
-            errors[prompt.prompt_id] = error
-            continue
-        ready.append((prompt, context, reply))
+    tokenizer = omni.need("tokenizer")
     out: list[Conditioning] = []
-    for start in range(0, len(ready), cfg.batch_size):
-        chunk = ready[start : start + cfg.batch_size]
-        if cfg.mode == "generate":
+    for start in range(0, len(prompts), cfg.batch_size):  # no more images in memory than a batch's
+        chunk: list[tuple[Prompt, Context, list[int]]] = []
+        for prompt in prompts[start : start + cfg.batch_size]:
+            with _noting(prompt, errors):
+                check_prompt(prompt, list(omni.speakers))
+                reply = [] if cfg.mode == "generate" else _reply_ids(tokenizer, prompt)
+                context = encode(omni, prompt_messages(omni, prompt), f"prompt {prompt.prompt_id}")
+                chunk.append((prompt, context, reply))
+        if cfg.mode == "generate" and chunk:
             replies = generate_replies(omni, [c for _, c, _ in chunk], cfg.max_reply_tokens)
-            chunk = _with_replies(chunk, replies, errors)
+            answered, chunk = chunk, []
+            for (prompt, context, _), reply in zip(answered, replies, strict=True):
+                with _noting(prompt, errors):
+                    chunk.append((prompt, context, _checked_reply(tokenizer, prompt, reply, cfg.max_reply_wer)))
         if chunk:
-            sums = _hidden_plus_embedding(thinker, [context + reply for _, context, reply in chunk])
+            sums = _hidden_plus_embedding(omni, [context.extended(reply) for _, context, reply in chunk])
             for (prompt, context, reply), total in zip(chunk, sums, strict=True):
                 text = tokenizer.decode(reply) if cfg.mode == "generate" else prompt.text
-                out.append(_split(omni, prompt, total, len(context), text))
+                out.append(_split(omni, prompt, total, context, text))
         if progress:
-            progress(min(start + cfg.batch_size, len(ready)), len(ready))
+            progress(min(start + cfg.batch_size, len(prompts)), len(prompts))
     return out
 
 
-def _context_ids(tokenizer: Any, messages: list[dict[str, Any]]) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+@contextmanager
+def _noting(prompt: Prompt, errors: dict[str, TalkerRLError] | None) -> Iterator[None]:
+    """A prompt that cannot be used is noted in ``errors`` where it is given."""
+    try:
+        yield
+    except PromptError as error:
+        if errors is None:
+            raise
+        errors[prompt.prompt_id] = error
 
 
 def _reply_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
@@ -153,37 +167,37 @@ def _reply_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     return ids
 
 
-def _with_replies(
-    chunk: list[tuple[Prompt, list[int], list[int]]],
-    replies: list[list[int]],
-    errors: dict[str, TalkerRLError] | None,
-) -> list[tuple[Prompt, list[int], list[int]]]:
-    out = []
-    for (prompt, context, _), reply in zip(chunk, replies, strict=True):
-        if reply:
-            out.append((prompt, context, reply))
-            continue
-        error = PromptError(
-            "the Thinker answered nothing", where=f"prompt {prompt.prompt_id}", fix="use mode teacher_forced"
-        )
-        if errors is None:
-            raise error
-        errors[prompt.prompt_id] = error
-    return out
+def _checked_reply(tokenizer: Any, prompt: Prompt, reply: list[int], max_wer: float | None) -> list[int]:
+    """The reply, or a PromptError: it is empty, or says something else than the text that it will be judged by."""
+    where = f"prompt {prompt.prompt_id}"
+    if not reply:
+        raise PromptError("the Thinker answered nothing", where=where, fix="use mode teacher_forced")
+    if max_wer is None:
+        return reply
+    said = tokenizer.decode(reply, skip_special_tokens=True)
+    rate = align(tokens_of(prompt.text), tokens_of(said)).counts.rate
+    if rate is None or rate > max_wer:
+        raise PromptError(
+            "the Thinker does not read the text aloud, it says something else", where=f"{where}: {said[:80]!r}",
+            fix="ask for reading (model.instruction: 'Read this aloud: {text}'), use conditioning.mode: "
+            "teacher_forced, or raise conditioning.max_reply_wer",
+        )  # fmt: skip
+    return reply
 
 
 @torch.no_grad()
-def generate_replies(omni: Omni, contexts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+def generate_replies(omni: Omni, contexts: list[Context], max_new_tokens: int) -> list[list[int]]:
     """Greedy answers of the Thinker: the token ids it was fed back, so without its end token (or the last id, if cut).
 
     Rows are left-padded; the attention mask keeps padding out.
     """
     thinker = omni.need("thinker")
-    width = max(len(c) for c in contexts)
+    width = max(len(c.ids) for c in contexts)
     ids = torch.full((len(contexts), width), _pad_id(omni), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for i, context in enumerate(contexts):
-        ids[i, width - len(context) :], mask[i, width - len(context) :] = torch.tensor(context), 1
+        start = width - len(context.ids)
+        ids[i, start:], mask[i, start:] = torch.tensor(context.ids), 1
     ends = _end_ids(omni)
     out = thinker.generate(
         input_ids=ids.to(omni.device),
@@ -192,6 +206,7 @@ def generate_replies(omni: Omni, contexts: list[list[int]], max_new_tokens: int)
         do_sample=False,
         eos_token_id=ends,
         pad_token_id=_pad_id(omni),
+        **thinker_inputs(contexts, omni.device),
     )[:, width:].tolist()
     replies = []
     for row in out:
@@ -218,28 +233,30 @@ def text_model(thinker: Any) -> Any:
 
 
 @torch.no_grad()
-def _hidden_plus_embedding(thinker: Any, sequences: list[list[int]]) -> list[torch.Tensor]:
+def _hidden_plus_embedding(omni: Omni, sequences: list[Context]) -> list[torch.Tensor]:
     """h(x) + e(x) of every token: one (len, E) a sequence. Right-padded, so causal attention needs no mask."""
+    thinker = omni.need("thinker")
     device = thinker.get_input_embeddings().weight.device
-    width = max(len(s) for s in sequences)
+    width = max(len(s.ids) for s in sequences)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    positions = torch.arange(width).repeat(3, len(sequences), 1)
     for i, sequence in enumerate(sequences):
-        ids[i, : len(sequence)] = torch.tensor(sequence)
-    embeds = thinker.get_input_embeddings()(ids.to(device))
+        ids[i, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        positions[:, i, : len(sequence.ids)] = position_ids(omni, sequence)
+    ids = ids.to(device)
+    read, kept = merge_media(thinker, ids, thinker.get_input_embeddings()(ids), sequences)
     hidden = text_model(thinker)(
-        inputs_embeds=embeds,
-        attention_mask=None,
-        position_ids=torch.arange(width, device=device).expand(3, len(sequences), width),
-        use_cache=False,
+        inputs_embeds=read, attention_mask=None, position_ids=positions.to(device), use_cache=False
     ).last_hidden_state
-    total = (hidden + embeds).cpu()
-    return [total[i, : len(sequence)] for i, sequence in enumerate(sequences)]
+    total = (hidden + kept).cpu()
+    return [total[i, : len(sequence.ids)] for i, sequence in enumerate(sequences)]
 
 
-def _split(omni: Omni, prompt: Prompt, total: torch.Tensor, context: int, reply_text: str) -> Conditioning:
+def _split(omni: Omni, prompt: Prompt, total: torch.Tensor, before: Context, reply_text: str) -> Conditioning:
     talker = omni.config.talker_config
     tokens = [omni.speaker(prompt.speaker)["bos_token"], talker.tts_text_end_token_id, talker.tts_text_pad_token_id]
     embed = omni.need("thinker").get_input_embeddings()
+    context = len(before.ids)
     bos, eos, pad = embed(torch.tensor(tokens, device=embed.weight.device)).detach().cpu()
     return Conditioning(
         prompt_id=prompt.prompt_id,
@@ -247,11 +264,28 @@ def _split(omni: Omni, prompt: Prompt, total: torch.Tensor, context: int, reply_
         reply_stream=torch.cat([total[context + 1 :], eos[None], pad[None]]).contiguous(),
         speaker=prompt.speaker,
         reply_text=reply_text,
+        position_ids=_prefix_positions(omni, before),
     )
 
 
+def _prefix_positions(omni: Omni, context: Context) -> torch.Tensor | None:
+    """Of the Talker: the Thinker's, and two more for the speaker's bos and the first reply token."""
+    if not context.media:
+        return None
+    positions = position_ids(omni, context)
+    last = torch.arange(1, 3).expand(3, 2) + positions.max()
+    return torch.cat([positions, last], dim=1)
+
+
 def conditioning_key(omni: Omni, prompt: Prompt, cfg: ConditioningConfig) -> str:
-    """What the tensors depend on: text, context, speaker, model, precision and mode (not the Talker, not the batch)."""
+    """What the tensors depend on: text, context, speaker, model, precision and mode (not the Talker, not the batch).
+
+    Files in messages that were not read from a prompt file are read here, for their content.
+    """
+    messages = prompt_messages(omni, prompt)
+    with suppress(PromptError):  # told where it is computed
+        if prompt.messages is not None and not files_are_noted(check_messages(messages, "")):
+            messages = resolve_media(check_messages(messages, ""), Path.cwd(), "")
     return stable_hash(
         "conditioning",
         FORMAT,
@@ -259,7 +293,7 @@ def conditioning_key(omni: Omni, prompt: Prompt, cfg: ConditioningConfig) -> str
         omni.settings.dtype,
         cfg.mode,
         cfg.max_reply_tokens if cfg.mode == "generate" else None,
-        prompt_messages(omni, prompt),
+        identity(messages),
         prompt.text,
         prompt.speaker,
         *filter(None, [omni.settings.thinker_quantization]),  # none leaves the key as it was before there were any

@@ -1,7 +1,8 @@
 """Conditioning on disk: safetensors shards, keyed by content, each finished by an atomic rename.
 
-A shard holds ``<prompt_id>.prefix`` and ``<prompt_id>.reply_stream``; its header's metadata says which content key
-each prompt was computed from. The headers are the truth; ``index.json`` repeats them for other tools.
+A shard holds ``<prompt_id>.prefix``, ``<prompt_id>.reply_stream`` and, where the prefix holds images or video,
+``<prompt_id>.position_ids``; its header's metadata says which content key each prompt was computed from. The headers
+are the truth; ``index.json`` repeats them for other tools.
 """
 
 from __future__ import annotations
@@ -85,11 +86,17 @@ class ConditioningCache:
         """
         from safetensors.torch import save_file
 
-        entries = {c.prompt_id: {"key": key, "speaker": c.speaker, "reply_text": c.reply_text} for c, key in items}
+        entries: dict[str, dict[str, Any]] = {
+            c.prompt_id: {"key": key, "speaker": c.speaker, "reply_text": c.reply_text}
+            | ({"position_ids": True} if c.position_ids is not None else {})
+            for c, key in items
+        }
         tensors = {}
         for c, _ in items:
             tensors[f"{c.prompt_id}.prefix"] = c.prefix.contiguous()
             tensors[f"{c.prompt_id}.reply_stream"] = c.reply_stream.contiguous()
+            if c.position_ids is not None:
+                tensors[f"{c.prompt_id}.position_ids"] = c.position_ids.contiguous()
         name = stable_hash("shard", sorted((i, e["key"]) for i, e in entries.items()))[:16]
         shard = self.folder / f"{name}.safetensors"
         temporary = shard.with_suffix(f".tmp{os.getpid()}")
@@ -140,7 +147,7 @@ def _read_entries(shard: Path) -> dict[str, dict[str, Any]]:
 
 def _read_shard(shard: Path, entries: dict[str, dict[str, Any]]) -> dict[str, Conditioning]:
     try:
-        tensors = map_tensors(shard, [f"{i}.{part}" for i in entries for part in ("prefix", "reply_stream")])
+        tensors = map_tensors(shard, [f"{i}.{part}" for i, e in entries.items() for part in _parts(e)])
     except (ValueError, OSError, KeyError) as error:
         raise DataError(
             f"a conditioning shard cannot be read ({error})",
@@ -154,9 +161,14 @@ def _read_shard(shard: Path, entries: dict[str, dict[str, Any]]) -> dict[str, Co
             reply_stream=tensors[f"{prompt_id}.reply_stream"],
             speaker=entry["speaker"],
             reply_text=entry["reply_text"],
+            position_ids=tensors.get(f"{prompt_id}.position_ids"),
         )
         for prompt_id, entry in entries.items()
     }
+
+
+def _parts(entry: dict[str, Any]) -> tuple[str, ...]:
+    return ("prefix", "reply_stream", *(["position_ids"] if entry.get("position_ids") else []))
 
 
 def ensure_conditioning(

@@ -64,7 +64,7 @@ class ModelConfig(_Settings):
         description='"4bit": the Thinker\'s language model in nf4 (needs "talker-rl[4bit]" and CUDA); null: in dtype.',
     )
     system_prompt: str = Field(
-        default=SPEECH_SYSTEM_PROMPT, description="System message of prompts that carry no messages."
+        default=SPEECH_SYSTEM_PROMPT, description="System message of prompts that carry none; empty leaves it out."
     )
     instruction: str = Field(
         default="{text}", description="User message of prompts that carry no messages; {text} is the prompt's text."
@@ -79,6 +79,11 @@ class ConditioningConfig(_Settings):
     )
     batch_size: int = Field(default=32, ge=1, description="Prompts a Thinker forward.")
     max_reply_tokens: int = Field(default=256, ge=2, description="Longest reply of mode generate, text tokens.")
+    max_reply_wer: float | None = Field(
+        default=0.0, ge=0, description="Mode generate: word error rate of the reply against the text (marks and case "
+        "aside) above which the Thinker answers instead of reading: the prompt is left out and counted, since speech "
+        "is judged by the text. null takes any reply."
+    )
 
 
 class SamplingConfig(_Settings):

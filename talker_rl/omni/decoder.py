@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from talker_rl.omni.conditioning import Conditioning
 from talker_rl.omni.graph import GraphedStep
-from talker_rl.omni.layout import prefix_inputs
+from talker_rl.omni.layout import prefix_inputs, prefix_positions
 from talker_rl.omni.packing import refuse_sliding_window
 
 CACHE_BLOCK = 256
@@ -23,7 +23,7 @@ CACHE_BLOCK = 256
 
 
 class RowCache:
-    """Keys and values of all layers, (rows, heads, capacity, head_dim) each; a row's position p is its slot p.
+    """Keys and values of all layers, (rows, heads, capacity, head_dim) each; a row's n-th input is in slot n.
 
     Serves as ``past_key_values`` of a forward over one position a row: of the cache's interface the model calls
     ``update`` alone, since positions and mask are given to it.
@@ -96,6 +96,8 @@ class _Prefix:
     hidden: torch.Tensor
     """(H,) last hidden state at the last position, which predicts the first code."""
     length: int
+    shift: int
+    """Rotary position less slot of what follows: not 0 behind images and video."""
 
 
 class Decoder:
@@ -121,7 +123,8 @@ class Decoder:
         self.reply = torch.zeros(rows, *replies, dtype=self.dtype, device=self.device)
         self.reply_last = torch.zeros(rows, dtype=torch.long, device=self.device)
         self.steps = torch.zeros(rows, dtype=torch.long, device=self.device)  # codes fed
-        self.positions = torch.zeros(rows, dtype=torch.long, device=self.device)  # of the next input
+        self.slots = torch.zeros(rows, dtype=torch.long, device=self.device)  # of the next input
+        self.shifts = torch.zeros(rows, dtype=torch.long, device=self.device)  # from its slot to its position
         self.lengths: list[int] = []  # the same of the rows that are there, known without asking the device
         self.hidden = weight.new_zeros(0, weight.shape[1])
         flash = "flash" in inner.model.config._attn_implementation  # which counts its keys on the host
@@ -134,24 +137,28 @@ class Decoder:
     def prefill(self, prompts: Sequence[int]) -> None:
         """Compute prefixes in one forward, in the place of those that there were.
 
-        Right-padded, so causal attention needs no mask, and slot is position.
+        Right-padded, so causal attention needs no mask.
         """
         self.prefixes.clear()
         given = [self.conditionings[i].prefix.to(self.device, self.dtype) for i in prompts]
         prefixes = [prefix_inputs(self.inner, prefix) for prefix in given]
         inputs = torch.nn.utils.rnn.pad_sequence(prefixes, batch_first=True)
+        positions = torch.arange(inputs.shape[1]).repeat(3, len(prefixes), 1)
+        for row, i in enumerate(prompts):
+            positions[:, row, : len(prefixes[row])] = prefix_positions(self.conditionings[i])
         cache = DynamicCache()
         hidden = self.inner.model(
             inputs_embeds=self.inner.thinker_to_talker_proj(inputs),
             attention_mask=None,
-            position_ids=torch.arange(inputs.shape[1], device=self.device).expand(3, *inputs.shape[:2]),
+            position_ids=positions.to(self.device),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         for row, (i, prefix) in enumerate(zip(prompts, prefixes, strict=True)):
             length = len(prefix)
             layers = [(layer.keys[row, :, :length], layer.values[row, :, :length]) for layer in cache.layers]
-            self.prefixes[i] = _Prefix(layers, hidden[row, length - 1], length)
+            shift = self.conditionings[i].next_position - length
+            self.prefixes[i] = _Prefix(layers, hidden[row, length - 1], length, shift)
 
     def join(self, prompts: Sequence[int]) -> None:
         """Append a row for each of these prompts (prefilled before), at its first code."""
@@ -162,7 +169,8 @@ class Decoder:
             index = torch.tensor(rows, device=self.device)
             self.cache.fill(rows, prefix.layers)
             self.reply[index, : len(stream)] = stream.to(self.device, self.dtype)
-            self.reply_last[index], self.positions[index], self.steps[index] = len(stream) - 1, prefix.length, 0
+            self.reply_last[index], self.steps[index] = len(stream) - 1, 0
+            self.slots[index], self.shifts[index] = prefix.length, prefix.shift
         self.lengths += [self.prefixes[i].length for i in prompts]
         self.hidden = torch.cat([self.hidden, *(self.prefixes[i].hidden[None] for i in prompts)])
 
@@ -178,7 +186,7 @@ class Decoder:
             hidden = self._step(codes_n, length, masked=min(self.lengths) < length)
         self.hidden = hidden
         self.steps[:n] += 1
-        self.positions[:n] += 1
+        self.slots[:n] += 1
 
     def _step(self, codes_N: torch.Tensor, slots: int, masked: bool = True) -> torch.Tensor:
         """Hidden states (N, H) of the first N rows after these codes; a row sees itself and what came before of the
@@ -187,20 +195,20 @@ class Decoder:
         rows = torch.arange(n, device=self.device)
         stream = self.reply[rows, torch.minimum(self.steps[:n], self.reply_last[:n])]
         inputs = self.inner.get_input_embeddings()(codes_N) + stream
-        positions = self.positions[:n].clamp(max=slots - 1)  # of rows that are gone, the last may be past the end
-        self.cache.place(positions, slots)
+        at = self.slots[:n].clamp(max=slots - 1)  # of rows that are gone, the last may be past the end
+        self.cache.place(at, slots)
         hidden: torch.Tensor = self.inner.model(
             inputs_embeds=self.inner.thinker_to_talker_proj(inputs[:, None]),
-            attention_mask={"full_attention": self._mask(positions, slots) if masked else None},  # once for all layers
-            position_ids=positions[:, None].expand(3, n, 1),
+            attention_mask={"full_attention": self._mask(at, slots) if masked else None},  # once for all layers
+            position_ids=(at + self.shifts[:n])[:, None].expand(3, n, 1),
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
         return hidden
 
-    def _mask(self, positions_n: torch.Tensor, slots: int) -> torch.Tensor:
+    def _mask(self, at_n: torch.Tensor, slots: int) -> torch.Tensor:
         """What each row may see, as the model's attention wants it."""
-        seen = torch.arange(slots, device=self.device) <= positions_n[:, None]
+        seen = torch.arange(slots, device=self.device) <= at_n[:, None]
         if "flash" in self.inner.model.config._attn_implementation:
             return seen
         # Added to the scores. No torch.where: a number among its arguments is copied to the device and waited for.
@@ -212,7 +220,7 @@ class Decoder:
         if moves:
             source, target = (torch.tensor(x, device=self.device) for x in zip(*moves, strict=True))
             self.cache.move(source, target, max(self.lengths))
-            for tensor in (self.reply, self.reply_last, self.steps, self.positions, self.hidden):
+            for tensor in (self.reply, self.reply_last, self.steps, self.slots, self.shifts, self.hidden):
                 tensor[target] = tensor[source]
         for a, b in moves:
             self.lengths[b] = self.lengths[a]

@@ -21,7 +21,7 @@ from talker_rl.file_hash import cached_hash
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 HASHED_SUFFIXES = {".json", ".safetensors", ".txt", ".jinja", ".pt"}
 CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",
            "video_preprocessor_config.json", "generation_config.json")

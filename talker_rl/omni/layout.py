@@ -52,8 +52,8 @@ class TalkerBatch:
     """Thinker side of the sum."""
     codec_ids_L: torch.Tensor
     """Codec side: special placeholders resolved by :func:`talker_inputs`; NO_CODE where there is none."""
-    position_ids_L: torch.Tensor
-    """Rotary positions, equal on the three axes for text; each completion goes on from its prefix."""
+    position_ids_3L: torch.Tensor
+    """Rotary positions (time, height, width), equal for text; each completion goes on from its prefix."""
     packing: Packing
     """Which positions belong together."""
     codes_BT: torch.Tensor
@@ -81,6 +81,13 @@ def reply_rows(reply_stream_RE: torch.Tensor, steps: int) -> torch.Tensor:
     return reply_stream_RE[index]
 
 
+def prefix_positions(conditioning: Conditioning) -> torch.Tensor:
+    """Rotary positions (3, P) of a prefix."""
+    if conditioning.position_ids is None:
+        return torch.arange(len(conditioning.prefix)).expand(3, -1)
+    return conditioning.position_ids
+
+
 def collate(examples: Sequence[TalkerExample]) -> TalkerBatch:
     """Pack examples into one row; those with the same conditioning (the same object) share its prefix.
 
@@ -100,24 +107,25 @@ def collate(examples: Sequence[TalkerExample]) -> TalkerBatch:
     prompts, at = [], 0
     codes = [torch.tensor(example.codes, dtype=torch.long) for example in examples]
     for members in by_prompt.values():
-        prefix = examples[members[0]].conditioning.prefix
+        spoken = examples[members[0]].conditioning
+        prefix, following = spoken.prefix, spoken.next_position
         width = prefix.shape[0]
         ids = torch.full((width,), NO_CODE)
         ids[-2:] = torch.tensor([PAD_SLOT, BOS_SLOT])
-        thinker, codec, positions = [*thinker, prefix], [*codec, ids], [*positions, torch.arange(width)]
+        thinker, codec, positions = [*thinker, prefix], [*codec, ids], [*positions, prefix_positions(spoken)]
         last, at = at + width - 1, at + width
         for b in members:
             steps = len(codes[b]) - 1
             thinker.append(reply_rows(examples[b].conditioning.reply_stream, steps))
             codec.append(codes[b][:-1])
-            positions.append(torch.arange(width, width + steps))
+            positions.append(torch.arange(following, following + steps).expand(3, -1))
             predictors[b] = torch.cat([torch.tensor([last]), torch.arange(at, at + steps)])
             at += steps
         prompts.append((width, [len(codes[b]) - 1 for b in members]))
     return TalkerBatch(
         thinker_LE=torch.cat(thinker),
         codec_ids_L=torch.cat(codec),
-        position_ids_L=torch.cat(positions),
+        position_ids_3L=torch.cat(positions, dim=1),
         packing=Packing(prompts),
         codes_BT=pad_sequence(codes, batch_first=True),
         completion_mask_BT=pad_sequence([torch.ones_like(c, dtype=torch.bool) for c in codes], batch_first=True),

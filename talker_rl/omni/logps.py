@@ -80,7 +80,7 @@ def _completion_logits(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor, T
         out = talker(
             inputs_embeds=talker_inputs(inner, batch),
             attention_mask=None,
-            position_ids=batch.position_ids_L.expand(3, 1, -1),
+            position_ids=batch.position_ids_3L[:, None],
             use_cache=False,
             packing=batch.packing,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from talker_rl.data.prompts import resolve_prompt_path
+from talker_rl.data.prompt_files import parse_source
 from talker_rl.data.records import Candidate, Completion
 from talker_rl.errors import DataError, StageError
 from talker_rl.run_dir import file_hash, timed
@@ -25,10 +25,11 @@ def run(ctx: Context, round_: Round, data: Literal["best_of_n", "file"]) -> None
     from talker_rl.data.export import export_completions
 
     stage = round_.data_stage(data)
-    file = resolve_prompt_path(ctx.config.completions.file or ctx.config.prompts.train)
+    file = parse_source(ctx.config.completions.file or ctx.config.prompts.train).path
     if data == "file":
-        if not file.is_file():
-            raise DataError("The file of codes does not exist", where=str(file), fix="check completions.file")
+        if file is None or not file.is_file():
+            raise DataError("The file of codes does not exist", where=str(file or ctx.config.prompts.train),
+                            fix="check completions.file")
         inputs = {"completions.file": file_hash(file), "conditioning": ctx.run.content("conditioning")}
     else:
         inputs = {name: ctx.run.content(name) for name in (round_.stage("rollouts"), round_.stage("scores"))}
@@ -38,6 +39,7 @@ def run(ctx: Context, round_: Round, data: Literal["best_of_n", "file"]) -> None
         return
     with timed() as seconds:
         if data == "file":
+            assert file is not None
             prompts = ctx.prompts("train")
             found, reasons = import_completions(file, prompts)
         else:

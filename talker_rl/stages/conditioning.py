@@ -22,7 +22,9 @@ def run(ctx: Context) -> None:
     from talker_rl.omni.conditioning_cache import ConditioningCache
 
     inputs = {"prompts": ctx.run.content("prompts"), **ctx.model_input()}
-    key = ctx.begin("conditioning", "conditioning", inputs)
+    cfg = ctx.config.conditioning
+    limit = {"conditioning.max_reply_wer": cfg.max_reply_wer} if cfg.mode == "generate" else None
+    key = ctx.begin("conditioning", "conditioning", inputs, limit)
     folder = ctx.run.path / "conditioning"
     notes = folder / "skipped.json"
     skipped: dict[str, str] = read_json(notes) if notes.exists() else {}
@@ -38,14 +40,14 @@ def run(ctx: Context) -> None:
         return
     with timed() as seconds:
         omni = load_omni(ctx.config.model, parts=("thinker",))
-        keys = {p.prompt_id: conditioning_key(omni, p, ctx.config.conditioning) for p in prompts}
+        keys = {p.prompt_id: conditioning_key(omni, p, cfg) for p in prompts}
         parts, stored = chunks(prompts, SHARD_SIZE), 0
         for part in ctx.progress(parts, len(parts), "conditioning"):
             if all(cache.has(p.prompt_id, keys[p.prompt_id]) for p in part):
                 stored += len(part)
                 continue
             errors: dict[str, TalkerRLError] = {}
-            fresh = compute_conditioning(omni, part, ctx.config.conditioning, errors=errors)
+            fresh = compute_conditioning(omni, part, cfg, errors=errors)
             skipped |= {prompt_id: error.what for prompt_id, error in errors.items()}
             if fresh:
                 cache.put([(c, keys[c.prompt_id]) for c in fresh])
@@ -53,7 +55,8 @@ def run(ctx: Context) -> None:
         raise PromptError("The model can speak none of the prompts", where=next(iter(skipped.values())),
                           fix="use texts of the words that the model knows")
     for reason in sorted(set(skipped.values()))[:10]:
-        ctx.say(f"conditioning: skipped {sum(r == reason for r in skipped.values())} prompts: {reason}")
+        count = sum(r == reason for r in skipped.values())
+        ctx.say(f"conditioning: skipped {count} of {len(prompts)} prompts ({count / len(prompts):.1%}): {reason}")
     atomic_write(notes, json.dumps(skipped, ensure_ascii=False, indent=1) + "\n")
     ctx.say(f"conditioning: {len(prompts) - len(skipped)} prompts, {stored} of them were there already; "
             f"{cache.size / 2**20:.1f} MiB in {ctx.config.model.dtype}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from talker_rl.config import RunConfig, SetLimits
-from talker_rl.data.prompts import resolve_prompt_path
+from talker_rl.data.prompt_files import count_rows, parse_source
 from talker_rl.data.speakers import voices
 from talker_rl.errors import TalkerRLError
 from talker_rl.stages.context import rounds_of
@@ -29,17 +29,12 @@ class Step:
 
 
 def count_prompts(config: RunConfig, which: str) -> int | None:
-    """Lines of a set within its limit (skips not known yet); None where the file is not there."""
-    path = resolve_prompt_path(getattr(config.prompts, which))
+    """Lines of a set within its limit (skips and pieces of long texts not known yet); None where there is no file."""
     limit = getattr(config.prompts.limit, which)
-    if not path.is_file():
+    source = parse_source(getattr(config.prompts, which))
+    lines = limit if limit and source.name else count_rows(source)  # with a limit the hub is not asked
+    if lines is None:
         return limit
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        lines = pq.read_metadata(path).num_rows
-    else:
-        lines = sum(1 for line in path.read_bytes().splitlines() if line.strip())
     return min(lines, limit) if limit else lines
 
 

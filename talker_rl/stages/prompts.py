@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from talker_rl.data.prompts import check_disjoint, read_prompts, resolve_prompt_path
+from talker_rl.data.prompt_files import parse_source
+from talker_rl.data.prompts import check_disjoint, drop_shared_pieces, read_prompts
 from talker_rl.data.records import Prompt
 from talker_rl.data.speakers import assigned, assignment_key, check_assigned
 from talker_rl.errors import PromptError
-from talker_rl.run_dir import file_hash, timed
+from talker_rl.run_dir import timed
 from talker_rl.stages.context import SETS, Context
 from talker_rl.stages.shards import ShardFolder
 
@@ -16,10 +17,7 @@ def run(ctx: Context) -> None:
     from talker_rl.omni.checkpoint import speakers_of
 
     cfg = ctx.config.prompts
-    inputs = {}
-    for name in SETS:
-        path = resolve_prompt_path(getattr(cfg, name))
-        inputs[f"prompts.{name}"] = file_hash(path) if path.is_file() else "missing"
+    inputs = {f"prompts.{name}": parse_source(getattr(cfg, name)).content_hash() for name in SETS}
     speakers = sorted(speakers_of(ctx.config.model))
     key = ctx.begin("prompts", "prompts", inputs, {"speakers": speakers, **assignment_key(ctx.config)})
     folder = ShardFolder(ctx.run.path / "prompts", key)
@@ -30,18 +28,17 @@ def run(ctx: Context) -> None:
                           fix=f"this checkpoint has: {', '.join(speakers)}")
     check_assigned(ctx.config, speakers)
     with timed() as seconds:
-        sets = {
-            name: read_prompts(getattr(cfg, name), speakers=speakers, default_speaker=cfg.speaker,
-                               limit=getattr(cfg.limit, name))
-            for name in SETS
-        }
+        sets = {name: read_prompts(**cfg.reading(name), speakers=speakers) for name in SETS}
+        dropped = drop_shared_pieces({name: found.prompts for name, found in sets.items()})
         check_disjoint({name: found.prompts for name, found in sets.items()})
         for name, found in sets.items():
             found.prompts = assigned(ctx.config, found.prompts, name, speakers)
         for i, name in enumerate(SETS):
-            for line in sets[name].describe_skips():
-                ctx.say(f"prompts: skipped {line}")
+            for line in sets[name].describe():
+                ctx.say(f"prompts: {line}")
             folder.write(i, sets[name].prompts, Prompt)
+    if dropped:
+        ctx.say(f"prompts: {dropped} pieces of long texts left out, since a later set holds the same text")
     ctx.say("prompts: " + ", ".join(f"{len(sets[name].prompts)} {name}" for name in SETS))
     ctx.run.finish("prompts", content=folder.content(), seconds=seconds[0],
                    counts={name: len(found.prompts) for name, found in sets.items()},

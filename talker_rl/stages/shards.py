@@ -18,14 +18,13 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from talker_rl.data.records import from_row, stable_hash, to_row
+from talker_rl.data.records import JSON_FIELDS, from_row, stable_hash, to_row
 from talker_rl.errors import DataError
 from talker_rl.run_dir import atomic_write, file_hash, read_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_JSON_FIELDS = ("messages", "components", "spans")
 _ARROW: dict[Any, pa.DataType] = {
     str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(),
     list[int]: pa.list_(pa.int32()), list[float]: pa.list_(pa.float32()), list[str]: pa.list_(pa.string()),
@@ -40,7 +39,7 @@ def schema_of(cls: type) -> pa.Schema:
         hint = hints[f.name]
         args = typing.get_args(hint)
         kind = next(a for a in args if a is not type(None)) if type(None) in args else hint
-        if f.name in _JSON_FIELDS or typing.get_origin(kind) is typing.Literal:
+        if f.name in JSON_FIELDS or typing.get_origin(kind) is typing.Literal:
             kind = str
         columns.append(pa.field(f.name, _ARROW[kind]))
     return pa.schema(columns)

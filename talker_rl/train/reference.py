@@ -64,7 +64,8 @@ def reference_hash(model: nn.Module) -> str:
 
 def conditioning_hash(conditioning: Conditioning) -> str:
     """Hash of the numbers that the Talker reads."""
-    return tensor_hash(conditioning.prefix, conditioning.reply_stream)
+    placed = [] if conditioning.position_ids is None else [conditioning.position_ids]
+    return tensor_hash(conditioning.prefix, conditioning.reply_stream, *placed)
 
 
 class ReferenceCache:

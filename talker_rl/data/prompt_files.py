@@ -1,0 +1,268 @@
+"""Where prompts come from: lines, tables and datasets, read as rows that :mod:`talker_rl.data.prompts` checks.
+
+    texts.txt                       one text a line
+    texts.jsonl                     one object a line (fields of a prompt), or a bare string
+    texts.csv, .tsv, .parquet       a table; other columns than a prompt's fields are left aside
+    saved_dataset[:split]           a folder written by ``datasets.save_to_disk``
+    hf:owner/name[@revision][:config][:split]     a dataset of the hub (or a folder of that name); split `train`
+    micro:train | micro:dev | micro:eval          the sets that ship with the micro world
+
+``#column`` behind any of them names the column that holds the texts, and nothing else of the table is read.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from talker_rl.data.records import stable_hash
+from talker_rl.errors import PromptError
+
+SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+KINDS = "a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of datasets.save_to_disk, hf:owner/name, or micro:train"
+_NUMBERS = ("reference_seconds", "max_seconds")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed specification."""
+
+    spec: str
+    path: Path | None = None
+    """File or folder; None for the hub."""
+    name: str | None = None
+    """``owner/name`` on the hub."""
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    column: str | None = None
+    """Of the texts, where ``#column`` names it."""
+
+    @property
+    def base(self) -> Path:
+        """Folder that paths of sound and images in the rows are relative to."""
+        if self.path is None:
+            return Path.cwd()
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def __str__(self) -> str:
+        return str(self.path) if self.path is not None else f"hf:{self.name}"
+
+    def content_hash(self) -> str:
+        """What the rows depend on: the files' content; of a hub dataset its name alone (pin it by ``@revision``)."""
+        from talker_rl.run_dir import file_hash
+
+        if self.path is None:
+            return stable_hash("hub", self.name, self.config, self.split, self.revision)
+        if self.path.is_dir():
+            files = sorted(p for p in self.path.rglob("*") if p.is_file())
+            return stable_hash("folder", self.split, [(str(p.relative_to(self.path)), file_hash(p)) for p in files])
+        return file_hash(self.path) if self.path.is_file() else "missing"
+
+
+def parse_source(spec: str) -> Source:
+    """Take a specification apart; nothing is opened.
+
+    Raises:
+        PromptError: an ``hf:`` that names no dataset.
+    """
+    if Path(spec).expanduser().exists():  # whatever characters its name has
+        return Source(spec, path=Path(spec).expanduser())
+    place, _, column = spec.partition("#")
+    if place.startswith("micro:"):
+        from talker_rl.micro import checkpoint_dir
+
+        path = checkpoint_dir() / "prompts" / f"{place.removeprefix('micro:')}.jsonl"
+        return Source(spec, path=path, column=column or None)
+    if place.startswith("hf:"):
+        name, *rest = place.removeprefix("hf:").split(":")
+        name, _, revision = name.partition("@")
+        if not name or len(rest) > 2 or not all(rest):
+            raise PromptError("This names no hub dataset", where=spec,
+                              fix="write hf:owner/name, hf:owner/name:split or hf:owner/name:config:split")
+        return Source(spec, name=name, revision=revision or None, config=rest[0] if len(rest) == 2 else None,
+                      split=rest[-1] if rest else "train", column=column or None)
+    folder, _, split = place.rpartition(":")
+    if folder and Path(folder).expanduser().is_dir():
+        return Source(spec, path=Path(folder).expanduser(), split=split, column=column or None)
+    return Source(spec, path=Path(place).expanduser(), column=column or None)
+
+
+@dataclass
+class Rows:
+    """The rows of a source, and which columns of a table they leave aside."""
+
+    rows: Iterator[tuple[int, Any]]
+    """(1-based line, or row of a table; object, string, or bytes for a line that is not text)."""
+    unused: tuple[str, ...] = ()
+
+
+def read_rows(source: Source, fields: tuple[str, ...], columns: Mapping[str, str] | None = None) -> Rows:
+    """Rows of a source, their columns named as the fields of a prompt.
+
+    Args:
+        source: what to read.
+        fields: the fields of a prompt.
+        columns: field -> column of the source; None: columns are named as fields are. ``#column`` of the
+            specification goes before ``text``.
+
+    Raises:
+        PromptError: no such file or dataset, an unknown kind, a table without the column.
+    """
+    wanted = dict(columns) if columns else None
+    if source.column is not None:
+        wanted = {**(wanted or {}), "text": source.column}
+    if source.path is None or source.path.is_dir():
+        return _of_dataset(source, fields, wanted)
+    if not source.path.is_file():
+        raise PromptError("There is no such prompt file", where=str(source.path), fix=f"give {KINDS}")
+    suffix = source.path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise PromptError(f"Unknown kind of prompt file: {suffix or 'no suffix'}", where=str(source.path),
+                          fix=f"give {KINDS}")
+    if suffix == ".parquet":
+        return _of_parquet(source.path, fields, wanted)
+    if suffix in (".csv", ".tsv"):
+        return _of_csv(source.path, fields, wanted, "\t" if suffix == ".tsv" else ",")
+    return Rows(_lines(source.path, plain=suffix == ".txt", wanted=wanted))
+
+
+def count_rows(source: Source) -> int | None:
+    """Rows of a source, without reading the texts of a table (a hub dataset is loaded); None where there is no file."""
+    if source.path is None or source.path.is_dir():
+        return len(_dataset(source))
+    if not source.path.is_file():
+        return None
+    suffix = source.path.suffix.lower()
+    if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return int(pq.read_metadata(source.path).num_rows)
+    if suffix in (".csv", ".tsv"):
+        return sum(1 for _ in _of_csv(source.path, (), {}, "\t" if suffix == ".tsv" else ",").rows)
+    return sum(1 for line in source.path.read_bytes().splitlines() if line.strip())
+
+
+def _lines(path: Path, *, plain: bool, wanted: dict[str, str] | None) -> Iterator[tuple[int, Any]]:
+    for number, raw in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            row = line if plain or not line.strip() else json.loads(line)
+        except ValueError:  # not UTF-8, or not JSON
+            row = raw
+        yield number, _renamed(row, wanted) if isinstance(row, dict) and wanted is not None else row
+
+
+def _of_parquet(path: Path, fields: tuple[str, ...], wanted: dict[str, str] | None) -> Rows:
+    import pyarrow.parquet as pq
+
+    try:
+        names = pq.read_schema(path).names
+        used, unused = _choose(names, fields, wanted, str(path))
+        table = pq.read_table(path, columns=sorted(set(used.values())))
+    except PromptError:
+        raise
+    except Exception as error:  # pyarrow raises many kinds for a truncated file
+        raise PromptError(f"Cannot read the prompt file: {error}", where=str(path), fix="write it again") from error
+    return Rows(enumerate((_renamed(row, used) for row in table.to_pylist()), 1), unused)
+
+
+def _of_csv(path: Path, fields: tuple[str, ...], wanted: dict[str, str] | None, delimiter: str) -> Rows:
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        try:
+            names = next(csv.reader(stream, delimiter=delimiter), [])
+        except (ValueError, csv.Error) as error:
+            raise _unreadable(path, 1, error) from error
+    used, unused = _choose(names, fields, wanted, str(path)) if fields else ({}, ())
+
+    def rows() -> Iterator[tuple[int, Any]]:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, delimiter=delimiter)
+            last = 0
+            try:
+                for cells in reader:
+                    first, last = last + 1, reader.line_num
+                    if first == 1 or not cells:
+                        continue
+                    if len(cells) != len(names):
+                        raise PromptError(f"The row has {len(cells)} cells, the header {len(names)}",
+                                          where=f"{path}, line {first}", fix="put texts that hold the separator, a "
+                                          'quote or a line break in "double quotes", quotes inside doubled')
+                    yield first, _typed(_renamed(dict(zip(names, cells, strict=True)), used))
+            except (ValueError, csv.Error) as error:
+                raise _unreadable(path, last + 1, error) from error
+
+    return Rows(rows(), unused)
+
+
+def _unreadable(path: Path, line: int, error: Exception) -> PromptError:
+    return PromptError(f"Cannot read the prompt file: {error}", where=f"{path}, line {line} or after",
+                       fix="save it as UTF-8, separated as its suffix says (.csv by commas, .tsv by tabs)")
+
+
+def _typed(row: dict[str, Any]) -> dict[str, Any]:
+    """Cells as values: an empty one is absent, seconds are numbers where they look like one."""
+    out = {}
+    for name, cell in row.items():
+        if name in _NUMBERS:
+            try:
+                out[name] = float(cell) if cell.strip() else None
+            except ValueError:
+                out[name] = cell  # told with its line by the check of prompts
+        else:
+            out[name] = cell if name == "text" else cell.strip() or None
+    return out
+
+
+def _of_dataset(source: Source, fields: tuple[str, ...], wanted: dict[str, str] | None) -> Rows:
+    dataset = _dataset(source)
+    used, unused = _choose(list(dataset.column_names), fields, wanted, str(source))
+    chosen = dataset.select_columns(sorted(set(used.values())))  # so that no sound or image is decoded
+    return Rows(enumerate((_renamed(row, used) for row in chosen), 1), unused)
+
+
+def _dataset(source: Source) -> Any:
+    """A ``datasets.Dataset``.
+
+    Raises:
+        PromptError: it cannot be had, or holds several splits and none is named.
+    """
+    import datasets
+
+    try:
+        if source.path is not None:
+            found = datasets.load_from_disk(str(source.path))
+        else:
+            found = datasets.load_dataset(str(source.name), source.config, split=source.split, revision=source.revision)
+    except Exception as error:  # the hub, the network, a wrong config or split: each raises its own kind
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise PromptError(f"Cannot load the dataset: {told[0]}", where=source.spec,
+                          fix="check name, config, split and network; a local folder must come from save_to_disk"
+                          ) from error
+    if isinstance(found, dict):
+        if source.split not in found:
+            raise PromptError("The folder holds several splits" if source.split is None else
+                              f"The folder has no split {source.split!r}", where=str(source),
+                              fix=f"write {source.path}:SPLIT with one of {', '.join(found)}")
+        found = found[source.split]
+    return found
+
+
+def _choose(
+    names: list[str], fields: tuple[str, ...], wanted: dict[str, str] | None, where: str
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(field -> column, columns left aside) of a table."""
+    used = wanted if wanted is not None else {name: name for name in fields if name in names}
+    missing = [column for column in ({"text": "text"} | used).values() if column not in names]
+    if missing:
+        raise PromptError(f"The table has no column `{missing[0]}`", where=f"{where}, columns {sorted(names)}",
+                          fix="name the column of the texts: prompts.columns.text=COLUMN, or #COLUMN behind the file")
+    return used, tuple(sorted(set(names) - set(used.values())))
+
+
+def _renamed(row: dict[str, Any], used: Mapping[str, str]) -> dict[str, Any]:
+    return {name: row.get(column) for name, column in used.items()}
