@@ -27,7 +27,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "rollout": ("sample candidates of every train prompt",
                 "talker-rl rollout -c configs/demo.yaml rollouts.num_candidates=16"),
     "score": ("decode and judge every candidate", "talker-rl score -c configs/demo.yaml workers=2"),
-    "pair": ("choose preference pairs among the scored candidates",
+    "pair": ("choose preference pairs (or completions to imitate) among the scored candidates",
              "talker-rl pair -c configs/demo.yaml pairs.length_match=3"),
     "train": ("train every variant, and choose its checkpoint on dev",
               "talker-rl train -c configs/demo.yaml train.default.loss.type=ld_dpo"),

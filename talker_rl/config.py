@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from talker_rl.data.config import PairsConfig
+from talker_rl.data.config import CompletionsConfig, PairsConfig
 from talker_rl.data.speakers import Assignment
 from talker_rl.errors import ConfigError
 from talker_rl.omni.config import PRESETS, ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
@@ -122,7 +122,10 @@ class DevConfig(Settings):
         "reward", description="Mean reward (largest wins) or corpus WER (smallest wins), both by the reward recogniser."
     )
     num_candidates: int = Field(2, ge=1, description="Candidates a dev prompt and checkpoint; same seeds for each.")
-    checkpoints: Literal["all", "last"] = Field("all", description="Try every saved checkpoint, or take the last.")
+    checkpoints: Literal["all", "last", "selected"] = Field(
+        "all", description="Try every saved checkpoint; or take the last; or the one that train.<variant>.select names "
+        "(select: best judges by held-out records, which costs no speech: for supervised training)."
+    )
     keep: Literal["best", "last"] = Field(
         "best", description="best: the checkpoint that metric names. last: the last step, whatever dev says; the "
         "others are tried all the same, for their curve (losses are compared at equal steps)."
@@ -190,11 +193,18 @@ class RunConfig(Settings):
     audio: AudioConfig = Field(default_factory=AudioConfig, description="What speech is kept.")
     reward: RewardConfig = Field(default_factory=RewardConfig, description="Speech to scores.")
     pairs: PairsConfig = Field(default_factory=PairsConfig, description="Scores to pairs.")
+    completions: CompletionsConfig = Field(
+        default_factory=CompletionsConfig, description="Scores, or a file, to completions: of variants with data."
+    )
     train: dict[str, TrainConfig] = Field(
         default_factory=lambda: {"default": TrainConfig()},
         description="Variants by name; a single one may stand here without a name and is called `default`.",
     )
     iterations: int = Field(1, ge=1, description="On-policy rounds: sample, score, pair, train, again from the result.")
+    reference: Literal["moved", "kept"] = Field(
+        "moved", description="What later rounds measure the policy against. moved: the policy as that round began. "
+        "kept: the policy as the run began, so that the losses hold all rounds together to it."
+    )
     dev: DevConfig = Field(default_factory=DevConfig, description="Choice of the checkpoint.")
     eval: EvalConfig = Field(default_factory=EvalConfig, description="Final figures.")
     report: ReportConfig = Field(default_factory=ReportConfig, description="The page.")
@@ -226,6 +236,11 @@ class RunConfig(Settings):
         full = [name for name, cfg in self.train.items() if cfg.lora is None]
         if self.iterations > 1 and full:
             raise ValueError(f"iterations above 1 need LoRA, and train.{full[0]}.lora is null")
+        if self.model.adapter and full:
+            raise ValueError(f"model.adapter is trained on, which needs LoRA, and train.{full[0]}.lora is null")
+        given = [name for name, cfg in self.train.items() if cfg.data == "file"]
+        if self.iterations > 1 and given:
+            raise ValueError(f"iterations above 1 sample again, and train.{given[0]}.data: file stays what it is")
         waiting = [name for name, cfg in self.train.items() if cfg.select == "best" or cfg.patience]
         if waiting and not self.dev.held_out_share:
             raise ValueError(

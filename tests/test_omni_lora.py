@@ -84,7 +84,7 @@ def test_reference_of_a_training_from_the_base():
 def test_reference_of_a_training_from_an_adapter(tmp_path):
     start = trained_adapter(tmp_path / "first")
     base = logps(tiny_omni().talker)
-    model = load_lora(tiny_omni().talker, tmp_path / "first", trainable=True).eval()
+    model = load_lora(tiny_omni().talker, tmp_path / "first", trainable=True, reference=tmp_path / "first").eval()
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trainable and all(".default." in n for n in trainable)
     assert torch.allclose(logps(model), start, atol=1e-6)

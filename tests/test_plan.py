@@ -43,12 +43,12 @@ def flops(counter: FlopCounterMode, *names: str) -> int:
     return sum(count for op, count in found.items() if str(op).removesuffix(".default") in names)
 
 
-def pair_batch(prompts: int = 2) -> Any:
-    """Pairs of AT's lengths, both sides of each behind one prefix."""
+def pair_batch(prompts: int = 2, sides: int = 2) -> Any:
+    """Pairs of AT's lengths, both sides of each behind one prefix; completions have one."""
     generator = torch.Generator().manual_seed(0)
     return collate([
         TalkerExample(c, [*torch.randint(0, 8000, (int(AT.codes) - 1,), generator=generator).tolist(), 8294])
-        for c in random_conditionings([(int(AT.prefix), int(AT.reply))] * prompts) for _ in range(2)
+        for c in random_conditionings([(int(AT.prefix), int(AT.reply))] * prompts) for _ in range(sides)
     ])  # fmt: skip
 
 
@@ -87,22 +87,22 @@ def test_a_tiny_talker_by_hand(tiny: Geometry) -> None:
     assert tiny.adapters(LoraSettings(r=1, target_modules=r".*layers\.1\.mlp\.up_proj")) == 32 + 48
 
 
-@pytest.mark.parametrize("lora", [LORA, None])
-def test_training_costs_what_torch_counts(tiny: Geometry, lora: LoraSettings | None) -> None:
+@pytest.mark.parametrize(("lora", "sides"), [(LORA, 2), (None, 2), (LORA, 1)])
+def test_training_costs_what_torch_counts(tiny: Geometry, lora: LoraSettings | None, sides: int) -> None:
     talker = tiny_omni().talker.train()
     model = attach_lora(talker, lora, base_model="tiny") if lora else talker.requires_grad_(True)
     if lora:
         assert tiny.adapters(lora) == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    batch = pair_batch()
+    batch = pair_batch(sides=sides)
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         token_logps(model, batch)
     with FlopCounterMode(display=False) as both:
         token_logps(model, batch).sum().backward()
 
-    attention = 2 * cost.attention(tiny.talker, cost.causal(10) + 2 * cost.tail(10, 40))  # the counter has it dense
-    (once,) = cost.reference(tiny, 2, AT, 2, "float32")
-    (trained,) = cost.training(tiny, 2, AT, 2, "float32", lora, False)
-    adapters = 2 * tiny.adapters(lora) * 2 * (10 + 78) if lora else 0
+    attention = 2 * cost.attention(tiny.talker, cost.causal(10) + sides * cost.tail(10, 40))  # the counter has it dense
+    (once,) = cost.reference(tiny, 2, AT, 2, "float32", sides)
+    (trained,) = cost.training(tiny, 2, AT, 2, "float32", lora, False, sides)
+    adapters = 2 * tiny.adapters(lora) * 2 * (10 + sides * 39) if lora else 0
     assert flops(forward, *MATRIX) == once.flops - attention + adapters
     # with LoRA nothing is trained before the first layer, so its inputs need no gradient: 2 % here, less in deep ones
     assert flops(both, *MATRIX) == pytest.approx(trained.flops - 3 * attention, rel=0.03 if lora else 1e-9)

@@ -1,4 +1,4 @@
-"""Settings of the data room: how scored candidates become preference pairs."""
+"""Settings of the data room: how scored candidates become preference pairs, or completions to imitate."""
 
 from __future__ import annotations
 
@@ -84,3 +84,23 @@ class PairsConfig(BaseModel):
         if not self.reward_key.lstrip("-"):
             raise ValueError("reward_key is empty: write `reward` or the name of a component")
         return self
+
+
+class CompletionsConfig(BaseModel):
+    """What supervised variants (``train.<variant>.data``) imitate: the best of N samples, or codes from a file.
+
+    Whatever these say: only candidates that ended by themselves and have a score are taken, and none twice.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    reward_key: str = Field("reward", description="What ranks the candidates, as pairs.reward_key.", min_length=1)
+    min_reward: float | None = Field(
+        None, description="Rejection sampling: a completion's rank value is at least this; null takes the best of each "
+        "prompt, however bad."
+    )
+    max_per_prompt: int = Field(1, ge=1, description="Best-of-N: at most so many completions of one prompt.")
+    file: str | None = Field(
+        None, description="For data: file, a .jsonl or .parquet file with rows {text, speaker?, codes}, of texts that "
+        "are among the train prompts; null is the file that prompts.train names."
+    )

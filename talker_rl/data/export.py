@@ -1,8 +1,10 @@
-"""Pairs as a Hugging Face preference dataset: Parquet and a dataset card that `datasets.load_dataset(folder)` loads."""
+"""Pairs and completions as Hugging Face datasets: Parquet and a dataset card that `datasets.load_dataset(folder)`
+loads."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import DataError
+from .completions import REASONS as NO_COMPLETION
 from .pairs import REASONS, pairs_hash
-from .records import Pair, Prompt, from_row, to_row
+from .records import Completion, Pair, Prompt, from_row, to_row
 
 SCHEMA = pa.schema(
     [
@@ -39,6 +42,22 @@ SCHEMA = pa.schema(
 )
 """`prompt` = the reply text to speak; `chosen`, `rejected` = codec ids, the stop id last; lengths in codes."""
 
+COMPLETION_SCHEMA = pa.schema(
+    [
+        ("prompt", pa.string()),
+        ("completion", pa.list_(pa.int32())),
+        ("speaker", pa.string()),
+        ("prompt_id", pa.string()),
+        ("completion_id", pa.string()),
+        ("origin", pa.string()),
+        ("reward", pa.float64()),
+        ("rank", pa.int32()),
+        ("best_of", pa.int32()),
+        ("seconds", pa.float64()),
+    ]
+)
+"""TRL's prompt-completion data: `completion` = codec ids, the stop id last."""
+
 _DATA = Path("data") / "train-00000-of-00001.parquet"
 
 
@@ -60,8 +79,6 @@ def export_pairs(
 
     Returns: the folder.
     """
-    folder = Path(folder)
-    (folder / _DATA).parent.mkdir(parents=True, exist_ok=True)
     messages = {p.prompt_id: json.dumps(p.messages, ensure_ascii=False) for p in prompts if p.messages is not None}
     rows = []
     for pair in pairs:
@@ -69,14 +86,43 @@ def export_pairs(
         row |= {"prompt": pair.text, "messages": messages.get(pair.prompt_id)}
         row |= {"chosen_length": len(pair.chosen), "rejected_length": len(pair.rejected)}
         rows.append(row)
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    return _write(Path(folder), pa.Table.from_pylist(rows, schema=SCHEMA), _card(pairs, reasons or {}, source or {}))
+
+
+def export_completions(
+    completions: Sequence[Completion], folder: str | Path, *, reasons: Mapping[str, int] | None = None,
+    source: Mapping[str, Any] | None = None,
+) -> Path:
+    """Like `export_pairs`, of completions to imitate."""
+    rows = [to_row(c) | {"prompt": c.text, "completion": c.codes} for c in completions]
+    rewards = [c.reward for c in completions if c.reward is not None]
+    lines = [
+        *_head("supervised"),
+        "# Completions for a Talker to imitate",
+        "",
+        "`prompt` is the reply text, `completion` its codec ids (one code is 20 ms; the stop id comes last). `origin`",
+        "is the candidate, or the file and row, that it was; `reward` its score, `rank` its place among the `best_of`",
+        "finished candidates of its prompt.",
+        "",
+        f"- completions: {len(completions)} of {len({c.prompt_id for c in completions})} prompts",
+        f"- seconds: {math.fsum(c.seconds for c in completions):.1f}",
+        *([f"- mean reward: {statistics.fmean(rewards):.4f}"] if rewards else []),
+        *(f"- {key}: {value}" for key, value in (source or {}).items()),
+        *_left_out("Left out:", reasons or {}, NO_COMPLETION),
+    ]
+    return _write(Path(folder), pa.Table.from_pylist(rows, schema=COMPLETION_SCHEMA), "\n".join(lines) + "\n")
+
+
+def _write(folder: Path, table: pa.Table, card: str) -> Path:
+    """The rows and the card, each whole or not at all."""
     target = folder / _DATA
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(".tmp")
     pq.write_table(table, temporary)
     os.replace(temporary, target)
-    card = folder / "README.md.tmp"
-    card.write_text(_card(pairs, reasons or {}, source or {}), encoding="utf-8")
-    os.replace(card, folder / "README.md")
+    partial = folder / "README.md.tmp"
+    partial.write_text(card, encoding="utf-8")
+    os.replace(partial, folder / "README.md")
     return folder
 
 
@@ -101,19 +147,7 @@ def read_pairs(folder: str | Path) -> list[Pair]:
 def _card(pairs: Sequence[Pair], reasons: Mapping[str, int], source: Mapping[str, Any]) -> str:
     """The dataset card: what the columns mean, and the numbers one wants before training on them."""
     lines = [
-        "---",
-        "configs:",
-        "- config_name: default",
-        "  data_files:",
-        "  - split: train",
-        "    path: data/train-*.parquet",
-        "task_categories:",
-        "- text-to-speech",
-        "tags:",
-        "- preference",
-        "- talker-rl",
-        "---",
-        "",
+        *_head("preference"),
         "# Preference pairs for a Talker",
         "",
         "`prompt` (= `text`) is the reply text, `chosen` and `rejected` are its codec ids (one code is 20 ms; the stop",
@@ -135,7 +169,20 @@ def _card(pairs: Sequence[Pair], reasons: Mapping[str, int], source: Mapping[str
             f"- chosen is the shorter one: {shorter:.1%} (ties count half; far from 50 % means length bias)",
         ]
     lines += [f"- {key}: {value}" for key, value in source.items()]
-    if reasons:
-        lines += ["", "Prompts without a pair:", ""]
-        lines += [f"- {count} x `{reason}`: {REASONS.get(reason, reason)}" for reason, count in sorted(reasons.items())]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_left_out("Prompts without a pair:", reasons, REASONS)]) + "\n"
+
+
+def _head(tag: str) -> list[str]:
+    """The card's front matter."""
+    return [
+        "---", "configs:", "- config_name: default", "  data_files:", "  - split: train",
+        "    path: data/train-*.parquet", "task_categories:", "- text-to-speech", "tags:", f"- {tag}", "- talker-rl",
+        "---", "",
+    ]  # fmt: skip
+
+
+def _left_out(title: str, reasons: Mapping[str, int], texts: Mapping[str, str]) -> list[str]:
+    if not reasons:
+        return []
+    lines = [f"- {count} x `{reason}`: {texts.get(reason, reason)}" for reason, count in sorted(reasons.items())]
+    return ["", title, "", *lines]

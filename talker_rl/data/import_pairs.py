@@ -61,13 +61,13 @@ def import_pairs(
     used: dict[str, Prompt] = {}
     pairs: dict[str, Pair] = {}
     skipped: Counter[str] = Counter()
-    for number, row in enumerate(_rows(path), start=1):
+    for number, row in enumerate(read_rows(path), start=1):
         try:
             prompt = _prompt_of(row, by_id, by_text, default_speaker)
             pair = _pair_of(row, prompt, append_stop)
             if pair.pair_id in pairs:
-                raise _BadRow("duplicate", "the same pair stands in an earlier row", "remove one of them")
-        except _BadRow as bad:
+                raise BadRow("duplicate", "the same pair stands in an earlier row", "remove one of them")
+        except BadRow as bad:
             if on_error == "skip":
                 skipped[bad.reason] += 1
                 continue
@@ -151,15 +151,22 @@ def import_votes(
     return sorted(pairs.values(), key=lambda p: (p.prompt_id, p.pair_id)), dict(sorted(reasons.items()))
 
 
-class _BadRow(Exception):
+class BadRow(Exception):
+    """What is wrong with one row: a short reason, the sentence, and what to do."""
+
     def __init__(self, reason: str, what: str, fix: str) -> None:
         super().__init__(what)
         self.reason, self.what, self.fix = reason, what, fix
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a .jsonl or .parquet file.
+
+    Raises:
+        DataError: the file is not there, or cannot be read.
+    """
     if not path.is_file():
-        raise DataError("the pairs file does not exist", where=str(path), fix="check the path")
+        raise DataError("the file does not exist", where=str(path), fix="check the path")
     if path.suffix == ".parquet":
         try:
             yield from pq.read_table(path).to_pylist()
@@ -197,32 +204,33 @@ def _prompt_of(
         return by_id[prompt_id]
     if not isinstance(text, str) or not text.strip():
         what = f"unknown prompt_id {prompt_id!r}" if prompt_id else "no prompt_id and no text"
-        raise _BadRow("unknown_prompt", what, "name a known prompt_id, or give the text as `prompt`")
+        raise BadRow("unknown_prompt", what, "name a known prompt_id, or give the text as `prompt`")
     if not isinstance(speaker, str):
-        raise _BadRow("no_speaker", "the row names no speaker", "add `speaker` or set a default speaker")
+        raise BadRow("no_speaker", "the row names no speaker", "add `speaker` or set a default speaker")
     if (text, speaker) in by_text:
         return by_text[text, speaker]
     # A foreign prompt_id cannot be kept: ids are content hashes, and the conditioning is stored under them.
     return Prompt(text=text, speaker=speaker, lang=row.get("lang") or "en")
 
 
-def _codes_of(row: dict[str, Any], side: str, append_stop: bool) -> list[int]:
+def codes_in(row: dict[str, Any], side: str, append_stop: bool) -> list[int]:
+    """The codec ids under a key of a row, the stop id last where it is there or added; BadRow where they are none."""
     codes = row.get(side)
     if isinstance(codes, dict):
         codes = codes.get("codes")
     if not isinstance(codes, (list, tuple)) or not codes:
-        raise _BadRow("no_codes", f"`{side}` is no list of codec ids", "give the codec ids as integers")
+        raise BadRow("no_codes", f"`{side}` is no list of codec ids", "give the codec ids as integers")
     if not all(isinstance(code, int) and not isinstance(code, bool) for code in codes):
-        raise _BadRow("no_codes", f"`{side}` holds something that is no integer", "give the codec ids as integers")
+        raise BadRow("no_codes", f"`{side}` holds something that is no integer", "give the codec ids as integers")
     codes = list(codes)
     if append_stop and codes[-1] not in STOP_IDS:
         codes.append(STOP_IDS[1])
     spoken = codes[:-1] if codes[-1] in STOP_IDS else codes
     if not spoken:
-        raise _BadRow("empty", f"`{side}` holds no code before the stop", "leave empty sequences out")
+        raise BadRow("empty", f"`{side}` holds no code before the stop", "leave empty sequences out")
     wrong = [code for code in spoken if not 0 <= code < NUM_CODES]
     if wrong:
-        raise _BadRow(
+        raise BadRow(
             "invalid_code",
             f"`{side}` holds the id {wrong[0]}, which is no speech code",
             f"codes lie in 0..{NUM_CODES - 1}; a stop id ({STOP_IDS[0]} or {STOP_IDS[1]}) may only come last",
@@ -231,18 +239,18 @@ def _codes_of(row: dict[str, Any], side: str, append_stop: bool) -> list[int]:
 
 
 def _pair_of(row: dict[str, Any], prompt: Prompt, append_stop: bool) -> Pair:
-    chosen, rejected = _codes_of(row, "chosen", append_stop), _codes_of(row, "rejected", append_stop)
+    chosen, rejected = codes_in(row, "chosen", append_stop), codes_in(row, "rejected", append_stop)
     if chosen == rejected:
-        raise _BadRow("identical", "chosen and rejected are the same codes", "leave such rows out")
+        raise BadRow("identical", "chosen and rejected are the same codes", "leave such rows out")
     if chosen[-1] not in STOP_IDS:
-        raise _BadRow(
+        raise BadRow(
             "chosen_truncated",
             "chosen does not end with a stop id: training on it would teach the Talker not to stop",
             "end finished sequences with 8294 (append_stop does it), leave cut ones out",
         )
     rewards = [row.get("chosen_reward"), row.get("rejected_reward")]
     if any(value is not None and not isinstance(value, (int, float)) for value in rewards):
-        raise _BadRow("bad_reward", "a reward is no number", "give numbers, or leave the rewards out")
+        raise BadRow("bad_reward", "a reward is no number", "give numbers, or leave the rewards out")
     # Without scores only the order is known: 1 against 0 says no more than that.
     chosen_reward = 1.0 if rewards[0] is None else float(rewards[0])
     rejected_reward = 0.0 if rewards[1] is None else float(rewards[1])

@@ -83,7 +83,7 @@ def explain_pairs(
                 where="rollouts",
                 fix="use rollouts of one run, or give each run's candidates their own ids",
             )
-    score_of = _index_scores(scores)
+    score_of = index_scores(scores)
     usable: dict[str, list[_Ranked]] = {}
     reason_of: dict[str, str] = {}
     known = {prompt.prompt_id: prompt for prompt in prompts}
@@ -130,7 +130,7 @@ def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
     return int(row[-1])
 
 
-def _index_scores(scores: Iterable[ScoreRow]) -> dict[str, ScoreRow]:
+def index_scores(scores: Iterable[ScoreRow]) -> dict[str, ScoreRow]:
     """Score by candidate id; a retried failure gives way to the value that the retry found."""
     found: dict[str, ScoreRow] = {}
     for row in scores:

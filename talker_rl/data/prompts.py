@@ -20,6 +20,9 @@ from talker_rl.data.records import Prompt, stable_hash
 from talker_rl.errors import PromptError
 
 FIELDS = ("text", "speaker", "lang", "messages", "reference_seconds", "max_seconds", "prompt_id")
+NOT_PROMPTS = ("codes", "reward")
+"""Further columns of a file that gives codes as well (``train.<variant>.data: file``)."""
+
 LANGUAGES = ("zh", "en", "mixed")
 
 REASONS: dict[str, str] = {
@@ -194,7 +197,7 @@ def read_prompts(
 
 
 def _to_prompt(record: dict[str, Any], default_speaker: str, where: str) -> Prompt:
-    unknown = sorted(set(record) - set(FIELDS))
+    unknown = sorted(set(record) - {*FIELDS, *NOT_PROMPTS})
     if unknown:
         raise PromptError(f"Unknown field {unknown[0]!r} in a prompt", where=where,
                           fix=f"fields are: {', '.join(FIELDS)}")

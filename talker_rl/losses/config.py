@@ -37,6 +37,8 @@ class LossConfig(BaseModel):
     """``module:name`` of a function ``(batch, config) -> LossOutput``, or of a class built with the config."""
     needs_reference: ClassVar[bool] = True
     """Whether the batch must carry reference log-probabilities."""
+    needs_rejected: ClassVar[bool] = True
+    """Whether it compares two completions; one that does not can be trained on completions alone."""
 
     type: str = Field(description="Name of the loss.")
 
@@ -171,6 +173,7 @@ class SFTLossConfig(MeanTypeConfig):
 
     implementation = "talker_rl.losses.sft:sft_loss"
     needs_reference = False
+    needs_rejected = False
     type: Literal["sft"] = "sft"
     normalize: Literal["sequence", "token"] = Field(
         "sequence",

@@ -42,6 +42,11 @@ class ModelConfig(_Settings):
     talker: str | None = Field(
         default=None, description="Folder or safetensors file with other weights for the Talker, keys as in it."
     )
+    adapter: str | None = Field(
+        default=None,
+        description="LoRA adapter that the run begins with: a folder of one (PEFT's layout), or the folder of a run "
+        "that trained one. The run samples from it, trains it on, and measures against it.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of Thinker and Talker; token2wav has its own."
     )

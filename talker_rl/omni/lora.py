@@ -1,7 +1,7 @@
-"""LoRA on the Talker (peft), and the reference: the policy as this training began.
+"""LoRA on the Talker (peft), and the reference that training measures against.
 
-A training that began at the base has the base as its reference: the adapter is switched off. One that began at an
-adapter has a frozen copy of that adapter, kept beside the one that is trained.
+Where the reference is the base, the adapter is switched off. Where it is an adapter, as a rule the one that training
+began with, a frozen copy of it is kept beside the one that is trained.
 """
 
 from __future__ import annotations
@@ -56,21 +56,57 @@ def attach_lora(talker: Any, settings: LoraSettings, *, base_model: str, seed: i
     return model
 
 
-def load_lora(talker: Any, folder: Path | str, *, trainable: bool = False) -> Any:
-    """Wrap the Talker with a saved adapter. With ``trainable``, a frozen copy is kept as the reference.
+def load_lora(
+    talker: Any, folder: Path | str, *, trainable: bool = False, reference: Path | str | None = None
+) -> Any:
+    """Wrap the Talker with a saved adapter.
+
+    Args:
+        trainable: for training on from it.
+        reference: adapter of which a frozen copy is kept as the reference; None: the base is the reference.
 
     Raises:
-        CheckpointError: files missing or truncated, or the adapter is of another geometry.
+        CheckpointError: files missing or truncated, or an adapter is of another geometry.
     """
     from peft import PeftModel
 
-    folder = Path(folder)
-    check_adapter(talker, folder)
+    check_adapter(talker, Path(folder))
     model = PeftModel.from_pretrained(talker, str(folder), adapter_name=POLICY, is_trainable=trainable)
-    if trainable:
-        model.load_adapter(str(folder), adapter_name=REFERENCE, is_trainable=False)
+    if reference is not None:
+        check_adapter(talker, Path(reference))
+        model.load_adapter(str(reference), adapter_name=REFERENCE, is_trainable=False)
         model.set_adapter(POLICY)
     return model
+
+
+def resolve_adapter(spec: str | Path) -> Path:
+    """An adapter's folder: the folder itself, or that of the only variant that a run folder trained.
+
+    Raises:
+        CheckpointError: there is no adapter, or a run has several.
+    """
+    folder = Path(spec).expanduser()
+    if (folder / "adapter_config.json").is_file():
+        return folder
+    trained = sorted(file.parent for file in folder.glob("train/*/adapter_config.json"))
+    if len(trained) == 1:
+        return trained[0]
+    if trained:
+        raise CheckpointError("This run trained several adapters", where=str(folder),
+                              fix=f"name one: {', '.join(map(str, trained))}")
+    raise CheckpointError("There is no adapter here (adapter_config.json), and no run that has finished one",
+                          where=str(folder),
+                          fix="give a PEFT folder, or the folder of a finished run: this stage comes after it")
+
+
+def check_adapter_of(config: Any, folder: Path) -> None:
+    """:func:`check_adapter` for the Talker that a Qwen2_5OmniConfig describes: shapes alone, no weights are read."""
+    from talker_rl.omni.checkpoint import part_class, quiet_transformers
+
+    cls, attribute = part_class("talker")
+    with quiet_transformers(), torch.device("meta"):
+        talker = cls(getattr(config, attribute))
+    check_adapter(talker, folder)
 
 
 def check_adapter(talker: Any, folder: Path) -> None:

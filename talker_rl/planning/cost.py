@@ -83,35 +83,36 @@ def rollouts(geo: Geometry, prompts: float, candidates: int, at: Lengths, rows: 
     return [prefill, Work(flops, dtype, moved, steps * talker.layers)]
 
 
-def reference(geo: Geometry, pairs: float, at: Lengths, batch: int, dtype: str) -> list[Work]:
-    """Log-probs of both sides of every pair, once: a forward over the packed row."""
+def reference(geo: Geometry, pairs: float, at: Lengths, batch: int, dtype: str, sides: int = 2) -> list[Work]:
+    """Log-probs of the sides of every pair (a completion has one), once: a forward over the packed row."""
     talker = geo.talker
-    return [Work(pairs * _forward(geo, at), dtype, launches=2 * pairs / batch * talker.layers)]
+    return [Work(pairs * _forward(geo, at, sides), dtype, launches=sides * pairs / batch * talker.layers)]
 
 
-def _forward(geo: Geometry, at: Lengths) -> float:
-    positions = at.prefix + 2 * (at.codes - 1)
-    pairs = causal(at.prefix) + 2 * tail(at.prefix, at.codes)
+def _forward(geo: Geometry, at: Lengths, sides: int) -> float:
+    positions = at.prefix + sides * (at.codes - 1)
+    pairs = causal(at.prefix) + sides * tail(at.prefix, at.codes)
     return (2 * (geo.talker.weights + geo.projection) * positions + attention(geo.talker, pairs)
-            + 2 * geo.head * 2 * at.codes)
+            + 2 * geo.head * sides * at.codes)
 
 
 def training(
-    geo: Geometry, pairs: float, at: Lengths, batch: int, dtype: str, lora: LoraSettings | None, recompute: bool
+    geo: Geometry, pairs: float, at: Lengths, batch: int, dtype: str, lora: LoraSettings | None, recompute: bool,
+    sides: int = 2,
 ) -> list[Work]:
-    """Forward and backward over ``pairs`` pairs, whose two sides share the prefix.
+    """Forward and backward over ``pairs`` pairs, whose two sides share the prefix, or completions, of one side.
 
     Backward costs two matrix products a weight, by activations and by the weight itself. With LoRA the second falls
     away for the frozen weights, and both for the projection, whose input (codec embeddings) is frozen too. Attention:
     twice the forward. The head runs on completions alone. Gradient checkpointing runs the layers forward again.
     """
     talker = geo.talker
-    positions = at.prefix + 2 * (at.codes - 1)
-    seen = attention(talker, causal(at.prefix) + 2 * tail(at.prefix, at.codes))
+    positions = at.prefix + sides * (at.codes - 1)
+    seen = attention(talker, causal(at.prefix) + sides * tail(at.prefix, at.codes))
     adapters = geo.adapters(lora) if lora else 0
     layers = 2 * (talker.weights + adapters) * positions + seen  # a forward
     backward = 2 * positions * (talker.weights + 2 * adapters if lora else 2 * talker.weights) + 2 * seen
-    head = 2 * geo.head * 2 * at.codes * (2 if lora else 3)
+    head = 2 * geo.head * sides * at.codes * (2 if lora else 3)
     projection = 2 * geo.projection * positions * (1 if lora else 3)
     flops = pairs * ((2 if recompute else 1) * layers + backward + head + projection)
     return [Work(flops, dtype, launches=pairs / batch * talker.layers * (4 if recompute else 3))]

@@ -16,6 +16,7 @@ from talker_rl.planning.cost import Lengths
 from talker_rl.planning.geometry import Geometry
 from talker_rl.planning.hardware import Hardware, Work
 from talker_rl.planning.rates import Finished, Rates
+from talker_rl.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,13 @@ def _stages(job: Job) -> Iterator[Stage]:
     )  # fmt: skip
     prompts = min(cfg.prompts_per_round or sizes["train"], sizes["train"])
     variants = len(config.train)
+    given = all(cfg.data == "file" for cfg in config.train.values())
     for index in range(1, config.iterations + 1):
         policies = 1 if index == 1 else variants
+        if given:  # nothing is sampled
+            yield _training(job, index, prompts, policies)
+            yield _choice(job, index, prompts)
+            continue
         sampled = policies * prompts * cfg.num_candidates
         rows = min(cfg.batch_size, cfg.shard_size * cfg.num_candidates)
         yield Stage(
@@ -130,8 +136,8 @@ def _stages(job: Job) -> Iterator[Stage]:
             sampled * memory.SCORE_BYTES
             + memory.audio_on_disk(config, policies * prompts, cfg.num_candidates, at), policies,
         )  # fmt: skip
-        yield _training(job, index, prompts * job.pairs_per_prompt, policies)
-        yield _choice(job, index, prompts * job.pairs_per_prompt)
+        yield _training(job, index, prompts, policies)
+        yield _choice(job, index, prompts)
     judged = 1 + len(config.eval.talkers) + variants
     spoken = judged * sizes["eval"] * config.eval.seeds
     yield Stage(
@@ -144,37 +150,47 @@ def _stages(job: Job) -> Iterator[Stage]:
     )  # fmt: skip
 
 
-def _training(job: Job, index: int, pairs: float, policies: int) -> Stage:
+def _records(job: Job, cfg: TrainConfig, prompts: float) -> float:
+    """Pairs or completions that a variant is trained on, at most; of a file, one a prompt."""
+    each = {None: job.pairs_per_prompt, "best_of_n": job.config.completions.max_per_prompt, "file": 1}
+    return prompts * each[cfg.data]
+
+
+def _training(job: Job, index: int, prompts: float, policies: int) -> Stage:
     """All variants of a round; the first pays for the reference log-probs that they share."""
     config, geo, at = job.config, job.geometry, job.lengths
     variants = list(config.train.values())
-    works, disk = [], policies * pairs * (memory.PAIR_BYTES + 2 * at.codes * 4)
+    works: list[Work] = []
+    disk = 0.0
     for number, cfg in enumerate(variants):
+        pairs, sides = _records(job, cfg, prompts), 1 if cfg.data else 2
         dtype = "bfloat16" if cfg.args.get("bf16") else config.model.dtype
         if number < policies:
-            works += cost.reference(geo, pairs, at, cfg.reference_batch_size, dtype)
+            disk += pairs * (memory.PAIR_BYTES + sides * at.codes * 4)
+            works += cost.reference(geo, pairs, at, cfg.reference_batch_size, dtype, sides)
         works += cost.training(
             geo, cfg.steps(pairs) * cfg.pairs_per_step, at, cfg.args.get("per_device_train_batch_size", 8), dtype,
-            cfg.lora, bool(cfg.args.get("gradient_checkpointing")),
+            cfg.lora, bool(cfg.args.get("gradient_checkpointing")), sides,
         )  # fmt: skip
         disk += memory.checkpoints_on_disk(geo, config, cfg, cfg.checkpoints(pairs))
     one = len(variants) == 1  # alone it has all cores
     parallel = (job.devices if job.machine.is_cpu else 1) if one else min(job.devices, len(variants))
     peak = max(memory.training(geo, config, cfg, at) for cfg in variants)
-    total = sum(cfg.steps(pairs) for cfg in variants)
+    total = sum(cfg.steps(_records(job, cfg, prompts)) for cfg in variants)
     label = f"round {index}: {total} steps, {len(variants)} variant" + "s" * (not one)
     return Stage("training", label, works, parallel, peak if one or not job.machine.is_cpu else peak * parallel, disk,
                  len(variants))
 
 
-def _choice(job: Job, index: int, pairs: float) -> Stage:
+def _choice(job: Job, index: int, prompts: float) -> Stage:
     """Saved checkpoints, and in round 1 the start, on dev."""
     config = job.config
-    tried = sum((1 if config.dev.checkpoints == "last" else cfg.checkpoints(pairs)) + (index == 1)
+    every = config.dev.checkpoints == "all"
+    tried = sum((cfg.checkpoints(_records(job, cfg, prompts)) if every else 1) + (index == 1)
                 for cfg in config.train.values())
-    prompts = tried * job.sizes["dev"]
-    spoken = prompts * config.dev.num_candidates
-    works = _spoken(job, prompts, config.dev.num_candidates) + _heard(job, "recognizer", spoken)
+    texts = tried * job.sizes["dev"]
+    spoken = texts * config.dev.num_candidates
+    works = _spoken(job, texts, config.dev.num_candidates) + _heard(job, "recognizer", spoken)
     return Stage("choice", f"round {index}: {tried} policies, {spoken} utterances", works, job.devices,
                  _speaking(job, config.dev.num_candidates), spoken * memory.SCORE_BYTES, len(config.train))
 

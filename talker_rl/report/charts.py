@@ -94,6 +94,25 @@ def training_curve(log: Rows, keys: dict[str, str], y: str) -> go.Figure | None:
     return fig if drawn else None
 
 
+def by_round(rounds: Rows) -> go.Figure | None:
+    """WER and duration of an iterated training, each over round 0's; WER with its 95 % interval."""
+    if not rounds or not rounds[0]["wer"]:
+        return None
+    fig, x = figure("round", "against round 0"), [r["round"] for r in rounds]
+    start = rounds[0]
+    spans = [r.get("wer_diff_ci95") for r in rounds]
+    ends = [[(s[i] - r["wer_diff"]) / start["wer"] if s else 0.0 for r, s in zip(rounds, spans, strict=True)]
+            for i in (0, 1)]
+    fig.add_scatter(x=x, y=[r["wer"] / start["wer"] for r in rounds], name="WER", mode="lines+markers",
+                    line={"color": TRAINED}, error_y={"type": "data", "array": ends[1], "symmetric": False,
+                                                      "arrayminus": [-v for v in ends[0]]})
+    fig.add_scatter(x=x, y=[r["duration_mean"] / start["duration_mean"] for r in rounds], name="duration",
+                    mode="lines+markers", line={"color": ACCENT})
+    fig.add_hline(y=1.0, line={"dash": "dot", "color": "#888"})
+    fig.update_xaxes(tickvals=x)
+    return fig
+
+
 def margin_against_length(pairs: Rows) -> go.Figure | None:
     """Each pair: how much longer the chosen is against how much better; a tilt here is what teaches a length bias."""
     if not pairs:

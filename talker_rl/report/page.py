@@ -25,6 +25,7 @@ TABLE = (
     ("pause error", "pause_error", "{:.3f}", True),
     ("pause error, scorable boundaries", "pause_error_scorable", "{:.3f}", True),
     ("duration / clean rendering", "duration_ratio", "{:.3f}", None),
+    ("held-out codes, nats a code", "nll", "{:.4f}", True),
     ("cap hits", "cap_hit_rate", "{:.2%}", True),
     ("speaker similarity (not rewarded)", "speaker_similarity", "{:.3f}", False),
     ("F0 mean, Hz (not rewarded)", "f0_mean", "{:.0f}", None),
@@ -42,6 +43,8 @@ def table_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
     """Rows of the before/after table: label, base, trained, change, the change's 95 % interval, verdict class."""
     rows = []
     for label, key, pattern, lower in TABLE:
+        if key not in summary["base"] and key not in summary["trained"]:
+            continue  # not every run measures it
         base, trained = summary["base"].get(key), summary["trained"].get(key)
         interval = summary.get(f"{key}_diff_ci95")
         change, verdict = "", ""
@@ -72,11 +75,42 @@ def headline(summary: dict[str, Any] | None) -> str:
     )
 
 
+ROUNDS = (
+    # label, key, format
+    ("round", "round", "{}"),
+    ("step kept", "step", "{}"),
+    ("pairs", "pairs", "{}"),
+    ("WER", "wer", "{:.1%}"),
+    ("against round 0", "wer_diff", "{:+.1%}"),
+    ("pause error", "pause_error", "{:.3f}"),
+    ("duration, s", "duration_mean", "{:.2f}"),
+    ("/ round 0", "duration_ratio_to_start", "{:.3f}"),
+    ("reward", "reward", "{:.3f}"),
+)
+ROUNDS_NOTE = ("On the dev prompts, by the training recogniser; round 0 is the policy as the run began. Checkpoints "
+               "were chosen on these prompts, so the figures flatter a little. A step of 0: the round was undone.")
+
+
+def round_rows(summary: dict[str, Any] | None) -> list[list[str]]:
+    """The rounds of an iterated training as text, the labels first; [] for a run of one round."""
+    rounds = (summary or {}).get("rounds") or []
+    rows = []
+    for r in rounds:
+        cells = [_show(r.get(key), pattern) for _, key, pattern in ROUNDS]
+        if r.get("wer_diff_ci95"):
+            low, high = r["wer_diff_ci95"]
+            cells[4] += f" [{low:+.1%}, {high:+.1%}]"
+        rows.append(cells)
+    return [[label for label, *_ in ROUNDS], *rows] if rows else []
+
+
 def render(data: ReportData, *, audio_format: str = "opus") -> str:
     """The page as one HTML string that opens from disk with no network."""
+    rounds = (data.summary or {}).get("rounds", [])
     figures = {
         "WER by utterance": charts.wer_by_utterance(data.base_rows, data.trained_rows),
         "Duration against the clean rendering": charts.duration_ratio(data.base_rows, data.trained_rows),
+        **({"WER and duration by round": charts.by_round(rounds)} if rounds else {}),
         "WER on dev by checkpoint": charts.training_curve(data.dev_log, {"wer": "dev WER"}, "word error rate"),
         "Implicit rewards": charts.training_curve(
             data.train_log, {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}, "implicit reward"
@@ -90,7 +124,7 @@ def render(data: ReportData, *, audio_format: str = "opus") -> str:
     return render_page(
         "report.html.j2", data=data, headline=headline(data.summary),
         rows=table_rows(data.summary) if data.summary else [], figures=[c for c in drawn if c.views],
-        missing=[c.title for c in drawn if not c.views],
+        missing=[c.title for c in drawn if not c.views], rounds=round_rows(data.summary), rounds_note=ROUNDS_NOTE,
         data_uri=lambda audio: data_uri(audio, audio_format=audio_format),
     )
 
@@ -109,4 +143,10 @@ def text_table(summary: dict[str, Any]) -> str:
         f"{r['label']:{widths[0]}}  {r['base']:>{widths[1]}}  {r['trained']:>{widths[2]}}  {r['change']}".rstrip()
         for r in rows
     ]
-    return "\n".join([head, "-" * len(head), *lines])
+    return "\n".join([head, "-" * len(head), *lines, *_text_rounds(round_rows(summary))])
+
+
+def _text_rounds(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    return ["", ROUNDS_NOTE, *lines] if rows else []

@@ -29,7 +29,8 @@ def run(ctx: Context, variant: str, index: int) -> Path:
 
     stage, trained = choice_stage(variant, index), train_stage(variant, index)
     inputs = {"prompts": ctx.run.content("prompts"), "conditioning": ctx.run.content("conditioning"),
-              trained: ctx.run.content(trained), "reward": ctx.scorer_input("recognizer"), **ctx.model_input()}
+              trained: ctx.run.content(trained), "reward": ctx.scorer_input("recognizer"), **ctx.model_input(),
+              **ctx.start_input()}
     cfg = ctx.config.dev
     sampling = cfg.sampling or ctx.config.rollouts.sampling
     key = ctx.begin(stage, "choice", inputs, {"sampling": sampling.model_dump(mode="json"),
@@ -43,8 +44,11 @@ def run(ctx: Context, variant: str, index: int) -> Path:
                          fix=f"set train.{variant}.args.save_steps within max_steps, and --force-stage {trained}")
     if cfg.checkpoints == "last":
         checkpoints = dict([max(checkpoints.items())])
+    elif cfg.checkpoints == "selected":
+        step = read_json(ctx.run.path / trained / "result.json")["step"]
+        checkpoints = {step: checkpoints[step]}
     known = _start_rows(ctx, variant, index)
-    policies: dict[int, Path | None] = {**checkpoints} if known else {0: None, **checkpoints}
+    policies: dict[int, Path | None] = {**checkpoints} if known else {0: ctx.start_adapter, **checkpoints}
     prompts = ctx.prompts("dev")
     parts = chunks(prompts, ctx.config.rollouts.shard_size)
     work = [(step, part) for step in policies for part in parts]

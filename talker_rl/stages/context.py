@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,10 @@ DEPENDS: dict[str, tuple[str, ...]] = {
     "rollouts": ("rollouts", "seed", *MODEL_KEYS),
     "scores": ("token2wav", "seed"),
     "pairs": ("pairs", "reward.remove_length"),
+    "best_of_n": ("completions.reward_key", "completions.min_reward", "completions.max_per_prompt",
+                  "reward.remove_length"),
+    "file": (),
+    "likelihood": (*MODEL_KEYS,),
     "train": (*MODEL_KEYS,),
     "choice": ("dev", "token2wav", "seed", *MODEL_KEYS),
     "diagnostics": ("dev.held_out_share", *MODEL_KEYS),
@@ -130,6 +135,27 @@ class Context:
             found["model.speakers"] = content_hash(Path(self.config.model.speakers).expanduser())
         return found
 
+    @cached_property
+    def start_adapter(self) -> Path | None:
+        """The adapter that the run begins with (``model.adapter``); None is the base.
+
+        Raises:
+            CheckpointError: it is not there, or several are.
+        """
+        from talker_rl.omni.lora import resolve_adapter
+
+        return resolve_adapter(self.config.model.adapter) if self.config.model.adapter else None
+
+    def start_input(self) -> dict[str, str]:
+        """Content hash of that adapter, as an input of a stage; none where the run begins with the base."""
+        from talker_rl.omni.files import content_hash, require_file
+
+        if self.start_adapter is None:
+            return {}
+        files = [require_file(self.start_adapter, name, "the adapter that the run begins with")
+                 for name in ("adapter_config.json", "adapter_model.safetensors")]
+        return {"model.adapter": stable_hash([content_hash(file) for file in files])}
+
     def seeds(self, purpose: str, prompt: Prompt, count: int) -> list[int]:
         """Seeds of a prompt's candidates: they depend on nothing but the run's seed, the purpose and the prompt."""
         return [derive_seed(self.config.seed, purpose, prompt.prompt_id, k) for k in range(count)]
@@ -171,6 +197,14 @@ class Round:
     def stage(self, name: str) -> str:
         """Name of a stage of this round."""
         return f"{self.prefix}{name}"
+
+    def data_stage(self, data: str | None) -> str:
+        """Name of the stage whose records a variant with this ``data`` is trained on."""
+        return self.stage("pairs" if data is None else f"completions/{data}")
+
+    def variants(self, config: RunConfig) -> list[str]:
+        """Names of the variants that this round trains."""
+        return [self.variant] if self.variant else list(config.train)
 
 
 def rounds_of(config: RunConfig, index: int) -> list[Round]:

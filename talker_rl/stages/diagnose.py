@@ -54,7 +54,13 @@ def run(ctx: Context, variants: Sequence[str] = (), noise_decodes: int | None = 
     if unknown:
         raise StageError(f"There is no variant {unknown[0]!r} in this run", where=str(ctx.run.path),
                          fix=f"one of: {', '.join(ctx.config.train)}")
-    names = list(dict.fromkeys(variants)) or list(ctx.config.train)
+    paired = [name for name, cfg in ctx.config.train.items() if cfg.data is None]
+    alone = [name for name in variants if name not in paired]
+    if alone or not paired:
+        raise StageError("Diagnostics compare the two sides of pairs, and "
+                         f"{(alone or list(ctx.config.train))[0]} was trained on completions", where=str(ctx.run.path),
+                         fix="look at its eval/<variant>/summary.json, which has the likelihood of held-out codes")
+    names = list(dict.fromkeys(variants)) or paired
     for name in names:  # before hours of work, and before the noise
         ctx.run.content(f"eval/{name}")
     noise = reward_noise.stored(ctx) if noise_decodes is None else reward_noise.run(ctx, noise_decodes)
@@ -69,8 +75,10 @@ class _Variant:
         self.cfg, self.index = ctx.config.train[name], ctx.config.iterations
         self.trained, self.choice = train_stage(name, self.index), choice_stage(name, self.index)
         self.pairs_stage = Round(self.index, None if self.index == 1 else name).stage("pairs")
-        self.start: Path | None = None if self.index == 1 else chosen_policy(ctx, name, self.index - 1)
-        """The policy that the round began with, which is the reference; None is the base."""
+        self.start = ctx.start_adapter if self.index == 1 else chosen_policy(ctx, name, self.index - 1)
+        """The policy that the round began with; None is the base."""
+        self.reference = ctx.start_adapter if ctx.config.reference == "kept" else self.start
+        """Likewise, what the losses compared with."""
 
     def run(self, noise: Row) -> Row:
         """Make what is missing, and the figures from all of it."""
@@ -98,7 +106,7 @@ class _Variant:
                 variant=self.name, beta=_beta(self.cfg.loss), step=step, pairs=list(pairs.all_rows()),
                 samples=list(samples.all_rows()), rows=eval_rows(ctx, self.name), base_rows=eval_rows(ctx, "base"),
                 base_lengths=self._base_lengths(), dev_rows=dev_rows(ctx, self.name, self.index),
-                kl_per_code=_kl(spoken),
+                kl_per_code=_kl(spoken, self.start == self.reference),
                 max_seconds={p.prompt_id: p.max_seconds for p in ctx.prompts("eval") if p.max_seconds is not None},
                 noise=noise["figures"], more_notes=[*noise["notes"], *self._left_out(len(found))],
             )
@@ -129,8 +137,8 @@ class _Variant:
 
         def task(i: int) -> ForceTask:
             step, part = work[i]
-            # at step 0 the policy is the reference, which is known
-            return self._task([policies[step]] if step else [],
+            # at step 0 the policy is, as a rule, the reference, which is known
+            return self._task([policies[step]] if step or self.start != self.reference else [],
                               [(p.prompt_id, ids) for p in part for ids in (p.chosen, p.rejected)])
 
         def store(target: ShardFolder, i: int, made: list[list[Forced]]) -> None:
@@ -154,8 +162,8 @@ class _Variant:
         from talker_rl.train.reference import reference_logps
 
         talker = load_omni(self.ctx.config.model, parts=("talker",)).talker
-        if self.start is not None:
-            talker = load_lora(talker, self.start, trainable=True)  # keeps the copy that the reference is read from
+        if self.reference is not None:
+            talker = load_lora(talker, self.reference, reference=self.reference)
         stored = ConditioningCache(self.ctx.run.path / "conditioning", strict=True)
         found, _ = reference_logps(talker, pairs, stored.load(sorted({p.prompt_id for p in pairs})),
                                    self.ctx.run.path / "reference", batch_size=self.cfg.reference_batch_size)
@@ -172,7 +180,7 @@ class _Variant:
         parts = chunks(eval_candidates(ctx, self.name), SHARD)
 
         def task(i: int) -> ForceTask:
-            return self._task([policy, self.start], _sequences(parts[i]))
+            return self._task([policy, self.reference], _sequences(parts[i]))
 
         def store(folder: ShardFolder, i: int, made: list[list[Forced]]) -> None:
             forced = iter(zip(*made, strict=True))
@@ -202,7 +210,7 @@ class _Variant:
 
         def task(i: int) -> ForceTask:
             step, part = work[i]
-            return self._task([policies[step], self.start], _sequences(part))
+            return self._task([policies[step], self.reference], _sequences(part))
 
         def store(folder: ShardFolder, i: int, made: list[list[Forced]]) -> None:
             policy, reference = made
@@ -222,13 +230,13 @@ class _Variant:
         )
 
 
-def _kl(spoken: ShardFolder) -> dict[int, float]:
-    """Step -> mean of log pi - log ref a code; the reference itself (step 0) has 0."""
+def _kl(spoken: ShardFolder, from_reference: bool) -> dict[int, float]:
+    """Step -> mean of log pi - log ref a code; step 0 has 0 where the round began with the reference."""
     sums: dict[int, tuple[float, int]] = {}
     for row in spoken.all_rows():
         total, tokens = sums.get(row["step"], (0.0, 0))
         sums[row["step"]] = total + row["policy_logp"] - row["ref_logp"], tokens + row["tokens"]
-    return {0: 0.0, **{step: total / tokens for step, (total, tokens) in sums.items()}}
+    return ({0: 0.0} if from_reference else {}) | {step: total / tokens for step, (total, tokens) in sums.items()}
 
 
 def some_pairs(pairs: Sequence[Pair], held_out_share: float, count: int = MAX_PAIRS) -> list[Pair]:

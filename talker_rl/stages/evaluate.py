@@ -8,7 +8,7 @@ from typing import Any
 from talker_rl.errors import StageError
 from talker_rl.evaluation.summary import compare, variant_summary
 from talker_rl.run_dir import read_json, timed
-from talker_rl.stages import worker
+from talker_rl.stages import likelihood, rounds, worker
 from talker_rl.stages.choice import chosen_policy, eval_task
 from talker_rl.stages.context import Context, choice_stage, talker_path
 from talker_rl.stages.scores import audio_spec
@@ -36,15 +36,15 @@ def run(ctx: Context) -> dict[str, Any]:
     for variant in ctx.config.train:
         choice = choice_stage(variant, last)
         rows = _variant(ctx, variant, chosen_policy(ctx, variant, last), {choice: ctx.run.content(choice)})
-        found[variant] = _summary(ctx, variant, base, rows)
+        found[variant] = _summary(ctx, variant, base, rows, trained_here=True)
     best = best_variant(ctx)
     ctx.write_json("eval/summary.json", {"variant": best, **found[best]})
     return found[best]
 
 
 def run_base(ctx: Context) -> list[Row]:
-    """Write ``eval/base/``: what every variant is measured against. It needs no training."""
-    rows = _variant(ctx, "base", None, {})
+    """Write ``eval/base/``, the policy as the run began: every variant is measured against it. It needs no training."""
+    rows = _variant(ctx, "base", ctx.start_adapter, ctx.start_input())
     ctx.write_json("eval/base/summary.json", variant_summary(rows, resamples=ctx.config.eval.bootstrap_samples))
     return rows
 
@@ -109,7 +109,16 @@ def _variant(
     return rows
 
 
-def _summary(ctx: Context, name: str, base: list[Row], rows: list[Row]) -> dict[str, Any]:
+def _summary(
+    ctx: Context, name: str, base: list[Row], rows: list[Row], *, trained_here: bool = False
+) -> dict[str, Any]:
+    """Spoken figures; of a variant of this run also the likelihood of held-out codes, and its rounds on dev."""
     found = compare(base, rows, resamples=ctx.config.eval.bootstrap_samples)
+    if trained_here and (codes := likelihood.run(ctx, name)):
+        for side in ("base", "trained"):
+            found[side]["nll"] = codes.pop(side)
+        found |= {"nll_diff_ci95": codes.pop("diff_ci95"), "nll_of": codes}
+    if trained_here and ctx.config.iterations > 1:
+        found["rounds"] = rounds.table(ctx, name)
     ctx.write_json(f"eval/{name}/summary.json", found)
     return found

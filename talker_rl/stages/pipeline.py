@@ -1,5 +1,5 @@
-"""All stages in order: prompts -> conditioning -> (rollouts -> scores -> pairs -> training -> choice) x rounds ->
-evaluation -> report. Each is also a function by itself, for the verbs of the command line."""
+"""All stages in order: prompts -> conditioning -> (rollouts -> scores -> pairs or completions -> training -> choice) x
+rounds -> evaluation -> report. Each is also a function by itself, for the verbs of the command line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from talker_rl.errors import StageError
 from talker_rl.report.model import ReportData
 from talker_rl.stages import (
     choice,
+    completions,
     conditioning,
     evaluate,
     pairs,
@@ -24,11 +25,24 @@ from talker_rl.tracking import check_tracker, send_result
 
 
 def start_of(ctx: Context, round_: Round, variant: str | None) -> tuple[Path | None, dict[str, str]]:
-    """The policy a round begins with and the stage it comes from; the base for round 1."""
+    """The policy a round begins with and what it comes from; for round 1 ``model.adapter``, or the base."""
     if round_.index == 1 or variant is None:
-        return None, {}
+        return ctx.start_adapter, ctx.start_input()
     before = choice_stage(variant, round_.index - 1)
     return choice.chosen_policy(ctx, variant, round_.index - 1), {before: ctx.run.content(before)}
+
+
+def check_start(ctx: Context) -> None:
+    """Whether the adapter that the run begins with fits the model, before hours of work and not after.
+
+    Raises:
+        CheckpointError: it is not there, damaged, or of another geometry.
+    """
+    from talker_rl.omni.checkpoint import read_config, resolve_model_path
+    from talker_rl.omni.lora import check_adapter_of
+
+    if ctx.start_adapter is not None:
+        check_adapter_of(read_config(resolve_model_path(ctx.config.model.path)), ctx.start_adapter)
 
 
 def run_rollouts(ctx: Context, round_: Round) -> None:
@@ -42,18 +56,24 @@ def run_scores(ctx: Context, round_: Round) -> None:
 
 
 def run_samples(ctx: Context, round_: Round) -> None:
-    """Sample and score a round's candidates, both at once."""
+    """Sample and score a round's candidates, both at once; nothing where all its variants learn from a file."""
+    if all(ctx.config.train[variant].data == "file" for variant in round_.variants(ctx.config)):
+        return
     scores.run_with_rollouts(ctx, round_, *start_of(ctx, round_, round_.variant))
 
 
 def run_pairs(ctx: Context, round_: Round) -> None:
-    """Make a round's pairs."""
-    pairs.run(ctx, round_)
+    """Make what a round's variants are trained on: pairs, completions, or both."""
+    for data in dict.fromkeys(ctx.config.train[variant].data for variant in round_.variants(ctx.config)):
+        if data is None:
+            pairs.run(ctx, round_)
+        else:
+            completions.run(ctx, round_, data)
 
 
 def run_training(ctx: Context, round_: Round) -> None:
     """Train the round's variants and choose their checkpoints on dev."""
-    variants = [round_.variant] if round_.variant else list(ctx.config.train)
+    variants = round_.variants(ctx.config)
     train.run(ctx.pool, [train.Training(ctx, v, round_, *start_of(ctx, round_, v)) for v in variants])
     choose(ctx, round_, variants)
 
@@ -133,6 +153,7 @@ def run_all(ctx: Context) -> dict[str, Any]:
     """The whole circle; finished stages and shards are kept. Returns the figures of ``eval/summary.json``."""
     check_tracker(ctx.config)
     train.check_arguments(ctx)
+    check_start(ctx)
     prompts.run(ctx)
     conditioning.run(ctx)
     for index in range(1, ctx.config.iterations + 1):

@@ -9,6 +9,7 @@ from talker_rl.config import RunConfig, SetLimits
 from talker_rl.data.prompts import resolve_prompt_path
 from talker_rl.data.speakers import voices
 from talker_rl.errors import TalkerRLError
+from talker_rl.stages.context import rounds_of
 from talker_rl.sweep_config import SweepConfig, cell
 from talker_rl.train.config import TrainConfig
 
@@ -70,12 +71,15 @@ def _steps(config: RunConfig) -> Iterator[Step]:
     per_round = min(config.rollouts.prompts_per_round or counts["train"], counts["train"])
     sampled = per_round * config.rollouts.num_candidates
     for index in range(1, config.iterations + 1):
-        for variant in [None] if index == 1 else list(config.train):
-            label = f"round {index}" + (f", {variant}" if variant else "")
-            yield Step("rollouts", f"{label}: {sampled} candidates ({per_round} prompts x "
-                                   f"{config.rollouts.num_candidates})")
-            yield Step("scores", f"{label}: {sampled} utterances decoded and recognised", sampled)
-            yield Step("pairs", f"{label}: at most {per_round * config.pairs.max_pairs_per_prompt} pairs")
+        for round_ in rounds_of(config, index):
+            label = f"round {index}" + (f", {round_.variant}" if round_.variant else "")
+            learned = dict.fromkeys(config.train[name].data for name in round_.variants(config))
+            if set(learned) != {"file"}:
+                yield Step("rollouts", f"{label}: {sampled} candidates ({per_round} prompts x "
+                                       f"{config.rollouts.num_candidates})")
+                yield Step("scores", f"{label}: {sampled} utterances decoded and recognised", sampled)
+            for data in learned:
+                yield Step(*_data(config, data, label, per_round))
         for variant, cfg in config.train.items():
             yield Step("training", f"round {index}, {variant}: {cfg.loss['type']}, {_length(cfg)}")
             tried = _checkpoints(config, variant)
@@ -90,13 +94,24 @@ def _steps(config: RunConfig) -> Iterator[Step]:
     yield Step("report", "one page")
 
 
+def _data(config: RunConfig, data: str | None, label: str, prompts: int) -> tuple[str, str]:
+    """What a round's variants are trained on."""
+    if data is None:
+        return "pairs", f"{label}: at most {prompts * config.pairs.max_pairs_per_prompt} pairs"
+    if data == "file":
+        return "completions", f"{label}: the codes of {config.completions.file or config.prompts.train}"
+    cfg = config.completions
+    least = "" if cfg.min_reward is None else f" with {cfg.reward_key} >= {cfg.min_reward:g}"
+    return "completions", f"{label}: the best {cfg.max_per_prompt} of each prompt's candidates{least}"
+
+
 def _length(cfg: TrainConfig) -> str:
     return f"{cfg.fixed_steps} steps" if cfg.fixed_steps else f"{cfg.args.get('num_train_epochs', 3)} epochs"
 
 
 def _checkpoints(config: RunConfig, variant: str) -> int | None:
     """How many checkpoints a training saves, where that is known beforehand."""
-    if config.dev.checkpoints == "last":
+    if config.dev.checkpoints != "all":
         return 1
     cfg = config.train[variant]
     return cfg.checkpoints(0) if cfg.fixed_steps else None

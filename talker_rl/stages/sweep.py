@@ -62,13 +62,14 @@ class Sweep:
                     for name in self.config.arms}
             for ctx in arms.values():
                 train.check_arguments(ctx)
+                pipeline.check_start(ctx)
             self._share(shared)
             for ctx in arms.values():
                 self._record(ctx)
                 ctx.run.adopt(shared.run.path, SHARED)
                 pipeline.run_pairs(ctx, Round(1))
-            train.run(self.pool, [train.Training(ctx, name, Round(1)) for ctx in arms.values()
-                                  for name in ctx.config.train])
+            train.run(self.pool, [train.Training(ctx, name, Round(1), *pipeline.start_of(ctx, Round(1), name))
+                                  for ctx in arms.values() for name in ctx.config.train])
             for ctx in arms.values():
                 pipeline.choose(ctx, Round(1), list(ctx.config.train))
                 evaluate.run(ctx)
@@ -164,7 +165,8 @@ def _pages(folder: Path, arms: Sequence[Context]) -> None:
     from talker_rl.report.dashboards import write_dashboards
 
     for ctx in arms:
-        diagnose.run(ctx)
+        if any(cfg.data is None for cfg in ctx.config.train.values()):
+            diagnose.run(ctx)
     for page in write_dashboards(folder):
         print(f"page: {page}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Training: variants' losses on the pairs of a round, from the policy as that round began.
+"""Training: variants' losses on the pairs or completions of a round, from the policy as that round began.
 
 Trainings don't depend on each other, so several of them run over the workers.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.config import RunConfig
-from talker_rl.data.records import Pair, derive_seed
+from talker_rl.data.records import Completion, Pair, derive_seed
 from talker_rl.errors import ConfigError
 from talker_rl.run_dir import timed
 from talker_rl.stages.context import Context, Round, train_stage
@@ -29,9 +29,9 @@ class Training:
     variant: str
     round_: Round
     start: Path | None = None
-    """Adapter that training begins with (round 2 and later); it is the reference as well."""
+    """Adapter that training begins with (round 2 and later, or ``model.adapter``)."""
     start_inputs: dict[str, str] = field(default_factory=dict)
-    """Stage that chose it -> its content."""
+    """What it comes from -> its content."""
 
 
 @dataclass
@@ -44,6 +44,8 @@ class TrainTask:
     source: str
     variant: str
     start: str | None
+    reference: str
+    """As ``train_variant`` takes it."""
     one_thread: bool
     """Sums in an order that does not depend on where the training runs; a run's only training takes all threads."""
     progress: bool
@@ -63,16 +65,21 @@ def run(pool: WorkerPool, trainings: Sequence[Training]) -> None:
 def _begin(training: Training) -> TrainTask | None:
     """The task of a training, or None if it is finished."""
     ctx, variant, index = training.ctx, training.variant, training.round_.index
-    stage, source = train_stage(variant, index), training.round_.stage("pairs")
     cfg = ctx.config.train[variant]
+    stage, source = train_stage(variant, index), training.round_.data_stage(cfg.data)
     inputs = {source: ctx.run.content(source), "conditioning": ctx.run.content("conditioning"),
               **ctx.model_input(), **training.start_inputs}
-    ctx.begin(stage, "train", inputs, {"train": cfg.model_dump(mode="json"),
-                                       "held_out_share": ctx.config.dev.held_out_share})
+    settings = {"train": cfg.model_dump(mode="json"), "held_out_share": ctx.config.dev.held_out_share}
+    kept = index > 1 and ctx.config.reference == "kept"
+    if kept:
+        settings["reference"], inputs = "kept", inputs | ctx.start_input()
+    reference = (str(ctx.start_adapter) if ctx.start_adapter else "base") if kept else "start"
+    ctx.begin(stage, "train", inputs, settings)
     if ctx.run.is_done(stage) and (ctx.run.path / stage / "result.json").exists():
         return None
-    return TrainTask(ctx.config.resolved(), str(ctx.run.path), stage, source, variant,
-                     str(training.start) if training.start else None, len(ctx.config.train) > 1, not ctx.quiet)
+    start = str(training.start) if training.start else None
+    return TrainTask(ctx.config.resolved(), str(ctx.run.path), stage, source, variant, start, reference,
+                     len(ctx.config.train) > 1, not ctx.quiet)
 
 
 def train_task(task: TrainTask) -> dict[str, Any]:
@@ -84,7 +91,7 @@ def train_task(task: TrainTask) -> dict[str, Any]:
     from talker_rl.train.run import train_variant
 
     config, path = RunConfig.model_validate(task.config), Path(task.run)
-    pairs = ShardFolder(path / task.source).read(0, Pair)
+    pairs = trained_on(path / task.source, config.train[task.variant].data)
     share = config.dev.held_out_share
     held_out = [p for p in pairs if is_held_out(p.prompt_id, share)]
     fitted = [p for p in pairs if not is_held_out(p.prompt_id, share)]
@@ -95,8 +102,8 @@ def train_task(task: TrainTask) -> dict[str, Any]:
         conditionings = ConditioningCache(path / "conditioning", strict=True).load([p.prompt_id for p in pairs])
         result = train_variant(
             omni, fitted, conditionings, config.train[task.variant], path / task.stage, eval_pairs=held_out or None,
-            start_adapter=task.start, progress=task.progress, reference_cache=path / "reference",
-            extra_callbacks=[Track(tracker.log)],
+            start_adapter=task.start, reference=task.reference, progress=task.progress,
+            reference_cache=path / "reference", extra_callbacks=[Track(tracker.log)],
         )
     return {"pairs": len(fitted), "held_out": len(held_out), "steps": result["steps"], "seconds": seconds[0],
             "tracking": tracking.to}
@@ -109,11 +116,18 @@ def _finish(training: Training, task: TrainTask, made: dict[str, Any]) -> None:
     ctx, folder = training.ctx, Path(task.run) / task.stage
     ctx.tracking.to = made["tracking"]
     weights = next(folder / n for n in ("adapter_model.safetensors", "model.safetensors") if (folder / n).exists())
-    ctx.say(f"{task.stage}: {ctx.config.train[task.variant].loss['type']} on {made['pairs']} pairs"
+    cfg = ctx.config.train[task.variant]
+    ctx.say(f"{task.stage}: {cfg.loss['type']} on {made['pairs']} {'completions' if cfg.data else 'pairs'}"
             + (f", {made['held_out']} held out" if made["held_out"] else "")
             + f": {made['steps']} steps in {made['seconds']:.0f} s")
     ctx.run.finish(task.stage, content=content_hash(weights), seconds=made["seconds"],
                    counts={name: made[name] for name in ("pairs", "held_out", "steps")})
+
+
+def trained_on(folder: Path, data: str | None) -> list[Pair]:
+    """Records of a finished stage of pairs (data None) or completions, as the trainer takes them."""
+    shards = ShardFolder(folder)
+    return shards.read(0, Pair) if data is None else [c.as_pair() for c in shards.read(0, Completion)]
 
 
 def is_held_out(prompt_id: str, share: float) -> bool:

@@ -95,7 +95,8 @@ class ProgressLine(TrainerCallback):
             ("rewards/margins", "margin"),
             ("logps/chosen_drift", "chosen drift"),
         ):
-            parts.append(f"{label} {logs[prefix + name]:.4f}")
+            if prefix + name in logs:  # completions have no accuracy and no margin
+                parts.append(f"{label} {logs[prefix + name]:.4f}")
         steps = state.global_step - self._started[0]
         if steps and not prefix:
             left = (state.max_steps - state.global_step) * (time.monotonic() - self._started[1]) / steps

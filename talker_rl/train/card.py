@@ -62,7 +62,8 @@ def model_card(result: Mapping[str, Any], settings: Mapping[str, Any], *, adapte
         "",
         f"- pairs: {data['pairs']} of {data['prompts']} prompts (content hash `{settings['pairs_hash']}`)",
         f"- held-out pairs: {data['eval_pairs']}",
-        f"- mean seconds: chosen {data['chosen_seconds']:.3f}, rejected {data['rejected_seconds']:.3f}",
+        f"- mean seconds: chosen {data['chosen_seconds']:.3f}"
+        + (f", rejected {data['rejected_seconds']:.3f}" if data["rejected_seconds"] is not None else ""),
     ]
     lines += [f"- {name.replace('_', ' ')}: {count}" for name, count in data["length_limit"].items() if count]
     lines += [
@@ -70,6 +71,7 @@ def model_card(result: Mapping[str, Any], settings: Mapping[str, Any], *, adapte
         "## Lineage",
         "",
         f"- base model: `{settings['base_model']}` (hash `{settings['model_hash']}`)",
+        f"- reference: {settings['reference']}" if "reference" in settings else
         f"- reference: {'the starting adapter' if settings['start_adapter'] else 'the base'}"
         + (f" (`{settings['start_adapter']}`)" if settings["start_adapter"] else ""),
         f"- step kept: {result['step']} of {result['steps']} ({result['selected_by']})",

@@ -50,20 +50,25 @@ class PairDataset(torch.utils.data.Dataset):
 
 @dataclass
 class PreferenceBatch:
-    """N pairs as 2N sequences: rows 0..N-1 are chosen, rows N..2N-1 rejected."""
+    """N pairs as S = 2N sequences: rows 0..N-1 are chosen, rows N..2N-1 rejected. Of completions there are S = N."""
 
     talker: TalkerBatch
-    """2N sequences, completions right-padded to T."""
+    """S sequences, completions right-padded to T."""
     ref_logps: Tensor
-    """(2N, T) float32; 0 at padding."""
+    """(S, T) float32; 0 at padding."""
     seconds: Tensor
-    """(2N,) float32 durations, the stop not counted."""
+    """(S,) float32 durations, the stop not counted."""
     stopped: Tensor
-    """(2N,) bool: the sequence ends with its stop id (False: it was cut)."""
+    """(S,) bool: the sequence ends with its stop id (False: it was cut)."""
     pair_ids: list[str]
 
     def __len__(self) -> int:
         return len(self.pair_ids)
+
+    @property
+    def paired(self) -> bool:
+        """Whether the rows have rejected ones."""
+        return len(self.seconds) > len(self)
 
     def to(self, device: torch.device | str, **_: Any) -> PreferenceBatch:
         """The batch on a device; extra options such as `non_blocking` are taken and not needed."""
@@ -79,12 +84,16 @@ class PreferenceBatch:
 def collate_pairs(items: Sequence[tuple[int, PairExample]]) -> dict[str, Any]:
     """Data collator of the trainer: (index, example) items -> {"pair_index": (N,), "preference": PreferenceBatch}."""
     examples = [example for _, example in items]
+    losers = [e for e in examples if e.pair.rejected]
+    if losers and len(losers) < len(examples):
+        raise StageError("pairs and completions cannot share a batch", where=examples[0].pair.pair_id,
+                         fix="train a variant on either")  # fmt: skip
     sequences = [TalkerExample(e.conditioning, e.pair.chosen) for e in examples]
-    sequences += [TalkerExample(e.conditioning, e.pair.rejected) for e in examples]
+    sequences += [TalkerExample(e.conditioning, e.pair.rejected) for e in losers]
     talker = collate_examples(sequences)
     mask = talker.completion_mask_BT
     references = torch.cat([e.ref_chosen for e in examples] + [e.ref_rejected for e in examples]).float()
-    seconds = [e.pair.chosen_seconds for e in examples] + [e.pair.rejected_seconds for e in examples]
+    seconds = [e.pair.chosen_seconds for e in examples] + [e.pair.rejected_seconds for e in losers]
     batch = PreferenceBatch(
         talker=talker,
         ref_logps=torch.zeros(mask.shape).masked_scatter(mask.cpu(), references),

@@ -34,13 +34,19 @@ SAVE_STEPS = 50
 
 
 class TrainConfig(BaseModel):
-    """One variant: a loss, what is trained, and how."""
+    """One variant: data, a loss, what is trained, and how."""
 
     model_config = ConfigDict(extra="forbid")
 
+    data: Literal["best_of_n", "file"] | None = Field(
+        None,
+        description="null: preference pairs of the round's candidates. best_of_n: the best of the candidates "
+        "themselves, to imitate (rejection sampling). file: given codes. Both as `completions:` says, with loss sft.",
+    )
     loss: dict[str, Any] = Field(
         default_factory=lambda: {"type": "dpo", "beta": 0.1},
-        description="The loss and its parameters, e.g. {type: ld_dpo, beta: 0.1, alpha: 0.5}; see talker_rl.losses.",
+        description="The loss and its parameters, e.g. {type: ld_dpo, beta: 0.1, alpha: 0.5}; see talker_rl.losses. "
+        "Where it is left out: dpo on pairs, sft on completions.",
     )
     lora: LoraSettings | None = Field(
         default_factory=lambda: LoraSettings.model_validate({}),
@@ -78,9 +84,21 @@ class TrainConfig(BaseModel):
         False, description="Keep the optimizer state of every checkpoint after training has finished."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _loss_of_data(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("data") and "loss" not in data:
+            return {**data, "loss": {"type": "sft"}}
+        return data
+
     @model_validator(mode="after")
     def _sound(self) -> TrainConfig:
-        parse_loss(self.loss)
+        if parse_loss(self.loss).needs_rejected and self.data is not None:
+            raise ConfigError(
+                f"data: {self.data} are completions, and the loss {self.loss['type']} compares two of them",
+                where="train.loss",
+                fix="loss: {type: sft}, or leave data out to train on pairs",
+            )
         refuse_loss_fields(self.args)
         if self.lora is not None and self.lora.lora_dropout > 0 and self.args.get("disable_dropout", True):
             raise ConfigError(

@@ -63,8 +63,8 @@ def batch_sums(
     """(sum, weight) of each metric over a batch of N pairs.
 
     Args:
-        batch: on the same device as the log-probs.
-        logps_BT: (2N, T) policy log-probs, chosen first.
+        batch: on the same device as the log-probs; of completions there are only the chosen's metrics.
+        logps_BT: (S, T) policy log-probs, chosen first.
         out: what the loss returned.
         beta: scale of `rewards/*` for losses that report none (sft).
 
@@ -83,16 +83,18 @@ def batch_sums(
         stop_logps, stop_ratios = logps.gather(1, last)[:, 0], ratios.gather(1, last)[:, 0]
         chosen, rejected = slice(0, n), slice(n, 2 * n)
         values: dict[str, Tensor] = {"loss": out.per_pair.detach()}
-        values |= {
-            "rewards/chosen": beta * reward[chosen],
-            "rewards/rejected": beta * reward[rejected],
-            "rewards/margins": beta * (reward[chosen] - reward[rejected]),
-            "rewards/accuracies": (reward[chosen] > reward[rejected]).float(),
-            "length/diff": (lengths[chosen] - lengths[rejected]).float(),
-            "length/chosen_shorter": (lengths[chosen] < lengths[rejected]).float()
-            + 0.5 * (lengths[chosen] == lengths[rejected]).float(),
-        }
-        for side, rows in (("chosen", chosen), ("rejected", rejected)):
+        sides = [("chosen", chosen), ("rejected", rejected)] if batch.paired else [("chosen", chosen)]
+        if batch.paired:
+            values |= {
+                "rewards/chosen": beta * reward[chosen],
+                "rewards/rejected": beta * reward[rejected],
+                "rewards/margins": beta * (reward[chosen] - reward[rejected]),
+                "rewards/accuracies": (reward[chosen] > reward[rejected]).float(),
+                "length/diff": (lengths[chosen] - lengths[rejected]).float(),
+                "length/chosen_shorter": (lengths[chosen] < lengths[rejected]).float()
+                + 0.5 * (lengths[chosen] == lengths[rejected]).float(),
+            }
+        for side, rows in sides:
             values[f"logps/{side}"] = logps[rows].sum(dim=1)
             values[f"logps/{side}_per_code"] = logps[rows].sum(dim=1) / lengths[rows]
             values[f"logps/{side}_drift"] = drift[rows]
@@ -101,7 +103,8 @@ def batch_sums(
             values[f"length/{side}"] = lengths[rows].float()
             values[f"length/{side}_seconds"] = batch.seconds[rows]
         sums = {name: (float(v.double().sum()), float(v.numel())) for name, v in values.items()}
-        sums |= _loss_metrics(out.metrics.items(), n)
+        own = {name: value for name, value in out.metrics.items() if batch.paired or "rejected" not in name}
+        sums |= _loss_metrics(own.items(), n)
         # The batch mean is what training sees; a loss that skips pairs does not divide by all of them.
         sums["loss"] = (float(out.loss.detach()) * n, float(n))
         x, y = lengths.double(), reward.double()

@@ -19,21 +19,27 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def policy(omni: Omni, cfg: TrainConfig, seed: int, start_adapter: str | Path | None = None) -> Iterator[Any]:
+def policy(
+    omni: Omni, cfg: TrainConfig, seed: int, start_adapter: str | Path | None = None,
+    reference: str | Path | None = None,
+) -> Iterator[Any]:
     """The policy to train. On leaving, `omni.talker` is what it was: bare, frozen, with the base's weights.
 
     Args:
         omni: the loaded model; needs its Talker.
         cfg: with `lora`, a `peft.PeftModel` around `omni.talker` is given; without, a trainable copy of it.
         seed: of the adapter's initialisation.
-        start_adapter: folder of the adapter that training begins with; its rank and modules are kept, and a frozen
-            copy of it is the reference.
+        start_adapter: folder of the adapter that training begins with; its rank and modules are kept.
+        reference: folder of the adapter that is the reference, a frozen copy of it; None: the base is.
 
     Raises:
         ConfigError: a start adapter for full weights, or full weights in less than float32.
         CheckpointError: the start adapter is incomplete or of another geometry.
     """
     talker = omni.need("talker")
+    if reference is not None and start_adapter is None:
+        raise ConfigError("an adapter is the reference, and training begins without one", where=str(reference),
+                          fix="begin with an adapter (model.adapter)")  # fmt: skip
     if cfg.lora is None:
         if start_adapter is not None:
             raise ConfigError(
@@ -53,7 +59,7 @@ def policy(omni: Omni, cfg: TrainConfig, seed: int, start_adapter: str | Path | 
     use_cache = talker.config.use_cache if hasattr(talker.config, "use_cache") else None
     recompute = {m: m.gradient_checkpointing for m in talker.modules() if hasattr(m, "gradient_checkpointing")}
     if start_adapter is not None:
-        model = load_lora(talker, start_adapter, trainable=True)
+        model = load_lora(talker, start_adapter, trainable=True, reference=reference)
     else:
         model = attach_lora(talker, cfg.lora, base_model=str(omni.settings.path), seed=seed)
     try:

@@ -129,7 +129,8 @@ def reference_logps(
         batch_size: sequences a forward pass.
         on_progress: called with (done, total) sequences that had to be computed.
 
-    Returns: per pair ((T_chosen,), (T_rejected,)) float32 on the CPU; and counts {"hit", "computed"}.
+    Returns: per pair ((T_chosen,), (T_rejected,)) float32 on the CPU, T_rejected 0 for a completion; and counts
+        {"hit", "computed"}.
     """
     precision = "autocast-bfloat16" if bf16 else str(next(talker.parameters()).dtype)
     cache = ReferenceCache(cache_dir, reference_hash(talker), precision)
@@ -141,7 +142,8 @@ def reference_logps(
         key_pair = tuple(cache.key(condition_key[pair.prompt_id], codes) for codes in sides)
         keys.append(key_pair)  # type: ignore[arg-type]
         for key, codes in zip(key_pair, sides, strict=True):
-            wanted.setdefault(key, TalkerExample(conditionings[pair.prompt_id], codes))
+            if codes:  # a completion has no rejected
+                wanted.setdefault(key, TalkerExample(conditionings[pair.prompt_id], codes))
     missing = [key for key in wanted if cache.get(key) is None]
     # Sequences of a prompt side by side share its prefix; the hashes make the batches reproducible.
     missing.sort(key=lambda key: (condition_key[wanted[key].conditioning.prompt_id], key))
@@ -165,7 +167,8 @@ def reference_logps(
                 if on_progress is not None:
                     on_progress(done, len(missing))
             cache.add(entries)
-    found = [(cache.get(chosen), cache.get(rejected)) for chosen, rejected in keys]
+    found = [(cache.get(chosen), cache.get(rejected) if pair.rejected else torch.zeros(0))
+             for pair, (chosen, rejected) in zip(pairs, keys, strict=True)]  # fmt: skip
     return found, {"hit": len(wanted) - len(missing), "computed": len(missing)}  # type: ignore[return-value]
 
 

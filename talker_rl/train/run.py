@@ -9,7 +9,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -44,6 +44,7 @@ def train_variant(
     eval_pairs: Sequence[Pair] | None = None,
     resume: bool = True,
     start_adapter: str | Path | None = None,
+    reference: str | Path | Literal["start", "base"] = "start",
     progress: bool = True,
     reference_cache: str | Path | None = None,
     extra_callbacks: Sequence[TrainerCallback] = (),
@@ -56,13 +57,15 @@ def train_variant(
 
     Args:
         omni: the model; its Talker is left as it was.
-        pairs, eval_pairs: to train on, and held out for `select` and early stopping.
+        pairs, eval_pairs: to train on, and held out for `select` and early stopping; with `cfg.data` all without a
+            rejected (`Completion.as_pair`).
         conditionings: of every prompt of both, by prompt id or as a list.
         cfg: loss, LoRA and arguments.
         output_dir: the variant's folder; its name is the variant's.
         resume: go on from the newest complete checkpoint, or return the result of a finished training; False starts
             anew.
-        start_adapter: adapter that training begins with (a second round); the reference is that adapter.
+        start_adapter: adapter that training begins with (a second round, a stage after another).
+        reference: `start`: the policy as training begins. `base`: the model without an adapter. Or an adapter's folder.
         progress: short lines on stderr.
         reference_cache: folder of reference log-probs, to be shared between variants; default inside `output_dir`.
         extra_callbacks: further `TrainerCallback`s.
@@ -86,12 +89,13 @@ def train_variant(
             fix="lower the margin, sample more candidates, or raise max_length",
         )
     found = by_prompt(conditionings, [*train_pairs, *held_out])
-    settings = _settings(omni, cfg, args, train_pairs, held_out, start_adapter)
+    reference_adapter = {"start": start_adapter, "base": None}.get(str(reference), reference)
+    settings = _settings(omni, cfg, args, train_pairs, held_out, start_adapter, reference_adapter)
     finished = _open_folder(output_dir, settings, resume)
     if finished is not None:
         return finished
 
-    with policy(omni, cfg, args.seed, start_adapter) as model:
+    with policy(omni, cfg, args.seed, start_adapter, reference_adapter) as model:
         model.to(args.device)
         logps, cache_counts = reference_logps(
             model,
@@ -183,15 +187,15 @@ def _settings(
     train_pairs: Sequence[Pair],
     held_out: Sequence[Pair],
     start_adapter: str | Path | None,
+    reference: str | Path | None,
 ) -> dict[str, Any]:
     """Everything that the trained weights depend on: a folder is only continued with the same."""
-    adapter_hash = None
-    if start_adapter is not None:
-        from ..omni.files import content_hash, require_file
-
-        weights = require_file(Path(start_adapter), "adapter_model.safetensors", "the adapter's weights")
-        adapter_hash = content_hash(weights)
-    return {
+    adapter_hash = _adapter_hash(start_adapter)
+    # A reference of its own stands in the settings only where there is one: old folders can be continued.
+    other = {} if reference == start_adapter else {
+        "reference": str(reference) if reference is not None else "the base", "reference_hash": _adapter_hash(reference)
+    }
+    return other | {
         "config": cfg.model_dump(mode="json"),
         "seed": args.seed,
         "base_model": str(omni.settings.path),
@@ -201,6 +205,14 @@ def _settings(
         "pairs_hash": pairs_hash(train_pairs),
         "eval_pairs_hash": pairs_hash(held_out) if held_out else None,
     }
+
+
+def _adapter_hash(folder: str | Path | None) -> str | None:
+    if folder is None:
+        return None
+    from ..omni.files import content_hash, require_file
+
+    return content_hash(require_file(Path(folder), "adapter_model.safetensors", "the adapter's weights"))
 
 
 def _open_folder(output_dir: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
@@ -216,9 +228,10 @@ def _open_folder(output_dir: Path, settings: dict[str, Any], resume: bool) -> di
     settings_file = output_dir / SETTINGS
     if settings_file.is_file():
         before = json.loads(settings_file.read_text())
-        # Where the start adapter lies does not matter, its content does.
-        same = {k: v for k, v in settings.items() if k != "start_adapter"}
-        changed = _difference({k: v for k, v in before.items() if k != "start_adapter"}, same)
+        # Where an adapter lies does not matter, its content does.
+        paths = ("start_adapter", "reference")
+        same = {k: v for k, v in settings.items() if k not in paths}
+        changed = _difference({k: v for k, v in before.items() if k not in paths}, same)
         if changed:
             raise StageError(
                 "the folder holds a training with other settings:\n    " + "\n    ".join(changed[:10]),
@@ -271,12 +284,13 @@ def _select(cfg: TrainConfig, output_dir: Path, history: list[dict[str, Any]], l
 
 
 def _data_facts(train_pairs: Sequence[Pair], held_out: Sequence[Pair], limit: dict[str, int]) -> dict[str, Any]:
+    paired = bool(train_pairs[0].rejected)
     return {
         "pairs": len(train_pairs),
         "prompts": len({p.prompt_id for p in train_pairs}),
         "eval_pairs": len(held_out),
         "chosen_seconds": statistics.fmean(p.chosen_seconds for p in train_pairs),
-        "rejected_seconds": statistics.fmean(p.rejected_seconds for p in train_pairs),
+        "rejected_seconds": statistics.fmean(p.rejected_seconds for p in train_pairs) if paired else None,
         "length_limit": limit,
     }
 

@@ -1,4 +1,4 @@
-"""`TalkerDPOTrainer`: transformers.Trainer for preference pairs of codec tokens.
+"""`TalkerDPOTrainer`: transformers.Trainer for preference pairs of codec tokens, or completions (loss sft).
 
 It departs from TRL's DPOTrainer where the Talker and the losses ask for it: log-probs come from
 `talker_rl.omni.logps.token_logps` (dual-track input, codec head), the loss is any of `talker_rl.losses` on per-token
@@ -103,13 +103,17 @@ class TalkerDPOTrainer(Trainer):
         # Draws depend on the step and the pairs, not on a stream: a resumed run makes the same ones.
         when: tuple[Any, ...] = (self.args.seed, self.state.global_step) if mode == "train" else ("eval",)
         generator = torch.Generator().manual_seed(derive_seed("loss", *when, batch.pair_ids))
+        # Completions have no rejected rows: N of no tokens stand for them.
+        logps, refs, masks = (
+            x[n:] if batch.paired else x.new_zeros(n, 0) for x in (logps_BT, batch.ref_logps, mask)
+        )
         return PairBatch(
             policy_chosen_logps=logps_BT[:n],
-            policy_rejected_logps=logps_BT[n:],
+            policy_rejected_logps=logps,
             ref_chosen_logps=batch.ref_logps[:n],
-            ref_rejected_logps=batch.ref_logps[n:],
+            ref_rejected_logps=refs,
             chosen_mask=mask[:n],
-            rejected_mask=mask[n:],
+            rejected_mask=masks,
             generator=generator,
         )
 

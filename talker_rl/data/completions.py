@@ -1,0 +1,129 @@
+"""From scored candidates to completions to imitate (best-of-N, rejection sampling), and one's own codes from a file.
+
+The codec's encoder was never released, so a model's own best samples are the only codes that most users have.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .config import CompletionsConfig
+from .import_pairs import BadRow, codes_in, read_rows
+from .pairs import index_scores, rank_value
+from .records import CODE_RATE_HZ, Candidate, Completion, Prompt, ScoreRow, stable_hash
+
+REASONS: dict[str, str] = {
+    "no_candidates": "no candidate was sampled for the prompt",
+    "all_truncated": "no candidate of the prompt ended by itself",
+    "all_failed": "no finished candidate has a usable score",
+    "below_minimum": "no candidate reaches completions.min_reward",
+    "unknown_prompt": "rows of the file whose text is not among the train prompts",
+    "no_speaker": "rows of the file that name no speaker, where several train prompts have that text",
+    "duplicate": "rows of the file with the codes of an earlier row",
+}
+"""Why a prompt (or a row of a file) gave no completion; for a prompt the first that applies, in this order."""
+
+
+def select_completions(
+    prompts: Iterable[Prompt], candidates: Iterable[Candidate], scores: Iterable[ScoreRow], cfg: CompletionsConfig
+) -> tuple[list[Completion], dict[str, int]]:
+    """The best candidates of each prompt, best first, sorted by prompt id; and prompts without any by reason.
+
+    Of candidates with the same codes the first by id counts. Ties in rank go by candidate id, so the order of the rows
+    never matters.
+
+    Raises:
+        DataError: a candidate has two different scores.
+    """
+    score_of = index_scores(scores)
+    by_prompt: dict[str, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        by_prompt[candidate.prompt_id].append(candidate)
+    found: list[Completion] = []
+    reasons: Counter[str] = Counter()
+    for prompt in sorted(prompts, key=lambda p: p.prompt_id):
+        group = sorted(by_prompt.get(prompt.prompt_id, ()), key=lambda c: c.candidate_id)
+        finished = [c for c in group if c.end_reason == "eos" and c.codes]
+        unique = {tuple(c.codes): c for c in reversed(finished)}
+        scored = [(c, rank_value(score_of[c.candidate_id], cfg.reward_key)) for c in unique.values()
+                  if c.candidate_id in score_of]
+        ranked = sorted((-value, c.candidate_id, c) for c, value in scored if value is not None)
+        good = [item for item in ranked if cfg.min_reward is None or -item[0] >= cfg.min_reward - 1e-12]
+        if not good:
+            reasons["no_candidates" if not group else "all_truncated" if not finished else
+                    "all_failed" if not ranked else "below_minimum"] += 1
+        for rank, (worth, candidate_id, candidate) in enumerate(good[: cfg.max_per_prompt], 1):
+            reward = score_of[candidate_id].reward
+            found.append(_completion(prompt, candidate.codes_with_stop, candidate_id,
+                                     -worth if reward is None else reward, rank, len(ranked)))
+    return found, dict(sorted(reasons.items()))
+
+
+def import_completions(path: str | Path, prompts: Sequence[Prompt]) -> tuple[list[Completion], dict[str, int]]:
+    """Given codes of the prompts, in the file's order; and rows that were left out by reason.
+
+    A row names its prompt by ``prompt_id``, or by ``text`` (or ``prompt``) with ``speaker``; without a speaker the text
+    alone must name one prompt. ``codes`` are codec ids; the stop (8294) is added where it is not there. Optional:
+    ``reward``.
+
+    Raises:
+        DataError: the file cannot be read, a row's codes are none (its number is named), or no row is of a prompt.
+    """
+    path = Path(path)
+    by_id = {p.prompt_id: p for p in prompts}
+    by_text: dict[str, list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        by_text[prompt.text].append(prompt)
+    found: dict[str, Completion] = {}
+    reasons: Counter[str] = Counter()
+    for number, row in enumerate(read_rows(path), start=1):
+        named, reason = _prompt_of(row, by_id, by_text)
+        if named is None:
+            reasons[reason] += 1
+            continue
+        try:
+            codes = codes_in(row, "codes", append_stop=True)
+        except BadRow as bad:
+            raise DataError(f"{bad.what} ({bad.reason})", where=f"{path}, row {number}", fix=bad.fix) from None
+        reward = row.get("reward")
+        if reward is not None and (isinstance(reward, bool) or not isinstance(reward, int | float)):
+            raise DataError(f"the reward is no number: {reward!r}", where=f"{path}, row {number}", fix="leave it out")
+        completion = _completion(named, codes, f"{path.name}:{number}", reward)
+        if completion.completion_id in found:
+            reasons["duplicate"] += 1
+        found.setdefault(completion.completion_id, completion)
+    if not found:
+        told = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items())) or "it is empty"
+        raise DataError(f"No row of the file gives codes of a train prompt ({told})", where=str(path),
+                        fix="prompts.train must hold the texts that the codes speak: name the same file there")
+    return list(found.values()), dict(sorted(reasons.items()))
+
+
+def _prompt_of(
+    row: dict[str, Any], by_id: dict[str, Prompt], by_text: dict[str, list[Prompt]]
+) -> tuple[Prompt | None, str]:
+    """The prompt that a row speaks, or the reason why there is none."""
+    if row.get("prompt_id") in by_id:
+        return by_id[row["prompt_id"]], ""
+    text, speaker = row.get("text") or row.get("prompt"), row.get("speaker")
+    same = by_text.get(text.strip(), []) if isinstance(text, str) else []
+    if speaker is not None:
+        same = [prompt for prompt in same if prompt.speaker == speaker]
+    if len(same) == 1:
+        return same[0], ""
+    return None, "no_speaker" if same and speaker is None else "unknown_prompt"
+
+
+def _completion(
+    prompt: Prompt, codes: list[int], origin: str, reward: float | None, rank: int | None = None,
+    best_of: int | None = None,
+) -> Completion:
+    return Completion(
+        prompt_id=prompt.prompt_id, completion_id=stable_hash("completion", prompt.prompt_id, codes)[:16],
+        text=prompt.text, speaker=prompt.speaker, codes=codes, seconds=(len(codes) - 1) / CODE_RATE_HZ, origin=origin,
+        reward=None if reward is None else float(reward), rank=rank, best_of=best_of,
+    )

@@ -1,0 +1,60 @@
+"""Completions: what supervised variants imitate, as one shard and as a Hugging Face dataset."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from talker_rl.data.prompts import resolve_prompt_path
+from talker_rl.data.records import Candidate, Completion
+from talker_rl.errors import DataError, StageError
+from talker_rl.run_dir import file_hash, timed
+from talker_rl.stages.context import Context, Round
+from talker_rl.stages.rollouts import prompts_of
+from talker_rl.stages.scores import load_scores
+from talker_rl.stages.shards import ShardFolder
+
+
+def run(ctx: Context, round_: Round, data: Literal["best_of_n", "file"]) -> None:
+    """Write ``completions/<data>/`` of a round; every prompt or row that gives none is counted by its reason.
+
+    Raises:
+        StageError: no prompt has a candidate that is good enough.
+        DataError: the file of codes cannot be read, or holds none of a train prompt.
+    """
+    from talker_rl.data.completions import REASONS, import_completions, select_completions
+    from talker_rl.data.export import export_completions
+
+    stage = round_.data_stage(data)
+    file = resolve_prompt_path(ctx.config.completions.file or ctx.config.prompts.train)
+    if data == "file":
+        if not file.is_file():
+            raise DataError("The file of codes does not exist", where=str(file), fix="check completions.file")
+        inputs = {"completions.file": file_hash(file), "conditioning": ctx.run.content("conditioning")}
+    else:
+        inputs = {name: ctx.run.content(name) for name in (round_.stage("rollouts"), round_.stage("scores"))}
+    key = ctx.begin(stage, data, inputs)
+    folder = ShardFolder(ctx.run.path / stage, key)
+    if ctx.run.is_done(stage) and folder.has(0):
+        return
+    with timed() as seconds:
+        if data == "file":
+            prompts = ctx.prompts("train")
+            found, reasons = import_completions(file, prompts)
+        else:
+            prompts = prompts_of(ctx, round_.index)
+            candidates = ShardFolder(ctx.run.path / round_.stage("rollouts")).read_all(Candidate)
+            found, reasons = select_completions(prompts, candidates, load_scores(ctx, round_), ctx.config.completions)
+        for reason, count in reasons.items():
+            ctx.say(f"{stage}: {count} left out: {REASONS[reason]}")
+        if not found:
+            raise StageError("No candidate is good enough to imitate", where=str(ctx.run.path / stage),
+                             fix="sample more candidates, or lower completions.min_reward")
+        folder.write(0, found, Completion)
+        export_completions(found, ctx.run.path / stage, reasons=reasons,
+                           source={"run": ctx.config.name, **ctx.model_input()})
+    rewards = [c.reward for c in found if c.reward is not None]
+    ctx.say(f"{stage}: {len(found)} completions of {len({c.prompt_id for c in found})} of {len(prompts)} prompts, "
+            f"{sum(c.seconds for c in found):.0f} s of speech"
+            + (f", mean reward {sum(rewards) / len(rewards):.3f}" if rewards else ""))
+    ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
+                   counts={"completions": len(found), "prompts": len(prompts), "no_completion": reasons})

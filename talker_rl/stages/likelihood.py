@@ -1,0 +1,60 @@
+"""Likelihood: held-out completions, teacher-forced under the policy as the run began and under the chosen one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from talker_rl.data.records import Completion
+from talker_rl.evaluation.likelihood import compare_likelihood
+from talker_rl.run_dir import timed
+from talker_rl.stages.choice import chosen_policy
+from talker_rl.stages.context import Context, Round, choice_stage
+from talker_rl.stages.forcing import Forced, ForceTask, force
+from talker_rl.stages.shards import ShardFolder, chunks
+from talker_rl.stages.train import is_held_out
+
+SHARD = 64
+"""Completions a shard."""
+
+
+def run(ctx: Context, variant: str) -> dict[str, Any] | None:
+    """Write ``likelihood/<variant>/``, a row a completion; returns the figures (:func:`compare_likelihood`).
+
+    The codes are those of the first round's completions of the prompts that ``dev.held_out_share`` kept out of
+    training: the run's start said them (or the file holds them), and no round has trained on them. None where there
+    are none: a variant that learned from pairs, or nothing held out.
+    """
+    cfg, share = ctx.config.train[variant], ctx.config.dev.held_out_share
+    if cfg.data is None:
+        return None
+    stage, last = f"likelihood/{variant}", ctx.config.iterations
+    source, choice = Round(1).data_stage(cfg.data), choice_stage(variant, last)
+    completions = [c for c in ShardFolder(ctx.run.path / source).read(0, Completion) if is_held_out(c.prompt_id, share)]
+    if not completions:
+        return None
+    key = ctx.begin(stage, "likelihood", {
+        source: ctx.run.content(source), "conditioning": ctx.run.content("conditioning"),
+        choice: ctx.run.content(choice), **ctx.model_input(), **ctx.start_input(),
+    }, {"held_out_share": share})
+    policies = [ctx.start_adapter, chosen_policy(ctx, variant, last)]
+    parts = chunks(completions, SHARD)
+
+    def task(i: int) -> ForceTask:
+        return ForceTask(
+            model=ctx.model_dump(), policies=[str(p) if p else None for p in policies],
+            conditioning=str(ctx.run.path / "conditioning"),
+            sequences=[(c.prompt_id, c.codes) for c in parts[i]], batch_size=cfg.reference_batch_size,
+        )
+
+    def store(folder: ShardFolder, i: int, made: list[list[Forced]]) -> None:
+        folder.write(i, [
+            {"prompt_id": c.prompt_id, "completion_id": c.completion_id, "tokens": len(c.codes),
+             "base_logp": math.fsum(base.logps), "trained_logp": math.fsum(trained.logps)}
+            for c, base, trained in zip(parts[i], *made, strict=True)
+        ])
+
+    with timed() as seconds:
+        folder = ctx.fill(stage, key, len(parts), task, force, store)
+    ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts={"completions": len(completions)})
+    return compare_likelihood(list(folder.all_rows()), resamples=ctx.config.eval.bootstrap_samples)
