@@ -57,11 +57,11 @@ def make_voice(out: Path, name: str, variant: str, rate: int, count: int, others
     ]
     rendered = render_all(requests)
     codec = Codec.load(checkpoint_dir() / "codec.safetensors")
-    rows = [
-        {"text": r.text, "speaker": r.speaker, "lang": r.lang, "codes": codes,
-         "reference_seconds": len(codes) / CODE_RATE_HZ}
-        for r in rendered for codes in [codec.encode(r.audio)]
-    ]
+    rows: list[dict[str, Any]] = []
+    for r in rendered:
+        codes = codec.encode(r.audio)
+        seconds = len(codes) / CODE_RATE_HZ
+        rows.append({"text": r.text, "speaker": r.speaker, "lang": r.lang, "codes": codes, "reference_seconds": seconds})
     rng.shuffle(rows)
     out.mkdir(parents=True, exist_ok=True)
     spoken = np.concatenate([r.audio for r in rendered if r.speaker == name])[: round(REFERENCE_SECONDS * SAMPLE_RATE)]
