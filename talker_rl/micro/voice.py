@@ -61,7 +61,8 @@ def make_voice(out: Path, name: str, variant: str, rate: int, count: int, others
     for r in rendered:
         codes = codec.encode(r.audio)
         seconds = len(codes) / CODE_RATE_HZ
-        rows.append({"text": r.text, "speaker": r.speaker, "lang": r.lang, "codes": codes, "reference_seconds": seconds})
+        rows.append({"text": r.text, "speaker": r.speaker, "lang": r.lang, "codes": codes,
+                     "reference_seconds": seconds})
     rng.shuffle(rows)
     out.mkdir(parents=True, exist_ok=True)
     spoken = np.concatenate([r.audio for r in rendered if r.speaker == name])[: round(REFERENCE_SECONDS * SAMPLE_RATE)]
