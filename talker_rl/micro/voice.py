@@ -75,7 +75,7 @@ def make_voice(out: Path, name: str, variant: str, rate: int, count: int, others
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="talker-rl micro voice", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  talker-rl micro voice --out runs/nova      what configs/stages/3-speakers.yaml trains on",
+        epilog="example:\n  talker-rl micro voice --out runs/nova      a voice for talker-rl speaker add",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for reference.wav and train.jsonl")
     parser.add_argument("--name", default="Nova", help="the new speaker's (default: %(default)s)")
