@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from talker_rl.config_files import merge, parse_value, read_files, without_preset
 from talker_rl.data.config import CompletionsConfig, PairsConfig
-from talker_rl.data.speakers import Assignment
+from talker_rl.data.speaker_settings import SpeakerSettings
 from talker_rl.errors import ConfigError
 from talker_rl.omni.config import ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
 from talker_rl.reward.config import RewardConfig, ServiceConfig
@@ -48,16 +48,7 @@ class SetLimits(Settings):
     eval: int | None = Field(None, ge=1, description="Prompts that are touched once, for the final figures.")
 
 
-class SetSpeakers(Settings):
-    """Who speaks the texts of each set."""
-
-    train: Assignment = Field("as_given", description="as_given: whom each prompt names. shuffled: one of the speakers "
-                              "by seed, so that no voice hangs on certain texts. all: each text by each speaker.")
-    dev: Assignment = Field("as_given", description="Likewise.")
-    eval: Assignment = Field("as_given", description="Likewise; all compares speakers on the same texts.")
-
-
-class PromptsConfig(Settings):
+class PromptsConfig(SpeakerSettings):
     """Three prompt sets, disjoint by text."""
 
     train: str = Field("micro:train", description="A .txt (one text a line), .jsonl, .csv, .tsv or .parquet file, a "
@@ -66,19 +57,6 @@ class PromptsConfig(Settings):
     dev: str = Field("micro:dev", description="Likewise, for the choice of the checkpoint.")
     eval: str = Field("micro:eval", description="Likewise, for the final figures.")
     speaker: str | None = Field(None, description="Speaker of prompts that name none; null is the checkpoint's first.")
-    speakers: list[str] | None = Field(
-        None, min_length=1, description="Speakers that speaker_assignment assigns; null is all of the checkpoint."
-    )
-    speaker_assignment: Assignment | SetSpeakers | None = Field(
-        None, description="Who speaks which text: as_given (null as well), shuffled (one of `speakers` by seed) or all "
-        "(each text by each of them, after `limit`); one word for the three sets, or one a set: {train: shuffled, "
-        "eval: all}."
-    )
-    instructions: list[str] | None = Field(
-        None, min_length=1, description="User messages, {text} in them is the prompt's: prompts without messages get "
-        "one each by seed, whoever speaks, so that the Talker hears the style that is asked for and not one wording. "
-        "null: model.instruction for all."
-    )
     limit: SetLimits = Field(default_factory=SetLimits, description="Prompts used of each set.")
     columns: dict[str, str] | None = Field(
         None, description="Field of a prompt -> column of the source, e.g. {text: sentence, speaker: voice}; no other "
@@ -94,20 +72,6 @@ class PromptsConfig(Settings):
         """What ``read_prompts`` is told of a set."""
         return {"spec": getattr(self, which), "limit": getattr(self.limit, which), "default_speaker": self.speaker,
                 "columns": self.columns, "max_chars": self.max_chars, "max_words": self.max_words}
-
-    def assignment(self, which: str) -> Assignment:
-        """Who speaks the texts of a set."""
-        how = self.speaker_assignment
-        found: Assignment = getattr(how, which) if isinstance(how, SetSpeakers) else how or "as_given"
-        return found
-
-    @model_validator(mode="after")
-    def _speakers_are_assigned(self) -> PromptsConfig:
-        if self.speakers and all(self.assignment(name) == "as_given" for name in SetLimits.model_fields):
-            raise ValueError("speakers are named but not assigned: set speaker_assignment to shuffled or all")
-        if self.instructions and not all("{text}" in text for text in self.instructions):
-            raise ValueError("each of the instructions must hold {text}, where the prompt's text goes")
-        return self
 
 
 class RolloutConfig(Settings):

@@ -299,3 +299,23 @@ def test_compare_reads_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixt
     assert found["texts"] == 4 and found["speakers"] == ["Ann", "Bob"] and set(found["asked"]) == {"Bob"}
     assert sum(map(sum, found["asked"]["Bob"]["spectrum"]["after"]["confusion"])) == 8
     assert found["words"]["Ann"]["n"] == found["words"]["Bob"]["n"] == 4
+
+
+def test_micro_voice_gives_a_recording_and_codes(tmp_path: Path) -> None:
+    from talker_rl.data.prompts import read_prompts
+    from talker_rl.micro.voice import make_voice
+
+    with pytest.raises(ConfigError, match="shipped"):
+        make_voice(tmp_path, "Ethan", "f2", 165, 3, 1, 0)
+    assert make_voice(tmp_path, "Nova", "f2", 120, 3, 1, 0)["sentences"] == 5
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert sorted(row["speaker"] for row in rows) == ["Chelsie", "Ethan", "Nova", "Nova", "Nova"]
+    known = {p.text: p.reference_seconds for p in read_prompts("micro:train").prompts}
+    assert all(row["text"] in known and 0 <= min(row["codes"]) and max(row["codes"]) < 512 for row in rows)
+    for row in rows:  # the new voice speaks slower than the shipped ones' rendering of the same text
+        seconds = len(row["codes"]) / 50
+        assert seconds == row["reference_seconds"]
+        slower = seconds / known[row["text"]]
+        assert slower > 1.2 if row["speaker"] == "Nova" else abs(slower - 1) < 0.1
+    sound, rate = soundfile.read(str(tmp_path / "reference.wav"))
+    assert rate == 24_000 and 3 < len(sound) / rate <= 6

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from talker_rl.data.records import Prompt, derive_seed
+from talker_rl.data.speaker_settings import SETS, Assignment
 from talker_rl.errors import PromptError, TalkerRLError
 
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
-
-Assignment = Literal["as_given", "shuffled", "all"]
 
 
 def check_assigned(config: RunConfig, known: Sequence[str]) -> None:
@@ -41,7 +40,7 @@ def voices(config: RunConfig, which: str) -> int:
 def assignment_key(config: RunConfig) -> dict[str, Any]:
     """What an assignment depends on besides ``prompts`` and the speakers; empty where nothing is assigned."""
     cfg = config.prompts
-    if cfg.instructions is None and all(cfg.assignment(name) == "as_given" for name in ("train", "dev", "eval")):
+    if cfg.instructions is None and all(cfg.assignment(name) == "as_given" for name in SETS):
         return {}
     return {"seed": config.seed, "system_prompt": config.model.system_prompt}
 

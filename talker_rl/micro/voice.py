@@ -57,11 +57,12 @@ def make_voice(out: Path, name: str, variant: str, rate: int, count: int, others
     ]
     rendered = render_all(requests)
     codec = Codec.load(checkpoint_dir() / "codec.safetensors")
-    rows = [
-        {"text": r.text, "speaker": r.speaker, "lang": r.lang, "codes": codes,
-         "reference_seconds": len(codes) / CODE_RATE_HZ}
-        for r in rendered for codes in [codec.encode(r.audio)]
-    ]
+    rows: list[dict[str, Any]] = []
+    for r in rendered:
+        codes = codec.encode(r.audio)
+        seconds = len(codes) / CODE_RATE_HZ
+        rows.append({"text": r.text, "speaker": r.speaker, "lang": r.lang, "codes": codes,
+                     "reference_seconds": seconds})
     rng.shuffle(rows)
     out.mkdir(parents=True, exist_ok=True)
     spoken = np.concatenate([r.audio for r in rendered if r.speaker == name])[: round(REFERENCE_SECONDS * SAMPLE_RATE)]
@@ -74,7 +75,7 @@ def make_voice(out: Path, name: str, variant: str, rate: int, count: int, others
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="talker-rl micro voice", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  talker-rl micro voice --out runs/nova      what configs/stages/3-speakers.yaml trains on",
+        epilog="example:\n  talker-rl micro voice --out runs/nova      a voice for talker-rl speaker add",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for reference.wav and train.jsonl")
     parser.add_argument("--name", default="Nova", help="the new speaker's (default: %(default)s)")

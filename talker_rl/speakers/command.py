@@ -200,7 +200,7 @@ def _prompts(args: argparse.Namespace, config: RunConfig, sayer: str) -> list[Pr
 
 def _has_recogniser(config: RunConfig) -> bool:
     """A real checkpoint is not judged by the micro world's recogniser, which is only there by default."""
-    return config.model.path == "micro" or not config.reward.recognizer.path.startswith("micro:")
+    return config.model.path == "micro" or "recognizer" in config.reward.model_fields_set
 
 
 def _keep(heard: Heard, folder: Path, name: str, sayer: str) -> int:

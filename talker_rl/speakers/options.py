@@ -19,7 +19,8 @@ network that makes it was never released, so it can only be borrowed (--cond-fro
 (--cond FILE) or left at zero (--cond zero, which costs words: listen). How much of the timbre comes from which depends
 on the model. bos_token is the text id that announces the speaker to the Talker: a row of the embedding that nothing
 uses yet (one is chosen and told), which the Talker knows nothing of until it is trained on it: see
-configs/stages/3-speakers.yaml. --bos-from SPEAKER takes an old speaker's instead: that one's prosody with the new timbre, and no training.
+configs/stages/3-speakers.yaml. --bos-from SPEAKER takes an old speaker's instead: that one's prosody with the new
+timbre, and no training.
 
 The checkpoint is not written to. -o FILE.pt is used with model.speakers=FILE.pt, or by transformers' load_speakers;
 -o DIR is a checkpoint folder that shares the weights by links and has the speaker in it."""
