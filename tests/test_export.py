@@ -316,7 +316,6 @@ def test_the_cards_code_speaks_in_plain_transformers(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Token2Wav, "forward", listen)
     monkeypatch.chdir(tmp_path)
     recognizer = build_recognizer(RecognizerConfig(path="micro:eval"))
-    spoken = {}
     for kind in ("merged", "adapter"):
         torch.manual_seed(0)
         names: dict[str, Any] = {}
@@ -328,5 +327,3 @@ def test_the_cards_code_speaks_in_plain_transformers(tmp_path: Path, monkeypatch
         assert np.abs(mine - names["wave"].numpy()).max() <= 1e-5 and np.abs(mine).max() > 0.05
         (heard,) = recognizer.transcribe([soxr.resample(wave, 24000, 16000)], "en")
         assert len({"bottle", "captain", "village"} & set(heard.tokens)) >= 2, heard  # the base stumbles now and then
-        spoken[kind] = seen["codes"]
-    assert spoken["merged"] == spoken["adapter"]

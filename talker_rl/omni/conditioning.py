@@ -29,7 +29,6 @@ from talker_rl.errors import PromptError, TalkerRLError
 from talker_rl.omni.config import ConditioningConfig
 from talker_rl.omni.context import Context, encode, merge_media, position_ids, thinker_inputs
 from talker_rl.reward.normalize import tokens_of
-from talker_rl.reward.wer import align
 
 if TYPE_CHECKING:
     from talker_rl.omni.checkpoint import Omni
@@ -60,15 +59,16 @@ class Conditioning:
 
 
 def prompt_messages(omni: Omni, prompt: Prompt) -> list[dict[str, Any]]:
-    """Chat messages before the reply: the prompt's own, or the configured instruction; behind the configured system
-    prompt, unless the prompt's own say another or it is empty.
+    """Chat messages before the reply: the configured system prompt and instruction, or the prompt's own, behind the
+    configured system prompt unless they begin with another or it is empty.
     """
+    system = {"role": "system", "content": omni.settings.system_prompt}
     messages = prompt.messages
     if messages is None:
-        messages = [{"role": "user", "content": omni.settings.instruction.replace("{text}", prompt.text)}]
+        return [system, {"role": "user", "content": omni.settings.instruction.replace("{text}", prompt.text)}]
     if not omni.settings.system_prompt or (messages and messages[0].get("role") == "system"):
         return messages
-    return [{"role": "system", "content": omni.settings.system_prompt}, *messages]
+    return [system, *messages]
 
 
 def check_prompt(prompt: Prompt, speakers: Sequence[str] | None = None) -> None:
@@ -174,6 +174,8 @@ def _checked_reply(tokenizer: Any, prompt: Prompt, reply: list[int], max_wer: fl
         raise PromptError("the Thinker answered nothing", where=where, fix="use mode teacher_forced")
     if max_wer is None:
         return reply
+    from talker_rl.reward.wer import align  # jiwer, which a machine that only samples and trains may lack
+
     said = tokenizer.decode(reply, skip_special_tokens=True)
     rate = align(tokens_of(prompt.text), tokens_of(said)).counts.rate
     if rate is None or rate > max_wer:
