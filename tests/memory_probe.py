@@ -183,7 +183,7 @@ def lengths(codes: int) -> Lengths:
 
 
 if __name__ == "__main__":
-    memory.HEAP = memory.DECODING_HEAP = 1
+    memory.HEAP = memory.DECODING_HEAP = 1  # what is held; what a heap keeps of what is freed is luck
     torch.set_num_threads(1)
     torch.manual_seed(0)
     asked = json.loads(sys.argv[1])
