@@ -1,14 +1,13 @@
 """What each stage really takes: run as a script, it prints measured and forecast peaks as JSON.
 
-    python tests/memory_probe.py '{"model": "micro", "sampling": [64, 64], "decoding": [8, 80], "training": [8, 80],
-                                   "conditioning": [32]}'
+    python tests/memory_probe.py '{"model": "micro", "sampling": [64, 64]}'
 
 Measured is the high-water mark of resident memory (VmHWM, reset before each work) above the interpreter with its
 libraries, which a tiny model has warmed up, once the weights are loaded: while they are read, the pages of the files
 count as resident as well, and the system takes those back as it pleases.
 
-``sampling``: [rows, codes]; ``decoding``: [utterances, codes]; ``training``: [pairs, codes]; ``conditioning``:
-[prompts].
+A stage a call: ``sampling``: [rows, codes]; ``decoding``: [utterances, codes]; ``training``: [pairs, codes];
+``conditioning``: [prompts].
 """
 
 from __future__ import annotations
@@ -16,13 +15,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import os
 import random
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +83,6 @@ def measure(load: Callable[[], Omni], work: Callable[..., Any], *size: int) -> d
     return {"loaded": weights, "measured": resident("VmHWM") - before}
 
 
-def apart(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A function's result, worked out in a copy of this process: no stage finds what another one left in the heap."""
-    reader, writer = os.pipe()
-    if child := os.fork():
-        os.close(writer)
-        with os.fdopen(reader) as stream:
-            text = stream.read()
-        os.waitpid(child, 0)
-        found: dict[str, Any] = json.loads(text)
-        return found
-    try:
-        os.write(writer, json.dumps(function()).encode())
-    except BaseException:
-        traceback.print_exc()
-    os._exit(0)
-
-
 class Probe:
     """The stages of one model."""
 
@@ -145,11 +124,12 @@ class Probe:
         self.positions = Lengths(1, len(made[0].prefix), len(made[0].reply_stream))
 
     def run(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Measured and forecast bytes of every stage that the options name."""
+        """Measured and forecast bytes of the stage that the options name."""
         stages = {"sampling": self.rollouts, "decoding": self.scores, "training": self.training,
                   "conditioning": self.conditioning}
         load_omni(ModelConfig(path="micro", device="cpu"))  # what loading itself brings in is a library's
-        return {stage: apart(partial(stages[stage], *options[stage])) for stage in stages if stage in options}
+        (stage,) = stages.keys() & options.keys()  # one a process: none finds what another one left in the heap
+        return {stage: stages[stage](*options[stage])}
 
     def rollouts(self, rows: int, codes: int) -> dict[str, Any]:
         sample_candidates(tiny_omni().talker, random_conditionings([(9, 3)]), [[0]], SamplingConfig(max_new_tokens=3))

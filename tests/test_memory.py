@@ -29,12 +29,19 @@ SETTLED = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144
 needed, which no forecast can meet (docs/PLAN.md)."""
 
 
-def probe(**options: Any) -> dict[str, dict[str, float]]:
-    """See `memory_probe`; in a process of its own, since the high-water mark is one of a process."""
-    done = subprocess.run([sys.executable, str(HERE / "memory_probe.py"), json.dumps(options)], cwd=HERE.parent,
-                          env=os.environ | SETTLED, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+SLACK = 8_000_000
+"""Bytes beside the micro model's 15 %: what libraries take with the first work of a kind, which no weight outweighs."""
+
+
+def probe(model: str, **stages: list[int]) -> dict[str, dict[str, float]]:
+    """See `memory_probe`; each stage in a process of its own, since the high-water mark is one of a process."""
+    found: dict[str, dict[str, float]] = {}
+    for stage, sizes in stages.items():
+        options = json.dumps({"model": model, stage: sizes})
+        done = subprocess.run([sys.executable, str(HERE / "memory_probe.py"), options], cwd=HERE.parent,
+                              env=os.environ | SETTLED, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found |= json.loads(done.stdout)
     return found
 
 
@@ -50,7 +57,8 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 def test_the_micro_model_takes_what_was_forecast() -> None:
     found = probe(model="micro", sampling=[64, 64], decoding=[8, 155], training=[8, 80], conditioning=[64])
     assert found.keys() == {"sampling", "decoding", "training", "conditioning"}
-    assert all(abs(miss) < 0.15 for miss in misses(found).values()), found
+    for stage, values in found.items():
+        assert abs(values["forecast"] - values["measured"]) < 0.15 * values["measured"] + SLACK, (stage, found)
 
 
 @needs_proc
