@@ -17,7 +17,7 @@ from ._training import Sizes, add_arguments
 
 __all__ = ["add_arguments", "rows"]
 
-SIZES = {"mid": Sizes(), "quick": Sizes(pairs=16, layers=2, codes=(50, 100)), "real": Sizes(pairs=128, layers=None)}
+SIZES = {"mid": Sizes(), "quick": Sizes(pairs=8, layers=2, codes=(50, 100)), "real": Sizes(pairs=128, layers=None)}
 
 
 def rows(args: argparse.Namespace) -> Iterator[Row]:
