@@ -22,11 +22,12 @@ from sharded_checkpoint import (
 from talker_rl import file_hash
 from talker_rl.errors import CheckpointError, ConfigError
 from talker_rl.omni import files
-from talker_rl.omni.checkpoint import UNQUANTISED, load_omni, read_config
+from talker_rl.omni.checkpoint import load_omni, read_config
 from talker_rl.omni.conditioning import conditioning_key
 from talker_rl.omni.config import ConditioningConfig, LoraSettings, ModelConfig
 from talker_rl.omni.lora import attach_lora
 from talker_rl.omni.published import ROTARY, meta_parts, stored_dtype, stored_name, stored_shapes
+from talker_rl.omni.quantization import UNQUANTISED
 
 GEOMETRY = Path(files.__file__).parent / "geometry"
 PUBLISHED = {

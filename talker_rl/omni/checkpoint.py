@@ -20,14 +20,13 @@ from talker_rl.errors import CheckpointError, ConfigError
 from talker_rl.omni.config import ModelConfig
 from talker_rl.omni.files import INDEX, content_hash, open_tensors, refuse_code, require_file, shards_of
 from talker_rl.omni.published import stored_name
+from talker_rl.omni.quantization import four_bit
 
 PARTS = ("thinker", "talker", "token2wav")
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "spk_dict.pt"]
 
 _IGNORED_STORED_KEYS = ("rotary_embed.inv_freq",)
 """Stored by the published checkpoints, recomputed by transformers."""
-UNQUANTISED = [r"(model\.)?audio_tower", r"(model\.)?visual", "lm_head"]
-"""Modules of the Thinker that a 4-bit one holds in ``model.dtype``: regular expressions of a name's beginning."""
 
 
 @dataclass
@@ -100,6 +99,12 @@ def _hub_snapshot(name: str) -> Path:
             where=name,
             fix="check the name and the network, or download the model and give its folder",
         ) from error
+
+
+def speech_hash(model: ModelConfig) -> str:
+    """Content of the checkpoint and, where ``model.speakers`` names others, of these: all but the Talker's own part."""
+    found = content_hash(resolve_model_path(model.path))
+    return stable_hash("speakers", found, content_hash(Path(model.speakers).expanduser())) if model.speakers else found
 
 
 def speakers_of(model: ModelConfig) -> dict[str, dict[str, Any]]:
@@ -192,9 +197,7 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
     config = read_config(folder)
     device = pick_device(model.device)
     speakers = load_speakers(folder, config, model.speakers)
-    checkpoint_hash = content_hash(folder)
-    if model.speakers:
-        checkpoint_hash = stable_hash("speakers", checkpoint_hash, content_hash(Path(model.speakers).expanduser()))
+    checkpoint_hash = speech_hash(model)
     omni = Omni(
         settings=model,
         path=folder,
@@ -340,28 +343,6 @@ def _check_loaded(
 def _talker_shards(path: Path) -> dict[Path, set[str] | None]:
     """Files of a replacement Talker: a safetensors file or a folder of them, names with or without ``talker.``."""
     return {path: None} if path.is_file() else shards_of(path, "talker.") or shards_of(path)
-
-
-def four_bit(model: ModelConfig, device: torch.device) -> Any:
-    """transformers' BitsAndBytesConfig of the Thinker's language model: nf4, computing in ``model.dtype``.
-
-    The towers of audio and vision and the head keep their precision: a seventh of the weights, and all of the contexts.
-
-    Raises:
-        ConfigError: bitsandbytes is not installed, or the device is not CUDA.
-    """
-    from importlib.util import find_spec
-
-    from transformers import BitsAndBytesConfig
-
-    if find_spec("bitsandbytes") is None:
-        raise ConfigError("bitsandbytes is not installed: a 4-bit Thinker needs it", where="model.thinker_quantization",
-                          fix='pip install "talker-rl[4bit]", or thinker_quantization: null')
-    if device.type != "cuda":
-        raise ConfigError(f"a 4-bit Thinker needs CUDA, and the device is {device.type}",
-                          where="model.thinker_quantization", fix="model.device: cuda, or thinker_quantization: null")
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                              bnb_4bit_compute_dtype=getattr(torch, model.dtype), llm_int8_skip_modules=UNQUANTISED)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from talker_rl.file_hash import cached_hash
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 HASHED_SUFFIXES = {".json", ".safetensors", ".txt", ".jinja", ".pt"}
 CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",
            "video_preprocessor_config.json", "generation_config.json")
@@ -178,6 +180,41 @@ def unreadable(file: Path, error: Exception) -> CheckpointError:
     )
 
 
+@dataclass(frozen=True)
+class Span:
+    """Where a tensor lies in a safetensors file."""
+
+    dtype: str
+    """safetensors' word for the type."""
+    shape: list[int]
+    begin: int
+    end: int
+    """Bytes of the file, the last one exclusive."""
+
+
+def read_spans(file: Path) -> dict[str, Span]:
+    """Where each tensor of a safetensors file lies, for whoever maps or overwrites its bytes.
+
+    Raises:
+        ValueError, OSError: the file is truncated or no safetensors file.
+    """
+    with open(file, "rb") as stream:
+        start = 8 + int.from_bytes(stream.read(8), "little")
+        total = os.fstat(stream.fileno()).st_size
+        if not 8 < start <= total:
+            raise ValueError("its header is longer than the file")
+        header = json.loads(stream.read(start - 8))
+    try:
+        spans = {name: Span(entry["dtype"], list(entry["shape"]), *(start + at for at in entry["data_offsets"]))
+                 for name, entry in header.items() if name != "__metadata__"}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its header is none of safetensors: {error}") from error
+    outside = [name for name, span in spans.items() if not start <= span.begin <= span.end <= total]
+    if outside:
+        raise ValueError(f"{outside[0]} lies outside the file")
+    return spans
+
+
 def read_tensors(files: Iterable[Path], prefix: str = "") -> dict[str, torch.Tensor]:
     """Tensors whose name starts with ``prefix``, by their name without it. Only these are read.
 
@@ -195,21 +232,17 @@ def map_tensors(file: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
     Raises:
         ValueError, OSError, KeyError: the file is truncated, is no safetensors file, or lacks a name.
     """
+    spans = read_spans(file)
     with open(file, "rb") as stream:
         mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    start = 8 + int.from_bytes(mapped[:8], "little")
-    if not 8 < start <= len(mapped):
-        raise ValueError("its header is longer than the file")
-    header = json.loads(mapped[8:start])
     out = {}
     for name in names:
-        entry = header[name]
-        dtype, (begin, end) = _DTYPES[entry["dtype"]], entry["data_offsets"]
-        count = math.prod(entry["shape"])
-        if not 0 <= begin <= end <= len(mapped) - start or end - begin != count * dtype.itemsize:
+        span = spans[name]
+        dtype, count = DTYPES[span.dtype], math.prod(span.shape)
+        if span.end - span.begin != count * dtype.itemsize:
             raise ValueError(f"{name} lies outside the file")
-        flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=start + begin) if count else torch.empty(0)
-        out[name] = flat.to(dtype).reshape(entry["shape"])
+        flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=span.begin) if count else torch.empty(0)
+        out[name] = flat.to(dtype).reshape(span.shape)
     return out
 
 

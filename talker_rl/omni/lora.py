@@ -16,7 +16,7 @@ import torch
 
 from talker_rl.errors import CheckpointError, ConfigError
 from talker_rl.omni.config import LoraSettings
-from talker_rl.omni.files import read_tensors, require_file
+from talker_rl.omni.files import read_headers, require_file
 from talker_rl.omni.layout import unwrap_talker
 
 POLICY, REFERENCE = "default", "reference"
@@ -122,7 +122,7 @@ def check_adapter(talker: Any, folder: Path) -> None:
         raise CheckpointError(f"adapter_config.json cannot be read: {error}", where=str(config_file),
                               fix="restore it") from error
     modules = dict(unwrap_talker(talker).named_modules())
-    for key, tensor in read_tensors([weights]).items():
+    for key, (_, size) in read_headers(weights).items():
         name = key.removeprefix("base_model.model.")
         for side, axis in ((".lora_A.weight", 1), (".lora_B.weight", 0)):
             if not name.endswith(side):
@@ -131,8 +131,8 @@ def check_adapter(talker: Any, folder: Path) -> None:
             shape = getattr(getattr(module, "weight", None), "shape", None)
             if shape is None:
                 problem = "the model has no such module"
-            elif tensor.shape[axis] != shape[axis]:
-                problem = f"it has {tensor.shape[axis]} {'inputs' if axis else 'outputs'}, the model {shape[axis]}"
+            elif size[axis] != shape[axis]:
+                problem = f"it has {size[axis]} {'inputs' if axis else 'outputs'}, the model {shape[axis]}"
             else:
                 continue
             raise CheckpointError(

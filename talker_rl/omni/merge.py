@@ -7,7 +7,6 @@ other shards are the original files themselves (hard links), or copies of them.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -21,14 +20,15 @@ import torch
 from talker_rl.errors import CheckpointError
 from talker_rl.omni.checkpoint import load_omni
 from talker_rl.omni.config import ModelConfig
-from talker_rl.omni.files import require_file, weight_files
+from talker_rl.omni.files import DTYPES, Span, read_spans, require_file, unreadable, weight_files
 from talker_rl.omni.lora import load_lora
 
 ADAPTER = "adapter_model.safetensors"
 SPEAKERS = "spk_dict.pt"
 _KEPT_SUFFIXES = {".json", ".txt", ".jinja", ".model"}
 _KEPT_NAMES = {SPEAKERS, "LICENSE", "NOTICE", "LICENSE.md"}
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = ("F32", "BF16", "F16")
+"""safetensors' words for the precisions that a trained tensor may be stored in."""
 
 
 @dataclass
@@ -191,49 +191,35 @@ def write_checkpoint(
 def _overwrite(file: Path, changed: set[str], talker: Mapping[str, torch.Tensor], rounding: Rounding) -> None:
     """Put the changed tensors into a safetensors file, each at its own bytes."""
     with open(file, "r+b") as stream:
-        for name, (dtype_name, shape, begin, end) in _spans(file).items():
+        for name, span in _spans(file).items():
             if name not in changed:
                 continue
             value = talker.get(name.removeprefix("talker."))
-            if dtype_name not in _DTYPES:
-                raise CheckpointError(f"{name} is stored as {dtype_name}", where=str(file),
-                                      fix="export onto the unquantised checkpoint (F32, BF16 or F16)")
-            if value is None or list(value.shape) != shape:
-                raise CheckpointError(f"{name} has shape {shape}, the trained one "
+            if span.dtype not in FLOATS:
+                raise CheckpointError(f"{name} is stored as {span.dtype}", where=str(file),
+                                      fix=f"export onto the unquantised checkpoint ({', '.join(FLOATS)})")
+            if value is None or list(value.shape) != span.shape:
+                raise CheckpointError(f"{name} has shape {span.shape}, the trained one "
                                       f"{None if value is None else list(value.shape)}", where=str(file),
                                       fix="export onto the model that was trained (--model)")
-            value, dtype = value.detach().float().contiguous(), _DTYPES[dtype_name]
-            stream.seek(begin)
-            before = torch.frombuffer(bytearray(stream.read(end - begin)), dtype=dtype).reshape(shape).float()
+            value, dtype = value.detach().float().contiguous(), DTYPES[span.dtype]
+            stream.seek(span.begin)
+            held = bytearray(stream.read(span.end - span.begin))
+            before = torch.frombuffer(held, dtype=dtype).reshape(span.shape).float()
             stored = value.to(dtype)
-            stream.seek(begin)
+            stream.seek(span.begin)
             stream.write(stored.reshape(-1).view(torch.uint8).numpy().data)
             rounding.update += float((value - before).square().sum(dtype=torch.float64))
             rounding.error += float((stored.float() - value).square().sum(dtype=torch.float64))
             rounding.tensors += 1
-            rounding.dtypes.add(dtype_name)
+            rounding.dtypes.add(span.dtype)
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _spans(file: Path) -> dict[str, tuple[str, list[int], int, int]]:
-    """Name -> (precision in safetensors' word, shape, first byte, byte after the last) of every tensor in a file.
-
-    Raises:
-        CheckpointError: the file is truncated or no safetensors file.
-    """
+def _spans(file: Path) -> dict[str, Span]:
+    """:func:`read_spans`, or a CheckpointError that names the file."""
     try:
-        with open(file, "rb") as stream:
-            start = 8 + int.from_bytes(stream.read(8), "little")
-            total = os.fstat(stream.fileno()).st_size
-            if not 8 < start <= total:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(stream.read(start - 8))
-        found = {name: (entry["dtype"], list(entry["shape"]), *(start + at for at in entry["data_offsets"]))
-                 for name, entry in header.items() if name != "__metadata__"}
-        if any(end > total for *_, end in found.values()):
-            raise ValueError("a tensor lies outside the file")
-        return found
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(f"{file.name} cannot be read ({error}); it may be truncated", where=str(file),
-                              fix="download it again") from error
+        return read_spans(file)
+    except (ValueError, OSError) as error:
+        raise unreadable(file, error) from error

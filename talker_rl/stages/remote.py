@@ -11,7 +11,7 @@ from talker_rl.data.records import Candidate, Prompt, derive_seed, from_row, to_
 from talker_rl.errors import ConfigError
 from talker_rl.reward.asr.base import Failure
 from talker_rl.reward.scorer import ScoreItem, ScoreResult, to_score_row
-from talker_rl.reward.service.fingerprint import model_part, settings_parts
+from talker_rl.reward.service.fingerprint import settings_parts
 from talker_rl.reward.service.protocol import TOKEN_VARIABLE, Item, ItemResult
 from talker_rl.run_dir import read_json
 from talker_rl.stages import worker
@@ -42,10 +42,12 @@ class RemoteScorer:
         except ImportError as error:
             raise ConfigError(f"The client's packages are missing: {error}", fix="pip install 'talker-rl[service]'"
                               ) from error
+        from talker_rl.omni.checkpoint import speech_hash
+
         ctx, config = self._ctx, self._ctx.config
         note = Path(ctx.run.path) / self._stage / "service.json"
         before = read_json(note)["fingerprint"] if note.exists() else None
-        expected = settings_parts(config.reward, config.token2wav) | {"model": model_part(config.model.path)}
+        expected = settings_parts(config.reward, config.token2wav) | {"model": speech_hash(config.model)}
         self._client = ScoreClient(ctx.endpoints, token=os.environ.get(TOKEN_VARIABLE), expected=expected,
                                    fingerprint=before)
         found = self._client.connect()

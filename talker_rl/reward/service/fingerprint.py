@@ -36,14 +36,6 @@ def settings_parts(reward: RewardConfig, token2wav: Token2WavConfig) -> Parts:
     }
 
 
-def model_part(path: str) -> str:
-    """``model``: the content of the checkpoint that decodes."""
-    from ...omni.checkpoint import resolve_model_path
-    from ...omni.files import content_hash
-
-    return content_hash(resolve_model_path(path))
-
-
 def libraries_part(device: str) -> str:
     """``*_libraries``: versions and the kind of device, which move floats and so may flip a token."""
     return stable_hash("libraries", {name: version(name) for name in LIBRARIES}, device.partition(":")[0])
