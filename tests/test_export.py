@@ -238,6 +238,10 @@ def test_what_exists_is_kept(world: Path, tmp_path: Path, capsys: Any) -> None:
         assert message in capsys.readouterr().err
     assert (mine / "thesis.txt").read_text() == "precious"
     out = tmp_path / "out"
+    for whole in (out, out / "whole"):  # the second would be written over the first, or into it
+        assert cli.main([*options, str(out), "--merge", str(whole)]) == 2
+        assert "write into each other" in capsys.readouterr().err
+    assert not out.exists()
     assert cli.main([*options, str(out)]) == 0
     (out / "stale").write_text("")
     assert cli.main([*options, str(out)]) == 1 and cli.main([*options, str(out), "--overwrite"]) == 0

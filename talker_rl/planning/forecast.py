@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from talker_rl.config import RunConfig
 from talker_rl.planning import cost, memory
@@ -32,6 +33,12 @@ class Job:
     pairs_per_prompt: float
     devices: int
     """GPUs, or cores, one a worker."""
+
+    @cached_property
+    def peaks(self) -> dict[str, float]:
+        """Peak memory by stage; recognisers are looked for on this machine."""
+        found = memory.stage_peaks(self.geometry, self.config, self.lengths, self.machine.is_cpu)
+        return {stage: peak for stage, (peak, _) in found.items()}
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def stages(job: Job) -> list[Stage]:
 
 def _stages(job: Job) -> Iterator[Stage]:
     config, geo, at = job.config, job.geometry, job.lengths
-    sizes, cfg, peaks = job.sizes, job.config.rollouts, _peaks(job)
+    sizes, cfg, peaks = job.sizes, job.config.rollouts, job.peaks
     everything = sum(sizes.values())
     generate = config.conditioning.mode == "generate"
     yield Stage(
@@ -117,25 +124,8 @@ def _stages(job: Job) -> Iterator[Stage]:
     given = all(cfg.data == "file" for cfg in config.train.values())
     for index in range(1, config.iterations + 1):
         policies = 1 if index == 1 else variants
-        if given:  # nothing is sampled
-            yield _training(job, index, prompts, policies)
-            yield _choice(job, index, prompts)
-            continue
-        sampled = policies * prompts * cfg.num_candidates
-        rows = min(cfg.batch_size, cfg.shard_size * cfg.num_candidates)
-        yield Stage(
-            "rollouts", f"round {index}: {sampled} candidates",
-            cost.rollouts(geo, policies * prompts, cfg.num_candidates, at, rows, config.model.dtype), job.devices,
-            peaks["rollouts"],
-            sampled * at.codes * memory.ROLLOUT_BYTES_A_CODE, policies,
-        )  # fmt: skip
-        yield Stage(
-            "scores", f"round {index}: {sampled} utterances",
-            cost.decode(geo, sampled, at, config.token2wav) + _heard(job, "recognizer", sampled), job.devices,
-            peaks["scores"],
-            sampled * memory.SCORE_BYTES
-            + memory.audio_on_disk(config, policies * prompts, cfg.num_candidates, at), policies,
-        )  # fmt: skip
+        if not given:  # else nothing is sampled
+            yield from _samples(job, index, prompts, policies)
         yield _training(job, index, prompts, policies)
         yield _choice(job, index, prompts)
     judged = 1 + len(config.eval.talkers) + variants
@@ -147,6 +137,25 @@ def _stages(job: Job) -> Iterator[Stage]:
         job.devices, peaks["evaluation"],
         spoken * (memory.EVAL_BYTES + at.codes * memory.ROLLOUT_BYTES_A_CODE)
         + judged * memory.audio_on_disk(config, sizes["eval"], config.eval.seeds, at), judged,
+    )  # fmt: skip
+
+
+def _samples(job: Job, index: int, prompts: int, policies: int) -> Iterator[Stage]:
+    """Rollouts and scores of a round."""
+    config, geo, at, cfg = job.config, job.geometry, job.lengths, job.config.rollouts
+    sampled = policies * prompts * cfg.num_candidates
+    yield Stage(
+        "rollouts", f"round {index}: {sampled} candidates",
+        cost.rollouts(geo, policies * prompts, cfg.num_candidates, at, _rows(job, cfg.num_candidates),
+                      config.model.dtype),
+        job.devices, job.peaks["rollouts"], sampled * at.codes * memory.ROLLOUT_BYTES_A_CODE, policies,
+    )  # fmt: skip
+    yield Stage(
+        "scores", f"round {index}: {sampled} utterances",
+        cost.decode(geo, sampled, at, config.token2wav) + _heard(job, "recognizer", sampled), job.devices,
+        job.peaks["scores"],
+        sampled * memory.SCORE_BYTES + memory.audio_on_disk(config, policies * prompts, cfg.num_candidates, at),
+        policies,
     )  # fmt: skip
 
 
@@ -163,7 +172,7 @@ def _training(job: Job, index: int, prompts: float, policies: int) -> Stage:
     works: list[Work] = []
     disk = 0.0
     for number, cfg in enumerate(variants):
-        pairs, sides = _records(job, cfg, prompts), 1 if cfg.data else 2
+        pairs, sides = _records(job, cfg, prompts), cfg.sides
         dtype = "bfloat16" if cfg.args.get("bf16") else config.model.dtype
         if number < policies:
             disk += pairs * (memory.PAIR_BYTES + sides * at.codes * 4)
@@ -177,7 +186,7 @@ def _training(job: Job, index: int, prompts: float, policies: int) -> Stage:
     parallel = (job.devices if job.machine.is_cpu else 1) if one else min(job.devices, len(variants))
     total = sum(cfg.steps(_records(job, cfg, prompts)) for cfg in variants)
     label = f"round {index}: {total} steps, {len(variants)} variant" + "s" * (not one)
-    return Stage("training", label, works, parallel, _peaks(job)["training"], disk, len(variants))
+    return Stage("training", label, works, parallel, job.peaks["training"], disk, len(variants))
 
 
 def _choice(job: Job, index: int, prompts: float) -> Stage:
@@ -190,7 +199,7 @@ def _choice(job: Job, index: int, prompts: float) -> Stage:
     spoken = texts * config.dev.num_candidates
     works = _spoken(job, texts, config.dev.num_candidates) + _heard(job, "recognizer", spoken)
     return Stage("choice", f"round {index}: {tried} policies, {spoken} utterances", works, job.devices,
-                 _peaks(job)["choice"], spoken * memory.SCORE_BYTES, len(config.train))
+                 job.peaks["choice"], spoken * memory.SCORE_BYTES, len(config.train))
 
 
 def _spoken(job: Job, prompts: float, each: int) -> list[Work]:
@@ -210,8 +219,3 @@ def _heard(job: Job, which: str, utterances: float) -> list[Work]:
     return [work for route in routes
             for work in cost.recognition(route.type, route.path, utterances / len(routes), job.lengths)]
 
-
-def _peaks(job: Job) -> dict[str, float]:
-    """Peak memory by stage."""
-    found = memory.stage_peaks(job.geometry, job.config, job.lengths, job.machine.is_cpu)
-    return {stage: peak for stage, (peak, _) in found.items()}

@@ -35,6 +35,7 @@ from talker_rl.omni.rollouts import PREFILL_PROMPTS
 from talker_rl.planning.cost import BYTES, Lengths
 from talker_rl.planning.geometry import Geometry
 from talker_rl.reward.asr.names import resolve
+from talker_rl.reward.recognizer_config import RecognizerConfig
 from talker_rl.train.config import TrainConfig
 
 FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
@@ -101,12 +102,11 @@ def decoding(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> flo
     return speech_weights(geo, config) + (DECODING_HEAP * (flow + vocoder) if on_cpu else max(flow, vocoder))
 
 
-def recognizer_weights(path: str) -> float:
-    """Bytes of a recogniser's weights, as they are stored; 0 for one that is not on this machine."""
-    folder = resolve(path)
-    if not folder.is_dir():
-        return 0.0
-    return float(sum(f.stat().st_size for f in folder.iterdir() if f.suffix in (".pt", ".safetensors", ".bin")))
+def recognizer_weights(asr: RecognizerConfig) -> float:
+    """Bytes of a recogniser's weights (of each language's), as stored; one that is not on this machine counts 0."""
+    folders = [folder for path in {route.path for route in asr.routes} if (folder := resolve(path)).is_dir()]
+    return float(sum(f.stat().st_size for folder in folders for f in folder.iterdir()
+                     if f.suffix in (".pt", ".safetensors", ".bin")))
 
 
 def activations(geo: Geometry, lora: LoraSettings | None, dtype: str, recompute: bool) -> float:
@@ -138,11 +138,11 @@ def training(geo: Geometry, config: RunConfig, cfg: TrainConfig, at: Lengths, on
     weights = BYTES[dtype] * geo.parameters["talker"]
     trained = 16 * geo.adapters(cfg.lora) if cfg.lora else 4 * weights
     pairs = cfg.args.get("per_device_train_batch_size", 8)
-    positions = pairs * (at.prefix + 2 * (at.codes - 1))
+    positions = pairs * (at.prefix + cfg.sides * (at.codes - 1))
     kept = activations(geo, cfg.lora, dtype, bool(cfg.args.get("gradient_checkpointing")))
     kept += layer_activations(geo, cfg.lora, dtype)  # the gradients of the layer at hand
     # raw (below float32 once more in their own type) and their gradient
-    logits = (8 if dtype == "float32" else 8 + 2 * BYTES[dtype]) * geo.vocabulary * pairs * 2 * at.codes
+    logits = (8 if dtype == "float32" else 8 + 2 * BYTES[dtype]) * geo.vocabulary * pairs * cfg.sides * at.codes
     return weights + trained + (HEAP if on_cpu else 1) * positions * kept + logits
 
 
@@ -156,8 +156,8 @@ def stage_peaks(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> 
         return workers * sampling(geo, config, at, rows, longest, on_cpu)
 
     decoded = decoding(geo, config, at, on_cpu)
-    scored = workers * (decoded + recognizer_weights(config.reward.recognizer.path))
-    judged = scored + workers * recognizer_weights(config.reward.evaluator.path)
+    scored = workers * (decoded + recognizer_weights(config.reward.recognizer))
+    judged = scored + workers * recognizer_weights(config.reward.evaluator)
     trainings = [training(geo, config, variant, at, on_cpu) for variant in config.train.values()]
     at_once = min(workers, len(trainings)) if on_cpu else 1  # variants are trained side by side there
     sampled = "lower rollouts.batch_size, rollouts.sampling.max_new_tokens or workers"

@@ -126,6 +126,11 @@ class RecognizerConfig(RecognizerSettings):
         return self.model_copy(update={"device": device, "by_lang": routes})
 
     @property
+    def routes(self) -> list[RecognizerSettings]:
+        """The recognisers that there are: those of languages, and the one for all others where it has a path."""
+        return [*self.by_lang.values(), *([self] if self.path else [])]
+
+    @property
     def label(self) -> str:
         """Names for people: ``paraformer-zh``, or ``zh: paraformer-zh, en: whisper-large-v3``."""
         routes = [f"{lang}: {route.path}" for lang, route in self.by_lang.items()]

@@ -46,6 +46,9 @@ def run(ctx: Context, variant: str, index: int) -> Path:
         checkpoints = dict([max(checkpoints.items())])
     elif cfg.checkpoints == "selected":
         step = read_json(ctx.run.path / trained / "result.json")["step"]
+        if step not in checkpoints:
+            raise StageError(f"The checkpoint that training selected, of step {step}, is not there any more",
+                             where=str(ctx.run.path / trained), fix=f"leave train.{variant}.args.save_total_limit out")
         checkpoints = {step: checkpoints[step]}
     known = _start_rows(ctx, variant, index)
     policies: dict[int, Path | None] = {**checkpoints} if known else {0: ctx.start_adapter, **checkpoints}

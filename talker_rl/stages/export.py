@@ -18,7 +18,7 @@ from talker_rl.errors import CheckpointError, ConfigError, StageError, is_disk_f
 from talker_rl.omni import merge
 from talker_rl.omni.checkpoint import resolve_model_path, speakers_of
 from talker_rl.omni.config import ModelConfig
-from talker_rl.omni.files import content_hash, require_file
+from talker_rl.omni.files import content_hash, read_tensors, require_file
 from talker_rl.planning.command import size
 from talker_rl.run_dir import disk_full, read_json
 from talker_rl.stages import export_facts
@@ -72,6 +72,11 @@ def run(args: argparse.Namespace) -> int:
     targets = {kind: Path(out) for kind, out in (("merge", args.merge), ("adapter", args.adapter)) if out}
     for target in targets.values():
         check_target(target, source, args.overwrite)
+    if len(targets) == 2:
+        whole, adapter = (target.resolve() for target in targets.values())
+        if whole.is_relative_to(adapter) or adapter.is_relative_to(whole):
+            raise ConfigError("--merge and --adapter would write into each other", where=f"{whole}, {adapter}",
+                              fix="give two folders beside each other")
     name = args.base_name or hub_name(source.model.path) or hub_name(str(source.base)) or str(source.base.resolve())
     if "merge" in targets:
         _export_merged(source, targets["merge"], name, args)
@@ -135,14 +140,15 @@ def _export_merged(source: Source, target: Path, base_name: str, args: argparse.
     checked = source.run and source.adapter and not args.no_check
     policy = policy_of(source.run.path, source.weights, source.model) if source.run and checked else None
     talker = policy.merged if policy else merge.merged_talker(source.weights, source.model)
+    base_hash = content_hash(source.base)  # before there are links: a link changes a file's ctime, so it is read anew
     with _folder(target) as folder:
         say(f"writing {target}: {size(needed)}")
         rounding = merge.write_checkpoint(source.base, folder, written, changed, dict(talker.state_dict()),
                                           link=not args.copy)
-        lines = [*_weight_lines(rounding), *_other_base(source)]
+        lines = [*_weight_lines(rounding), *_other_base(source, base_hash)]
         if policy:
             lines += policy.check(folder, exact=not rounding.error)
-        _finish(source, folder, target, base_name, lines, merged=True)
+        _finish(source, folder, target, base_name, base_hash, lines, merged=True)
     for line in lines:
         print(f"export: {line}", file=sys.stderr)
     _note_left_out(source, written)
@@ -150,8 +156,6 @@ def _export_merged(source: Source, target: Path, base_name: str, args: argparse.
 
 
 def _export_adapter(source: Source, target: Path, base_name: str, args: argparse.Namespace) -> None:
-    from talker_rl.omni.files import read_tensors
-
     if source.model.talker:
         raise ConfigError("The adapter belongs to other Talker weights than the base's", where="model.talker",
                           fix="use --merge OUT, which puts both into the checkpoint")
@@ -167,8 +171,9 @@ def _export_adapter(source: Source, target: Path, base_name: str, args: argparse
         shutil.copyfile(weights, folder / weights.name)
         config["base_model_name_or_path"] = base_name
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        _finish(source, folder, target, base_name, ["a LoRA adapter, as it was trained", *_other_base(source)],
-                merged=False)
+        base_hash = content_hash(source.base)
+        lines = ["a LoRA adapter, as it was trained", *_other_base(source, base_hash)]
+        _finish(source, folder, target, base_name, base_hash, lines, merged=False)
     print(f"{target}: loads with PeftModel.from_pretrained(model.talker, ...)")
 
 
@@ -184,15 +189,17 @@ def _weight_lines(rounding: merge.Rounding) -> list[str]:
     return [line]
 
 
-def _other_base(source: Source) -> list[str]:
+def _other_base(source: Source, base_hash: str) -> list[str]:
     """A warning where a run was trained on files that the base does not hold any more, or that --model has not."""
     trained_on = source.run.base_hash if source.run else None
-    if trained_on is None or trained_on == content_hash(source.base):
+    if trained_on is None or trained_on == base_hash:
         return []
     return [f"WARNING: {source.base} is not what the run was trained on (content hash {trained_on})"]
 
 
-def _finish(source: Source, folder: Path, target: Path, base_name: str, weights: list[str], *, merged: bool) -> None:
+def _finish(
+    source: Source, folder: Path, target: Path, base_name: str, base_hash: str, weights: list[str], *, merged: bool
+) -> None:
     """Write speakers of the user's own, export.json and the card."""
     model, run = source.model, source.run
     speakers = sorted(speakers_of(model))
@@ -200,7 +207,7 @@ def _finish(source: Source, folder: Path, target: Path, base_name: str, weights:
         shutil.copyfile(Path(model.speakers).expanduser(), folder / merge.SPEAKERS)
     lineage = {
         "format": 1, "kind": "checkpoint" if merged else "adapter", "variant": source.name, "base": base_name,
-        "base_hash": content_hash(source.base), "weights_hash": stable_hash(
+        "base_hash": base_hash, "weights_hash": stable_hash(
             [(f.name, content_hash(f)) for f in sorted(source.weights.glob("*.safetensors"))]),
         "weights": weights, "speakers": speakers, **(run.lineage if run else {}),
     }

@@ -157,8 +157,9 @@ def _summary(settings: Mapping[str, Any], adapter: bool, merged: bool) -> str:
     what = ("The whole checkpoint, in which only tensors of the Talker were changed" if merged
             else "A LoRA adapter for the Talker of Qwen2.5-Omni" if adapter
             else "A set of full weights of the Talker of Qwen2.5-Omni")
-    supervised = settings.get("config", {}).get("loss", {}).get("type") == "sft"
-    how = "speech codes by supervision" if supervised else "pairs of its own samples"
+    if "config" not in settings:  # of an adapter that no run tells of
+        return f"{what}. The base's license holds."
+    how = "speech codes by supervision" if settings["config"].get("data") else "pairs of its own samples"
     return f"{what}, trained on {how} by talker_rl. The base's license holds."
 
 

@@ -109,6 +109,11 @@ class TrainConfig(BaseModel):
         return self
 
     @property
+    def sides(self) -> int:
+        """Sequences of a training record: a pair has two, a completion one."""
+        return 1 if self.data else 2
+
+    @property
     def pairs_per_step(self) -> int:
         """Pairs of an optimizer step on one device."""
         args = self.args
