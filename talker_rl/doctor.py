@@ -95,7 +95,8 @@ def _model(config: RunConfig) -> Iterator[Finding]:
     if config.prompts.speaker and config.prompts.speaker not in speakers_of(config.model):
         yield "fail", f"prompts.speaker {config.prompts.speaker!r} is not among them"
     if config.model.thinker_quantization:
-        from talker_rl.omni.checkpoint import four_bit, pick_device
+        from talker_rl.omni.checkpoint import pick_device
+        from talker_rl.omni.quantization import four_bit
 
         four_bit(config.model, pick_device(config.model.device))
         yield "ok", "the Thinker's language model is held in 4 bits; its towers, Talker and token2wav are not quantised"
@@ -145,11 +146,13 @@ def _recognisers(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.reward.asr.names import KNOWN
     from talker_rl.reward.asr.registry import build_recognizer
     from talker_rl.reward.config import shared_languages
+    from talker_rl.reward.normalize import LANGUAGES
 
     noise = np.random.default_rng(0).normal(0, 0.05, 16_000).astype(np.float32)
     for which in ("recognizer", "evaluator"):
         settings = getattr(config.reward, which)
-        for lang in list(settings.by_lang) or ["en"]:
+        others = [lang for lang in LANGUAGES if lang not in settings.by_lang][:1] if settings.path else []
+        for lang in [*settings.by_lang, *others] if settings.by_lang else ["en"]:
             one = settings.for_lang(lang)
             (answer,) = build_recognizer(one).transcribe([noise], lang)
             heard = f"{lang}: {one.path}" if settings.by_lang else one.path

@@ -66,6 +66,10 @@ def test_a_rule_that_is_used_up_says_so() -> None:
         hard_texts(1, 0, categories=["songs"])
     with pytest.raises(PromptError, match="Unknown language 'fr'"):
         hard_texts(1, 0, ["fr"])
+    with pytest.raises(PromptError, match="No language is named"):
+        hard_texts(1, 0, [])
+    with pytest.raises(PromptError, match="No category is named"):
+        hard_texts(1, 0, ["en"], [])
 
 
 def test_the_command_writes_prompt_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

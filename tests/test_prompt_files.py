@@ -13,7 +13,7 @@ import pytest
 from talker_rl.config import load_config
 from talker_rl.data.messages import check_messages
 from talker_rl.data.prompt_files import count_rows, parse_source
-from talker_rl.data.prompts import check_disjoint, drop_shared_pieces, read_prompts
+from talker_rl.data.prompts import PromptSet, check_disjoint, drop_shared_pieces, read_prompts
 from talker_rl.data.records import Prompt, from_row, to_row
 from talker_rl.errors import PromptError
 
@@ -143,6 +143,22 @@ def test_long_texts_become_pieces_that_name_their_parent(tmp_path: Path) -> None
     assert found.split == 1 and "1 long texts" in found.describe()[0]
     assert texts(tmp_path / "p.jsonl", max_words=3, limit=1) == ["One two."]
     assert texts(tmp_path / "p.jsonl", max_chars=100) == [whole.text]
-    sets = {"train": list(found.prompts), "eval": [Prompt("one two.", "Ann")]}
-    assert drop_shared_pieces(sets) == 1 and [p.text for p in sets["train"]] == ["Three four. Five."]
-    check_disjoint(sets)
+    sets = {"train": found, "eval": PromptSet("eval", [Prompt("one two.", "Ann")])}
+    assert drop_shared_pieces(sets) == 1 and [p.text for p in sets["train"].prompts] == ["Three four. Five."]
+    check_disjoint({name: s.prompts for name, s in sets.items()})
+    (tmp_path / "own.jsonl").write_text(json.dumps({"text": "One two.", "speaker": "Ann", "prompt_id": "x_1"}))
+    own = {"train": read_prompts(str(tmp_path / "own.jsonl"), max_words=3), "eval": sets["eval"]}
+    assert drop_shared_pieces(own) == 0, "an id of the user's own that ends like a piece's"
+    with pytest.raises(PromptError, match="share 1 texts"):
+        check_disjoint({name: s.prompts for name, s in own.items()})
+    (tmp_path / "one.jsonl").write_text(json.dumps({"text": "One two. One two.", "speaker": "Ann"}))
+    with pytest.raises(PromptError, match="Every piece of prompts.train"):
+        drop_shared_pieces({"train": read_prompts(str(tmp_path / "one.jsonl"), max_words=2), "eval": sets["eval"]})
+
+
+def test_ids_of_a_table_may_be_numbers_and_nothing_else_but_texts(tmp_path: Path) -> None:
+    (tmp_path / "n.jsonl").write_text('{"text": "One.", "prompt_id": 0}\n{"text": "Two.", "prompt_id": "b"}\n')
+    assert [p.prompt_id for p in read_prompts(str(tmp_path / "n.jsonl"), default_speaker="Ann").prompts] == ["0", "b"]
+    (tmp_path / "n.jsonl").write_text('{"text": "One.", "prompt_id": [1]}\n')
+    with pytest.raises(PromptError, match="prompt_id"):
+        read_prompts(str(tmp_path / "n.jsonl"), default_speaker="Ann")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.errors import PromptError
+from talker_rl.file_hash import cached_hash
 
 MEDIA = ("audio", "image", "video")
 ROLES = ("system", "user", "assistant")
@@ -67,8 +68,6 @@ def resolve_media(messages: list[Message], base: Path, where: str) -> list[Messa
     Raises:
         PromptError: a file that is not there, or is not the one that was noted.
     """
-    from talker_rl.run_dir import file_hash
-
     out = []
     for message in messages:
         if isinstance(message["content"], str):
@@ -82,7 +81,7 @@ def resolve_media(messages: list[Message], base: Path, where: str) -> list[Messa
                 if not file.is_file():
                     raise PromptError(f"There is no such {kind} file", where=f"{where}: {file}",
                                       fix="paths are relative to the prompt file")
-                found = file_hash(file)
+                found = cached_hash(file)
                 if part.get("sha256", found) != found:
                     raise PromptError(f"The {kind} file changed after the prompts were read", where=f"{where}: {file}",
                                       fix="restore it, or read the prompts again: --force-stage prompts")

@@ -21,6 +21,7 @@ from typing import Any
 
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import PromptError
+from talker_rl.file_hash import cached_hash
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 KINDS = "a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of datasets.save_to_disk, hf:owner/name, or micro:train"
@@ -54,14 +55,12 @@ class Source:
 
     def content_hash(self) -> str:
         """What the rows depend on: the files' content; of a hub dataset its name alone (pin it by ``@revision``)."""
-        from talker_rl.run_dir import file_hash
-
         if self.path is None:
             return stable_hash("hub", self.name, self.config, self.split, self.revision)
         if self.path.is_dir():
             files = sorted(p for p in self.path.rglob("*") if p.is_file())
-            return stable_hash("folder", self.split, [(str(p.relative_to(self.path)), file_hash(p)) for p in files])
-        return file_hash(self.path) if self.path.is_file() else "missing"
+            return stable_hash("folder", self.split, [(str(p.relative_to(self.path)), cached_hash(p)) for p in files])
+        return cached_hash(self.path) if self.path.is_file() else "missing"
 
 
 def parse_source(spec: str) -> Source:
@@ -141,7 +140,10 @@ def count_rows(source: Source) -> int | None:
     if suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        return int(pq.read_metadata(source.path).num_rows)
+        try:
+            return int(pq.read_metadata(source.path).num_rows)
+        except Exception as error:  # pyarrow raises many kinds for a damaged file
+            raise _damaged(source.path, error) from error
     if suffix in (".csv", ".tsv"):
         return sum(1 for _ in _of_csv(source.path, (), {}, "\t" if suffix == ".tsv" else ",").rows)
     return sum(1 for line in source.path.read_bytes().splitlines() if line.strip())
@@ -167,8 +169,12 @@ def _of_parquet(path: Path, fields: tuple[str, ...], wanted: dict[str, str] | No
     except PromptError:
         raise
     except Exception as error:  # pyarrow raises many kinds for a truncated file
-        raise PromptError(f"Cannot read the prompt file: {error}", where=str(path), fix="write it again") from error
+        raise _damaged(path, error) from error
     return Rows(enumerate((_renamed(row, used) for row in table.to_pylist()), 1), unused)
+
+
+def _damaged(path: Path, error: Exception) -> PromptError:
+    return PromptError(f"Cannot read the prompt file: {error}", where=str(path), fix="write it again")
 
 
 def _of_csv(path: Path, fields: tuple[str, ...], wanted: dict[str, str] | None, delimiter: str) -> Rows:

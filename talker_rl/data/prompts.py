@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -27,8 +26,6 @@ NOT_PROMPTS = ("codes", "reward")
 """Further columns of a file that gives codes as well (``train.<variant>.data: file``)."""
 
 LANGUAGES = ("zh", "en", "mixed")
-PIECE = re.compile(r"_\d+$")
-"""How the id of a piece of a long text ends."""
 
 REASONS: dict[str, str] = {
     "empty": "the text is empty",
@@ -62,6 +59,8 @@ class PromptSet:
     """Columns of a table that are no field of a prompt."""
     split: int = 0
     """Texts that were too long and became several prompts."""
+    pieces: set[str] = field(default_factory=set)
+    """Ids of these prompts."""
 
     def counts(self) -> dict[str, int]:
         """Reason -> number of skipped lines."""
@@ -178,6 +177,8 @@ def read_prompts(
                 continue
             seen.add(key)
             found.prompts.append(piece)
+            if len(pieces) > 1:
+                found.pieces.add(piece.prompt_id)
     if not found.prompts:
         raise PromptError("No prompt in this file can be used",
                           where="; ".join(found.describe_skips()) or f"{source} is empty",
@@ -228,27 +229,39 @@ def _to_prompt(record: dict[str, Any], default_speaker: str, base: Path, where: 
         number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         if seconds is not None and not (number and 0 < seconds < math.inf):
             raise PromptError(f"{name} is not a positive number: {seconds!r}", where=where, fix="leave it out")
+    prompt_id = record.get("prompt_id")
+    if isinstance(prompt_id, int) and not isinstance(prompt_id, bool):  # as a table's key is
+        prompt_id = str(prompt_id)
+    if not isinstance(prompt_id, str | None):
+        raise PromptError(f"prompt_id is neither a text nor a whole number: {prompt_id!r}", where=where,
+                          fix="leave it out: it is derived from text, speaker and messages")
     for name, kind in (("category", str), ("provenance", dict)):
         if not isinstance(record.get(name), kind | None):
             raise PromptError(f"{name} is not a {'name' if kind is str else 'mapping'}: {record[name]!r}", where=where,
                               fix="leave it out")
     return Prompt(text=text, speaker=speaker, lang=lang, messages=messages,
                   reference_seconds=record.get("reference_seconds"), max_seconds=record.get("max_seconds"),
-                  prompt_id=record.get("prompt_id") or "", category=record.get("category"),
+                  prompt_id=prompt_id or "", category=record.get("category"),
                   provenance=record.get("provenance"))
 
 
-def drop_shared_pieces(sets: dict[str, list[Prompt]]) -> int:
+def drop_shared_pieces(sets: dict[str, PromptSet]) -> int:
     """Take pieces of long texts out of a set (in place) where a later set has the same text; returns how many.
 
     A sentence such as "Thank you." stands in many texts, and no user can take it out of one of them.
+
+    Raises:
+        PromptError: nothing of a set is left.
     """
-    dropped, later = 0, {text_key(p.text) for p in list(sets.values())[-1]} if sets else set()
-    for prompts in list(sets.values())[-2::-1]:
-        kept = [p for p in prompts if not (PIECE.search(p.prompt_id) and text_key(p.text) in later)]
-        dropped += len(prompts) - len(kept)
-        prompts[:] = kept
-        later |= {text_key(p.text) for p in prompts}
+    dropped, later = 0, set[str]()
+    for name, found in reversed(sets.items()):
+        kept = [p for p in found.prompts if not (p.prompt_id in found.pieces and text_key(p.text) in later)]
+        if not kept:
+            raise PromptError(f"Every piece of prompts.{name} is a text of a later set as well", where=found.source,
+                              fix=f"give other texts to prompts.{name}")
+        dropped += len(found.prompts) - len(kept)
+        found.prompts = kept
+        later |= {text_key(p.text) for p in kept}
     return dropped
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from talker_rl.data.messages import identity
 from talker_rl.data.records import Prompt, derive_seed
 from talker_rl.data.speaker_settings import SETS, Assignment
 from talker_rl.errors import PromptError, TalkerRLError
@@ -68,7 +69,7 @@ def assign_speakers(prompts: Sequence[Prompt], speakers: Sequence[str], how: Ass
         return list(prompts)
     out: dict[str, Prompt] = {}
     for prompt in prompts:
-        drawn = speakers[derive_seed(seed, "speaker", prompt.text, prompt.messages) % len(speakers)]
+        drawn = speakers[derive_seed(seed, "speaker", prompt.text, identity(prompt.messages)) % len(speakers)]
         for speaker in speakers if how == "all" else (drawn,):
             made = _by(prompt, speaker)
             out.setdefault(made.prompt_id, made)

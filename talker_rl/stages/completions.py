@@ -7,7 +7,8 @@ from typing import Literal
 from talker_rl.data.prompt_files import parse_source
 from talker_rl.data.records import Candidate, Completion
 from talker_rl.errors import DataError, StageError
-from talker_rl.run_dir import file_hash, timed
+from talker_rl.file_hash import cached_hash
+from talker_rl.run_dir import timed
 from talker_rl.stages.context import Context, Round
 from talker_rl.stages.rollouts import prompts_of
 from talker_rl.stages.scores import load_scores
@@ -30,7 +31,7 @@ def run(ctx: Context, round_: Round, data: Literal["best_of_n", "file"]) -> None
         if file is None or not file.is_file():
             raise DataError("The file of codes does not exist", where=str(file or ctx.config.prompts.train),
                             fix="check completions.file")
-        inputs = {"completions.file": file_hash(file), "conditioning": ctx.run.content("conditioning")}
+        inputs = {"completions.file": cached_hash(file), "conditioning": ctx.run.content("conditioning")}
     else:
         inputs = {name: ctx.run.content(name) for name in (round_.stage("rollouts"), round_.stage("scores"))}
     key = ctx.begin(stage, data, inputs)

@@ -32,6 +32,7 @@ def run(ctx: Context) -> None:
         notes.unlink(missing_ok=True)  # ctx.prompts leaves out what is noted here
         skipped = {}
     prompts = [p for name in SETS for p in ctx.prompts(name)]
+    total = len(prompts) + len(skipped)
     cache = ConditioningCache(folder)
     if cache.damaged:
         ctx.say(f"conditioning: {len(cache.damaged)} damaged shards are computed again")
@@ -51,15 +52,15 @@ def run(ctx: Context) -> None:
             skipped |= {prompt_id: error.what for prompt_id, error in errors.items()}
             if fresh:
                 cache.put([(c, keys[c.prompt_id]) for c in fresh])
-    if len(skipped) == len(prompts):
+    if len(skipped) == total:
         raise PromptError("The model can speak none of the prompts", where=next(iter(skipped.values())),
                           fix="use texts of the words that the model knows")
     for reason in sorted(set(skipped.values()))[:10]:
         count = sum(r == reason for r in skipped.values())
-        ctx.say(f"conditioning: skipped {count} of {len(prompts)} prompts ({count / len(prompts):.1%}): {reason}")
+        ctx.say(f"conditioning: skipped {count} of {total} prompts ({count / total:.1%}): {reason}")
     atomic_write(notes, json.dumps(skipped, ensure_ascii=False, indent=1) + "\n")
-    ctx.say(f"conditioning: {len(prompts) - len(skipped)} prompts, {stored} of them were there already; "
+    ctx.say(f"conditioning: {total - len(skipped)} prompts, {stored} of them were there already; "
             f"{cache.size / 2**20:.1f} MiB in {ctx.config.model.dtype}")
     content = stable_hash(key, sorted(k for p, k in keys.items() if p not in skipped))
     ctx.run.finish("conditioning", content=content, seconds=seconds[0],
-                   counts={"prompts": len(prompts) - len(skipped), "skipped": len(skipped)})
+                   counts={"prompts": total - len(skipped), "skipped": len(skipped)})

@@ -168,9 +168,9 @@ class Context:
 
         reward = self.config.reward
         recognizer: RecognizerConfig = getattr(reward, which)
-        paths = [recognizer.path]
+        paths, heard = [recognizer.path], SETS if which == "recognizer" else ("eval",)
         if recognizer.by_lang:  # of the languages that occur: the others' models need not even be there
-            paths = [recognizer.for_lang(lang).path for lang in self.languages()]
+            paths = [recognizer.for_lang(lang).path for lang in self.languages(*heard)]
         if reward.pauses.aligner is not None:
             paths.append(reward.pauses.aligner.path)
         # A service has the models that it scores with; here, one that is not on the machine comes now, and once.
@@ -178,9 +178,9 @@ class Context:
         files = [hash_files(folder) if folder.is_dir() else path for path, folder in zip(paths, folders, strict=True)]
         return stable_hash(reward.settings(), recognizer.identity(), code_version(), *files)
 
-    def languages(self) -> list[str]:
-        """Languages of the run's prompts."""
-        return sorted({prompt.lang for which in SETS for prompt in self.prompts(which)})
+    def languages(self, *sets: str) -> list[str]:
+        """Languages of the prompts of these sets; of all where none is named."""
+        return sorted({prompt.lang for which in sets or SETS for prompt in self.prompts(which)})
 
     def write_json(self, path: str, data: Any) -> Path:
         """Write a JSON file of the run atomically."""

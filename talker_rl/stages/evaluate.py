@@ -25,12 +25,9 @@ def run(ctx: Context) -> dict[str, Any]:
 
     The variant of ``eval/summary.json`` is the one that was best on dev, so that eval chooses nothing.
     """
-    if "base" in ctx.config.train or set(ctx.config.train) & set(ctx.config.eval.talkers):
-        raise StageError("eval.talkers and train share a name", where="eval.talkers", fix="rename one of them")
-    if ctx.config.eval.protocol and "zh" in ctx.languages():
-        simplified("")  # says that zhconv is missing before an hour of sampling, not after it
+    check(ctx)
     shared = shared_languages(ctx.config.reward.recognizer, ctx.config.reward.evaluator)
-    heard = [lang for lang in ctx.languages() if lang in shared]
+    heard = [lang for lang in ctx.languages("eval") if lang in shared]
     if heard:
         ctx.say(f"warning: the recogniser that rewards also evaluates ({', '.join(heard)}): the figures may flatter; "
                 "name another under reward.evaluator")
@@ -50,6 +47,21 @@ def run(ctx: Context) -> dict[str, Any]:
     best = best_variant(ctx)
     ctx.write_json("eval/summary.json", {"variant": best, **found[best]})
     return found[best]
+
+
+def check(ctx: Context) -> None:
+    """Whether the evaluation can be made, once the prompts are read: before hours of sampling and not after.
+
+    Raises:
+        StageError: variants and further Talkers share a name.
+        ConfigError: no evaluator hears a language of the eval prompts, or a package of the protocol is missing.
+    """
+    if "base" in ctx.config.train or set(ctx.config.train) & set(ctx.config.eval.talkers):
+        raise StageError("eval.talkers and train share a name", where="eval.talkers", fix="rename one of them")
+    for lang in ctx.languages("eval"):
+        ctx.config.reward.evaluator.for_lang(lang)
+        if ctx.config.eval.protocol and lang == "zh":
+            simplified("")  # which says that zhconv is missing
 
 
 def run_base(ctx: Context) -> list[Row]:

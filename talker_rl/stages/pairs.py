@@ -6,7 +6,8 @@ from pathlib import Path
 
 from talker_rl.data.records import Candidate, Pair
 from talker_rl.errors import DataError, StageError
-from talker_rl.run_dir import file_hash, timed
+from talker_rl.file_hash import cached_hash
+from talker_rl.run_dir import timed
 from talker_rl.stages.context import Context, Round
 from talker_rl.stages.rollouts import prompts_of
 from talker_rl.stages.scores import load_scores
@@ -31,7 +32,7 @@ def run(ctx: Context, round_: Round) -> None:
     if votes is not None:
         if not votes.is_file():
             raise DataError("The votes file does not exist", where=str(votes), fix="check the path (pairs.votes)")
-        inputs["votes"] = file_hash(votes)
+        inputs["votes"] = cached_hash(votes)
     key = ctx.begin(stage, "pairs", inputs)
     folder = ShardFolder(ctx.run.path / stage, key)
     if ctx.run.is_done(stage) and folder.has(0):

@@ -155,6 +155,7 @@ def run_all(ctx: Context) -> dict[str, Any]:
     train.check_arguments(ctx)
     check_start(ctx)
     prompts.run(ctx)
+    evaluate.check(ctx)
     conditioning.run(ctx)
     for index in range(1, ctx.config.iterations + 1):
         for round_ in rounds_of(ctx.config, index):

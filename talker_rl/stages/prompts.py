@@ -29,7 +29,7 @@ def run(ctx: Context) -> None:
     check_assigned(ctx.config, speakers)
     with timed() as seconds:
         sets = {name: read_prompts(**cfg.reading(name), speakers=speakers) for name in SETS}
-        dropped = drop_shared_pieces({name: found.prompts for name, found in sets.items()})
+        dropped = drop_shared_pieces(sets)
         check_disjoint({name: found.prompts for name, found in sets.items()})
         for name, found in sets.items():
             found.prompts = assigned(ctx.config, found.prompts, name, speakers)

@@ -62,9 +62,11 @@ def hard_texts(
         apart_from: texts that must not occur.
 
     Raises:
-        PromptError: an unknown language or category, or fewer texts than asked for.
+        PromptError: no language or category or an unknown one, or fewer texts than asked for.
     """
     for what, given, known in (("language", languages, LANGUAGES), ("category", categories, CATEGORIES)):
+        if not given:
+            raise PromptError(f"No {what} is named", where="prompts hard", fix=f"one of {', '.join(known)}")
         if strange := [name for name in given if name not in known]:
             raise PromptError(f"Unknown {what} {strange[0]!r}", where="prompts hard", fix=f"one of {', '.join(known)}")
     seen = {text_key(text) for text in apart_from}
