@@ -46,7 +46,7 @@ class Prompt:
     """Stated limit on the duration, where there is one. Not part of the id: the Talker does not see it."""
     prompt_id: str = ""
     category: str | None = None
-    """What makes this text hard, or any other group that results are told apart by."""
+    """What makes this text hard, or any other group. Kept with the prompt; summaries do not group by it."""
     provenance: dict[str, Any] | None = None
     """What made this text: rule, seed, version."""
 

@@ -155,8 +155,9 @@ def _likeness(heard: Heard, token2wav: Any, name: str, speakers: dict[str, Entry
     half = len(mel) // 2
     itself = float(torch.cosine_similarity(speaker_embedding(token2wav, mel[:half]),
                                            speaker_embedding(token2wav, mel[half:]), dim=0))
-    told = ", ".join(f"{n} {value:.2f}" for n, value in sorted(cosines(sounds).items(), key=lambda item: -item[1]))
-    nearest = max(found := cosines(sounds), key=lambda n: found[n])
+    found = cosines(sounds)
+    told = ", ".join(f"{n} {value:.2f}" for n, value in sorted(found.items(), key=lambda item: -item[1]))
+    nearest = max(found, key=lambda n: found[n])
     yield ("ok" if nearest == name else "warn"), (
         f"likeness: cosine of the sound to each reference: {told}; the reference's two halves to each other "
         f"{itself:.2f}" + ("" if nearest == name else f". It sounds more like {nearest}: codes carry some of the voice "
