@@ -2,9 +2,10 @@
 
     python tests/memory_probe.py '{"model": "micro", "sampling": [64, 64]}'
 
-Measured is the high-water mark of resident memory (VmHWM, reset before each work) above the interpreter with its
-libraries, which a tiny model has warmed up, once the weights are loaded: while they are read, the pages of the files
-count as resident as well, and the system takes those back as it pleases.
+Measured are the bytes of the loaded weights and how far resident memory rose above them: its high-water mark (VmHWM,
+reset before each work) over what was resident once they were loaded. A tiny model has warmed the libraries up. Resident
+memory before loading is no base: loading finds room in what the warm-up left, and while files are read their pages
+count as resident as well, which the system takes back as it pleases.
 
 A stage a call: ``sampling``: [rows, codes]; ``decoding``: [utterances, codes]; ``training``: [pairs, codes];
 ``conditioning``: [prompts].
@@ -72,15 +73,16 @@ def pairs_of(count: int, codes: int) -> list[Pair]:
 
 
 def measure(load: Callable[[], Omni], work: Callable[..., Any], *size: int) -> dict[str, Any]:
-    """Bytes at the peak of the work, and of them what was there before it: the weights, every page of them."""
-    before = settle()
+    """Bytes at the peak of the work, and of them the weights."""
     loaded = load()
+    weights = 0
     for part in loaded.parts:
-        for value in getattr(loaded, part).parameters():  # stored in the wanted type they stay in the file till used
-            value.sum()
-    weights = settle() - before
+        for value in getattr(loaded, part).parameters():
+            value.sum()  # stored in the wanted type they stay in the file till used
+            weights += value.nbytes
+    before = settle()
     work(loaded, *size)
-    return {"loaded": weights, "measured": resident("VmHWM") - before}
+    return {"loaded": weights, "measured": weights + resident("VmHWM") - before}
 
 
 class Probe:
