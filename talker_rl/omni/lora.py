@@ -7,6 +7,7 @@ began with, a frozen copy of it is kept beside the one that is trained.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,8 @@ def attach_lora(talker: Any, settings: LoraSettings, *, base_model: str, seed: i
         torch.manual_seed(seed)
         try:
             # float32 adapters under a bf16 base are peft's default; autocast or matching inputs are its business
-            model = get_peft_model(talker, config)
+            with _peft_alone():
+                model = get_peft_model(talker, config)
         except ValueError as error:
             raise ConfigError(
                 f"LoRA cannot be attached: {error}",
@@ -71,12 +73,21 @@ def load_lora(
     from peft import PeftModel
 
     check_adapter(talker, Path(folder))
-    model = PeftModel.from_pretrained(talker, str(folder), adapter_name=POLICY, is_trainable=trainable)
+    with _peft_alone():
+        model = PeftModel.from_pretrained(talker, str(folder), adapter_name=POLICY, is_trainable=trainable)
     if reference is not None:
         check_adapter(talker, Path(reference))
         model.load_adapter(str(reference), adapter_name=REFERENCE, is_trainable=False)
         model.set_adapter(POLICY)
     return model
+
+
+@contextmanager
+def _peft_alone() -> Iterator[None]:
+    """peft asks for an attribute that transformers has renamed, and every worker would say so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 def resolve_adapter(spec: str | Path) -> Path:
