@@ -43,6 +43,8 @@ def two(**more: Any) -> RecognizerConfig:
 def test_a_name_says_its_type() -> None:
     assert RecognizerConfig(path="paraformer-zh").type == RecognizerConfig(path="SenseVoiceSmall").type == "funasr"
     assert RecognizerConfig(path="whisper-large-v3").type == "whisper"
+    assert RecognizerConfig(path="models/whisper-large-v3").type == "whisper"  # a folder of that name
+    assert RecognizerConfig(type="funasr", path="models/whisper-large-v3").type == "funasr"  # unless it is told
     assert RecognizerConfig(type="funasr", path="paraformer-zh").label == "paraformer-zh"
     with pytest.raises(ValueError, match="of type whisper, not funasr"):
         RecognizerConfig(type="funasr", path="whisper-large-v3")

@@ -11,8 +11,10 @@ The figures that papers quote as "seed-tts-eval WER" follow rules that differ fr
 - the shares of S, D and I are over the pieces between single spaces of the reference, empty ones included, which is
   more than N where a Chinese reference holds spaces: upstream's way, kept because its figures are compared.
 
-An utterance without sound is left out upstream, so is one without a transcript here. A reference without a word has
-no rate: it is refused, where upstream's jiwer stops.
+Upstream leaves out an utterance whose file is missing, so is one without a transcript here. Where this project's own
+recognisers listen (``talker-rl eval``), that includes what they refuse to transcribe: silence, and a transcript that
+no voice could have spoken. Upstream scores both, mostly as 100 % or more, so watch how many are left out. A reference
+without a word has no rate: it is refused, where upstream's jiwer stops.
 """
 
 from __future__ import annotations

@@ -58,9 +58,12 @@ def protocol_figures(
     Returns:
         Each language: the figures of :func:`figures`, ``evaluator`` and ``own_recogniser`` (whether that is
         seed-tts-eval's); beside a base its figures as ``base``, and ``wer_diff`` with ``wer_diff_ci95``, trained minus
-        base over the utterances that both have. ``left_out`` counts the rows without a figure.
+        base over the ``paired`` utterances that both have. ``left_out`` and ``base_left_out`` count the rows of each
+        side that have no figure.
     """
     found: dict[str, Any] = {"left_out": dict(scored.left_out)}
+    if base is not None:
+        found["base_left_out"] = dict(base.left_out)
     for lang, rows in scored.by_lang.items():
         path = evaluators[lang]
         entry = {**figures([u for _, u in rows]), "evaluator": path,
@@ -68,6 +71,7 @@ def protocol_figures(
         if base is not None and lang in base.by_lang:
             entry["base"] = figures([u for _, u in base.by_lang[lang]])
             left, right = paired(_plain(base.by_lang[lang]), _plain(rows))
+            entry["paired"] = len(left)
             entry["wer_diff"] = sum(r["wer"] for r in right) / len(right) - sum(r["wer"] for r in left) / len(left)
             entry["wer_diff_ci95"] = diff_ci(left, right, lambda r: r["wer"], lambda r: 1.0, resamples, seed)
         found[lang] = entry
@@ -84,13 +88,15 @@ def lines(found: dict[str, Any]) -> list[str]:
     for lang in (lang for lang in LANGUAGES if lang in found):
         entry = found[lang]
         own = "" if entry["own_recogniser"] else " (not seed-tts-eval's: compare with no published figure)"
-        text = f"{NAME} {lang}: WER {entry['wer_percent']}%"
+        text = f"{NAME} {lang}: WER {entry['wer_percent']}% of {entry['utterances']} utterances"
         if "base" in entry:
-            text += f", base {entry['base']['wer_percent']}%"
-            interval = entry["wer_diff_ci95"]
-            if interval is not None:
-                text += f", difference {interval[0]:+.3%} .. {interval[1]:+.3%}"
-        told.append(f"{text}, {entry['utterances']} utterances, heard by {entry['evaluator']}{own}")
-    if found["left_out"]:
-        told.append(f"{NAME} leaves out " + ", ".join(f"{n} ({why})" for why, n in sorted(found["left_out"].items())))
+            text += f", base {entry['base']['wer_percent']}% of {entry['base']['utterances']}"
+            if (interval := entry["wer_diff_ci95"]) is not None:
+                text += (f", difference {entry['wer_diff']:+.3%} [{interval[0]:+.3%}, {interval[1]:+.3%}] on the "
+                         f"{entry['paired']} of both")
+        told.append(f"{text}, heard by {entry['evaluator']}{own}")
+    for side, key in (("", "left_out"), (" of base", "base_left_out")):
+        if found.get(key):
+            reasons = ", ".join(f"{n} ({why})" for why, n in sorted(found[key].items()))
+            told.append(f"{NAME} leaves out{side} {reasons}")
     return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,7 +22,7 @@ class RecognizerSettings(BaseModel):
 
     type: str = Field(
         default="funasr", description="`funasr`, `whisper`, or the import path `module:factory` of one's own; a known "
-        "name in path says it by itself."
+        "name, or a folder called so, says it by itself."
     )
     path: str = Field(
         default="micro:reward",
@@ -53,14 +54,14 @@ class RecognizerSettings(BaseModel):
 
     @model_validator(mode="after")
     def _named(self) -> RecognizerSettings:
-        known = KNOWN.get(self.path)
+        known = KNOWN.get(PurePath(self.path).name)  # a folder of a known name holds that model
         if known is None:
             return self
         if known.type == "aligner":
             raise ValueError(f"{self.path} aligns a given text, it recognises none: name it in reward.pauses.aligner")
         if "type" not in self.model_fields_set:
             self.type = known.type
-        if self.type != known.type and ":" not in self.type:
+        if self.path in KNOWN and self.type != known.type and ":" not in self.type:
             raise ValueError(f"{self.path} is of type {known.type}, not {self.type}: leave type out")
         return self
 
