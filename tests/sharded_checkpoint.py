@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from omni_factory import make_audible
 
-from talker_rl import micro
+from talker_rl import file_hash, micro
 from talker_rl.omni.checkpoint import quiet_transformers
 from talker_rl.omni.published import ROTARY, stored_name
 
@@ -143,16 +144,29 @@ def parts_by_shard(folder: Path) -> dict[str, set[str]]:
     return found
 
 
+_RECORDERS: list[list[str]] = []
+
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+    if _RECORDERS and event == "open" and isinstance(args[0], str) and args[0].endswith(".safetensors"):
+        _RECORDERS[-1].append(Path(args[0]).name)
+
+
+sys.addaudithook(_audit)
+
+
 def record_opens(monkeypatch: Any) -> list[str]:
-    """Names of the safetensors files that are opened from now on."""
+    """Names of the safetensors files that are opened from now on, by Python or by safetensors, for whatever reason."""
     import safetensors
 
     names: list[str] = []
     real = safetensors.safe_open
 
-    def recorded(file: Any, *args: Any, **options: Any) -> Any:
+    def recorded(file: Any, *args: Any, **options: Any) -> Any:  # it opens files without Python
         names.append(Path(file).name)
         return real(file, *args, **options)
 
     monkeypatch.setattr(safetensors, "safe_open", recorded)
+    monkeypatch.setattr(file_hash, "_known", {})  # as a process that has hashed nothing yet
+    monkeypatch.setattr(sys.modules[__name__], "_RECORDERS", [names])
     return names

@@ -18,6 +18,7 @@ from talker_rl.errors import CheckpointError
 from talker_rl.omni.checkpoint import load_omni
 from talker_rl.omni.config import LoraSettings, ModelConfig
 from talker_rl.omni.lora import attach_lora, load_lora, save_lora
+from talker_rl.stages.worker import omni_of
 
 Damage = Callable[[Path], str]
 """Damages the folder; returns the name of the file that must be named."""
@@ -183,7 +184,21 @@ def test_a_rollout_from_cached_conditioning_reads_no_thinker(world: Path, monkey
     opened = record_opens(monkeypatch)
     assert start(world, "rollout") == 0
     held = parts_by_shard(world / "omni")
-    assert {file for file in opened if file in held} == {file for file, parts in held.items() if parts != {"thinker"}}
+    speaking = {file for file, parts in held.items() if parts != {"thinker"}}
+    assert set(opened) & set(held) == speaking < set(held)
+    for file in set(held) - speaking:
+        (world / "omni" / file).unlink()
+    assert start(world, "rollout") == 0
+
+
+def test_weights_that_change_between_two_runs_of_a_process_are_loaded_again(world: Path, tmp_path: Path) -> None:
+    assert start(world, "rollout") == 0
+    model = {"path": str(world / "omni"), "device": "cpu"}
+    before = omni_of(model)
+    assert omni_of(model) is before
+    shutil.rmtree(world / "omni")
+    write_sharded(world / "omni", seed=5)
+    assert not torch.equal(omni_of(model).talker.codec_head.weight, before.talker.codec_head.weight)
 
 
 def test_an_adapter_for_another_geometry_is_named(world: Path, tmp_path: Path) -> None:

@@ -26,8 +26,7 @@ def make_omni(seed: int = 0) -> Omni:
         config=omni_config(),
         speakers={name: {} for name in SPEAKERS},
         device=torch.device("cpu"),
-        checkpoint_hash=f"tiny-{seed}",
-        model_hash=f"tiny-{seed}",
+        hashes={"talker": f"tiny-{seed}"},
         talker=tiny_omni(seed).talker.float(),
         parts=("talker",),
     )

@@ -41,10 +41,8 @@ class Omni:
     speakers: dict[str, dict[str, Any]]
     """name -> ``bos_token`` (text id), ``cond`` (1, 192), ``ref_mel`` (1, frames, 80), on the CPU, float32."""
     device: torch.device
-    checkpoint_hash: str
-    """Content of the folder: what conditioning and speech depend on."""
-    model_hash: str
-    """The same with the Talker's replaced weights, where ``settings.talker`` names some."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """Loaded part -> hash of what it was loaded from (:func:`part_hash`)."""
     thinker: Any = None
     talker: Any = None
     token2wav: Any = None
@@ -60,6 +58,10 @@ class Omni:
                 fix=f"use one of: {', '.join(sorted(self.speakers))}",
             )
         return self.speakers[name]
+
+    def hash_of(self, part: str) -> str:
+        """Hash of the files that a part depends on, whether it was loaded or not (:func:`part_hash`)."""
+        return self.hashes[part] if part in self.hashes else part_hash(self.settings, part)
 
     def need(self, part: str) -> Any:
         """The part, or an error that says that it was not loaded."""
@@ -101,10 +103,19 @@ def _hub_snapshot(name: str) -> Path:
         ) from error
 
 
-def speech_hash(model: ModelConfig) -> str:
-    """Content of the checkpoint and, where ``model.speakers`` names others, of these: all but the Talker's own part."""
-    found = content_hash(resolve_model_path(model.path))
-    return stable_hash("speakers", found, content_hash(Path(model.speakers).expanduser())) if model.speakers else found
+def part_hash(model: ModelConfig, part: str) -> str:
+    """Hash of what a part (thinker, talker, token2wav) depends on: the small files, its own shards, ``model.speakers``
+    and, for the Talker, ``model.talker``. Shards of other parts alone are not opened.
+
+    Raises:
+        CheckpointError: the model or a file of it is not there.
+    """
+    found = content_hash(resolve_model_path(model.path), (part,))
+    if model.speakers:
+        found = stable_hash("speakers", found, content_hash(Path(model.speakers).expanduser()))
+    if model.talker and part == "talker":
+        found = stable_hash("model", found, content_hash(Path(model.talker).expanduser()))
+    return found
 
 
 def speakers_of(model: ModelConfig) -> dict[str, dict[str, Any]]:
@@ -197,23 +208,20 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
     config = read_config(folder)
     device = pick_device(model.device)
     speakers = load_speakers(folder, config, model.speakers)
-    checkpoint_hash = speech_hash(model)
     omni = Omni(
         settings=model,
         path=folder,
         config=config,
         speakers=speakers,
         device=device,
-        checkpoint_hash=checkpoint_hash,
-        model_hash=checkpoint_hash,
         parts=tuple(parts),
     )
     replaced = Path(model.talker).expanduser() if model.talker else None
     if replaced is not None:
         if not replaced.exists():
             raise CheckpointError("no such Talker weights", where=model.talker, fix="give a folder or safetensors file")
-        omni.model_hash = stable_hash("model", checkpoint_hash, content_hash(replaced))
     for part in parts:
+        omni.hashes[part] = part_hash(model, part)  # before it is read: what is written meanwhile is told later
         module = _load_part(part, folder, config, model, device, replaced if part == "talker" else None)
         setattr(omni, part, module)
     if tokenizer if tokenizer is not None else "thinker" in parts:

@@ -291,7 +291,7 @@ def conditioning_key(omni: Omni, prompt: Prompt, cfg: ConditioningConfig) -> str
     return stable_hash(
         "conditioning",
         FORMAT,
-        omni.checkpoint_hash,
+        omni.hash_of("thinker"),
         omni.settings.dtype,
         cfg.mode,
         cfg.max_reply_tokens if cfg.mode == "generate" else None,

@@ -12,6 +12,9 @@ SPEECH_SYSTEM_PROMPT = (
 )
 """The publisher asks for exactly this system prompt when speech is wanted."""
 
+SPEAKING = ("talker", "token2wav")
+"""The parts that sample and decode from cached conditioning."""
+
 REFUSED_SEARCHES = {
     "num_beams": "beam search",
     "num_beam_groups": "group beam search",

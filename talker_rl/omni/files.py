@@ -9,7 +9,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,14 +246,25 @@ def map_tensors(file: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
     return out
 
 
-def content_hash(path: Path) -> str:
+def content_hash(path: Path, parts: Sequence[str] = ()) -> str:
     """Hash of a weights file, or of every config, tokenizer, speaker and weights file at the top of a folder.
 
     Names and contents count, times do not. Each file is read once (`talker_rl.file_hash` says the rule).
+
+    Args:
+        parts: of a folder whose weights have an index only the shards that hold these parts (thinker, talker,
+            token2wav): no other shard is opened, nor need it be there. Without an index the one file holds all parts.
+
+    Raises:
+        CheckpointError: the path is not there, or a shard of the parts is not.
     """
     if path.is_file():
         return cached_hash(path)
     if not path.is_dir():
         raise CheckpointError("no such file or folder", where=str(path), fix="check the path")
-    names = sorted(p.name for p in path.iterdir() if p.is_file() and p.suffix in HASHED_SUFFIXES)
-    return stable_hash("content", [(name, cached_hash(path / name)) for name in names])
+    names = {p.name for p in path.iterdir() if p.is_file() and p.suffix in HASHED_SUFFIXES}
+    index = read_index(path) if parts else None
+    if index is not None:
+        needed = {file.name for part in parts for file in shards_of(path, f"{part}.")}
+        names -= {name for name in names if name.endswith(".safetensors") and name not in needed}
+    return stable_hash("content", [(name, cached_hash(path / name)) for name in sorted(names)])

@@ -63,7 +63,7 @@ class ScoreClient:
     Args:
         endpoints: base URLs.
         token: bearer token.
-        expected: fingerprint parts that every service must have (`fingerprint.settings_parts`, `speech_hash`).
+        expected: fingerprint parts that every service must have (`fingerprint.settings_parts`, `part_hash`).
         fingerprint: of the scorer that the run began with; None takes the first service's.
         concurrency: requests under way at once.
         request_items: items a request.

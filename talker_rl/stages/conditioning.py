@@ -21,7 +21,7 @@ def run(ctx: Context) -> None:
     from talker_rl.omni.conditioning import compute_conditioning, conditioning_key
     from talker_rl.omni.conditioning_cache import ConditioningCache
 
-    inputs = {"prompts": ctx.run.content("prompts"), **ctx.model_input()}
+    inputs = {"prompts": ctx.run.content("prompts"), **ctx.model_input("thinker")}
     cfg = ctx.config.conditioning
     limit = {"conditioning.max_reply_wer": cfg.max_reply_wer} if cfg.mode == "generate" else None
     key = ctx.begin("conditioning", "conditioning", inputs, limit)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from talker_rl.config import RunConfig
 from talker_rl.data.records import Prompt, derive_seed, from_row, stable_hash
+from talker_rl.omni.config import SPEAKING
 from talker_rl.reward.config import RecognizerConfig
 from talker_rl.run_dir import RunDir, atomic_write, read_json
 from talker_rl.stages.flow import Leg, flow
@@ -124,12 +125,17 @@ class Context:
         """The model's settings as plain data."""
         return self.config.model.model_dump(mode="json")
 
-    def model_input(self) -> dict[str, str]:
-        """Content hash of the model, as an input of a stage."""
+    def model_input(self, *parts: str) -> dict[str, str]:
+        """Content hash of the model, as an input of a stage.
+
+        Args:
+            parts: what the stage reads of it; by default Talker and token2wav. Shards that hold nothing of them are not
+                opened: a rollout from cached conditioning needs no Thinker.
+        """
         from talker_rl.omni.checkpoint import resolve_model_path
         from talker_rl.omni.files import content_hash
 
-        found = {"model": content_hash(resolve_model_path(self.config.model.path))}
+        found = {"model": content_hash(resolve_model_path(self.config.model.path), parts or SPEAKING)}
         if self.config.model.talker:
             found["model.talker"] = content_hash(talker_path(self.config.model.talker))
         if self.config.model.speakers:

@@ -42,12 +42,12 @@ class RemoteScorer:
         except ImportError as error:
             raise ConfigError(f"The client's packages are missing: {error}", fix="pip install 'talker-rl[service]'"
                               ) from error
-        from talker_rl.omni.checkpoint import speech_hash
+        from talker_rl.omni.checkpoint import part_hash
 
         ctx, config = self._ctx, self._ctx.config
         note = Path(ctx.run.path) / self._stage / "service.json"
         before = read_json(note)["fingerprint"] if note.exists() else None
-        expected = settings_parts(config.reward, config.token2wav) | {"model": speech_hash(config.model)}
+        expected = settings_parts(config.reward, config.token2wav) | {"model": part_hash(config.model, "token2wav")}
         self._client = ScoreClient(ctx.endpoints, token=os.environ.get(TOKEN_VARIABLE), expected=expected,
                                    fingerprint=before)
         found = self._client.connect()

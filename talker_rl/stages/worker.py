@@ -17,7 +17,7 @@ import numpy as np
 
 from talker_rl.data.records import Candidate, Prompt, derive_seed, from_row, to_row
 from talker_rl.errors import CheckpointError, DataError
-from talker_rl.omni.config import ModelConfig, SamplingConfig, Token2WavConfig
+from talker_rl.omni.config import SPEAKING, ModelConfig, SamplingConfig, Token2WavConfig
 from talker_rl.reward.config import RecognizerConfig, RewardConfig
 
 AUDIO_RATE = 24_000
@@ -78,15 +78,18 @@ class EvalTask:
 
 
 @lru_cache(maxsize=2)
-def _omni(model_json: str, parts: tuple[str, ...]) -> Any:
+def _omni(model_json: str, hashes: tuple[str, ...]) -> Any:
     from talker_rl.omni.checkpoint import load_omni
 
-    return load_omni(ModelConfig.model_validate_json(model_json), parts=parts)
+    return load_omni(ModelConfig.model_validate_json(model_json), parts=SPEAKING)
 
 
 def omni_of(model: dict[str, Any]) -> Any:
-    """Talker and token2wav of a model, loaded once a process."""
-    return _omni(ModelConfig(**model).model_dump_json(), ("talker", "token2wav"))
+    """Talker and token2wav of a model, loaded once a process, and again when its files have changed."""
+    from talker_rl.omni.checkpoint import part_hash
+
+    settings = ModelConfig(**model)
+    return _omni(settings.model_dump_json(), tuple(part_hash(settings, part) for part in SPEAKING))
 
 
 @lru_cache(maxsize=4)

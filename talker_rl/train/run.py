@@ -199,7 +199,7 @@ def _settings(
         "config": cfg.model_dump(mode="json"),
         "seed": args.seed,
         "base_model": str(omni.settings.path),
-        "model_hash": omni.model_hash,
+        "model_hash": omni.hash_of("talker"),
         "start_adapter": str(start_adapter) if start_adapter is not None else None,
         "start_adapter_hash": adapter_hash,
         "pairs_hash": pairs_hash(train_pairs),

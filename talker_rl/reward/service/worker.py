@@ -67,7 +67,7 @@ class Decoder:
         parts: Parts = {
             "token2wav": self.parts["token2wav"],
             "code": self.parts["code"],
-            "model": self.omni.checkpoint_hash,
+            "model": self.omni.hash_of("token2wav"),
             "decoder_libraries": libraries_part(self.omni.device.type),
         }
         return {"parts": parts, "speakers": sorted(self.omni.speakers)}
