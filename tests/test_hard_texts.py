@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from talker_rl.cli import main
-from talker_rl.data.hard import CATEGORIES, FIGURES, hard_texts
+from talker_rl.data.hard import CATEGORIES, FIGURES, english, hard_texts
 from talker_rl.data.hard.spoken import cardinal_en, cardinal_zh, decimal_en, decimal_zh, ordinal_en, phone_zh, year_en
 from talker_rl.data.prompts import check_disjoint, read_prompts, text_key
 from talker_rl.errors import PromptError
@@ -59,7 +59,8 @@ def test_seeds_share_no_text() -> None:
     assert not {text_key(r["text"]) for r in first} & {text_key(r["text"]) for r in apart}
 
 
-def test_a_rule_that_is_used_up_says_so() -> None:
+def test_a_rule_that_is_used_up_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(english, "SHORT", english.SHORT[:3])
     with pytest.raises(PromptError, match="The rule en.very_short has only \\d+ texts for seed 0"):
         hard_texts(5_000, 0, ["en"], ["very_short"])
     with pytest.raises(PromptError, match="Unknown category 'songs'"):
@@ -80,7 +81,7 @@ def test_the_command_writes_prompt_files(tmp_path: Path, capsys: pytest.CaptureF
     sets = {name: read_prompts(str(file), default_speaker="Ann").prompts for name, file in files.items()}
     check_disjoint(sets)
     assert {p.category for p in sets["train"]} == set(CATEGORIES)
-    assert sets["eval"][0].provenance == {"rule": "hard.zh.repetition", "seed": 1, "index": 0, "version": 1}
+    assert sets["eval"][0].provenance == {"rule": "hard.zh.repetition", "seed": 1, "index": 0, "version": 2}
     before = files["train"].read_text()
     assert main(["prompts", "hard", "--count", "48", "--seed", "0", "-o", str(files["train"])]) == 0  # the same again
     assert main(["prompts", "hard", "--count", "4", "-o", str(files["train"])]) == 1
