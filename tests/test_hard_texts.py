@@ -37,7 +37,7 @@ def test_every_rule_gives_texts_that_can_be_judged() -> None:
     assert rows[:48] == hard_texts(48, seed=3)
     counts = {name: [r for r in rows if r["category"] == name] for name in CATEGORIES}
     assert {len(found) for found in counts.values()} == {14}
-    assert len({text_key(r["text"]) for r in rows}) == 168
+    assert len({" ".join(tokens_of(r["text"])) for r in rows}) == 168
     lengths = {name: [len(tokens_of(r["text"])) for r in found] for name, found in counts.items()}
     assert min(min(n) for n in lengths.values()) >= 1 and max(lengths["very_short"]) <= 8
     assert min(lengths["very_long"]) >= 70 and {r["lang"] for r in counts["code_switching"]} == {"mixed"}
@@ -57,6 +57,15 @@ def test_seeds_share_no_text() -> None:
     assert {r["text"] for r in first} & {r["text"] for r in same_class}  # which is why --apart-from is there
     apart = hard_texts(60, 16, categories=["very_short"], apart_from=[r["text"] for r in first])
     assert not {text_key(r["text"]) for r in first} & {text_key(r["text"]) for r in apart}
+
+
+def test_texts_that_differ_in_marks_alone_are_one_text() -> None:
+    rows = hard_texts(200, 4, categories=["very_short"])
+    words = [" ".join(tokens_of(r["text"])) for r in rows]
+    assert len(set(words)) == 200
+    shouted = [r["text"][:-1].upper() + "?!" for r in rows]
+    apart = hard_texts(20, 4, categories=["very_short"], apart_from=shouted)
+    assert not {" ".join(tokens_of(r["text"])) for r in apart} & set(words)
 
 
 def test_a_rule_that_is_used_up_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
