@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from talker_rl.cli import main
-from talker_rl.data.hard import CATEGORIES, FIGURES, hard_texts
+from talker_rl.data.hard import CATEGORIES, FIGURES, english, hard_texts
 from talker_rl.data.hard.spoken import cardinal_en, cardinal_zh, decimal_en, decimal_zh, ordinal_en, phone_zh, year_en
 from talker_rl.data.prompts import check_disjoint, read_prompts, text_key
 from talker_rl.errors import PromptError
@@ -37,7 +37,7 @@ def test_every_rule_gives_texts_that_can_be_judged() -> None:
     assert rows[:48] == hard_texts(48, seed=3)
     counts = {name: [r for r in rows if r["category"] == name] for name in CATEGORIES}
     assert {len(found) for found in counts.values()} == {14}
-    assert len({text_key(r["text"]) for r in rows}) == 168
+    assert len({" ".join(tokens_of(r["text"])) for r in rows}) == 168
     lengths = {name: [len(tokens_of(r["text"])) for r in found] for name, found in counts.items()}
     assert min(min(n) for n in lengths.values()) >= 1 and max(lengths["very_short"]) <= 8
     assert min(lengths["very_long"]) >= 70 and {r["lang"] for r in counts["code_switching"]} == {"mixed"}
@@ -59,7 +59,17 @@ def test_seeds_share_no_text() -> None:
     assert not {text_key(r["text"]) for r in first} & {text_key(r["text"]) for r in apart}
 
 
-def test_a_rule_that_is_used_up_says_so() -> None:
+def test_texts_that_differ_in_marks_alone_are_one_text() -> None:
+    rows = hard_texts(200, 4, categories=["very_short"])
+    words = [" ".join(tokens_of(r["text"])) for r in rows]
+    assert len(set(words)) == 200
+    shouted = [r["text"][:-1].upper() + "?!" for r in rows]
+    apart = hard_texts(20, 4, categories=["very_short"], apart_from=shouted)
+    assert not {" ".join(tokens_of(r["text"])) for r in apart} & set(words)
+
+
+def test_a_rule_that_is_used_up_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(english, "SHORT", english.SHORT[:3])
     with pytest.raises(PromptError, match="The rule en.very_short has only \\d+ texts for seed 0"):
         hard_texts(5_000, 0, ["en"], ["very_short"])
     with pytest.raises(PromptError, match="Unknown category 'songs'"):
@@ -80,7 +90,7 @@ def test_the_command_writes_prompt_files(tmp_path: Path, capsys: pytest.CaptureF
     sets = {name: read_prompts(str(file), default_speaker="Ann").prompts for name, file in files.items()}
     check_disjoint(sets)
     assert {p.category for p in sets["train"]} == set(CATEGORIES)
-    assert sets["eval"][0].provenance == {"rule": "hard.zh.repetition", "seed": 1, "index": 0, "version": 1}
+    assert sets["eval"][0].provenance == {"rule": "hard.zh.repetition", "seed": 1, "index": 0, "version": 2}
     before = files["train"].read_text()
     assert main(["prompts", "hard", "--count", "48", "--seed", "0", "-o", str(files["train"])]) == 0  # the same again
     assert main(["prompts", "hard", "--count", "4", "-o", str(files["train"])]) == 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +25,10 @@ from talker_rl.reward.normalize import tokens_of
         ("Wait... what? No.", ["Wait... what?", "No."]),
         ("今天很好。你呢？“走吧！”他说；好的……再见", ["今天很好。", "你呢？", "“走吧！”", "他说；", "好的……", "再见"]),
         ("我买了3.5公斤apple。Mr. Li说ok.好吧。", ["我买了3.5公斤apple。", "Mr. Li说ok.", "好吧。"]),
+        ("他在U.S.经济学院。昨天Mr.王来了。", ["他在U.S.经济学院。", "昨天Mr.王来了。"]),
+        ("作者J.王在Acme Inc.上班.好吧", ["作者J.王在Acme Inc.上班.", "好吧"]),
+        ("他去了U.S.。你呢？他说ok.好吧", ["他去了U.S.。", "你呢？", "他说ok.", "好吧"]),
+        ("From the U.S.? Yes. Cats, dogs etc.! No.", ["From the U.S.?", "Yes.", "Cats, dogs etc.!", "No."]),
         ("a title\nThe text.", ["a title", "The text."]),
         ("one two. three! four... five", ["one two.", "three!", "four... five"]),
     ],
@@ -42,14 +49,19 @@ def test_sentences_are_joined_up_to_the_limit() -> None:
 def test_then_at_commas_then_at_spaces_and_never_inside_a_word() -> None:
     assert split_text("one two, three four, five", max_words=4) == ["one two, three four,", "five"]
     assert split_text("价格是1,000元，很贵，真的", max_words=5) == ["价格是1,000元，", "很贵，真的"]
+    assert split_text("上午10：30开始，比分：3：2", max_words=4) == ["上午10：30开始，", "比分：3：2"]
+    assert split_text("从1990—2000年，一直——很好", max_words=5) == ["从1990—2000年，", "一直——很好"]
+    assert split_text("比分：3：2", max_words=2) == ["比分：", "3：2"]
+    assert split_text("他——1990——走了", max_words=1) == ["他——", "1990——", "走了"]
     assert split_text("one two three four five", max_words=2) == ["one two", "three four", "five"]
     assert split_text("a extraordinarily b", max_chars=5) == ["a", "extraordinarily", "b"]
     assert split_text("没有标点的一句长长的话", max_words=3) == ["没有标点的一句长长的话"]
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.text(alphabet="ab Mr3.5,;!? 你好。，！\n“”—A", max_size=60), st.integers(1, 12))
+@given(st.text(alphabet="ab Mr3.5,;!? 你好。，！：\n“”—A", max_size=60), st.integers(1, 12))
 def test_nothing_is_lost_and_pieces_are_whole(text: str, limit: int) -> None:
     pieces = split_text(text, max_words=limit)
     assert [t for piece in pieces for t in tokens_of(piece)] == tokens_of(text)
+    assert not [a for a, b in pairwise(pieces) if re.search(r"\d—$", a) and b[0].isdigit() and f"{a}{b}" in text]
     assert all(split_text(piece, max_words=limit) == [piece] for piece in pieces)

@@ -1,10 +1,11 @@
 """Long texts are split at sentence ends, then at commas, then between words; never inside a word or a number.
 
-A sentence ends at 。！？；… or at ! ? . ; (and quotes and brackets that close behind it) before a space; behind several
-dots or a closing quote no small letter may follow. So neither 3.5 nor ``"Stop!" he said`` ends one, and a full stop
-behind a known abbreviation (Mr.), a single capital (J. Smith) or a dotted one (U.S.) does not either. A line break
-always ends one. Sentences are joined up to the limit; one that is longer by itself is split at its commas, colons and
-dashes and joined again; a clause that is still longer at its spaces. What has none of these stays whole.
+A sentence ends at 。！？；… or at ! ? . ; (and quotes and brackets that close behind it) before a space or a Chinese
+character; behind several dots or a closing quote no small letter may follow. So neither 3.5 nor ``"Stop!" he said``
+ends one, and a full stop alone behind a known abbreviation (Mr.), a single capital (J. Smith) or a dotted one (U.S.)
+does not either, whatever follows. A line break always ends one. Sentences are joined up to the limit; one that is
+longer by itself is split at its commas, colons and dashes, but at none that stands alone between figures (10：30,
+1990—2000), and joined again; a clause that is still longer at its spaces. What has none of these stays whole.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ABBREVIATIONS = frozenset(
 
 _CLOSING = "\"'”’」』）)】》]"
 _SENTENCE = re.compile(rf"(?:[。！？；…]+|[!?;]+|\.+)(?:[。！？；…!?.])*[{re.escape(_CLOSING)}]*|\n+")
-_CLAUSE = re.compile(rf"(?:(?<!\d)，|，(?!\d)|[、：]|[,:](?=\s)|——|—|–(?=\s))[{re.escape(_CLOSING)}]*")
+_CLAUSE = re.compile(rf"(?:——|(?<!\d)[，：—]|[，：—](?!\d)|、|[,:](?=\s)|–(?=\s))[{re.escape(_CLOSING)}]*")
 _SPACE = re.compile(r"\s+")
 _WORD_BEFORE = re.compile(r"[A-Za-zÀ-ÿ][A-Za-zÀ-ÿ.]*$")
 
@@ -79,20 +80,23 @@ def _ends_sentence(text: str, match: re.Match[str]) -> bool:
     mark, rest = match.group(), text[match.end() :]
     if mark[0] in "。！？；…\n" or "\n" in rest[: len(rest) - len(rest.lstrip())]:
         return True
+    if mark.rstrip(_CLOSING) == "." and _is_abbreviated(text[: match.start()]):
+        return False
     following = rest.lstrip()
     if following == rest:  # 3.5, a.b, but 好!好
         return _is_cjk(rest[0])
     if mark[0] == ";":
         return True
-    if following[0].islower() and (mark[-1] in _CLOSING or mark.startswith("..")):
-        return False  # "Stop!" he said
-    if not mark.startswith(".") or mark.startswith(".."):
-        return True
-    before = _WORD_BEFORE.search(text[: match.start()])
+    return not (following[0].islower() and (mark[-1] in _CLOSING or mark.startswith("..")))  # "Stop!" he said
+
+
+def _is_abbreviated(text: str) -> bool:
+    """Whether a full stop behind this text belongs to its last word."""
+    before = _WORD_BEFORE.search(text)
     word = before.group() if before else ""
     is_initial = len(word) == 1 and word.isalpha() and word.isupper() and word != "I"
     is_dotted = re.fullmatch(r"(?:[A-Za-z]\.)+[A-Za-z]", word) is not None
-    return not (is_initial or is_dotted or word.lower() in ABBREVIATIONS)
+    return is_initial or is_dotted or word.lower() in ABBREVIATIONS
 
 
 def _is_cjk(char: str) -> bool:

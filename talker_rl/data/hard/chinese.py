@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from random import Random
 
+from talker_rl.data.hard.draws import past_day, time_of_day
 from talker_rl.data.hard.spoken import cardinal_zh, decimal_zh, digits_zh, phone_zh
 
-NOUNS = ("灯笼 石桥 水壶 港口 梯子 镜子 果园 鹅卵石 提琴 窗户 蜡烛 花园 隧道 篮子 马车 羽毛 小岛 集市 枕头 丝带 马鞍 "
-         "核桃 铁锚 木桶 森林 冰川 钟楼 信封 茶杯 邮票").split()
+MEASURES = {word[:-1]: word[-1] for word in (
+    "灯笼盏 石桥座 水壶把 港口个 梯子架 镜子面 果园座 鹅卵石颗 提琴把 窗户扇 蜡烛支 花园座 隧道条 篮子只 马车辆 "
+    "羽毛根 小岛座 集市个 枕头个 丝带条 马鞍副 核桃颗 铁锚个 木桶只 森林片 冰川条 钟楼座 信封个 茶杯只 邮票枚").split()}
+"""Noun -> its measure word."""
+
+NOUNS = list(MEASURES)
+SITES = "石桥 港口 果园 花园 隧道 小岛 集市 森林 冰川 钟楼".split()
+"""The nouns that trains go to and that open and close."""
+
 ADJECTIVES = ("银色 狭窄 隐蔽 温柔 破旧 遥远 金色 安静 弯曲 古老 冰冷 聪明 空心 黄色 朴素 苦涩 柔软 坚固 明亮 "
               "轻巧").split()
 VERBS = "搬走了 画下了 跟着 修好了 看见了 借走了 举起了 盖住了 打开了 守着 挪开了 量了量".split()
@@ -15,25 +23,29 @@ PLACES = "后面 下面 旁边 上面 对面 里面 附近 前面".split()
 PEOPLE = "老张 小李 阿姨 船长 校长 木匠 邻居 医生 厨师 画家 司机 裁缝".split()
 
 MINIMAL_PAIRS = (
-    ("山 石头 生姜 烧饼 沙子 商人 水壶 树叶 诗人 狮子", "三 丝线 僧人 扫帚 撒网 桑叶 碎布 素菜 司机 四季"),
-    ("竹子 蒸笼 纸张 照片 周末 针线 钟声 猪圈 栈桥 桌布", "足球 增加 紫菜 造纸 走廊 怎样 棕树 租金 赞歌 做饭"),
-    ("池塘 窗帘 炒面 船票 车轮 春天 厨房 城墙 茶叶 愁容", "词典 仓库 草帽 餐具 测量 村庄 粗布 层次 擦桌 凑钱"),
-    ("牛奶 男孩 泥土 年货 娘家 暖风 农田 奴仆 脑袋 内衣", "流水 蓝天 梨树 连环 粮食 卵石 龙舟 炉火 老师 雷声"),
-    ("飞机 方糖 风车 福气 番茄 房东 饭碗 芬芳 浮萍 废纸", "灰墙 黄糖 轰鸣 湖水 欢笑 慌张 换碗 昏暗 胡萝卜 会议"),
-    ("金鱼 亲人 民歌 信纸 人参 音乐 林地 宾客 新年 辛苦", "京剧 清晨 明月 姓名 仍然 英雄 零钱 冰块 星光 行李"),
+    ("山 石头 生姜 烧饼 沙子 商人 水壶 树叶 诗人 狮子", "伞 丝线 僧人 扫帚 萨克斯 桑叶 碎布 素菜 丝瓜 寺庙"),
+    ("竹子 蒸笼 纸张 照片 轴承 砖头 钟楼 猪圈 栈桥 桌布", "足球 曾孙 紫菜 灶台 走廊 钻石 棕树 租金 赞歌 座位"),
+    ("池塘 唱片 炒面 铲子 车轮 春联 厨房 锤子 虫子 柴火", "词典 仓库 草帽 餐具 侧门 村庄 粗布 翠鸟 葱花 彩旗"),
+    ("牛奶 男孩 泥土 年货 娘家 暖风 农田 奴仆 脑袋 内衣", "流水 蓝天 梨树 莲花 粮食 卵石 龙舟 炉火 老师 雷声"),
+    ("飞机 方糖 风车 斧头 番茄 房东 饭碗 粉笔 浮萍 废纸", "灰墙 黄糖 红豆 湖水 幻灯片 皇宫 宦官 馄饨 胡萝卜 绘本"),
+    ("金鱼 亲人 民歌 信纸 拼图 音乐 林地 宾客 新娘 芯片", "京剧 青蛙 明月 姓名 苹果 英雄 零钱 冰块 星光 行李"),
 )
-"""Words that differ in sh/s, zh/z, ch/c, n/l, f/h and in/ing."""
+"""Nouns whose first syllables differ, place by place, in sh/s, zh/z, ch/c, n/l, f/h and in/ing, and maybe in tone."""
+
+PARTS_OF_DAY = {"凌晨": (1, 2, 3, 4), "清晨": (5, 6), "早上": (6, 7, 8, 9), "上午": (8, 9, 10, 11), "中午": (12,),
+                "下午": (1, 2, 3, 4, 5), "傍晚": (5, 6), "晚上": (7, 8, 9, 10, 11)}  # fmt: skip
+"""Part of the day -> the hours that are said with it."""
 
 SURNAMES = "欧阳 司马 上官 尉迟 令狐 慕容 皇甫 澹台 亓官 濮阳 公孙 钟离 逄 郤 仉 蔺 晏 覃 缪 璩 郗 宓 阚 麴".split()
 GIVEN = "翀 韫 祎 昶 赟 璟 骞 喆 翊 桓 垚 淼 弢 玥 珩 琰 晗 瑾 煜 霁 衎 旻 甯 筠".split()
-WORDS_EN = ("deadline project email meeting coffee bug server budget feedback slides workshop laptop checklist "
-            "interview playlist weekend password dashboard folder").split()
-VERBS_EN = "update check cancel review download share upload book confirm reset".split()
+WORDS_EN = "project email bug server budget feedback slides laptop checklist playlist password dashboard folder".split()
+EVENTS_EN = "deadline meeting coffee interview workshop weekend".split()
+VERBS_EN = "update check cancel review download share upload confirm reset".split()
 SHORT = "好 不 走 停 对 嗯 谁 快 八 哎 谢谢 抱歉 等等 听着 当然 也许 马上 再来 今天 够了 左边 哎哟 可以 没事".split()
 
 
 def clause(rng: Random) -> str:
-    """银色的灯笼跟着石桥旁边的水壶"""
+    """银色的灯笼下面，老张跟着石桥旁边冰冷的水壶"""
     a, b, c = rng.sample(NOUNS, 3)
     return (f"{rng.choice(ADJECTIVES)}的{a}{rng.choice(PLACES)}，{rng.choice(PEOPLE)}{rng.choice(VERBS)}{b}"
             f"{rng.choice(PLACES)}{rng.choice(ADJECTIVES)}的{c}")
@@ -53,7 +65,7 @@ def repetition(rng: Random, digits: bool) -> str:
 
 def tongue_twister(rng: Random, digits: bool) -> str:
     first, second = (words.split() for words in rng.choice(MINIMAL_PAIRS))
-    (a1, a2), (b1, b2) = rng.sample(first, 2), rng.sample(second, 2)
+    (a1, b1), (a2, b2) = rng.sample(list(zip(first, second, strict=True)), 2)
     person, place = rng.choice(PEOPLE), rng.choice(PLACES)
     return rng.choice((
         f"{a1}{place}有{b1}，{b2}{place}有{a2}，{a1}不是{b1}，{b2}不是{a2}。",
@@ -69,47 +81,47 @@ def numbers(rng: Random, digits: bool) -> str:
     few, many, exact = (str(n), str(m), part) if digits else (cardinal_zh(n), cardinal_zh(m), decimal_zh(part))
     percent = f"{share}%" if digits else f"百分之{cardinal_zh(share)}"
     return rng.choice((
-        f"书里一共有{few}个{a}和{many}个{b}。",
+        f"书里一共有{few}{MEASURES[a]}{a}和{many}{MEASURES[b]}{b}。",
         f"{a}重{exact}克，{b}重{few}克。",
-        f"第{few}个{a}在{b}{rng.choice(PLACES)}。",
+        f"第{few}{MEASURES[a]}{a}在{b}{rng.choice(PLACES)}。",
         f"{a}占了{percent}，剩下的{few}份都是{b}。",
     ))  # fmt: skip
 
 
 def dates(rng: Random, digits: bool) -> str:
-    year, month, day = rng.randint(1801, 2039), rng.randint(1, 12), rng.randint(1, 28)
-    date = (f"{year}年{month}月{day}日" if digits
-            else f"{digits_zh(str(year))}年{cardinal_zh(month)}月{cardinal_zh(day)}日")
-    week = rng.choice("一二三四五六日")
+    day = past_day(rng)
+    date = (f"{day.year}年{day.month}月{day.day}日" if digits
+            else f"{digits_zh(str(day.year))}年{cardinal_zh(day.month)}月{cardinal_zh(day.day)}日")
+    week = f"星期{'一二三四五六日'[day.weekday()]}"
     return rng.choice((
-        f"{date}，星期{week}，{rng.choice(PEOPLE)}卖掉了{rng.choice(NOUNS)}。",
-        f"从{date}起，{rng.choice(NOUNS)}一直关着。",
-        f"是{date}，还是前一个星期{week}？",
+        f"{date}，{week}，{rng.choice(PEOPLE)}卖掉了{rng.choice(NOUNS)}。",
+        f"从{date}起，{rng.choice(SITES)}就不再开放。",
+        f"是{date}{week}，还是前一个{week}？",
     ))  # fmt: skip
 
 
 def times(rng: Random, digits: bool) -> str:
-    hour, minute = rng.randint(1, 12), rng.choice((0, *range(1, 60)))
-    half = rng.choice(("清晨", "上午", "下午", "晚上"))
+    part, hour, minute = time_of_day(rng, PARTS_OF_DAY)
     if digits:
-        time = f"{hour}:{minute:02d}"
+        time = f"{part}{hour}:{minute:02d}"
     else:
         spoken = "两" if hour == 2 else cardinal_zh(hour)
-        time = f"{spoken}点" + (f"{'零' if minute < 10 else ''}{cardinal_zh(minute)}分" if minute else "整")
+        time = f"{part}{spoken}点" + (f"{'零' if minute < 10 else ''}{cardinal_zh(minute)}分" if minute else "整")
     return rng.choice((
-        f"去{rng.choice(NOUNS)}的火车{half}{time}开。",
-        f"{half}{time}在{rng.choice(NOUNS)}{rng.choice(PLACES)}见。",
-        f"{rng.choice(PEOPLE)}说{half}{time}才开{rng.choice(NOUNS)}的门。",
+        f"去{rng.choice(SITES)}的火车{time}开。",
+        f"{time}在{rng.choice(NOUNS)}{rng.choice(PLACES)}见。",
+        f"{rng.choice(PEOPLE)}说{rng.choice(SITES)}{time}才开放。",
     ))  # fmt: skip
 
 
 def money(rng: Random, digits: bool) -> str:
     yuan, jiao = rng.randint(3, 99_999), rng.randint(1, 9)
     price = f"{yuan}.{jiao}元" if digits else f"{cardinal_zh(yuan)}元{cardinal_zh(jiao)}角"
+    noun = rng.choice(NOUNS)
     return rng.choice((
-        f"那个{rng.choice(ADJECTIVES)}的{rng.choice(NOUNS)}要{price}。",
-        f"{rng.choice(PEOPLE)}花了{price}买{rng.choice(NOUNS)}，没有找零。",
-        f"{price}买一个{rng.choice(NOUNS)}，是不是太贵了？",
+        f"那{MEASURES[noun]}{rng.choice(ADJECTIVES)}的{noun}要{price}。",
+        f"{rng.choice(PEOPLE)}花了{price}买{noun}，没有找零。",
+        f"{price}买一{MEASURES[noun]}{noun}，是不是太贵了？",
     ))  # fmt: skip
 
 
@@ -125,12 +137,12 @@ def phone(rng: Random, digits: bool) -> str:
 
 
 def code_switching(rng: Random, digits: bool) -> str:
-    (a, b), verb = rng.sample(WORDS_EN, 2), rng.choice(VERBS_EN)
+    thing, event, verb = rng.choice(WORDS_EN), rng.choice(EVENTS_EN), rng.choice(VERBS_EN)
     person, noun = rng.choice(PEOPLE), rng.choice(NOUNS)
     return rng.choice((
-        f"{person}，麻烦你{verb}一下那个{a}，{b}之前要用。",
-        f"这个{a}的{b}在{noun}{rng.choice(PLACES)}，记得{verb}。",
-        f"{noun}的{a}不ok，{person}说先{verb}，再做{b}。",
+        f"{person}，麻烦你{verb}一下那个{thing}，{event}之前要用。",
+        f"这个{event}的{thing}在{noun}{rng.choice(PLACES)}，记得{verb}。",
+        f"{noun}的{thing}不ok，{person}说先{verb}，再准备{event}。",
     ))  # fmt: skip
 
 
@@ -149,20 +161,21 @@ def rare_names(rng: Random, digits: bool) -> str:
 
 
 def punctuation(rng: Random, digits: bool) -> str:
-    a, b = rng.sample(NOUNS, 2)
+    a, b, c = rng.sample(NOUNS, 3)
     adjective, person = rng.choice(ADJECTIVES), rng.choice(PEOPLE)
     return rng.choice((
         f"“等等……{a}？！”{person}喊道；（先是轻声，再是大声）“不，不：是{adjective}的{b}！”",
-        f"{a}（对，{adjective}的那个）、{b}、梯子；全都……搬走了！！",
+        f"{a}（对，{adjective}的那个）、{b}、{c}；全都……搬走了！！",
         f"“{adjective}？”——“{adjective}！”——“{a}，还是{b}？”",
         f"{a}，{b}；{a}：{b}（{adjective}），“{a}”……{b}？",
     ))  # fmt: skip
 
 
 def very_short(rng: Random, digits: bool) -> str:
-    word = rng.choice(SHORT)
-    return rng.choice((word, f"{word}，{rng.choice(SHORT)}", f"{rng.choice(ADJECTIVES)}的{rng.choice(NOUNS)}",
-                       f"{word}，{rng.choice(NOUNS)}")) + rng.choice("。！？")
+    word, second, third = (rng.choice(SHORT) for _ in range(3))
+    return rng.choice((
+        word, f"{word}，{second}", f"{word}，{second}，{third}", f"{word}，{rng.choice(NOUNS)}",
+        f"{rng.choice(ADJECTIVES)}的{rng.choice(NOUNS)}")) + rng.choice("。！？")  # fmt: skip
 
 
 def very_long(rng: Random, digits: bool) -> str:

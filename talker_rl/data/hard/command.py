@@ -13,7 +13,8 @@ from talker_rl.data.prompts import read_prompts
 from talker_rl.errors import PromptError
 
 TEXT = f"""\
-Write texts that break Talkers as a prompt file: by rules and a seed, no text twice, a category and provenance a line.
+Write texts that break Talkers as a prompt file: by rules and a seed, no two texts of the same words, a category and
+provenance a line.
 
 {chr(10).join(f"  {name:15} {what}" for name, what in CATEGORIES.items())}
 
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--category", type=_names, default=list(CATEGORIES), metavar="NAMES", help="only these, by comma")
     top.add_argument("--digits", action="store_true", help="numbers as figures instead of as spoken")
     top.add_argument("--apart-from", action="append", default=[], metavar="FILE", help="prompt file (or hf:..., as "
-                     "prompts.train takes it) none of whose texts may occur; may be given again")
+                     "prompts.train takes it) none of whose texts may occur, marks and case aside; may be given again")
     top.add_argument("-o", "--out", type=Path, metavar="FILE", help="the .jsonl file to write")
     top.add_argument("--force", action="store_true", help="write over a file that holds something else")
     top.add_argument("--dry-run", action="store_true", help="print the texts instead of writing them")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from random import Random
 
+from talker_rl.data.hard.draws import past_day, time_of_day
 from talker_rl.data.hard.spoken import cardinal_en, decimal_en, digits_en, ordinal_en, year_en
 
 NOUNS = ("lantern bridge kettle harbor ladder mirror orchard pebble violin window candle garden tunnel basket engine "
-         "feather island market needle pillow ribbon saddle temple walnut anchor barrel copper dragon forest "
-         "glacier").split()
+         "feather island market needle pillow ribbon saddle temple walnut anchor barrel cupboard dragon "
+         "forest glacier").split()
+SITES = "bridge harbor orchard garden tunnel island market temple forest glacier".split()
+"""The nouns that trains go to and that open and close."""
+
 ADJECTIVES = ("silver narrow hidden gentle broken distant golden quiet crooked ancient frozen clever hollow yellow "
               "simple bitter velvet wooden mighty restless").split()
 VERBS = "carried painted followed repaired noticed borrowed lifted covered opened guarded moved measured".split()
@@ -21,12 +25,12 @@ ALLITERATION = {
     "F": ("Fiona Felix Freda", "found fried folded", "fresh flat fuzzy five", "feathers flannels flutes figs"),
     "G": ("Greta Gordon Gilda", "grew grabbed gathered", "green grey grand gritty", "grapes goggles gloves geese"),
     "K": ("Karl Kitty Quentin", "kept cut carried", "crisp keen quick cool", "cookies kettles crabs quilts"),
-    "P": ("Paula Percy Piper", "packed peeled polished", "plump pink plain proud", "plums pepper pots puppets"),
+    "P": ("Paula Percy Piper", "packed peeled polished", "plump pink plain proud", "plums peppers pots puppets"),
     "S": ("Simon Sasha Selma", "sold sorted sifted", "six soft silent silver", "seeds saucers sickles sausages"),
     "Sh": ("Sheila Sean Sharon", "shook shined shelved", "short sharp shiny shy", "shells shoes shawls shutters"),
     "Sl": ("Sloan Sly Slade", "slid sliced slung", "slim slow sleek slick", "slippers sleds slates sleeves"),
     "T": ("Tina Todd Tamsin", "took tied twisted", "tall tiny twelve tart", "tulips trumpets turtles towels"),
-    "Th": ("Thea Thor Thelma", "thought threw thinned", "thick thin thorny three", "thimbles thistles threads thorns"),
+    "Th": ("Thea Thor Thelma", "thawed threw thinned", "thick thin thorny three", "thimbles thistles threads thorns"),
     "W": ("Wanda Walter Wilma", "washed weighed wove", "warm wild wet white", "walnuts wheels whistles wagons"),
 }
 """First sound -> names, verbs, adjectives, nouns that begin with it."""
@@ -34,13 +38,17 @@ ALLITERATION = {
 MINIMAL_PAIRS = (
     "sell shell sip ship seat sheet sore shore same shame sock shock",
     "light right lane rain lock rock glass grass fly fry long wrong",
-    "free three fin thin fought thought first thirst fret threat roof truth",
+    "free three fin thin fought thought first thirst fret threat deaf death",
     "vine wine vest west veil whale vet wet verse worse vow wow",
-    "chip ship cheap sheep chair share chew shoe watch wash cheese she",
+    "chip ship cheap sheep chair share chew shoe watch wash witch wish",
     "bat pat bear pear bill pill cub cup robe rope bush push",
-    "den then dare there day they dough though dose those doze these",
+    "den then dare there day they dough though doze those breed breathe",
 )
 """Words in pairs that differ in one sound."""
+
+PARTS_OF_DAY = {"in the morning": tuple(range(1, 12)), "in the afternoon": (12, 1, 2, 3, 4, 5),
+                "in the evening": (6, 7, 8, 9), "at night": (9, 10, 11)}  # fmt: skip
+"""Part of the day -> the hours that are said with it."""
 
 RARE_FIRST = ("Ottoline Thaddeus Isolde Caspian Ximena Evander Saoirse Zebedee Philippa Leopold Aurelia Barnaby "
               "Calliope Demetrius Eudora Fitzgerald Guinevere Horatio Ingeborg Jacinda Kasimir Lysander Mireille "
@@ -55,7 +63,7 @@ SHORT = ("yes no go stop why when who wow hush left right twelve eight oh hey th
 
 
 def clause(rng: Random) -> str:
-    """the narrow lantern followed the copper behind the bridge."""
+    """the narrow lantern followed the broken barrel behind the bridge"""
     a, b, c = rng.sample(NOUNS, 3)
     return (f"the {rng.choice(ADJECTIVES)} {a} {rng.choice(VERBS)} the {rng.choice(ADJECTIVES)} {b} "
             f"{rng.choice(PLACES)} {c}")
@@ -121,32 +129,33 @@ def _suffix(n: int) -> str:
 
 
 def dates(rng: Random, digits: bool) -> str:
-    month, day, year = rng.randrange(12), rng.randint(1, 28), rng.randint(1801, 2039)
+    day = past_day(rng)
+    month, week = MONTHS[day.month - 1], DAYS[day.weekday()]
     if digits:
-        date = rng.choice((f"{MONTHS[month]} {day}, {year}", f"{day} {MONTHS[month]} {year}"))
+        date = rng.choice((f"{month} {day.day}, {day.year}", f"{day.day} {month} {day.year}"))
     else:
-        date = f"{MONTHS[month]} {ordinal_en(day)}, {year_en(year)}"
+        date = f"{month} {ordinal_en(day.day)}, {year_en(day.year)}"
     return rng.choice((
-        sentence(f"the {rng.choice(NOUNS)} was sold on {rng.choice(DAYS)}, {date}"),
-        sentence(f"from {date} on, the {rng.choice(NOUNS)} stayed closed"),
-        sentence(f"was it {date}, or a {rng.choice(DAYS)} before that", "?"),
+        sentence(f"the {rng.choice(NOUNS)} was sold on {week}, {date}"),
+        sentence(f"from {date} on, the {rng.choice(SITES)} stayed closed"),
+        sentence(f"was it {week}, {date}, or the {week} before that", "?"),
     ))  # fmt: skip
 
 
 def times(rng: Random, digits: bool) -> str:
-    hour, minute = rng.randint(1, 12), rng.choice((0, *range(1, 60)))
-    half = rng.choice(("in the morning", "in the afternoon", "at night"))
+    part, hour, minute = time_of_day(rng, PARTS_OF_DAY)
     if digits:
         time = f"{hour}:{minute:02d}"
     elif minute == 0:
         time = f"{cardinal_en(hour)} o'clock"
     else:
         time = f"{cardinal_en(hour)} {'oh ' if minute < 10 else ''}{cardinal_en(minute)}"
+    time = f"{time} {'noon' if (hour, minute) == (12, 0) else part}"
     gate = rng.randint(2, 98)
     return rng.choice((
-        sentence(f"the train to the {rng.choice(NOUNS)} leaves at {time} {half}"),
-        sentence(f"meet me at {time} {half}, gate {gate if digits else cardinal_en(gate)}"),
-        sentence(f"on {rng.choice(DAYS)} the {rng.choice(NOUNS)} opens at {time} {half}"),
+        sentence(f"the train to the {rng.choice(SITES)} leaves at {time}"),
+        sentence(f"meet me at {time}, gate {gate if digits else cardinal_en(gate)}"),
+        sentence(f"on {rng.choice(DAYS)} the {rng.choice(SITES)} opens at {time}"),
     ))  # fmt: skip
 
 
@@ -156,7 +165,7 @@ def money(rng: Random, digits: bool) -> str:
     price = f"{sign}{whole:,}.{cents:02d}" if digits else f"{cardinal_en(whole)} {unit} and {cardinal_en(cents)} {part}"
     return rng.choice((
         sentence(f"the {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)} costs {price}"),
-        sentence(f"she paid {price} for {an(rng.choice(NOUNS))} and kept the change"),
+        sentence(f"she paid {price} for {an(rng.choice(NOUNS))} and kept the receipt"),
         sentence(f"is {price} too much for {an(rng.choice(NOUNS))}", "?"),
     ))  # fmt: skip
 
@@ -165,7 +174,7 @@ def phone(rng: Random, digits: bool) -> str:
     parts = ["".join(rng.choice("0123456789") for _ in range(n)) for n in (3, 3, 4)]
     number = "-".join(parts) if digits else ", ".join(digits_en(p) for p in parts)
     return rng.choice((
-        sentence(f"call the {rng.choice(NOUNS)} office at {number}"),
+        sentence(f"call the {rng.choice(SITES)} office at {number}"),
         sentence(f"my number is {number}, ask for the {rng.choice(NOUNS)}"),
         sentence(f"the code of the {rng.choice(NOUNS)} is {number}"),
     ))  # fmt: skip
@@ -196,20 +205,21 @@ def rare_names(rng: Random, digits: bool) -> str:
 
 
 def punctuation(rng: Random, digits: bool) -> str:
-    a, b = rng.sample(NOUNS, 2)
+    a, b, c = rng.sample(NOUNS, 3)
     adjective, verb = rng.choice(ADJECTIVES), rng.choice(VERBS)
     return rng.choice((
         f"“Wait... the {a}?!” she cried; (softly, then loudly) “no, no: the {adjective} {b}!”",
-        f"The {a} (yes, the {adjective} one), the {b}, the ladder; all of it... {verb}!!",
+        f"The {a} (yes, the {adjective} one), the {b}, the {c}; all of it... {verb}!!",
         f"“{adjective.capitalize()}?” — “{adjective.capitalize()}!” — “The {a}, or the {b}?”",
         f"{a.capitalize()}, {b}; {a}: {b} ({adjective}), “{a}”... {b}?",
     ))  # fmt: skip
 
 
 def very_short(rng: Random, digits: bool) -> str:
-    word = rng.choice(SHORT)
-    return sentence(rng.choice((word, f"{word} {rng.choice(SHORT)}", f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}",
-                                f"{word}, the {rng.choice(NOUNS)}")), rng.choice(".!?"))
+    word, second, third = (rng.choice(SHORT) for _ in range(3))
+    return sentence(rng.choice((
+        word, f"{word}, {second}", f"{word}, {second}, {third}", f"{word}, the {rng.choice(NOUNS)}",
+        f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}")), rng.choice(".!?"))  # fmt: skip
 
 
 def very_long(rng: Random, digits: bool) -> str:
