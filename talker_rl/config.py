@@ -48,15 +48,31 @@ class SetLimits(Settings):
     eval: int | None = Field(None, ge=1, description="Prompts that are touched once, for the final figures.")
 
 
+Lang = Literal["zh", "en", "mixed"]
+
+
+class SetLangs(Settings):
+    """The language of each set's texts; null finds each by its script."""
+
+    train: Lang | None = Field(None, description="zh, en or mixed, for all train prompts that name none.")
+    dev: Lang | None = Field(None, description="Likewise.")
+    eval: Lang | None = Field(None, description="Likewise; zh for seed-tts-eval's Chinese list, Latin letters or not.")
+
+
 class PromptsConfig(SpeakerSettings):
     """Three prompt sets, disjoint by text."""
 
     train: str = Field("micro:train", description="A .txt (one text a line), .jsonl, .csv, .tsv or .parquet file, a "
-                       "folder of datasets.save_to_disk (folder:split), a hub dataset hf:owner/name[@revision][:config]"
-                       "[:split], or micro:train. #column behind it names the column of the texts.")
+                       "list of seed-tts-eval (.lst), a folder of datasets.save_to_disk (folder:split), a hub dataset "
+                       "hf:owner/name[@revision][:config][:split], or micro:train. #column behind it names the column "
+                       "of the texts.")
     dev: str = Field("micro:dev", description="Likewise, for the choice of the checkpoint.")
     eval: str = Field("micro:eval", description="Likewise, for the final figures.")
     speaker: str | None = Field(None, description="Speaker of prompts that name none; null is the checkpoint's first.")
+    lang: Lang | SetLangs | None = Field(
+        None, description="Language of prompts that name none: zh, en or mixed; one for the three sets, or one a set: "
+        "{eval: zh}. null: by the script of their letters, and texts in other scripts are skipped."
+    )
     limit: SetLimits = Field(default_factory=SetLimits, description="Prompts used of each set.")
     columns: dict[str, str] | None = Field(
         None, description="Field of a prompt -> column of the source, e.g. {text: sentence, speaker: voice}; no other "
@@ -70,8 +86,9 @@ class PromptsConfig(SpeakerSettings):
 
     def reading(self, which: str) -> dict[str, Any]:
         """What ``read_prompts`` is told of a set."""
+        lang = getattr(self.lang, which) if isinstance(self.lang, SetLangs) else self.lang
         return {"spec": getattr(self, which), "limit": getattr(self.limit, which), "default_speaker": self.speaker,
-                "columns": self.columns, "max_chars": self.max_chars, "max_words": self.max_words}
+                "columns": self.columns, "max_chars": self.max_chars, "max_words": self.max_words, "lang": lang}
 
 
 class RolloutConfig(Settings):

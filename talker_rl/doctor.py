@@ -171,18 +171,19 @@ def _recognisers(config: RunConfig) -> Iterator[Finding]:
 
 
 def _prompts(config: RunConfig) -> Iterator[Finding]:
-    from talker_rl.data.prompts import check_disjoint, read_prompts
+    from talker_rl.data.prompts import check_disjoint, drop_shared_pieces, read_prompts
     from talker_rl.omni.checkpoint import speakers_of
 
     speakers = sorted(speakers_of(config.model))
     sets = {}
     for name in ("train", "dev", "eval"):
         found = read_prompts(**config.prompts.reading(name), speakers=speakers)
-        sets[name] = found.prompts
+        sets[name] = found
         yield "ok", f"{len(found.prompts)} {name} prompts in {found.source}"
         for line in found.describe():
             yield "warn", line
-    check_disjoint(sets)
+    drop_shared_pieces(sets)  # as the stage does
+    check_disjoint({name: found.prompts for name, found in sets.items()})
     yield "ok", "the three sets share no text"
 
 

@@ -90,7 +90,7 @@ def test_what_a_specification_names(tmp_path: Path) -> None:
     assert parse_source(str(odd)).path == odd and texts(odd) == ["one."]
     prompts = load_config([], ["prompts.columns.text=sentence", "prompts.max_words=30"]).prompts
     assert prompts.reading("dev") == {"spec": "micro:dev", "limit": None, "default_speaker": None, "max_chars": None,
-                                      "columns": {"text": "sentence"}, "max_words": 30}
+                                      "columns": {"text": "sentence"}, "max_words": 30, "lang": None}
 
 
 def test_files_in_messages_are_known_by_their_content(tmp_path: Path) -> None:

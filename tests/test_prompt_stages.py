@@ -11,12 +11,16 @@ import pytest
 from PIL import Image
 
 from talker_rl.cli import main
-from talker_rl.data.records import Prompt
+from talker_rl.data.prompts import read_prompts
+from talker_rl.data.records import Candidate, Prompt
+from talker_rl.errors import DataError
 from talker_rl.omni.checkpoint import load_omni
 from talker_rl.omni.conditioning import compute_conditioning
 from talker_rl.omni.conditioning_cache import ConditioningCache
 from talker_rl.omni.config import ConditioningConfig, ModelConfig
 from talker_rl.run_dir import read_json
+from talker_rl.stages.remote import item_of
+from talker_rl.stages.worker import AudioSpec, _keep_audio
 
 ANSWER = [{"role": "user", "content": "music mountain river bottle."}]
 
@@ -72,3 +76,29 @@ def test_a_thinker_that_answers_instead_of_reading_is_left_out(
         ConditioningConfig(mode="generate", max_reply_wer=None),
     )  # fmt: skip
     assert answered.reply_text == "music mountain river bottle."
+
+
+def test_speech_is_kept_inside_its_folder_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "audio"
+    spec = AudioSpec(folder=str(folder), format="flac", prompt_ids=None)
+    sound = np.zeros(2400, dtype=np.float32)
+
+    def keep(prompt_id: str) -> None:
+        candidate = Candidate(prompt_id, f"{prompt_id}-0", "Ann", 0, [1], 8294, "eos", [0.0, 0.0])
+        _keep_audio(spec, [candidate], {candidate.candidate_id: sound})
+
+    keep("fine")
+    for prompt_id in ("../../escape", "spk1/utt1", str(tmp_path / "x")):
+        with pytest.raises(DataError, match="no file name"):
+            keep(prompt_id)
+    assert [f.name for f in tmp_path.rglob("*") if f.is_file()] == ["fine-0.flac"]
+
+
+def test_the_longest_id_goes_through_files_and_the_service(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"text": "One two. Three four.", "prompt_id": "x" * 200}))
+    piece = read_prompts(str(tmp_path / "p.jsonl"), default_speaker="Ann", max_words=2).prompts[-1]
+    candidate = Candidate(piece.prompt_id, f"{piece.prompt_id}-15", "Ann", 0, [1], 8294, "eos", [0.0, 0.0])
+    assert item_of(piece, candidate, 0).id == f"{'x' * 200}_2-15"
+    _keep_audio(AudioSpec(folder=str(tmp_path / "audio"), format="opus", prompt_ids=None), [candidate],
+                {candidate.candidate_id: np.zeros(2400, dtype=np.float32)})
+    assert (tmp_path / "audio" / f"{candidate.candidate_id}.opus").is_file()

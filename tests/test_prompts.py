@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from talker_rl.data.prompts import check_disjoint, check_text, detect_lang, read_prompts, text_key
+from talker_rl.data.prompts import check_disjoint, read_prompts
 from talker_rl.data.records import Prompt, to_row
+from talker_rl.data.texts import check_text, detect_lang, is_other_script, text_key
 from talker_rl.errors import PromptError
 from talker_rl.stages.shards import ShardFolder
 
@@ -18,16 +19,28 @@ from talker_rl.stages.shards import ShardFolder
 @pytest.mark.parametrize(
     ("text", "lang"),
     [("Hello there.", "en"), ("你好，世界。", "zh"), ("我爱 coffee。", "mixed"), ("42", "en"), ("Ｈｅｌｌｏ", "en"),
-     ("㐀", "zh")],
+     ("㐀", "zh"), ("𠮷", "zh")],
 )
 def test_language_by_script(text: str, lang: str) -> None:
     assert detect_lang(text) == lang
+    assert not is_other_script(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [("こんにちは", True), ("政府は新しい経済対策を発表した。", True), ("안녕", True), ("Привет, мир", True),
+     ("مرحبا", True), ("नमस्ते", True), ("Ça va, où es-tu?", False), ("Tiếng Việt", False),
+     ("鲜の每日大药房连锁店上海", False), ("3.14", False), ("The letter π", False)],
+)
+def test_other_scripts(text: str, other: bool) -> None:
+    assert is_other_script(text) == other
 
 
 @pytest.mark.parametrize("text", ["", "   ", "...", "?! …", "—", "a\x00b", None, 3, ["a"]])
 def test_what_cannot_be_spoken_is_an_error_when_given_singly(text: object) -> None:
     with pytest.raises(PromptError, match="cannot be spoken"):
         check_text(text)
+    assert check_text("one.\r\ntwo. ") == "one.\ntwo."
 
 
 def test_a_text_file_skips_and_counts_by_line(tmp_path: Path) -> None:
@@ -38,8 +51,8 @@ def test_a_text_file_skips_and_counts_by_line(tmp_path: Path) -> None:
     assert [p.lang for p in found.prompts] == ["en", "en", "zh"]
     assert {p.speaker for p in found.prompts} == {"Ann"}
     assert [(s.line, s.reason) for s in found.skips] == [(2, "empty"), (3, "unspeakable"), (5, "duplicate"),
-                                                       (6, "not_text")]
-    assert found.counts() == {"empty": 1, "unspeakable": 1, "duplicate": 1, "not_text": 1}
+                                                       (6, "not_utf8")]
+    assert found.counts() == {"empty": 1, "unspeakable": 1, "duplicate": 1, "not_utf8": 1}
     assert any("lines 3 of" in line for line in found.describe_skips())
 
 

@@ -150,6 +150,8 @@ def test_what_has_no_figure_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 def test_the_table_is_upstreams_result_file() -> None:
     row = score("e05", "a well-known fact", "a well known fact", "en")
     assert table([row]) == f"e05\t{2 / 3}\ta well-known fact\ta well known fact\t{1 / 3}\t0.0\t{1 / 3}\n"
+    assert score("k", "stop.\n\nGo on.\n", "stop go on", "en").wer == 0, "a line break parts words as a space does"
+    assert table([score("k", "stop.\nGo on.", "stop", "en")]).count("\n") == 1
     assert len(set(PUNCTUATION)) == 82 + 31 and "'" not in PUNCTUATION
 
 

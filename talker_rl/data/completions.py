@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .checks import as_id
 from .config import CompletionsConfig
 from .import_pairs import BadRow, codes_in, read_rows
 from .pairs import index_scores, rank_value
 from .records import CODE_RATE_HZ, Candidate, Completion, Prompt, ScoreRow, stable_hash
+from .texts import plain_breaks
 
 REASONS: dict[str, str] = {
     "no_candidates": "no candidate was sampled for the prompt",
@@ -107,10 +109,11 @@ def _prompt_of(
     row: dict[str, Any], by_id: dict[str, Prompt], by_text: dict[str, list[Prompt]]
 ) -> tuple[Prompt | None, str]:
     """The prompt that a row speaks, or the reason why there is none."""
-    if row.get("prompt_id") in by_id:
-        return by_id[row["prompt_id"]], ""
+    prompt_id = as_id(row.get("prompt_id"))
+    if isinstance(prompt_id, str) and prompt_id in by_id:
+        return by_id[prompt_id], ""
     text, speaker = row.get("text") or row.get("prompt"), row.get("speaker")
-    same = by_text.get(text.strip(), []) if isinstance(text, str) else []
+    same = by_text.get(plain_breaks(text).strip(), []) if isinstance(text, str) else []
     if speaker is not None:
         same = [prompt for prompt in same if prompt.speaker == speaker]
     if len(same) == 1:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from ..errors import DataError
+from .checks import as_id
 from .pairs import pair_id_of
 from .records import CODE_RATE_HZ, NUM_CODES, Candidate, Pair, Prompt
 
@@ -176,7 +177,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix not in (".jsonl", ".json"):
         raise DataError(f"unknown file type {path.suffix!r}", where=str(path), fix="give a .jsonl or .parquet file")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # (splitlines also cuts at U+2028 inside a text)
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8: {error}", where=str(path), fix="save the file as UTF-8") from None
     for number, line in enumerate(lines, start=1):
@@ -184,8 +185,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"not JSON: {error.msg}", where=f"{path}, line {number}", fix="one object a line") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"not JSON: {error}", where=f"{path}, line {number}", fix="one object a line") from None
         if not isinstance(row, dict):
             raise DataError("the line is no object", where=f"{path}, line {number}", fix="one object a line")
         yield row
@@ -197,10 +198,10 @@ def _prompt_of(
     by_text: dict[tuple[str, str], Prompt],
     default_speaker: str | None,
 ) -> Prompt:
-    prompt_id = row.get("prompt_id")
+    prompt_id = as_id(row.get("prompt_id"))
     text = row.get("text") or row.get("prompt")
     speaker = row.get("speaker") or default_speaker
-    if prompt_id in by_id:
+    if isinstance(prompt_id, str) and prompt_id in by_id:
         return by_id[prompt_id]
     if not isinstance(text, str) or not text.strip():
         what = f"unknown prompt_id {prompt_id!r}" if prompt_id else "no prompt_id and no text"

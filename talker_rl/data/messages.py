@@ -13,6 +13,7 @@ on the path: the same files elsewhere are the same prompts, a changed file is an
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def _checked(message: Message, where: str) -> Message:
     content = [{k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else part for part in content]
     for part in content:  # (a table's struct holds null for the keys of other kinds)
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _KEYS or kind not in part or set(part) - _KEYS[kind]:
+        if not isinstance(kind, str) or kind not in _KEYS or kind not in part or set(part) - _KEYS[kind]:
             raise PromptError(f"Not a part of a message: {str(part)[:80]}", where=where,
                               fix='parts are {"type": "text", "text": ...} and audio, image, video alike, with a file')
         if not isinstance(part[kind], str) or kind in MEDIA and "://" in part[kind]:
@@ -66,7 +67,7 @@ def resolve_media(messages: list[Message], base: Path, where: str) -> list[Messa
     """The messages with whole paths and the SHA-256 of every file.
 
     Raises:
-        PromptError: a file that is not there, or is not the one that was noted.
+        PromptError: a file that is not there or cannot be read, or is not the one that was noted.
     """
     out = []
     for message in messages:
@@ -77,11 +78,15 @@ def resolve_media(messages: list[Message], base: Path, where: str) -> list[Messa
         for part in message["content"]:
             kind = part["type"]
             if kind != "text":
-                file = base / Path(part[kind]).expanduser()
-                if not file.is_file():
+                file = base / os.path.expanduser(part[kind])  # (Path's own raises for ~nobody)
+                if not os.path.isfile(file):  # (likewise for names that are too long)
                     raise PromptError(f"There is no such {kind} file", where=f"{where}: {file}",
                                       fix="paths are relative to the prompt file")
-                found = cached_hash(file)
+                try:
+                    found = cached_hash(file)
+                except OSError as error:
+                    raise PromptError(f"Cannot read the {kind} file: {error.strerror or error}",
+                                      where=f"{where}: {file}", fix="give a file that can be read") from error
                 if part.get("sha256", found) != found:
                     raise PromptError(f"The {kind} file changed after the prompts were read", where=f"{where}: {file}",
                                       fix="restore it, or read the prompts again: --force-stage prompts")

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
+import reprlib
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from talker_rl.data.checks import as_id, why_no_file_name, why_not_stored
 from talker_rl.data.messages import check_messages, identity, resolve_media
-from talker_rl.data.prompt_files import parse_source, read_rows
+from talker_rl.data.prompt_files import Unreadable, parse_source, read_rows
 from talker_rl.data.records import Prompt, stable_hash
 from talker_rl.data.split import split_text
+from talker_rl.data.texts import REASONS, detect_lang, is_other_script, plain_breaks, text_key, unspeakable_reason
 from talker_rl.errors import PromptError
 
 FIELDS = ("text", "speaker", "lang", "messages", "reference_seconds", "max_seconds", "prompt_id", "category",
@@ -26,14 +28,6 @@ NOT_PROMPTS = ("codes", "reward")
 """Further columns of a file that gives codes as well (``train.<variant>.data: file``)."""
 
 LANGUAGES = ("zh", "en", "mixed")
-
-REASONS: dict[str, str] = {
-    "empty": "the text is empty",
-    "not_text": "the text is not a string, or the line is not JSON",
-    "unspeakable": "the text has no word: only marks, symbols or control characters",
-    "duplicate": "the same text, speaker and context came before",
-}
-"""Why a line of a prompt file was skipped."""
 
 
 @dataclass(frozen=True)
@@ -85,42 +79,6 @@ class PromptSet:
         return lines
 
 
-def detect_lang(text: str) -> str:
-    """``zh``, ``en`` or ``mixed`` by the scripts of the letters; digits alone count as ``en``."""
-    han = any("一" <= c <= "鿿" or "㐀" <= c <= "䶿" for c in text)
-    latin = any(c.isalpha() and "LATIN" in unicodedata.name(c, "") for c in unicodedata.normalize("NFKC", text))
-    if han:
-        return "mixed" if latin else "zh"
-    return "en"
-
-
-def text_key(text: str) -> str:
-    """What makes two texts the same: NFKC, case and spaces aside."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def unspeakable_reason(text: Any) -> str | None:
-    """A key of ``REASONS`` if nothing of ``text`` can be spoken, else None."""
-    from talker_rl.reward.normalize import tokens_of
-
-    if not isinstance(text, str):
-        return "not_text"
-    if not text.strip():
-        return "empty"
-    if any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in text):
-        return "unspeakable"
-    return None if tokens_of(text) else "unspeakable"
-
-
-def check_text(text: Any) -> str:
-    """The text of a single prompt, or a PromptError that says what is wrong with it."""
-    reason = unspeakable_reason(text)
-    if reason:
-        raise PromptError(f"This prompt cannot be spoken: {REASONS[reason]}", where=repr(text)[:80],
-                          fix="give a text with at least one word")
-    return text.strip()
-
-
 def read_prompts(
     spec: str,
     *,
@@ -130,6 +88,7 @@ def read_prompts(
     columns: Mapping[str, str] | None = None,
     max_chars: int | None = None,
     max_words: int | None = None,
+    lang: str | None = None,
 ) -> PromptSet:
     """Prompts of a file or dataset, in its order.
 
@@ -141,10 +100,11 @@ def read_prompts(
         columns: field of a prompt -> column of the source, where their names differ; nothing else is read then.
         max_chars: longer texts are split, see :mod:`talker_rl.data.split`.
         max_words: likewise, in words.
+        lang: of prompts that name none; None finds it by their script, and skips texts in another than Han and Latin.
 
     Raises:
-        PromptError: no such file, a speaker that the checkpoint does not have, a field of the wrong kind, or no
-            usable prompt at all.
+        PromptError: no such file, a speaker that the checkpoint does not have, a field of the wrong kind, an id that
+            is no file name, or no usable prompt at all.
     """
     source = parse_source(spec)
     if columns and (strange := sorted(set(columns) - set(FIELDS))):
@@ -158,19 +118,26 @@ def read_prompts(
     for number, row in rows.rows:
         if limit is not None and len(found.prompts) >= limit:
             break
+        if isinstance(row, Unreadable):
+            found.skips.append(Skip(number, row.reason, row.shown))
+            continue
         record = row if isinstance(row, dict) else {"text": row}
-        text = record.get("text")
+        text: Any = record.get("text")
         reason = unspeakable_reason(text)
         if reason:
-            found.skips.append(Skip(number, reason, repr(text)[:60]))
+            found.skips.append(Skip(number, reason, reprlib.repr(text)))
             continue
+        record = {**record, "text": plain_breaks(text).strip(), "lang": record.get("lang") or lang}
         prompt = _to_prompt(record, fallback, source.base, where=f"{source}, line {number}")
         if known is not None and prompt.speaker not in known:
             raise PromptError(f"Unknown speaker {prompt.speaker!r}", where=f"{source}, line {number}",
                               fix=f"this checkpoint has: {', '.join(known)}")
-        pieces = pieces_of(prompt, max_chars, max_words)
+        pieces = pieces_of(prompt, max_chars, max_words, lang=record["lang"])
         found.split += len(pieces) > 1
         for piece in pieces[: None if limit is None else limit - len(found.prompts)]:
+            if record["lang"] is None and is_other_script(piece.text):
+                found.skips.append(Skip(number, "other_script", piece.text[:60]))
+                continue
             key = stable_hash(text_key(piece.text), piece.speaker, identity(piece.messages))
             if key in seen:
                 found.skips.append(Skip(number, "duplicate", piece.text[:60]))
@@ -186,19 +153,23 @@ def read_prompts(
     return found
 
 
-def pieces_of(prompt: Prompt, max_chars: int | None = None, max_words: int | None = None) -> list[Prompt]:
+def pieces_of(
+    prompt: Prompt, max_chars: int | None = None, max_words: int | None = None, lang: str | None = None
+) -> list[Prompt]:
     """The prompt, or prompts of its pieces where its text is too long: ``<id>_1``, ``<id>_2``, ... in the same context.
 
-    Durations are stated for the whole text, so pieces have none.
+    Durations are stated for the whole text, so pieces have none. A given ``lang`` is that of every piece, where it is
+    not ``mixed``: a piece of such a text may be in one language.
     """
     if max_chars is None and max_words is None:
         return [prompt]
     texts = split_text(prompt.text, max_chars=max_chars, max_words=max_words)
     if len(texts) == 1:
         return [prompt]
+    of_all = lang if lang != "mixed" else None
     return [
-        replace(prompt, text=text, lang=detect_lang(text), prompt_id=f"{prompt.prompt_id}_{i}", reference_seconds=None,
-                max_seconds=None)
+        replace(prompt, text=text, lang=of_all or detect_lang(text), prompt_id=f"{prompt.prompt_id}_{i}",
+                reference_seconds=None, max_seconds=None)
         for i, text in enumerate(texts, 1)
     ]
 
@@ -213,9 +184,15 @@ def _to_prompt(record: dict[str, Any], default_speaker: str, base: Path, where: 
         if isinstance(record.get(name), str):  # a table's column holds it as JSON
             try:
                 record[name] = json.loads(record[name])
-            except ValueError:
+            except (ValueError, RecursionError):
                 pass  # told below
-    text, messages = record["text"].strip(), record.get("messages")
+    for name in FIELDS:
+        if why := why_not_stored(record.get(name)):
+            raise PromptError(f"{name} cannot be stored: {why}", where=where, fix="write texts, numbers and lists")
+    text = record["text"]
+    messages = record.get("messages")
+    if messages == []:  # how some tables write that there are none
+        messages = None
     if messages is not None:
         messages = resolve_media(check_messages(messages, where), base, where)
     lang = record.get("lang") or detect_lang(text)
@@ -229,12 +206,13 @@ def _to_prompt(record: dict[str, Any], default_speaker: str, base: Path, where: 
         number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         if seconds is not None and not (number and 0 < seconds < math.inf):
             raise PromptError(f"{name} is not a positive number: {seconds!r}", where=where, fix="leave it out")
-    prompt_id = record.get("prompt_id")
-    if isinstance(prompt_id, int) and not isinstance(prompt_id, bool):  # as a table's key is
-        prompt_id = str(prompt_id)
+    prompt_id = as_id(record.get("prompt_id"))
+    derived = "leave it out: it is derived from text, speaker and messages"
     if not isinstance(prompt_id, str | None):
-        raise PromptError(f"prompt_id is neither a text nor a whole number: {prompt_id!r}", where=where,
-                          fix="leave it out: it is derived from text, speaker and messages")
+        raise PromptError(f"prompt_id is neither a text nor a whole number: {prompt_id!r}", where=where, fix=derived)
+    if prompt_id is not None and (why := why_no_file_name(prompt_id)):
+        raise PromptError(f"prompt_id {prompt_id[:80]!r} cannot name a file: {why}", where=where,
+                          fix=f"{derived}; or write it in letters, digits, _ and -")
     for name, kind in (("category", str), ("provenance", dict)):
         if not isinstance(record.get(name), kind | None):
             raise PromptError(f"{name} is not a {'name' if kind is str else 'mapping'}: {record[name]!r}", where=where,

@@ -74,14 +74,15 @@ def score(key: str, reference: str, hypothesis: str, lang: str) -> Scored:
     if lang not in LANGUAGES:
         raise ConfigError(f"seed-tts-eval has no rules for the language {lang!r}", fix="use zh or en")
     hypothesis = simplified(hypothesis) if lang == "zh" else hypothesis
-    truth, heard = prepare(reference.rstrip(), lang), prepare(hypothesis, lang)
+    reference = reference.rstrip().replace("\n", " ")  # no list of upstream's can hold one, and it would join two words
+    truth, heard = prepare(reference, lang), prepare(hypothesis, lang)
     tokens, said = (wer_default([text])[0] for text in (truth, heard))
     if not tokens:
         raise DataError(f"The reference has no word: {reference!r:.60}", where=key,
                         fix="leave it out; an error rate needs a reference")
     found = align(tokens, said)
     c = found.counts
-    return Scored(key, reference.rstrip(), hypothesis, found.columns, c.substitutions, c.deletions, c.insertions,
+    return Scored(key, reference, hypothesis, found.columns, c.substitutions, c.deletions, c.insertions,
                   c.length, len(truth.split(" ")))
 
 

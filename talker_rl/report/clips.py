@@ -14,6 +14,9 @@ from talker_rl.report.collect import PairToHear, Run
 
 T = TypeVar("T")
 
+KEPT = ("opus", "flac")
+"""What kept speech ends in (audio.format)."""
+
 
 def spaced(items: list[T], count: int) -> list[T]:
     """``count`` items at even distances."""
@@ -66,7 +69,8 @@ def speech_of(pairs: Sequence[tuple[Run, PairToHear]], *, audio_format: str, max
 
 
 def _kept(run: Run, item: PairToHear, candidate_id: str) -> Path | None:
-    return next((run.path / "audio" / f"{item.stage}scores").glob(f"{candidate_id}.*"), None)
+    folder = run.path / "audio" / f"{item.stage}scores"
+    return next((file for kind in KEPT if (file := folder / f"{candidate_id}.{kind}").is_file()), None)
 
 
 def _decode_missing(pairs: Sequence[tuple[Run, PairToHear]], notes: list[str]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def known_codes(model: ModelConfig, speaker: str, prompts: Sequence[Prompt], sam
 
 def prompts_for(speaker: str, texts: Sequence[str] = ()) -> list[Prompt]:
     """Prompts of these texts, or of a few built-in ones."""
-    from talker_rl.data.prompts import check_text, detect_lang
+    from talker_rl.data.texts import check_text, detect_lang
 
     return [Prompt(check_text(t), speaker, detect_lang(t)) for t in texts or (*TEXTS["en"], *TEXTS["zh"])]
 
@@ -177,7 +177,7 @@ def read_codes(path: str) -> list[Known]:
     import json
     from pathlib import Path
 
-    from talker_rl.data.prompts import detect_lang
+    from talker_rl.data.texts import detect_lang
 
     file = Path(path).expanduser()
     if not file.is_file():

@@ -293,12 +293,16 @@ def _keep_audio(spec: AudioSpec, candidates: list[Candidate], audio: dict[str, n
     from talker_rl.run_dir import atomic_write
 
     kept = None if spec.prompt_ids is None else set(spec.prompt_ids)
+    folder, suffix = Path(spec.folder), "opus" if spec.format == "opus" else "flac"
     for candidate in candidates:
         sound = audio.get(candidate.candidate_id)
         if sound is None or (kept is not None and candidate.prompt_id not in kept):
             continue
+        file = folder / f"{candidate.candidate_id}.{suffix}"
+        if file.parent != folder:  # (ids are checked where they are read; a run may be older than that)
+            raise DataError(f"The candidate id {candidate.candidate_id!r} is no file name", where=spec.folder,
+                            fix="leave prompt_id out, or write it without / and begin the run again")
         sink = io.BytesIO()
         kind = {"format": "OGG", "subtype": "OPUS"} if spec.format == "opus" else {"format": "FLAC"}
         soundfile.write(sink, np.clip(sound, -1.0, 1.0), AUDIO_RATE, **kind)
-        suffix = "opus" if spec.format == "opus" else "flac"
-        atomic_write(Path(spec.folder) / f"{candidate.candidate_id}.{suffix}", sink.getvalue())
+        atomic_write(file, sink.getvalue())

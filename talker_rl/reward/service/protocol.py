@@ -28,7 +28,7 @@ class _StrictBase64(Base64Encoder):
 
 
 Sound = Annotated[bytes, EncodedBytes(encoder=_StrictBase64)]
-Id = Annotated[str, Field(min_length=1, max_length=200)]
+Id = Annotated[str, Field(min_length=1, max_length=255)]
 
 
 class Item(BaseModel):
@@ -50,7 +50,7 @@ class Item(BaseModel):
     reference_seconds: float | None = Field(
         default=None, gt=0, le=3600, allow_inf_nan=False, description="Duration of a clean rendering, where known."
     )
-    prompt_id: str = Field(default="", max_length=200, description="Passed to components of one's own.")
+    prompt_id: str = Field(default="", max_length=255, description="Passed to components of one's own.")
     sample_seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="Seed the codes were sampled with; for components of one's own."
     )
