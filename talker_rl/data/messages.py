@@ -43,7 +43,7 @@ def _checked(message: Message, where: str) -> Message:
     if role not in ROLES:
         raise PromptError(f"Unknown role {role!r} in `messages`", where=where, fix=f"one of {', '.join(ROLES)}")
     if isinstance(content, str):
-        return {"role": role, "content": content}
+        return {"role": role, "content": _encodable(content, where)}
     if not isinstance(content, list) or not content:
         raise PromptError("A message's content is neither a text nor a list of parts", where=where,
                           fix='write a text, or parts such as {"type": "audio", "audio": "clip.wav"}')
@@ -57,16 +57,25 @@ def _checked(message: Message, where: str) -> Message:
             held = "text" if kind == "text" else "path of a file"
             raise PromptError(f"The {kind} part holds no {held}: {str(part[kind])[:80]}", where=where,
                               fix="give a text, or a file on this machine: nothing is downloaded")
+        _encodable(part[kind], where)
     if all(part["type"] == "text" for part in content):  # what the template makes of them
         return {"role": role, "content": "".join(part["text"] for part in content)}
     return {"role": role, "content": content}
+
+
+def _encodable(text: str, where: str) -> str:
+    """The text; a PromptError where it holds half a surrogate pair, which JSON can write and no tokenizer reads."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise PromptError(f"Not a text: {text[:80]!r} holds half a surrogate pair", where=where,
+                          fix="write the whole character")
+    return text
 
 
 def resolve_media(messages: list[Message], base: Path, where: str) -> list[Message]:
     """The messages with whole paths and the SHA-256 of every file.
 
     Raises:
-        PromptError: a file that is not there, or is not the one that was noted.
+        PromptError: a file that is not there, cannot be read, or is not the one that was noted.
     """
     out = []
     for message in messages:
@@ -77,11 +86,15 @@ def resolve_media(messages: list[Message], base: Path, where: str) -> list[Messa
         for part in message["content"]:
             kind = part["type"]
             if kind != "text":
-                file = base / Path(part[kind]).expanduser()
-                if not file.is_file():
-                    raise PromptError(f"There is no such {kind} file", where=f"{where}: {file}",
-                                      fix="paths are relative to the prompt file")
-                found = cached_hash(file)
+                try:
+                    file = base / Path(part[kind]).expanduser()
+                    if not file.is_file():
+                        raise PromptError(f"There is no such {kind} file", where=f"{where}: {file}",
+                                          fix="paths are relative to the prompt file")
+                    found = cached_hash(file)
+                except (OSError, RuntimeError) as error:  # not permitted, too long a name; the home of nobody
+                    raise PromptError(f"The {kind} file cannot be read: {error}", where=f"{where}: {part[kind]}",
+                                      fix="paths are relative to the prompt file") from error
                 if part.get("sha256", found) != found:
                     raise PromptError(f"The {kind} file changed after the prompts were read", where=f"{where}: {file}",
                                       fix="restore it, or read the prompts again: --force-stage prompts")

@@ -107,7 +107,7 @@ def unspeakable_reason(text: Any) -> str | None:
         return "not_text"
     if not text.strip():
         return "empty"
-    if any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in text):
+    if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in text):  # Cs: half a surrogate pair
         return "unspeakable"
     return None if tokens_of(text) else "unspeakable"
 
