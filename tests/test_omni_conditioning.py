@@ -236,3 +236,25 @@ def test_bad_prompts_are_skipped_and_counted(omni, tmp_path):
 def test_unknown_speaker_of_the_model(omni):
     with pytest.raises(CheckpointError, match="Ann, Bob"):
         omni.speaker("Cid")
+
+
+@pytest.mark.parametrize("name", ["prefix", "reply_stream"])
+def test_what_is_not_finite_is_not_stored(omni, tmp_path, monkeypatch, name):
+    import talker_rl.omni.conditioning as module
+
+    original, bad = module._hidden_plus_embedding, PROMPTS[1]
+
+    def hidden(omni, sequences):
+        sums = original(omni, sequences)
+        longest = max(range(len(sums)), key=lambda i: len(sums[i]))
+        sums[longest][0 if name == "prefix" else -1] = torch.nan  # PROMPTS[1] is the longest
+        return sums
+
+    monkeypatch.setattr(module, "_hidden_plus_embedding", hidden)
+    with pytest.raises(PromptError, match=f"{name} is not finite") as raised:
+        compute_conditioning(omni, PROMPTS)
+    assert bad.prompt_id in str(raised.value) and "model.dtype" in str(raised.value)
+    errors = {}
+    made = ensure_conditioning(omni, PROMPTS, ConditioningConfig(), tmp_path, errors=errors)
+    assert list(errors) == [bad.prompt_id] and len(made) == 3
+    assert all(c.prefix.isfinite().all() and c.reply_stream.isfinite().all() for c in made.values())

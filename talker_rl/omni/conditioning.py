@@ -135,7 +135,8 @@ def compute_conditioning(
             sums = _hidden_plus_embedding(omni, [context.extended(reply) for _, context, reply in chunk])
             for (prompt, context, reply), total in zip(chunk, sums, strict=True):
                 text = tokenizer.decode(reply) if cfg.mode == "generate" else prompt.text
-                out.append(_split(omni, prompt, total, context, text))
+                with _noting(prompt, errors):
+                    out.append(_finite(_split(omni, prompt, total, context, text)))
         if progress:
             progress(min(start + cfg.batch_size, len(prompts)), len(prompts))
     return out
@@ -281,6 +282,18 @@ def _split(omni: Omni, prompt: Prompt, total: torch.Tensor, before: Context, rep
         reply_text=reply_text,
         position_ids=_prefix_positions(omni, before),
     )
+
+
+def _finite(made: Conditioning) -> Conditioning:
+    """The conditioning, or a PromptError: stored, a NaN would stop a later stage for all prompts."""
+    for name, rows in (("prefix", made.prefix), ("reply_stream", made.reply_stream)):
+        if not rows.isfinite().all():
+            raise PromptError(
+                f"the Thinker's {name} is not finite", where=f"prompt {made.prompt_id}",
+                fix="look at the prompt's media; where it is so for all prompts, check the checkpoint, or use a "
+                "model.dtype of wider range (bfloat16, float32)",
+            )  # fmt: skip
+    return made
 
 
 def _prefix_positions(omni: Omni, context: Context) -> torch.Tensor | None:
