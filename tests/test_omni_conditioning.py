@@ -11,7 +11,7 @@ import torch
 from omni_factory import random_conditionings, tokenizer, write_checkpoint
 
 from talker_rl.data.records import Prompt
-from talker_rl.errors import CheckpointError, DataError, PromptError
+from talker_rl.errors import CheckpointError, DataError, PromptError, StageError
 from talker_rl.omni.checkpoint import load_omni
 from talker_rl.omni.conditioning import compute_conditioning, conditioning_key, prompt_messages
 from talker_rl.omni.conditioning_cache import ConditioningCache, ensure_conditioning
@@ -236,3 +236,36 @@ def test_bad_prompts_are_skipped_and_counted(omni, tmp_path):
 def test_unknown_speaker_of_the_model(omni):
     with pytest.raises(CheckpointError, match="Ann, Bob"):
         omni.speaker("Cid")
+
+
+@pytest.mark.parametrize("name", ["prefix", "reply_stream"])
+def test_what_is_not_finite_is_not_stored(omni, tmp_path, monkeypatch, name):
+    import talker_rl.omni.conditioning as module
+
+    original, bad = module._hidden_plus_embedding, PROMPTS[1]
+
+    def hidden(omni, sequences):
+        sums = original(omni, sequences)
+        longest = max(range(len(sums)), key=lambda i: len(sums[i]))
+        sums[longest][0 if name == "prefix" else -1] = torch.nan  # PROMPTS[1] is the longest
+        return sums
+
+    monkeypatch.setattr(module, "_hidden_plus_embedding", hidden)
+    with pytest.raises(PromptError, match=f"{name} is not finite") as raised:
+        compute_conditioning(omni, PROMPTS)
+    assert bad.prompt_id in str(raised.value) and "model.dtype" in str(raised.value)
+    errors = {}
+    made = ensure_conditioning(omni, PROMPTS, ConditioningConfig(), tmp_path, errors=errors)
+    assert list(errors) == [bad.prompt_id] and len(made) == 3
+    assert all(c.prefix.isfinite().all() and c.reply_stream.isfinite().all() for c in made.values())
+
+
+def test_a_full_disk_is_told_as_safetensors_tells_it(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(StageError, match="disk is full"):
+        ConditioningCache(tmp_path).put([(c, "key") for c in random_conditionings([(3, 2)])])

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from talker_rl.data.records import Prompt
+from talker_rl.data.messages import check_messages, identity, resolve_media
+from talker_rl.data.records import Prompt, stable_hash
 from talker_rl.errors import CheckpointError, PromptError
 from talker_rl.omni.checkpoint import load_omni
 from talker_rl.omni.conditioning import Conditioning, compute_conditioning, conditioning_key, prompt_messages
@@ -36,6 +37,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         soundfile.write(folder / name, rng.normal(0, 0.1, (int(seconds * rate), 2)), rate)
     for name, size in (("a.png", (90, 60)), ("b.png", (56, 140))):
         Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(folder / name)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # lies on its side, as telephones store upright photos
+    Image.open(folder / "a.png").save(folder / "c.jpg", exif=turned)
     grid = torch.tensor([[3, 4, 6]])
     pixels = torch.from_numpy(rng.normal(size=(72, 1176)).astype(np.float32))
     save_file({"pixel_values_videos": pixels, "video_grid_thw": grid, "video_second_per_grid": torch.tensor([0.48])},
@@ -50,7 +54,8 @@ def omni() -> Any:
 
 def prompt(files: dict[str, str], *content: str, text: str = "river garden.") -> Prompt:
     """A user message of files and texts; the kind of a part follows from its suffix."""
-    kinds = {".wav": "audio", ".flac": "audio", ".png": "image", ".safetensors": "video"}
+    kinds = {".wav": "audio", ".flac": "audio", ".png": "image", ".jpg": "image", ".mp4": "video",
+             ".safetensors": "video"}
     parts = [{"type": kinds[Path(c).suffix], kinds[Path(c).suffix]: files[c]} if c in files
              else {"type": "text", "text": c} for c in content]
     return Prompt(text, "Chelsie", messages=[{"role": "user", "content": parts}])
@@ -78,30 +83,35 @@ def processor(omni: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_tokens_and_tensors_are_the_whole_processors(omni: Any, processor: Any, files: dict[str, str]) -> None:
+    from transformers.image_utils import load_image
+
     from talker_rl.reward.audio import resample
 
-    for spoken in (prompts(files)[0], prompts(files)[2]):
+    for spoken in (prompts(files)[0], prompts(files)[2], prompt(files, "c.jpg", "b.png", "two")):
         messages = prompt_messages(omni, spoken)
         parts = [p for m in messages if isinstance(m["content"], list) for p in m["content"]]
         sounds = [soundfile.read(p["audio"], dtype="float32") for p in parts if p["type"] == "audio"]
-        images = [Image.open(p["image"]).convert("RGB") for p in parts if p["type"] == "image"]
+        images = [load_image(p["image"]) for p in parts if p["type"] == "image"]
         expected = processor(
             text=processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False),
-            audio=[resample(x.mean(axis=1), rate, 16_000) for x, rate in sounds],
+            audio=[resample(x.mean(axis=1), rate, 16_000) for x, rate in sounds] or None,
             images=images or None, return_tensors="pt",
         )  # fmt: skip
         ours = encode(omni, messages, "here")
         assert ours.ids == expected["input_ids"][0].tolist()
         given = thinker_inputs([ours], "cpu")
-        frames = given["input_features"].shape[2]
-        mask = expected["feature_attention_mask"].bool()
-        theirs = [mel[:, m] for mel, m in zip(expected["input_features"], mask, strict=True)]
-        for got, want in zip(ours.audio, theirs, strict=True):
-            assert got.shape == want.shape and float((got - want).abs().max()) <= 1e-5
-        assert given["feature_attention_mask"].sum(-1).tolist() == [x.shape[1] for x in theirs]
-        assert frames == max(x.shape[1] for x in theirs)
+        assert len(ours.audio) == len(sounds)
+        if sounds:
+            frames = given["input_features"].shape[2]
+            mask = expected["feature_attention_mask"].bool()
+            theirs = [mel[:, m] for mel, m in zip(expected["input_features"], mask, strict=True)]
+            for got, want in zip(ours.audio, theirs, strict=True):
+                assert got.shape == want.shape and float((got - want).abs().max()) <= 1e-5
+            assert given["feature_attention_mask"].sum(-1).tolist() == [x.shape[1] for x in theirs]
+            assert frames == max(x.shape[1] for x in theirs)
         for name in ("pixel_values", "image_grid_thw"):
             assert (name in given) == bool(images) and (not images or torch.equal(given[name], expected[name]))
+    assert given["image_grid_thw"].tolist() == [[1, 6, 4], [1, 10, 4]]  # c.jpg: 60 wide, 90 high, once it is turned
 
 
 class Heard(Exception):
@@ -218,27 +228,29 @@ def test_batching_changes_nothing(omni: Any, files: dict[str, str]) -> None:
         assert torch.allclose(a.reply_stream, b.reply_stream, atol=TOLERANCE)
 
 
+def test_keys_of_prompts_without_media_stay_as_they_were(omni: Any, files: dict[str, str]) -> None:
+    """Those with media changed when images began to be turned."""
+    chat = [{"role": "user", "content": [{"type": "text", "text": "one"}]}]
+    for messages, same in ((None, True), (chat, True), (prompt(files, "a.png", "one").messages, False)):
+        spoken = Prompt("one two.", "Ethan", messages=messages)
+        cfg = ConditioningConfig()
+        noted = prompt_messages(omni, spoken)
+        if not same:
+            noted = resolve_media(check_messages(noted, ""), Path.cwd(), "")
+        before = stable_hash("conditioning", 1, omni.checkpoint_hash, omni.settings.dtype, cfg.mode, None,
+                             identity(noted), spoken.text, spoken.speaker)
+        assert (conditioning_key(omni, spoken, cfg) == before) == same
+
+
 def test_what_cannot_be_used_is_told(omni: Any, files: dict[str, str], tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "short.wav", np.zeros(80), 16_000)
-    (tmp_path / "no.png").write_text("no image")
-    save_file({"pixel_values_videos": torch.zeros(5, 1176), "video_grid_thw": torch.tensor([[1, 2, 2]])},
-              tmp_path / "bad.safetensors")
     (tmp_path / "film.mp4").write_bytes(b"film")
-    cases = {"short.wav": "lasts 0.01 s", "no.png": "image cannot be read", "bad.safetensors": "not those of one video",
-             "film.mp4": "torchvision"}
-    for name, told in cases.items():
-        kind = {"wav": "audio", "png": "image"}.get(name.rpartition(".")[2], "video")
-        spoken = Prompt("red.", "Chelsie", messages=[{"role": "user", "content": [
-            {"type": kind, kind: str(tmp_path / name)}]}])
-        with pytest.raises(PromptError, match=told) as raised:
-            compute_conditioning(omni, [spoken])
-        assert name in str(raised.value)
+    with pytest.raises(PromptError, match="torchvision") as raised:
+        compute_conditioning(omni, [prompt({"film.mp4": str(tmp_path / "film.mp4")}, "film.mp4")])
+    assert "film.mp4" in str(raised.value)
     with pytest.raises(PromptError, match="1 image placeholders for 0 image parts"):
         compute_conditioning(omni, [Prompt("red.", "Chelsie", messages=[{"role": "user", "content": "<|IMAGE|>"}])])
     first = prompts(files)[3]
     assert conditioning_key(omni, first, GENERATE) != conditioning_key(omni, prompt(files, "a.png"), GENERATE)
-    from talker_rl.data.messages import resolve_media
-
     noted = resolve_media(first.messages or [], tmp_path, "here")
     assert conditioning_key(omni, Prompt(first.text, "Chelsie", messages=noted), GENERATE) == conditioning_key(
         omni, first, GENERATE)  # by content, whether it was read from a prompt file or not

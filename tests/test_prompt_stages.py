@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from talker_rl.cli import main
@@ -19,6 +20,7 @@ from talker_rl.omni.conditioning import compute_conditioning
 from talker_rl.omni.conditioning_cache import ConditioningCache
 from talker_rl.omni.config import ConditioningConfig, ModelConfig
 from talker_rl.run_dir import read_json
+from talker_rl.stages.conditioning import _note, _told
 from talker_rl.stages.remote import item_of
 from talker_rl.stages.worker import AudioSpec, _keep_audio
 
@@ -53,7 +55,10 @@ def test_a_table_with_images_and_long_texts_is_conditioned(tmp_path: Path, capsy
     assert [c.reply_text for c in stored.values() if c.position_ids is not None] == ["happy captain."]
     (tmp_path / "x.png").write_bytes(b"other")
     assert main(["condition", *run, *settings, "--force-stage", "conditioning"]) == 0
-    assert "(20.0%): The image file changed" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "(20.0%): The image file changed" in told and "x.png)" in told
+    (note,) = read_json(tmp_path / "run" / "conditioning" / "skipped.json").values()
+    assert note["where"].endswith(f"{tmp_path}/x.png") and "restore it" in note["fix"]
 
 
 def test_a_thinker_that_answers_instead_of_reading_is_left_out(
@@ -70,7 +75,9 @@ def test_a_thinker_that_answers_instead_of_reading_is_left_out(
     assert "skipped 1 of 3 prompts (33.3%): the Thinker does not read the text aloud" in told
     manifest = read_json(tmp_path / "run" / "manifest.json")
     assert manifest["stages"]["conditioning"]["counts"] == {"prompts": 2, "skipped": 1}
-    assert len(read_json(tmp_path / "run" / "conditioning" / "skipped.json")) == 1
+    (note,) = read_json(tmp_path / "run" / "conditioning" / "skipped.json").values()
+    assert "'music mountain river bottle.'" in note["where"] and "'music mountain river bottle.'" in told
+    assert "model.instruction" in note["fix"]
     (answered,) = compute_conditioning(
         load_omni(ModelConfig(path="micro"), parts=("thinker",)), [Prompt("happy captain.", "Ethan", messages=ANSWER)],
         ConditioningConfig(mode="generate", max_reply_wer=None),
@@ -102,3 +109,25 @@ def test_the_longest_id_goes_through_files_and_the_service(tmp_path: Path) -> No
     _keep_audio(AudioSpec(folder=str(tmp_path / "audio"), format="opus", prompt_ids=None), [candidate],
                 {candidate.candidate_id: np.zeros(2400, dtype=np.float32)})
     assert (tmp_path / "audio" / f"{candidate.candidate_id}.opus").is_file()
+
+
+def test_reasons_are_told_by_their_number_and_with_a_place() -> None:
+    skipped = {f"p{i}": {"what": "bad", "where": f"prompt p{i}: /a\n/{'x' * 400}/{i}.wav", "fix": ""} for i in range(3)}
+    skipped |= {f"q{i}": _note(f"reason {i:02}") for i in range(11)}  # as noted by earlier versions
+    lines = _told(skipped, 20)
+    assert lines[0].startswith("skipped 3 of 20 prompts (15.0%): bad (prompt p0: /a /xxx")
+    assert lines[0].endswith("x/0.wav and 2 more)") and len(lines[0]) < 230 and "\n" not in lines[0]
+    assert lines[1] == "skipped 1 of 20 prompts (5.0%): reason 00"
+    assert len(lines) == 11 and lines[-1] == "2 more reasons: see conditioning/skipped.json"
+
+
+def test_a_run_that_can_speak_nothing_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write(tmp_path / "s.wav", np.full(8000, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
+    part = {"type": "audio", "audio": "s.wav"}
+    for name, text in (("train", "river garden."), ("dev", "happy captain."), ("eval", "seven orange.")):
+        row = {"text": text, "messages": [{"role": "user", "content": [part]}]}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    run = ["--run-dir", str(tmp_path / "run"), *(f"prompts.{n}={tmp_path}/{n}.jsonl" for n in ("train", "dev", "eval"))]
+    assert main(["prompts", *run]) == 0 and main(["condition", *run]) == 1
+    told = capsys.readouterr().err
+    assert "none of the prompts" in told and "NaN or infinite" in told and "s.wav" in told and "Traceback" not in told

@@ -36,7 +36,7 @@ def test_other_scripts(text: str, other: bool) -> None:
     assert is_other_script(text) == other
 
 
-@pytest.mark.parametrize("text", ["", "   ", "...", "?! …", "—", "a\x00b", None, 3, ["a"]])
+@pytest.mark.parametrize("text", ["", "   ", "...", "?! …", "—", "a\x00b", "one \ud800", None, 3, ["a"]])
 def test_what_cannot_be_spoken_is_an_error_when_given_singly(text: object) -> None:
     with pytest.raises(PromptError, match="cannot be spoken"):
         check_text(text)
@@ -64,6 +64,18 @@ def test_jsonl_holds_the_fields_of_a_prompt_or_a_bare_text(tmp_path: Path) -> No
     assert [(p.text, p.speaker, p.reference_seconds) for p in found.prompts] == [
         ("one.", "Bob", 1.5), ("two.", "Ann", None), ("three.", "Ann", None)]
     assert found.counts() == {"not_text": 2}
+
+
+def test_half_a_surrogate_pair_is_told_with_its_line(tmp_path: Path) -> None:
+    """JSON can write it; no tokenizer reads it and no table holds it."""
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"text": "one two."}\n{"text": "red \\ud800 blue"}\n')
+    found = read_prompts(str(file), speakers=["Ann"])
+    assert [(s.line, s.reason) for s in found.skips] == [(2, "unspeakable")] and len(found.prompts) == 1
+    file.write_text('{"text": "one two.", "messages": [{"role": "user", "content": "red \\ud800"}]}\n')
+    with pytest.raises(PromptError, match="half a surrogate pair") as raised:
+        read_prompts(str(file), speakers=["Ann"])
+    assert "line 1" in str(raised.value)
 
 
 def test_a_stated_limit_is_read_and_leaves_ids_and_hashes_as_they_were(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import os.path
 from pathlib import Path
 from typing import Any
 
+from talker_rl.data.checks import why_not_stored
 from talker_rl.errors import PromptError
 from talker_rl.file_hash import cached_hash
 
@@ -44,7 +45,7 @@ def _checked(message: Message, where: str) -> Message:
     if role not in ROLES:
         raise PromptError(f"Unknown role {role!r} in `messages`", where=where, fix=f"one of {', '.join(ROLES)}")
     if isinstance(content, str):
-        return {"role": role, "content": content}
+        return {"role": role, "content": _encodable(content, where)}
     if not isinstance(content, list) or not content:
         raise PromptError("A message's content is neither a text nor a list of parts", where=where,
                           fix='write a text, or parts such as {"type": "audio", "audio": "clip.wav"}')
@@ -58,9 +59,17 @@ def _checked(message: Message, where: str) -> Message:
             held = "text" if kind == "text" else "path of a file"
             raise PromptError(f"The {kind} part holds no {held}: {str(part[kind])[:80]}", where=where,
                               fix="give a text, or a file on this machine: nothing is downloaded")
+        _encodable(part[kind], where)
     if all(part["type"] == "text" for part in content):  # what the template makes of them
         return {"role": role, "content": "".join(part["text"] for part in content)}
     return {"role": role, "content": content}
+
+
+def _encodable(text: str, where: str) -> str:
+    """The text; a PromptError where it holds half a surrogate pair, which JSON can write and no tokenizer reads."""
+    if why := why_not_stored(text):
+        raise PromptError(f"Not a text: {why}", where=where, fix="write the whole character")
+    return text
 
 
 def resolve_media(messages: list[Message], base: Path, where: str) -> list[Message]:

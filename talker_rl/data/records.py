@@ -21,7 +21,7 @@ EndReason = Literal["eos", "max_tokens", "invalid_code", "empty"]
 def stable_hash(*parts: Any) -> str:
     """Hex SHA-256 of JSON-serialisable parts; equal parts give equal ids on every machine."""
     blob = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(blob.encode()).hexdigest()
+    return hashlib.sha256(blob.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def derive_seed(*parts: Any) -> int:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Part of every cache key; raise it when the tensors' meaning changes."""
+MEDIA_FORMAT = 2
+"""Likewise, of prompts with sound, images or video alone. 2: images are turned as their EXIF data says, and what is not
+finite is refused."""
 
 
 @dataclass
@@ -66,6 +69,8 @@ def prompt_messages(omni: Omni, prompt: Prompt) -> list[dict[str, Any]]:
     messages = prompt.messages
     if messages is None:
         return [system, {"role": "user", "content": omni.settings.instruction.replace("{text}", prompt.text)}]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return messages  # told where they are checked
     if not omni.settings.system_prompt or (messages and messages[0].get("role") == "system"):
         return messages
     return [system, *messages]
@@ -125,12 +130,13 @@ def compute_conditioning(
             answered, chunk = chunk, []
             for (prompt, context, _), reply in zip(answered, replies, strict=True):
                 with _noting(prompt, errors):
-                    chunk.append((prompt, context, _checked_reply(tokenizer, prompt, reply, cfg.max_reply_wer)))
+                    chunk.append((prompt, context, _checked_reply(omni, prompt, reply, cfg.max_reply_wer)))
         if chunk:
             sums = _hidden_plus_embedding(omni, [context.extended(reply) for _, context, reply in chunk])
             for (prompt, context, reply), total in zip(chunk, sums, strict=True):
                 text = tokenizer.decode(reply) if cfg.mode == "generate" else prompt.text
-                out.append(_split(omni, prompt, total, context, text))
+                with _noting(prompt, errors):
+                    out.append(_finite(_split(omni, prompt, total, context, text)))
         if progress:
             progress(min(start + cfg.batch_size, len(prompts)), len(prompts))
     return out
@@ -167,11 +173,19 @@ def _reply_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     return ids
 
 
-def _checked_reply(tokenizer: Any, prompt: Prompt, reply: list[int], max_wer: float | None) -> list[int]:
-    """The reply, or a PromptError: it is empty, or says something else than the text that it will be judged by."""
+def _checked_reply(omni: Omni, prompt: Prompt, reply: list[int], max_wer: float | None) -> list[int]:
+    """The reply, or a PromptError: it is empty, holds placeholders of media that there are not, or says something else
+    than the text that it will be judged by.
+    """
     where = f"prompt {prompt.prompt_id}"
+    tokenizer, config = omni.need("tokenizer"), omni.config.thinker_config
     if not reply:
         raise PromptError("the Thinker answered nothing", where=where, fix="use mode teacher_forced")
+    media = {getattr(config, name) for name in ("audio_token_index", "image_token_index", "video_token_index",
+                                                "audio_start_token_id", "vision_start_token_id")}  # fmt: skip
+    if media & set(reply):
+        raise PromptError("the Thinker answered with tokens that stand for media",
+                          where=f"{where}: {tokenizer.decode(reply)[:80]!r}", fix="use mode teacher_forced")
     if max_wer is None:
         return reply
     from talker_rl.reward.wer import align  # jiwer, which a machine that only samples and trains may lack
@@ -270,6 +284,18 @@ def _split(omni: Omni, prompt: Prompt, total: torch.Tensor, before: Context, rep
     )
 
 
+def _finite(made: Conditioning) -> Conditioning:
+    """The conditioning, or a PromptError: stored, a NaN would stop a later stage for all prompts."""
+    for name, rows in (("prefix", made.prefix), ("reply_stream", made.reply_stream)):
+        if not rows.isfinite().all():
+            raise PromptError(
+                f"the Thinker's {name} is not finite", where=f"prompt {made.prompt_id}",
+                fix="look at the prompt's media; where it is so for all prompts, check the checkpoint, or use a "
+                "model.dtype of wider range (bfloat16, float32)",
+            )  # fmt: skip
+    return made
+
+
 def _prefix_positions(omni: Omni, context: Context) -> torch.Tensor | None:
     """Of the Talker: the Thinker's, and two more for the speaker's bos and the first reply token."""
     if not context.media:
@@ -285,9 +311,12 @@ def conditioning_key(omni: Omni, prompt: Prompt, cfg: ConditioningConfig) -> str
     Files in messages that were not read from a prompt file are read here, for their content.
     """
     messages = prompt_messages(omni, prompt)
+    media = []
     with suppress(PromptError):  # told where it is computed
-        if prompt.messages is not None and not files_are_noted(check_messages(messages, "")):
-            messages = resolve_media(check_messages(messages, ""), Path.cwd(), "")
+        checked = check_messages(messages, "")
+        media = [MEDIA_FORMAT for m in checked if not isinstance(m["content"], str)][:1]
+        if prompt.messages is not None and not files_are_noted(checked):
+            messages = resolve_media(checked, Path.cwd(), "")
     return stable_hash(
         "conditioning",
         FORMAT,
@@ -299,4 +328,5 @@ def conditioning_key(omni: Omni, prompt: Prompt, cfg: ConditioningConfig) -> str
         prompt.text,
         prompt.speaker,
         *filter(None, [omni.settings.thinker_quantization]),  # none leaves the key as it was before there were any
+        *media,  # likewise
     )

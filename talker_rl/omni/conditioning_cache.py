@@ -84,6 +84,7 @@ class ConditioningCache:
         Raises:
             StageError: the disk is full.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         entries: dict[str, dict[str, Any]] = {
@@ -103,7 +104,7 @@ class ConditioningCache:
         try:
             save_file(tensors, str(temporary), metadata={_META: json.dumps(entries, ensure_ascii=False)})
             os.replace(temporary, shard)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors has its own for what the system refuses
             temporary.unlink(missing_ok=True)
             if is_disk_full(error):
                 raise StageError("the disk is full", where=str(shard), fix="free some space and run again") from error

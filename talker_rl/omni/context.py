@@ -14,7 +14,8 @@ frame share a time and differ in height and width, and what follows goes on from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from talker_rl.data.messages import Message, check_messages, resolve_media
-from talker_rl.errors import CheckpointError, ConfigError, PromptError
+from talker_rl.errors import CheckpointError, ConfigError, PromptError, TalkerRLError
 from talker_rl.omni.files import require_file
 
 if TYPE_CHECKING:
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
 
 SECONDS_PER_GRID = 1.0
 """Of a hand-made video that does not say: two frames a patch at the processor's 2 frames a second."""
+MAX_SECONDS_PER_GRID = 3600.0
+"""Positions count 1/25 s as integers: what a file says by mistake (1e30) would overflow them."""
 MIN_AUDIO_SECONDS = 0.1
+MAX_SAMPLE_RATE = 768_000
+"""The highest that is recorded. The resampler's filter has 20 taps a hertz of a rate that shares no factor with 16 kHz:
+what a damaged header says (2 GHz) would need hundreds of gigabytes."""
 
 _SHARED = (
     "audio_token_index", "image_token_index", "video_token_index", "audio_start_token_id", "vision_start_token_id",
@@ -60,9 +66,13 @@ def encode(omni: Omni, messages: list[Message], where: str) -> Context:
     """Tokens and tensors of the messages, up to where the reply begins.
 
     Raises:
-        PromptError: messages that are none, a file that cannot be read, a placeholder token written as text.
+        PromptError: messages that are none, a file that cannot be read or is not finite, a placeholder token written
+            as text.
     """
     messages = resolve_media(check_messages(messages, where), Path.cwd(), where)
+    if not messages:
+        raise PromptError("There is no message before the reply", where=where,
+                          fix="give messages, or set model.system_prompt")
     tokenizer, config = omni.need("tokenizer"), omni.config.thinker_config
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -76,6 +86,8 @@ def encode(omni: Omni, messages: list[Message], where: str) -> Context:
             raise PromptError(f"{ids.count(token)} {kind} placeholders for {len(files)} {kind} parts", where=where,
                               fix="remove the placeholder's token from the text")
         counts[token] = _READERS[kind](omni, files, out, where) if files else []
+    if out.media and ids.count(config.audio_start_token_id) != len(out.audio):  # get_rope_index takes each for a sound
+        raise PromptError("The token that begins a sound stands in a text", where=where, fix="remove it from the text")
     for token in ids:
         out.ids += [token] * counts[token].pop(0) if token in counts else [token]
     return out
@@ -98,6 +110,23 @@ def _processor(name: str, folder: Path) -> Any:
                               fix="restore the original file") from error
 
 
+@contextmanager
+def _reading(kind: str, file: Path, where: str) -> Iterator[None]:
+    """Whatever a decoder raises, as a PromptError that names the file.
+
+    All exceptions: for damaged files the decoders raise SyntaxError (Pillow's PNG), TypeError (soundfile's RAW),
+    MemoryError (what a header asks for) and others besides their own, and one file must not stop all prompts.
+    """
+    try:
+        yield
+    except TalkerRLError:
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise PromptError(f"The {kind} cannot be read: {told}", where=f"{where}: {file}",
+                          fix="give another file") from error
+
+
 def _read_audio(omni: Omni, files: list[Path], out: Context, where: str) -> list[int]:
     import soundfile
 
@@ -106,14 +135,22 @@ def _read_audio(omni: Omni, files: list[Path], out: Context, where: str) -> list
     extractor = _processor("audio", omni.path)
     counts = []
     for file in files:
-        try:
-            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise _unreadable("sound", file, where, error) from error
+        here = f"{where}: {file}"
+        with _reading("sound", file, where), soundfile.SoundFile(file) as reader:
+            rate = reader.samplerate
+            if rate > MAX_SAMPLE_RATE:
+                raise PromptError(f"The sound's sample rate is {rate} Hz", where=here,
+                                  fix=f"resample it; at most {MAX_SAMPLE_RATE} Hz")
+            seconds = reader.frames / rate
+            # one sample more than is taken: hours of sound are refused without being read
+            samples = reader.read(extractor.n_samples * rate // extractor.sampling_rate + 1, "float32", always_2d=True)
+        if not torch.from_numpy(samples).isfinite().all():
+            raise PromptError("The sound holds samples that are NaN or infinite", where=here,
+                              fix="write it again, with samples from -1 to 1")
         sound = resample(samples.mean(axis=1), rate, extractor.sampling_rate)
         if not MIN_AUDIO_SECONDS * extractor.sampling_rate <= len(sound) <= extractor.n_samples:
             raise PromptError(
-                f"The sound lasts {len(sound) / extractor.sampling_rate:.2f} s", where=f"{where}: {file}",
+                f"The sound lasts {seconds:.2f} s", where=here,
                 fix=f"give {MIN_AUDIO_SECONDS} to {extractor.n_samples / extractor.sampling_rate:g} s",
             )  # fmt: skip
         # The processor pads to the longest sound there can be (300 s), and frames at the edge hear the padding: one
@@ -122,6 +159,9 @@ def _read_audio(omni: Omni, files: list[Path], out: Context, where: str) -> list
         got = extractor(sound, sampling_rate=extractor.sampling_rate, padding="max_length", return_attention_mask=True,
                         max_length=min(padded, extractor.n_samples), return_tensors="pt")
         mel = got["input_features"][0][:, got["attention_mask"][0].bool()].clone()
+        if not mel.isfinite().all():  # finite samples of 1e25, squared
+            raise PromptError("The sound is too loud for its spectrum to be finite", where=here,
+                              fix="write it again, with samples from -1 to 1")
         out.audio.append(mel)
         counts.append(((mel.shape[1] - 1) // 2 + 1 - 2) // 2 + 1)
     return counts
@@ -129,52 +169,40 @@ def _read_audio(omni: Omni, files: list[Path], out: Context, where: str) -> list
 
 def _read_images(omni: Omni, files: list[Path], out: Context, where: str) -> list[int]:
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise ConfigError("Images need Pillow, which is not installed here", where=where,
                           fix="pip install 'talker-rl[images]'") from error
     processor = _processor("image", omni.path)
-    images = []
+    found = []
     for file in files:
+        with _reading("image", file, where), Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")  # as transformers' load_image
         try:
-            with Image.open(file) as image:
-                images.append(image.convert("RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise _unreadable("image", file, where, error) from error
-    try:
-        got = processor(images=images, return_tensors="pt")
-    except ValueError as error:  # a side 200 times the other
-        raise PromptError(f"An image cannot be used: {error}", where=where, fix="give another image") from error
-    out.media |= {name: got[name] for name in ("pixel_values", "image_grid_thw")}
-    return _tokens(omni, got["image_grid_thw"])
+            found.append(processor(images=[upright], return_tensors="pt"))
+        except ValueError as error:  # a side 200 times the other
+            raise PromptError(f"The image cannot be used: {error}", where=f"{where}: {file}",
+                              fix="give another image") from error
+    out.media |= {name: torch.cat([got[name] for got in found]) for name in ("pixel_values", "image_grid_thw")}
+    return _tokens(omni, out.media["image_grid_thw"])
 
 
 def _read_videos(omni: Omni, files: list[Path], out: Context, where: str) -> list[int]:
-    videos = [_read_tensors(file, where) if file.suffix == ".safetensors" else _read_film(omni, file, where)
-              for file in files]
+    videos = []
+    for file in files:
+        read = _read_tensors if file.suffix.lower() == ".safetensors" else _read_film
+        videos.append(_checked_video(omni, read(omni, file, where), f"{where}: {file}"))
     for name in ("pixel_values_videos", "video_grid_thw", "video_second_per_grid"):
         out.media[name] = torch.cat([video[name] for video in videos])
     return _tokens(omni, out.media["video_grid_thw"])
 
 
-def _read_tensors(file: Path, where: str) -> dict[str, torch.Tensor]:
-    """A video that a processor made before, perhaps elsewhere: pixel_values_videos (patches, values), video_grid_thw
-    (videos, 3) and, optional, video_second_per_grid (videos,).
-    """
-    from safetensors import SafetensorError
+def _read_tensors(omni: Omni, file: Path, where: str) -> dict[str, torch.Tensor]:
+    """A video that a processor made before, perhaps elsewhere."""
     from safetensors.torch import load_file
 
-    try:
-        found = load_file(str(file))
-    except (SafetensorError, OSError) as error:
-        raise _unreadable("video", file, where, error) from error
-    pixels, grid = found.get("pixel_values_videos"), found.get("video_grid_thw")
-    if pixels is None or grid is None or grid.ndim != 2 or grid.shape[1:] != (3,) or len(grid) != 1 \
-            or pixels.ndim != 2 or int(grid.prod()) != len(pixels):
-        raise PromptError("The tensors are not those of one video", where=f"{where}: {file}",
-                          fix="needed: pixel_values_videos (t*h*w, values) and video_grid_thw (1, 3) of t, h, w")
-    seconds = found.get("video_second_per_grid", torch.tensor([SECONDS_PER_GRID]))
-    return {"pixel_values_videos": pixels, "video_grid_thw": grid.long(), "video_second_per_grid": seconds.float()}
+    with _reading("video", file, where):
+        return load_file(str(file))
 
 
 def _read_film(omni: Omni, file: Path, where: str) -> dict[str, torch.Tensor]:
@@ -188,12 +216,58 @@ def _read_film(omni: Omni, file: Path, where: str) -> dict[str, torch.Tensor]:
     from transformers import Qwen2_5OmniProcessor
 
     processor = Qwen2_5OmniProcessor.from_pretrained(str(omni.path), local_files_only=True)
-    try:
+    with _reading("video", file, where):
         got = processor(text=processor.video_token, videos=[str(file)], return_tensors="pt")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _unreadable("video", file, where, error) from error
-    seconds = torch.as_tensor(got["video_second_per_grid"]).float()
-    return {**{n: got[n] for n in ("pixel_values_videos", "video_grid_thw")}, "video_second_per_grid": seconds}
+        return {n: torch.as_tensor(got[n]) for n in ("pixel_values_videos", "video_grid_thw", "video_second_per_grid")}
+
+
+def _checked_video(omni: Omni, found: Mapping[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
+    """One video as the vision tower takes it: pixel_values_videos (t*h*w, values), video_grid_thw (1, 3) and
+    video_second_per_grid (1,), which may be missing.
+
+    Raises:
+        PromptError: tensors of another shape or kind, or numbers that cannot be those of a video.
+    """
+    vision = omni.config.thinker_config.vision_config
+    merge = vision.spatial_merge_size
+    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    fault = _video_fault(found, values, merge)
+    if fault:
+        raise PromptError(f"The tensors are not those of one video: {fault}", where=where,
+                          fix=f"needed: pixel_values_videos (t*h*w, {values}), floats; video_grid_thw (1, 3) of t, h, "
+                          f"w, integers, h and w multiples of {merge}; if any, video_second_per_grid (1,), > 0")
+    seconds = found.get("video_second_per_grid", torch.tensor([SECONDS_PER_GRID]))
+    return {"pixel_values_videos": found["pixel_values_videos"].float(),
+            "video_grid_thw": found["video_grid_thw"].long(), "video_second_per_grid": seconds.float()}
+
+
+def _video_fault(found: Mapping[str, torch.Tensor], values: int, merge: int) -> str | None:
+    """What is wrong with a video's tensors; None: nothing."""
+    missing = [name for name in ("pixel_values_videos", "video_grid_thw") if name not in found]
+    if missing:
+        return f"no {' and no '.join(missing)}"
+    pixels, grid = found["pixel_values_videos"], found["video_grid_thw"]
+    if grid.shape != (1, 3) or grid.is_floating_point() or grid.is_complex() or grid.dtype == torch.bool:
+        return f"video_grid_thw is {_shape(grid)}"
+    t, h, w = (int(n) for n in grid[0])  # Python's: a product of tensors may overflow to the right one
+    if min(t, h, w) < 1 or h % merge or w % merge:
+        return f"video_grid_thw is {[t, h, w]}"
+    if pixels.shape != (t * h * w, values) or not pixels.is_floating_point():
+        return f"pixel_values_videos is {_shape(pixels)} for a grid of {[t, h, w]}"
+    if not pixels.float().isfinite().all():
+        return "pixel_values_videos holds NaN or infinity"
+    seconds = found.get("video_second_per_grid")
+    if seconds is None:
+        return None
+    if seconds.shape != (1,) or seconds.is_complex():
+        return f"video_second_per_grid is {_shape(seconds)}"
+    if not 0 < float(seconds) <= MAX_SECONDS_PER_GRID:
+        return f"video_second_per_grid is {float(seconds):g}"
+    return None
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 _READERS = {"audio": _read_audio, "image": _read_images, "video": _read_videos}
@@ -202,10 +276,6 @@ _READERS = {"audio": _read_audio, "image": _read_images, "video": _read_videos}
 def _tokens(omni: Omni, grid_thw: torch.Tensor) -> list[int]:
     merge = omni.config.thinker_config.vision_config.spatial_merge_size
     return (grid_thw.prod(-1) // merge**2).tolist()
-
-
-def _unreadable(kind: str, file: Path, where: str, error: Exception) -> PromptError:
-    return PromptError(f"The {kind} cannot be read: {error}", where=f"{where}: {file}", fix="give another file")
 
 
 # -- what the Thinker gets ---------------------------------------------------------------------------------------

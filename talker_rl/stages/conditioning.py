@@ -6,13 +6,18 @@ import json
 
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import PromptError, TalkerRLError
-from talker_rl.run_dir import atomic_write, read_json, timed
+from talker_rl.run_dir import atomic_write, timed
 from talker_rl.stages.context import SETS, Context
 from talker_rl.stages.shards import chunks
 
 SHARD_SIZE = 128
 """Prompts a shard. A shard is computed whole or not at all: sums in a batch depend on its widths by 1e-7, and an
 interrupted run must give the same tensors."""
+REASONS = 10
+"""Reasons that are printed; the file has all."""
+
+Note = dict[str, str]
+"""What, where and fix of a prompt that was left out."""
 
 
 def run(ctx: Context) -> None:
@@ -27,7 +32,7 @@ def run(ctx: Context) -> None:
     key = ctx.begin("conditioning", "conditioning", inputs, limit)
     folder = ctx.run.path / "conditioning"
     notes = folder / "skipped.json"
-    skipped: dict[str, str] = read_json(notes) if notes.exists() else {}
+    skipped: dict[str, Note] = {i: _note(told) for i, told in ctx.skipped_prompts().items()}
     if not ctx.run.is_done("conditioning"):
         notes.unlink(missing_ok=True)  # ctx.prompts leaves out what is noted here
         skipped = {}
@@ -49,18 +54,48 @@ def run(ctx: Context) -> None:
                 continue
             errors: dict[str, TalkerRLError] = {}
             fresh = compute_conditioning(omni, part, cfg, errors=errors)
-            skipped |= {prompt_id: error.what for prompt_id, error in errors.items()}
+            skipped |= {prompt_id: _note(error) for prompt_id, error in errors.items()}
             if fresh:
                 cache.put([(c, keys[c.prompt_id]) for c in fresh])
     if len(skipped) == total:
-        raise PromptError("The model can speak none of the prompts", where=next(iter(skipped.values())),
-                          fix="use texts of the words that the model knows")
-    for reason in sorted(set(skipped.values()))[:10]:
-        count = sum(r == reason for r in skipped.values())
-        ctx.say(f"conditioning: skipped {count} of {total} prompts ({count / total:.1%}): {reason}")
+        first = next(iter(skipped.values()))
+        raise PromptError(f"The model can speak none of the prompts. The first: {first['what']}",
+                          where=first["where"], fix=first["fix"])
+    for line in _told(skipped, total):
+        ctx.say(f"conditioning: {line}")
     atomic_write(notes, json.dumps(skipped, ensure_ascii=False, indent=1) + "\n")
     ctx.say(f"conditioning: {total - len(skipped)} prompts, {stored} of them were there already; "
             f"{cache.size / 2**20:.1f} MiB in {ctx.config.model.dtype}")
     content = stable_hash(key, sorted(k for p, k in keys.items() if p not in skipped))
     ctx.run.finish("conditioning", content=content, seconds=seconds[0],
                    counts={"prompts": total - len(skipped), "skipped": len(skipped)})
+
+
+def _note(told: TalkerRLError | Note | str) -> Note:
+    """What, where and fix of an error; of a note itself; of what earlier versions noted, the `what` alone."""
+    if isinstance(told, TalkerRLError):
+        return {"what": told.what, "where": told.where or "", "fix": told.fix or ""}
+    return {"what": told, "where": "", "fix": ""} if isinstance(told, str) else told
+
+
+def _told(skipped: dict[str, Note], total: int) -> list[str]:
+    """A line a reason, the most frequent first, each with the place of its first prompt."""
+    reasons: dict[str, list[str]] = {}
+    for note in skipped.values():
+        reasons.setdefault(note["what"], []).append(note["where"])
+    lines = []
+    for what, places in sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0])):
+        count = len(places)
+        others = f" and {count - 1} more" if count > 1 else ""
+        place = f" ({_one_line(places[0])}{others})" if places[0] else ""
+        lines.append(f"skipped {count} of {total} prompts ({count / total:.1%}): {what}{place}")
+    if len(lines) > REASONS:
+        lines[REASONS:] = [f"{len(lines) - REASONS} more reasons: see conditioning/skipped.json"]
+    return lines
+
+
+def _one_line(text: str, width: int = 160) -> str:
+    """Shortened in the middle: a place begins with its prompt and ends with its file's name."""
+    text = " ".join(text.split())
+    half = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"

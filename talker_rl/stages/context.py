@@ -116,8 +116,8 @@ class Context:
         skipped = self.skipped_prompts()
         return [from_row(Prompt, row) for row in rows if row["prompt_id"] not in skipped]
 
-    def skipped_prompts(self) -> dict[str, str]:
-        """Prompt id -> why the conditioning stage left it out."""
+    def skipped_prompts(self) -> dict[str, Any]:
+        """Prompt id -> why the conditioning stage left it out: what, where, fix."""
         file = self.run.path / "conditioning" / "skipped.json"
         return read_json(file) if file.exists() else {}
 
