@@ -66,18 +66,6 @@ def test_jsonl_holds_the_fields_of_a_prompt_or_a_bare_text(tmp_path: Path) -> No
     assert found.counts() == {"not_text": 2}
 
 
-def test_half_a_surrogate_pair_is_told_with_its_line(tmp_path: Path) -> None:
-    """JSON can write it; no tokenizer reads it and no table holds it."""
-    file = tmp_path / "p.jsonl"
-    file.write_text('{"text": "one two."}\n{"text": "red \\ud800 blue"}\n')
-    found = read_prompts(str(file), speakers=["Ann"])
-    assert [(s.line, s.reason) for s in found.skips] == [(2, "unspeakable")] and len(found.prompts) == 1
-    file.write_text('{"text": "one two.", "messages": [{"role": "user", "content": "red \\ud800"}]}\n')
-    with pytest.raises(PromptError, match="half a surrogate pair") as raised:
-        read_prompts(str(file), speakers=["Ann"])
-    assert "line 1" in str(raised.value)
-
-
 def test_a_stated_limit_is_read_and_leaves_ids_and_hashes_as_they_were(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text("\n".join(json.dumps(r) for r in ({"text": "one.", "max_seconds": 2}, {"text": "two."})))
