@@ -237,7 +237,7 @@ def test_keys_of_prompts_without_media_stay_as_they_were(omni: Any, files: dict[
         noted = prompt_messages(omni, spoken)
         if not same:
             noted = resolve_media(check_messages(noted, ""), Path.cwd(), "")
-        before = stable_hash("conditioning", 1, omni.checkpoint_hash, omni.settings.dtype, cfg.mode, None,
+        before = stable_hash("conditioning", 1, omni.hash_of("thinker"), omni.settings.dtype, cfg.mode, None,
                              identity(noted), spoken.text, spoken.speaker)
         assert (conditioning_key(omni, spoken, cfg) == before) == same
 
