@@ -230,9 +230,9 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.verb == "doctor":
         from talker_rl.doctor import examine
 
-        if args.model:
+        if args.model is not None:
             args.overrides.append(f"model.path={json.dumps(args.model)}")
-        return examine(_config(args), model_only=bool(args.model) and not _files(args)[0], as_json=args.json)
+        return examine(_config(args), model_only=args.model is not None and not _files(args)[0], as_json=args.json)
     if args.verb == "plan":
         from talker_rl.planning.command import run as plan
 

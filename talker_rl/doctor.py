@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.config import RunConfig
-from talker_rl.model_check import Finding, check_model, guarded
+from talker_rl.errors import CheckpointError
+from talker_rl.model_check import Finding, check_attention, check_model, check_talker, guarded
 from talker_rl.run_dir import versions
 
 MIN_FREE_GIB = 2.0
@@ -80,8 +81,9 @@ def _speech_libraries(_: RunConfig) -> Iterator[Finding]:
 
 
 def _model(config: RunConfig) -> Iterator[Finding]:
-    from talker_rl.omni.checkpoint import load_omni, resolve_model_path, speakers_of
+    from talker_rl.omni.checkpoint import load_omni, pick_device, read_config, resolve_model_path, speakers_of
     from talker_rl.omni.files import weight_files
+    from talker_rl.omni.lora import check_adapter_of, resolve_adapter
 
     folder = resolve_model_path(config.model.path)
     failed = False
@@ -94,8 +96,11 @@ def _model(config: RunConfig) -> Iterator[Finding]:
         yield "ok", f"speakers of {config.model.speakers}: {', '.join(sorted(speakers_of(config.model)))}"
     if config.prompts.speaker and config.prompts.speaker not in speakers_of(config.model):
         yield "fail", f"prompts.speaker {config.prompts.speaker!r} is not among them"
+    if config.model.adapter:
+        adapter = resolve_adapter(config.model.adapter)
+        check_adapter_of(read_config(folder), adapter)
+        yield "ok", f"model.adapter {adapter} fits the Talker"
     if config.model.thinker_quantization:
-        from talker_rl.omni.checkpoint import pick_device
         from talker_rl.omni.quantization import four_bit
 
         four_bit(config.model, pick_device(config.model.device))
@@ -104,25 +109,46 @@ def _model(config: RunConfig) -> Iterator[Finding]:
         omni = load_omni(config.model, parts=("thinker", "talker", "token2wav"))
         counts = {part: sum(p.numel() for p in getattr(omni, part).parameters()) / 1e6 for part in omni.parts}
         yield "ok", "loads: " + ", ".join(f"{part} {n:.2f} M parameters" for part, n in counts.items())
+        yield from _finite(omni)
     else:
+        yield from check_attention(config.model.attn_implementation)
+        if config.model.talker:
+            yield from check_talker(read_config(folder), Path(config.model.talker).expanduser())
         yield "ok", f"weights are not loaded here (above {LOADED_BYTES >> 30} GiB)"
+
+
+def _finite(omni: Any) -> Iterator[Finding]:
+    """Weights that are no numbers, each part's first one by its stored name."""
+    from talker_rl.omni.published import stored_name
+
+    for part in omni.parts:
+        bad = [name for name, p in getattr(omni, part).named_parameters() if not p.isfinite().all()]
+        if bad:
+            source = omni.settings.talker if part == "talker" and omni.settings.talker else omni.path
+            yield "fail", (f"{source}: {stored_name(f'{part}.{bad[0]}')} holds NaN or infinity in "
+                           f"{omni.settings.dtype if part != 'token2wav' else 'float32'} ({len(bad)} such tensors)")
 
 
 def _memory(config: RunConfig) -> Iterator[Any]:
     """Peak memory of every stage, against what is there."""
+    from talker_rl.omni.checkpoint import pick_device, read_config, resolve_model_path
     from talker_rl.planning.command import size
     from talker_rl.planning.cost import Lengths
-    from talker_rl.planning.geometry import read_geometry
+    from talker_rl.planning.geometry import measure
     from talker_rl.planning.memory import stage_peaks
-    from talker_rl.stages.context import device_name
 
-    device = device_name(config.model.device)
+    device = str(pick_device(config.model.device))
+    try:
+        geometry = measure(config.model.path, read_config(resolve_model_path(config.model.path)))
+    except CheckpointError:
+        yield "warn", "not forecast: that needs a model whose config.json can be used"  # the model's check says why
+        return
     there = _free_memory(device)
     at = Lengths.of_seconds(PLANNED_SECONDS)
     quantised = f", Thinker in {config.model.thinker_quantization}" if config.model.thinker_quantization else ""
     yield "ok", (f"{size(there)} free on {device}; peaks in {config.model.dtype}{quantised}, utterances of "
                  f"{PLANNED_SECONDS:g} s")
-    for stage, (peak, remedy) in stage_peaks(read_geometry(config.model.path), config, at, device == "cpu").items():
+    for stage, (peak, remedy) in stage_peaks(geometry, config, at, device == "cpu").items():
         fits = peak <= there
         yield ("ok" if fits else "warn"), f"{stage} needs {size(peak)}" + ("" if fits else f": too much; {remedy}"), {
             "bytes": round(peak), "free_bytes": round(there)}

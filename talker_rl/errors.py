@@ -62,3 +62,9 @@ def is_disk_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def told(error: BaseException) -> str:
+    """What another library's error says, on one line; its type where it says nothing."""
+    text = " ".join(str(error).split())
+    return (text if len(text) <= 300 else f"{text[:300]} ...") or type(error).__name__

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from talker_rl.errors import CheckpointError, TalkerRLError
+from talker_rl.errors import CheckpointError, TalkerRLError, told
 
 Finding = tuple[str, str]
 """(``ok``, ``warn`` or ``fail``; what was found, one line)."""
@@ -43,11 +43,13 @@ def check_model(folder: Path) -> Iterator[Finding]:
 
 
 def guarded(check: Callable[..., Iterator[Any]], *args: Any) -> Iterator[Any]:
-    """A check's findings; an error that it raises becomes one."""
+    """A check's findings; an error that it raises becomes one, of whatever type: no check may end the others."""
     try:
         yield from check(*args)
     except TalkerRLError as error:
         yield "fail", one_line(error)
+    except Exception as error:
+        yield "fail", f"{type(error).__name__}: {told(error)}"
 
 
 def _files(folder: Path) -> Iterator[Finding]:
@@ -58,11 +60,25 @@ def _files(folder: Path) -> Iterator[Finding]:
         yield from guarded(lambda name=name: iter([require_file(folder, name, NEEDED[name])]))
     if not missing:
         yield "ok", f"{folder}: {', '.join(NEEDED)}"
+    if "generation_config.json" not in missing:
+        yield from guarded(_generation, folder)
     if not (folder / "preprocessor_config.json").is_file():
         yield "warn", "preprocessor_config.json is missing: contexts with audio, images or video cannot be prepared"
     for pattern, what in (("*.py", "run"), ("*.bin", "read"), ("*.pkl", "read"), ("*.pth", "read")):
         for file in sorted(folder.glob(pattern)):
             yield "warn", f"{file.name} is no part of a Qwen2.5-Omni; it is never {what}"
+
+
+def _generation(folder: Path) -> Iterator[Finding]:
+    from transformers import GenerationConfig
+
+    from talker_rl.omni.files import read_json
+
+    raw = read_json(folder / "generation_config.json")
+    try:
+        GenerationConfig.from_dict(raw)
+    except Exception as error:
+        yield "fail", f"generation_config.json cannot be used: {told(error)}; restore it"
 
 
 def _code(folder: Path) -> Iterator[Finding]:
@@ -98,7 +114,7 @@ def _config(folder: Path) -> Iterator[Finding]:
 def _weights(folder: Path) -> Iterator[Finding]:
     from talker_rl.omni.checkpoint import read_config
     from talker_rl.omni.files import INDEX, read_headers, read_index, require_file, weight_files
-    from talker_rl.omni.published import ROTARY, stored_dtype, stored_name, stored_shapes
+    from talker_rl.omni.published import stored_dtype, stored_name, stored_shapes
 
     index = read_index(folder)
     held: dict[str, tuple[str, str, tuple[int, ...]]] = {}
@@ -113,7 +129,8 @@ def _weights(folder: Path) -> Iterator[Finding]:
         parts = sorted({name.split(".")[0] for name in header})
         yield "ok", f"{file.name}: {file.stat().st_size / 2**30:.2f} GiB, {len(header)} tensors of {', '.join(parts)}"
         for name, (dtype, shape) in header.items():
-            held[name] = (file.name, dtype, shape)
+            if index is None or index.get(name) == file.name:  # as the loader reads them
+                held[name] = (file.name, dtype, shape)
         if index is None:
             continue
         absent = sorted(name for name, shard in index.items() if shard == file.name and name not in header)
@@ -125,11 +142,35 @@ def _weights(folder: Path) -> Iterator[Finding]:
             yield "warn", f"{file.name} holds {strange[0]!r}, which {INDEX} does not place there; it is not read"
     if not whole:
         return
-    expected = stored_shapes(read_config(folder))
     found = {stored_name(name): value for name, value in held.items()}
+    problems = list(_misfits(found, stored_shapes(read_config(folder), str(folder)), index is not None))
+    yield from problems
+    if not problems:
+        yield "ok", f"{len(found)} tensors, all of the names and shapes that config.json asks for"
+    for part in ("thinker", "talker", "token2wav"):
+        kinds = {dtype for name, (_, dtype, _) in found.items() if name.startswith(f"{part}.")}
+        if kinds and kinds != {stored_dtype(f"{part}.")}:
+            yield "warn", (f"the {part} is stored as {', '.join(sorted(kinds))}, the published one as "
+                           f"{stored_dtype(f'{part}.')}")
+
+
+def _misfits(
+    found: dict[str, tuple[str, str, tuple[int, ...]]], expected: dict[str, tuple[int, ...]], listed: bool
+) -> Iterator[Finding]:
+    """What of the stored tensors does not fit those that the config asks for.
+
+    Args:
+        found: stored name -> (file, safetensors' word for the type, shape).
+        expected: stored name -> shape.
+        listed: whether an index says which tensors are read.
+    """
+    from talker_rl.omni.files import INDEX
+    from talker_rl.omni.published import ROTARY, stored_as_floats
+
     missing = sorted(expected.keys() - found.keys() - {ROTARY})
     if missing:
-        yield "fail", f"config.json asks for {missing[0]!r}, which no file holds ({len(missing)} such tensors)"
+        nowhere = f"{INDEX} does not list in a file that holds it" if listed else "no file holds"
+        yield "fail", f"config.json asks for {missing[0]!r}, which {nowhere} ({len(missing)} such tensors)"
     unexpected = sorted(found.keys() - expected.keys())
     if unexpected:
         yield "fail", (f"{found[unexpected[0]][0]} holds {unexpected[0]!r}, which config.json has no place for "
@@ -139,13 +180,49 @@ def _weights(folder: Path) -> Iterator[Finding]:
         shard, _, shape = found[misfit[0]]
         yield "fail", (f"{shard}: {misfit[0]} has shape {list(shape)}, config.json asks for "
                        f"{list(expected[misfit[0]])} ({len(misfit)} such tensors)")
-    if not (missing or unexpected or misfit):
-        yield "ok", f"{len(found)} tensors, all of the names and shapes that config.json asks for"
-    for part in ("thinker", "talker", "token2wav"):
-        kinds = {dtype for name, (_, dtype, _) in found.items() if name.startswith(f"{part}.")}
-        if kinds and kinds != {stored_dtype(f"{part}.")}:
-            yield "warn", (f"the {part} is stored as {', '.join(sorted(kinds))}, the published one as "
-                           f"{stored_dtype(f'{part}.')}")
+    strange = sorted(name for name, (_, dtype, _) in found.items() if not stored_as_floats(dtype))
+    if strange:
+        shard, dtype, _ = found[strange[0]]
+        yield "fail", (f"{shard}: {strange[0]} is stored as {dtype}, which is no type of weights "
+                       f"({len(strange)} such tensors)")
+
+
+def check_talker(config: Any, path: Path) -> Iterator[Finding]:
+    """Whether the weights of ``model.talker`` are a Talker of this Qwen2_5OmniConfig, by their headers."""
+    from talker_rl.omni.checkpoint import talker_shards
+    from talker_rl.omni.files import read_headers, read_index
+    from talker_rl.omni.published import stored_shapes
+
+    if not path.exists():
+        raise CheckpointError("no such Talker weights", where=str(path), fix="give a folder or safetensors file")
+    stored: dict[str, tuple[str, str, tuple[int, ...]]] = {}
+    for file, names in talker_shards(path).items():
+        header = read_headers(file)
+        stored.update({name: (str(file), *header[name]) for name in header if names is None or name in names})
+    prefixed = {name: value for name, value in stored.items() if name.startswith("talker.")}
+    found = prefixed or {f"talker.{name}": value for name, value in stored.items()}
+    expected = {name: shape for name, shape in stored_shapes(config).items() if name.startswith("talker.")}
+    problems = list(_misfits(found, expected, path.is_dir() and read_index(path) is not None))
+    yield from [(level, f"model.talker {path}: {text}") for level, text in problems]
+    if not problems:
+        yield "ok", f"model.talker {path} has the names and shapes that config.json asks for"
+
+
+def check_attention(name: str) -> Iterator[Finding]:
+    """Whether the package of an attention is there."""
+    from importlib.util import find_spec
+
+    if name != "flash_attention_2":
+        return
+    try:
+        import flash_attn  # type: ignore[import-not-found]  # noqa: F401
+    except Exception as error:  # a build for another torch fails with more than ImportError
+        if isinstance(error, ModuleNotFoundError) and find_spec("kernels") is not None:
+            yield "warn", "flash_attn is not installed: transformers would fetch a kernel from the hub in its place"
+        else:
+            yield "fail", (f"model.attn_implementation={name} needs flash_attn: {told(error)}; install it, or use sdpa")
+    else:
+        yield "ok", f"model.attn_implementation={name}: flash_attn can be imported"
 
 
 def _tokens(folder: Path) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from sharded_checkpoint import INDEX, MICRO, parts_by_shard, record_opens, write_sharded
 
-from talker_rl import cli
+from talker_rl import cli, doctor
 from talker_rl.errors import CheckpointError
 from talker_rl.omni.checkpoint import load_omni
 from talker_rl.omni.config import LoraSettings, ModelConfig
@@ -131,6 +131,33 @@ def remote_code(name: str) -> Damage:
     return damage
 
 
+def tensor_that_is_not_listed(folder: Path) -> str:
+    """The file holds it, but a loader goes by the index."""
+    return edit(folder / INDEX, lambda x: x["weight_map"].pop("talker.codec_head.weight"))
+
+
+def talker_of_integers(folder: Path) -> str:
+    file = shard_of(folder, {"talker", "token2wav"})
+    save_file({name: x.long() if name.startswith("talker.") else x for name, x in load_file(file).items()}, file,
+              metadata={"format": "pt"})
+    return file.name
+
+
+def empty_speakers(folder: Path) -> str:
+    (folder / "spk_dict.pt").write_bytes(b"")
+    return "spk_dict.pt"
+
+
+def template_that_raises(folder: Path) -> str:
+    """In chat_template.json, as the published layout has it."""
+    edit(folder / "tokenizer_config.json", lambda x: x.pop("chat_template", None))
+    return edit(folder / "chat_template.json", lambda x: x.update(chat_template="{{ raise_exception('no') }}"))
+
+
+def attention_from_the_hub(folder: Path) -> str:
+    return edit(folder / "config.json", lambda x: x.update(attn_implementation="kernels-community/flash-attn2"))
+
+
 CASES: dict[str, tuple[Damage, str]] = {
     "missing shard": (missing_shard, "rollout"),
     "truncated shard": (truncated_shard, "condition"),
@@ -139,6 +166,11 @@ CASES: dict[str, tuple[Damage, str]] = {
     "another model's tensor": (tensor_of_another_model, "rollout"),
     "speakers of another width": (speakers_of_another_width, "prompts"),
     "speakers of another vocabulary": (speakers_of_another_vocabulary, "prompts"),
+    "a tensor that the index does not list": (tensor_that_is_not_listed, "rollout"),
+    "a Talker of integers": (talker_of_integers, "rollout"),
+    "empty speakers": (empty_speakers, "prompts"),
+    "a chat template that raises": (template_that_raises, "condition"),
+    "attention from the hub": (attention_from_the_hub, "prompts"),
     "code in config.json": (remote_code("config.json"), "prompts"),
     "code in tokenizer_config.json": (remote_code("tokenizer_config.json"), "condition"),
     "code in preprocessor_config.json": (remote_code("preprocessor_config.json"), "rollout"),
@@ -147,8 +179,9 @@ CASES: dict[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_damage_is_refused_in_one_line_that_names_the_file(
-    case: str, world: Path, capsys: pytest.CaptureFixture[str]
+    case: str, world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(doctor, "LOADED_BYTES", 0)  # what a folder of the real size is told without its weights
     damage, verb = CASES[case]
     if verb != "rollout":
         shutil.rmtree(world / "run")
@@ -199,6 +232,30 @@ def test_weights_that_change_between_two_runs_of_a_process_are_loaded_again(worl
     shutil.rmtree(world / "omni")
     write_sharded(world / "omni", seed=5)
     assert not torch.equal(omni_of(model).talker.codec_head.weight, before.talker.codec_head.weight)
+
+
+def no_adapter(world: Path) -> str:
+    return str(world / "nowhere")
+
+
+def adapter_of_another_model(world: Path) -> str:
+    other = load_omni(ModelConfig(path=str(write_sharded(world / "3b", "3b")), device="cpu"), parts=("talker",))
+    save_lora(attach_lora(other.talker, LoraSettings(r=2), base_model="Qwen/Qwen2.5-Omni-3B"), world / "adapter")
+    return str(world / "adapter")
+
+
+@pytest.mark.parametrize("adapter", [no_adapter, adapter_of_another_model])
+def test_an_adapter_that_does_not_fit_is_refused_by_every_verb(
+    adapter: Callable[[Path], str], world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    override = f"model.adapter={adapter(world)}"
+    config = str(world / "config.yaml")
+    capsys.readouterr()
+    assert cli.main(["rollout", "-c", config, "--run-dir", str(world / "run"), "-q", override]) == 1
+    assert str(world) in capsys.readouterr().err
+    assert cli.main(["doctor", "--model", str(world / "omni"), override]) == 1
+    (failure,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fail")]
+    assert override.removeprefix("model.adapter=") in failure
 
 
 def test_an_adapter_for_another_geometry_is_named(world: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from talker_rl.omni.config import ConditioningConfig, LoraSettings, ModelConfig
 from talker_rl.omni.lora import attach_lora
 from talker_rl.omni.published import ROTARY, meta_parts, stored_dtype, stored_name, stored_shapes
 from talker_rl.omni.quantization import UNQUANTISED
+from talker_rl.omni.quiet import quiet_transformers
 
 GEOMETRY = Path(files.__file__).parent / "geometry"
 PUBLISHED = {
@@ -83,10 +85,30 @@ def test_lora_attaches_to_the_talker_alone(published) -> None:
     adapted = {name.rsplit(".lora_A", 1)[0] for name, _ in model.named_parameters() if ".lora_A." in name}
     names = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
     assert adapted == {f"base_model.model.model.layers.{i}.{name}" for i in range(24) for name in names}
-    for part in ("thinker", "token2wav"):
-        assert not any("lora_" in name for name, _ in parts[part].named_modules())
     assert all(p.requires_grad == ("lora_" in name) for name, p in model.named_parameters())
     model.unload()
+
+
+def test_no_module_of_the_whole_model_but_the_talkers_is_adapted(published) -> None:
+    """Also where the targets' names are the Thinker's, or token2wav's, as well."""
+    from transformers import Qwen2_5OmniForConditionalGeneration
+
+    _, config, _ = published
+    with torch.device("meta"), quiet_transformers():
+        whole = Qwen2_5OmniForConditionalGeneration(config)
+    whole.requires_grad_(False)
+    everywhere = r".*\.(q_proj|k_proj|to_q|fc1|up_proj)"
+    for targets in (LoraSettings().target_modules, everywhere):
+        others = [name for name, _ in whole.named_modules() if not name.startswith("talker")]
+        match = targets if isinstance(targets, str) else rf".*\.({'|'.join(targets)})"
+        assert any(re.fullmatch(match, name) for name in others if name.startswith("thinker."))
+        with torch.device("meta"):
+            adapted = attach_lora(whole.talker, LoraSettings(target_modules=targets), base_model="Qwen/Qwen2.5-Omni")
+        told = {name for name, _ in [*whole.named_modules(), *whole.named_parameters()] if "lora_" in name}
+        assert told and all(name.startswith("talker.") for name in told)
+        assert {name for name, p in whole.named_parameters() if p.requires_grad} <= told
+        adapted.unload()
+        assert not any("lora_" in name for name, _ in whole.named_modules())
 
 
 def test_four_bits_are_for_the_language_model_of_the_thinker(published) -> None:

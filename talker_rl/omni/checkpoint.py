@@ -7,7 +7,6 @@ classes is refused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,15 @@ from typing import Any
 import torch
 
 from talker_rl.data.records import stable_hash
-from talker_rl.errors import CheckpointError, ConfigError
+from talker_rl.errors import CheckpointError, ConfigError, told
 from talker_rl.omni.config import ModelConfig
-from talker_rl.omni.files import INDEX, content_hash, open_tensors, refuse_code, require_file, shards_of
-from talker_rl.omni.published import stored_name
+from talker_rl.omni.config_json import read_config
+from talker_rl.omni.files import INDEX, content_hash, open_tensors, shards_of
+from talker_rl.omni.published import stored_as_floats, stored_name
 from talker_rl.omni.quantization import four_bit
+from talker_rl.omni.quiet import quiet_transformers
+from talker_rl.omni.speaker_table import load_speakers
+from talker_rl.omni.text_tokenizer import load_tokenizer
 
 PARTS = ("thinker", "talker", "token2wav")
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "spk_dict.pt"]
@@ -71,8 +74,15 @@ class Omni:
         return module
 
 
-def resolve_model_path(path: str) -> Path:
-    """``"micro"`` -> the shipped model; a folder -> itself; ``owner/name`` -> its hub snapshot (downloaded)."""
+def resolve_model_path(path: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
+    """``"micro"`` -> the shipped model; a folder -> itself; ``owner/name`` -> its hub snapshot (downloaded).
+
+    Args:
+        patterns: the files of a snapshot that are needed.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     if path == "micro":
         from talker_rl import micro
 
@@ -80,21 +90,24 @@ def resolve_model_path(path: str) -> Path:
         if not (folder / "config.json").is_file():
             raise CheckpointError("the micro model is not there", where=str(folder), fix="run `talker-rl micro build`")
         return folder
+    if not path.strip():  # pathlib takes it for the working directory
+        raise CheckpointError("the model's path is empty", where="model.path",
+                              fix='give a folder, "micro" or a hub name owner/name')
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
     looks_like_hub_name = path.count("/") == 1 and not path.startswith((".", "/", "~"))
     if folder.exists() or not looks_like_hub_name:
         raise CheckpointError("no such model folder", where=path, fix='give a folder, "micro" or a hub name owner/name')
-    return _hub_snapshot(path)
+    return _hub_snapshot(path, patterns)
 
 
-def _hub_snapshot(name: str) -> Path:
+def _hub_snapshot(name: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"neither a folder nor a model that the hub gives: {type(error).__name__}: {error}",
@@ -121,73 +134,6 @@ def part_hash(model: ModelConfig, part: str) -> str:
 def speakers_of(model: ModelConfig) -> dict[str, dict[str, Any]]:
     """The speakers that a model's settings name, without loading anything else."""
     return load_speakers(resolve_model_path(model.path), other=model.speakers)
-
-
-def load_speakers(folder: Path, config: Any = None, other: str | None = None) -> dict[str, dict[str, Any]]:
-    """Read ``spk_dict.pt`` and hold it against the model.
-
-    Args:
-        folder: the checkpoint's.
-        config: its Qwen2_5OmniConfig; by default what `read_config` says.
-        other: a file to read in the place of the checkpoint's own (``model.speakers``).
-
-    Returns:
-        Speaker -> bos_token (text id), cond (1, enc_emb_dim) and ref_mel (1, frames, mel_dim), finite float32.
-
-    Raises:
-        CheckpointError: missing, damaged, or another model's.
-    """
-    file = Path(other).expanduser() if other else folder / "spk_dict.pt"
-    require_file(file.parent, file.name, "the speakers (bos_token, cond, ref_mel)")
-    config = config or read_config(folder)
-    try:
-        raw = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types here; all mean the same to the user
-        raise CheckpointError(
-            f"{file.name} cannot be read as plain tensors: {str(error).splitlines()[0]}",
-            where=str(file),
-            fix="restore the original file",
-        ) from error
-    if not isinstance(raw, dict) or not raw:
-        raise CheckpointError(f"{file.name} holds no speakers", where=str(file), fix="restore the original file")
-    speakers: dict[str, dict[str, Any]] = {}
-    for name, entry in raw.items():
-        problem = speaker_problem(entry, config)
-        if problem:
-            dit = config.token2wav_config.dit_config
-            raise CheckpointError(
-                f"{file.name}: speaker {name!r}: {problem}",
-                where=str(file),
-                fix=f"use this model's own file; needed: bos_token (int), cond [1, {dit.enc_emb_dim}], "
-                f"ref_mel [1, frames, {dit.mel_dim}], finite floats",
-            )
-        speakers[str(name)] = {
-            "bos_token": int(entry["bos_token"]),
-            "cond": entry["cond"].float(),
-            "ref_mel": entry["ref_mel"].float(),
-        }
-    return speakers
-
-
-def speaker_problem(entry: Any, config: Any) -> str | None:
-    """What is wrong with a speaker's entry for a model of this Qwen2_5OmniConfig; None if nothing is."""
-    if not isinstance(entry, dict) or {"bos_token", "cond", "ref_mel"} - set(entry):
-        return "not a dictionary of bos_token, cond and ref_mel"
-    bos, cond, mel = entry["bos_token"], entry["cond"], entry["ref_mel"]
-    dit, rows = config.token2wav_config.dit_config, config.thinker_config.text_config.vocab_size
-    if not isinstance(bos, int) or not 0 <= bos < rows:
-        return f"bos_token {bos!r} is no text id of this model, whose vocabulary has {rows}"
-    if not (torch.is_tensor(cond) and cond.ndim == 2 and cond.shape[0] == 1):
-        return f"cond has shape {list(getattr(cond, 'shape', ()))}"
-    if cond.shape[1] != dit.enc_emb_dim:
-        return f"cond has width {cond.shape[1]}, this model's token2wav takes {dit.enc_emb_dim}"
-    if not (torch.is_tensor(mel) and mel.ndim == 3 and mel.shape[0] == 1 and mel.shape[1] > 0):
-        return f"ref_mel has shape {list(getattr(mel, 'shape', ()))}"
-    if mel.shape[2] != dit.mel_dim:
-        return f"ref_mel has shape {list(mel.shape)}, this model's mels have {dit.mel_dim} bins"
-    if not (torch.isfinite(cond).all() and torch.isfinite(mel).all()):
-        return "cond or ref_mel is not finite"
-    return None
 
 
 def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bool | None = None) -> Omni:
@@ -229,37 +175,6 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
     return omni
 
 
-def read_config(folder: Path) -> Any:
-    """The Qwen2_5OmniConfig of a checkpoint's folder.
-
-    Raises:
-        CheckpointError: config.json is missing, of another model, or cannot be used; or the folder asks for its own
-            code.
-    """
-    from transformers import Qwen2_5OmniConfig
-
-    file = require_file(folder, "config.json", "the model's geometry")
-    refuse_code(folder)
-    try:
-        raw = json.loads(file.read_text())
-        if raw.get("model_type") != "qwen2_5_omni":
-            raise CheckpointError(
-                f"config.json is not a Qwen2.5-Omni's: model_type is {raw.get('model_type')!r}, not 'qwen2_5_omni'",
-                where=str(file),
-                fix="give a Qwen2.5-Omni checkpoint",
-            )
-        if raw.get("quantization_config"):
-            raise CheckpointError(
-                "config.json has a quantization_config: quantised checkpoints cannot be trained",
-                where=str(file),
-                fix="use the original checkpoint; model.thinker_quantization: 4bit makes its Thinker smaller",
-            )
-        with quiet_transformers():
-            return Qwen2_5OmniConfig.from_dict(raw)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"config.json cannot be used: {error}", where=str(file), fix="restore it") from error
-
-
 def pick_device(name: str) -> torch.device:
     """The device of a name, ``auto`` resolved; ConfigError where it is not there."""
     if name == "auto":
@@ -270,6 +185,9 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(f"unknown device {name!r}", where="model.device", fix="auto, cpu, cuda or cuda:0") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("no CUDA device is there", where="model.device", fix="use device: cpu or auto")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(f"there is no device {name!r}: {torch.cuda.device_count()} are there", where="model.device",
+                          fix=f"use auto, cuda or cuda:{torch.cuda.device_count() - 1}")
     return device
 
 
@@ -294,7 +212,7 @@ def _load_part(
     if part == "thinker" and model.thinker_quantization:
         options = {"quantization_config": four_bit(model, device), "device_map": {"": device}}
     source = replaced or folder
-    shards = _talker_shards(source) if replaced else shards_of(folder, f"{part}.")
+    shards = talker_shards(source) if replaced else shards_of(folder, f"{part}.")
     with open_tensors(shards) as found, quiet_transformers():
         inside = {name.removeprefix(f"{part}."): x for name, x in found.items() if name.startswith(f"{part}.")}
         state = inside or (found if replaced else {})  # a replacement Talker's names may lack the prefix
@@ -302,11 +220,13 @@ def _load_part(
             raise CheckpointError(
                 f"no tensor named {part}.* is stored", where=str(source), fix="restore the checkpoint"
             )
+        state = {k: v for k, v in state.items() if not k.endswith(_IGNORED_STORED_KEYS)}
+        _check_floats(part, {k: str(v.get_dtype()) for k, v in state.items()}, source, shards)
         try:
             module, info = cls.from_pretrained(  # type: ignore[attr-defined]
                 None,
                 config=getattr(config, attribute),
-                state_dict={k: v for k, v in state.items() if not k.endswith(_IGNORED_STORED_KEYS)},
+                state_dict=state,
                 dtype=torch.float32 if speech else getattr(torch, model.dtype),
                 attn_implementation="sdpa" if speech else model.attn_implementation,
                 ignore_mismatched_sizes=True,  # reported below, by name
@@ -314,19 +234,51 @@ def _load_part(
                 **options,
             )
         except ImportError as error:
-            raise ConfigError(
-                f"attention {model.attn_implementation!r} is not there: {error}",
-                where="model.attn_implementation",
-                fix="install what it needs, or use sdpa",
-            ) from error
-        except (RuntimeError, ValueError) as error:
+            raise _not_installed(part, model, error) from error
+        except Exception as error:  # a wrong value in the config fails wherever transformers first computes with it
             raise CheckpointError(
-                f"the {part}'s weights do not fit its config: {error}", where=str(source), fix="use matching files"
+                f"the {part}'s weights do not fit its config: {told(error)}",
+                where=str(source),
+                fix="use matching files",
             ) from error
     _check_loaded(part, module, info, source, shards)
     if not options:
         module = module.to(device)
     return module.eval().requires_grad_(False)
+
+
+def _not_installed(part: str, model: ModelConfig, error: ImportError) -> ConfigError:
+    """What to say of a package that transformers asks for."""
+    text = str(error).lower()
+    if any(word in text for word in ("attn", "attention", "sdpa")):
+        return ConfigError(
+            f"attention {model.attn_implementation!r} is not there: {told(error)}",
+            where="model.attn_implementation",
+            fix="install what it needs, or use sdpa",
+        )
+    return ConfigError(f"a package that the {part} needs is not there: {told(error)}",
+                       where="model.thinker_quantization" if part == "thinker" and model.thinker_quantization else None,
+                       fix="install it; talker-rl doctor tells versions")
+
+
+def _check_floats(
+    part: str, dtypes: Mapping[str, str], source: Path, shards: Mapping[Path, set[str] | None]
+) -> None:
+    wrong = sorted(name for name, dtype in dtypes.items() if not stored_as_floats(dtype))
+    if wrong:
+        file = _file_of(f"{part}.{wrong[0]}", source, shards)
+        raise CheckpointError(
+            f"{file.name}: the {part}'s {wrong[0]!r} is stored as {dtypes[wrong[0]]}, which is no type of weights "
+            f"({len(wrong)} such tensors)",
+            where=str(source),
+            fix="restore the checkpoint; quantised ones cannot be trained",
+        )
+
+
+def _file_of(name: str, source: Path, shards: Mapping[Path, set[str] | None]) -> Path:
+    """The file in which a tensor is stored or has its place; the index where no file has."""
+    stored = stored_name(name)
+    return next((file for file, held in shards.items() if held is None or stored in held), source / INDEX)
 
 
 def _check_loaded(
@@ -338,8 +290,7 @@ def _check_loaded(
     mismatched = sorted(str(m[0]) if isinstance(m, tuple) else str(m) for m in info.get("mismatched_keys", ()))
     for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
         if names:
-            stored = stored_name(f"{part}.{names[0]}")
-            file = next((f for f, held in shards.items() if held is None or stored in held), source / INDEX)
+            file = _file_of(f"{part}.{names[0]}", source, shards)
             raise CheckpointError(
                 f"{file.name} and config.json do not fit: the {part} has {len(names)} tensors {what}, the first is "
                 f"{names[0]!r}",
@@ -348,41 +299,6 @@ def _check_loaded(
             )
 
 
-def _talker_shards(path: Path) -> dict[Path, set[str] | None]:
+def talker_shards(path: Path) -> dict[Path, set[str] | None]:
     """Files of a replacement Talker: a safetensors file or a folder of them, names with or without ``talker.``."""
     return {path: None} if path.is_file() else shards_of(path, "talker.") or shards_of(path)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The text tokenizer with its chat template (kept in chat_template.json by the published checkpoints)."""
-    from transformers import AutoTokenizer
-
-    if not (folder / "tokenizer.json").is_file():
-        require_file(folder, "vocab.json", "the tokenizer (tokenizer.json, or vocab.json and merges.txt)")
-        require_file(folder, "merges.txt", "the tokenizer's merges")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the tokenizer cannot be loaded: {error}", where=str(folder)) from error
-    if not tokenizer.chat_template:
-        file = require_file(folder, "chat_template.json", "the chat template")
-        tokenizer.chat_template = json.loads(file.read_text())["chat_template"]
-    return tokenizer
-
-
-class quiet_transformers:
-    """Silences loading bars and the notes about text ids outside the codec vocabulary, which are right."""
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self._level, self._bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *exc: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self._level)
-        if self._bar:
-            logging.enable_progress_bar()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from talker_rl.data.messages import Message, check_messages, resolve_media
-from talker_rl.errors import CheckpointError, ConfigError, PromptError, TalkerRLError
+from talker_rl.errors import CheckpointError, ConfigError, PromptError, TalkerRLError, told
 from talker_rl.omni.files import require_file
 
 if TYPE_CHECKING:
@@ -74,7 +74,11 @@ def encode(omni: Omni, messages: list[Message], where: str) -> Context:
         raise PromptError("There is no message before the reply", where=where,
                           fix="give messages, or set model.system_prompt")
     tokenizer, config = omni.need("tokenizer"), omni.config.thinker_config
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # jinja's, and what a template raises on purpose
+        raise PromptError(f"the checkpoint's chat template refuses the messages: {told(error)}", where=where,
+                          fix="change the messages or model.system_prompt, or restore the template") from error
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     parts = [p for m in messages if not isinstance(m["content"], str) for p in m["content"] if p["type"] != "text"]
     out = Context(ids=[])

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from talker_rl.data.records import stable_hash
-from talker_rl.errors import CheckpointError
+from talker_rl.errors import CheckpointError, told
 from talker_rl.file_hash import cached_hash
 
 INDEX = "model.safetensors.index.json"
@@ -42,6 +42,23 @@ def require_file(folder: Path, name: str, purpose: str) -> Path:
     return file
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file of a checkpoint holds.
+
+    Raises:
+        CheckpointError: the file cannot be read, is no JSON, or holds something else; it is named.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        problem = None if isinstance(found, dict) else f"it holds a {type(found).__name__}, not an object"
+    except (OSError, ValueError, RecursionError) as error:
+        problem = told(error)
+        raise CheckpointError(f"{file.name} cannot be used: {problem}", where=str(file), fix="restore it") from error
+    if problem:
+        raise CheckpointError(f"{file.name} cannot be used: {problem}", where=str(file), fix="restore it")
+    return found
+
+
 def refuse_code(folder: Path) -> None:
     """Refuse a folder whose configuration asks for classes of its own.
 
@@ -55,7 +72,7 @@ def refuse_code(folder: Path) -> None:
         file = folder / name
         try:
             asks = "auto_map" in json.loads(file.read_text()) if file.is_file() else False
-        except (ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             continue  # whoever needs that file says what is wrong with it
         if asks:
             raise CheckpointError(
@@ -69,19 +86,27 @@ def read_index(folder: Path) -> dict[str, str] | None:
     """Tensor name -> name of the file that holds it, by the folder's index; None where there is none.
 
     Raises:
-        CheckpointError: the index is damaged, or points outside its folder.
+        CheckpointError: the index is damaged, or what it names is no file of its folder.
     """
     file = folder / INDEX
     if not file.is_file():
         return None
-    try:
-        index = {str(name): str(shard) for name, shard in json.loads(file.read_text())["weight_map"].items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{INDEX} cannot be read: {error}", where=str(file), fix="restore it") from error
-    escaping = sorted(shard for shard in set(index.values()) if Path(shard).name != shard)
-    if escaping:
-        raise CheckpointError(f"{INDEX} points outside its folder: {escaping[0]!r}", where=str(file), fix="restore it")
+    index = read_json(file).get("weight_map")
+    if not isinstance(index, dict):
+        raise CheckpointError(f"{INDEX} cannot be used: it has no weight_map", where=str(file), fix="restore it")
+    for name, shard in index.items():
+        if _is_file_name(shard):
+            continue
+        outside = isinstance(shard, str) and "/" in shard
+        problem = "outside its folder: in" if outside else "in what is no file's name:"
+        raise CheckpointError(f"{INDEX} places {name!r} {problem} {shard!r:.80}", where=str(file), fix="restore it")
     return index
+
+
+def _is_file_name(shard: Any) -> bool:
+    """Whether this is a name in its own folder; no path, and none of ``""``, ``.`` and ``..``."""
+    return (isinstance(shard, str) and shard.isprintable() and shard != ".." and Path(shard).name == shard != ""
+            and len(shard.encode()) < 256)  # the system's limit: to ask for a longer one is an error
 
 
 def weight_files(folder: Path) -> list[Path]:

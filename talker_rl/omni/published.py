@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from talker_rl.errors import CheckpointError, told
+
 ROTARY = "token2wav.code2wav_dit_model.rotary_embed.inv_freq"
 """Stored by the publisher, (head_dim / 2,); transformers computes it."""
 
@@ -24,28 +26,51 @@ def stored_name(name: str) -> str:
     return name
 
 
+def stored_as_floats(dtype: str) -> bool:
+    """Whether weights can be of this type (safetensors' word); of any other they are not a model's, or quantised."""
+    return dtype in ("F64", "F32", "F16", "BF16")
+
+
 def stored_dtype(name: str) -> str:
     """safetensors' word for the precision in which the publisher stores a tensor."""
     return "F32" if name.startswith("token2wav.") else "BF16"
 
 
-def meta_parts(config: Any) -> dict[str, Any]:
-    """The three parts of a Qwen2_5OmniConfig on the meta device: every name and shape, no memory."""
+def meta_parts(config: Any, where: str | None = None) -> dict[str, Any]:
+    """The three parts of a Qwen2_5OmniConfig on the meta device: every name and shape, no memory.
+
+    Args:
+        where: the folder that an error names.
+
+    Raises:
+        CheckpointError: transformers cannot build a part of this config.
+    """
     import torch
 
-    from talker_rl.omni.checkpoint import PARTS, part_class, quiet_transformers
+    from talker_rl.omni.checkpoint import PARTS, part_class
+    from talker_rl.omni.quiet import quiet_transformers
 
     parts = {}
     with torch.device("meta"), quiet_transformers():
         for part in PARTS:
             cls, attribute = part_class(part)
-            parts[part] = cls(getattr(config, attribute))
+            try:
+                parts[part] = cls(getattr(config, attribute))
+            except Exception as error:  # a wrong value fails wherever transformers first computes with it
+                raise CheckpointError(
+                    f"config.json cannot be used: the {part} cannot be built from it: {told(error)}",
+                    where=where,
+                    fix="restore it",
+                ) from error
     return parts
 
 
-def stored_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a checkpoint of this config stores, in the publisher's order: its name and shape."""
+def stored_shapes(config: Any, where: str | None = None) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a checkpoint of this config stores, in the publisher's order: its name and shape.
+
+    Args and errors: as :func:`meta_parts`.
+    """
     shapes = {stored_name(f"{part}.{name}"): tuple(value.shape)
-              for part, module in meta_parts(config).items() for name, value in module.state_dict().items()}
+              for part, module in meta_parts(config, where).items() for name, value in module.state_dict().items()}
     shapes[ROTARY] = (config.token2wav_config.dit_config.head_dim // 2,)
     return shapes

@@ -19,6 +19,8 @@ from talker_rl.omni.config import LoraSettings
 
 SHIPPED = ("qwen2.5-omni-7b", "qwen2.5-omni-3b")
 """Geometries that the package holds: the checkpoints' own config.json."""
+PUBLISHER = "qwen/"
+"""Whose hub names these are; another's model of the same name may be of another geometry."""
 
 
 @dataclass(frozen=True)
@@ -126,17 +128,20 @@ def _is_target(name: str, targets: list[str] | str) -> bool:
 
 
 def read_geometry(name: str) -> Geometry:
-    """A shipped geometry's name (a hub name's last part will do), ``micro``, or a checkpoint's folder.
+    """A shipped geometry's name, alone or as the publisher's hub name, ``micro``, a folder, or another hub name.
+
+    Of a hub name that is not shipped, config.json alone is fetched.
 
     Raises:
-        ConfigError: neither.
-        CheckpointError: a folder whose config.json cannot be used.
+        ConfigError: none of these.
+        CheckpointError: no such folder or hub name, or its config.json cannot be used.
     """
-    from talker_rl.omni.checkpoint import quiet_transformers, read_config, resolve_model_path
+    from talker_rl.omni.checkpoint import read_config, resolve_model_path
+    from talker_rl.omni.quiet import quiet_transformers
 
-    short = name.rpartition("/")[2].lower()
-    if Path(name).expanduser().is_dir() or name == "micro":
-        return measure(name, read_config(resolve_model_path(name)))
+    short = name.lower().removeprefix(PUBLISHER)
+    if Path(name).expanduser().is_dir() or name == "micro" or ("/" in name and short not in SHIPPED):
+        return measure(name, read_config(resolve_model_path(name, ["config.json"])))
     if short not in SHIPPED:
         near = difflib.get_close_matches(short, [*SHIPPED, "micro"], n=1)
         raise ConfigError(f"There is no geometry {name!r}", where="--geometry",
@@ -154,7 +159,7 @@ def measure(name: str, config: Any) -> Geometry:
     """The geometry of transformers' Qwen2_5OmniConfig."""
     from talker_rl.omni.published import meta_parts
 
-    parts = meta_parts(config)
+    parts = meta_parts(config, name)
     text = config.thinker_config.text_config
     return Geometry(
         name=name,
