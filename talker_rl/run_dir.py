@@ -82,7 +82,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise DataError("A file of the run is missing", where=str(path), fix="run the stage that writes it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"A file of the run is damaged ({error})", where=str(path),
                         fix="delete it, and run the stage that writes it again") from error
 

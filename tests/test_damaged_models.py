@@ -258,10 +258,62 @@ def test_an_adapter_that_does_not_fit_is_refused_by_every_verb(
     assert override.removeprefix("model.adapter=") in failure
 
 
+def write_adapter(folder: Path, base: Path, name: str = "Qwen/Qwen2.5-Omni-7B") -> Path:
+    talker = load_omni(ModelConfig(path=str(base), device="cpu"), parts=("talker",)).talker
+    save_lora(attach_lora(talker, LoraSettings(r=2), base_model=name), folder)
+    return folder
+
+
+def only_a_foreign_tensor(adapter: Path) -> str:
+    save_file({"a": torch.zeros(1)}, adapter / "adapter_model.safetensors")
+    return "adapter_model.safetensors"
+
+
+def adapter_settings(**changes: object) -> Damage:
+    return lambda adapter: edit(adapter / "adapter_config.json", lambda x: x.update(changes))
+
+
+def settings_that_are_a_list(adapter: Path) -> str:
+    (adapter / "adapter_config.json").write_text("[]")
+    return "adapter_config.json"
+
+
+ADAPTERS: dict[str, Damage] = {
+    "a foreign tensor": only_a_foreign_tensor, "fewer targets": adapter_settings(target_modules=["q_proj"]),
+    "another rank": adapter_settings(r=4), "a bracket": adapter_settings(target_modules="("),
+    "code": adapter_settings(megatron_config={"a": 1}, megatron_core="this"), "a list": settings_that_are_a_list,
+}
+
+
+@pytest.mark.parametrize("case", ADAPTERS)
+def test_no_candidate_is_sampled_from_a_base_under_an_adapters_name(
+    case: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter", world / "omni")
+    name = ADAPTERS[case](adapter)
+    for verb in ("rollout", "run"):
+        command = [verb, "-c", str(world / "config.yaml"), "--run-dir", str(world / "run"), "-q"]
+        assert cli.main([*command, f"model.adapter={adapter}"]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and name in err.splitlines()[0] and str(adapter) in err
+        assert len(err.splitlines()) == 3 and "Traceback" not in err
+    assert not list((world / "run").glob("rollouts/shard-*"))
+
+
+@pytest.mark.parametrize("targets", ["'('", "'[query]'", "[]"])
+def test_modules_that_cannot_be_trained_are_told_before_a_run(
+    targets: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = ["run", "-c", str(world / "config.yaml"), "--run-dir", str(run), "-q"]
+    assert cli.main([*command, f"train.lora.target_modules={targets}"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: LoRA cannot be attached") and "train.default.lora.target_modules" in err
+    assert not (run / "prompts").exists()
+
+
 def test_an_adapter_for_another_geometry_is_named(world: Path, tmp_path: Path) -> None:
-    other = load_omni(ModelConfig(path=str(write_sharded(tmp_path / "3b", "3b")), device="cpu"), parts=("talker",))
-    folder = tmp_path / "adapter"
-    save_lora(attach_lora(other.talker, LoraSettings(r=2), base_model="Qwen/Qwen2.5-Omni-3B"), folder)
+    folder = write_adapter(tmp_path / "adapter", write_sharded(tmp_path / "3b", "3b"), "Qwen/Qwen2.5-Omni-3B")
     talker = load_omni(ModelConfig(path=str(world / "omni"), device="cpu"), parts=("talker",)).talker
     with pytest.raises(CheckpointError) as raised:
         load_lora(talker, folder)

@@ -20,12 +20,14 @@ from sharded_checkpoint import INDEX, parts_by_shard, write_sharded
 from talker_rl import cli
 from talker_rl.data.records import Candidate
 from talker_rl.errors import TalkerRLError
+from talker_rl.omni import merge
 from talker_rl.omni.checkpoint import load_omni, quiet_transformers
 from talker_rl.omni.conditioning_cache import ConditioningCache
 from talker_rl.omni.config import SPEECH_SYSTEM_PROMPT, ModelConfig
 from talker_rl.omni.layout import TalkerExample, collate
 from talker_rl.omni.logps import token_logps
 from talker_rl.omni.lora import load_lora
+from talker_rl.planning.command import size
 from talker_rl.stages.export import EXAMPLE_TEXT
 from talker_rl.stages.shards import ShardFolder
 from talker_rl.train.card import Usage, speaking_code
@@ -81,11 +83,11 @@ def talker_of(folder: Path) -> Any:
     return load_omni(ModelConfig(path=str(folder)), parts=("talker",)).talker
 
 
-def read_by_transformers(folder: Path) -> Any:
+def read_by_transformers(folder: Path, dtype: Any = torch.float32) -> Any:
     from transformers import Qwen2_5OmniForConditionalGeneration
 
     with quiet_transformers():
-        return Qwen2_5OmniForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        return Qwen2_5OmniForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
 
 
 def code_of(folder: Path) -> str:
@@ -160,6 +162,46 @@ def test_bfloat16_is_merged_in_float32_and_then_rounded(world: Path, tmp_path: P
     assert difference.max() <= 0.1 and difference.mean() <= 0.01
 
 
+def test_the_talker_in_float32_says_what_the_unmerged_adapter_says(world: Path, tmp_path: Path, capsys: Any) -> None:
+    """The published layout, in bf16: the shards of the Talker get another header, and nothing is rounded."""
+    base, run, out = world / "base16", world / "run", tmp_path / "out"
+    options = ["export", "--run-dir", str(run), "--model", str(base), "--merge", str(out)]
+    assert cli.main([*options, "--talker-dtype", "float32", "--dry-run"]) == 0
+    promised = dict(re.findall(r"(model-\S+) +(\S+ .iB)  written anew", capsys.readouterr().out))
+    assert cli.main([*options, "--talker-dtype", "float32", "--debug"]) == 0
+    err = capsys.readouterr().err
+    assert "tensors of the Talker changed, stored as F32" in err and "rounding" not in err and "dtype=torch" in err
+
+    trained, parts, total = trained_tensors(run), parts_by_shard(base), 0
+    for name in parts:
+        before, after = load_file(base / name), load_file(out / name)
+        assert before.keys() == after.keys() and os.path.samefile(base / name, out / name) == (name not in promised)
+        for key, value in after.items():
+            total += value.nbytes
+            assert value.dtype == (torch.float32 if key in trained else before[key].dtype)
+            assert torch.equal(value, before[key]) == (key not in trained)
+        with safe_open(out / name, framework="pt") as reader:
+            assert reader.metadata() == {"format": "pt"}
+        if name in promised:
+            assert promised[name] == size((out / name).stat().st_size)
+    before, after = (json.loads((folder / INDEX).read_text()) for folder in (base, out))
+    assert after["metadata"]["total_size"] == total > before["metadata"]["total_size"]
+    assert after["weight_map"] == before["weight_map"]
+    assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
+
+    policy = logps(load_lora(talker_of(base), run / "train/default"), run)
+    assert (policy - logps(talker_of(base), run)).abs().max() > 0.01
+    assert (logps(read_by_transformers(out).talker, run) - policy).abs().max() <= 1e-5
+    rounded = read_by_transformers(out, dtype="auto")
+    assert {p.dtype for p in rounded.talker.parameters()} == {torch.bfloat16}
+    assert "dtype=torch.float32" in code_of(out) and compile(code_of(out), "card", "exec")
+    assert cli.main(["doctor", "--model", str(out)]) == 0
+    assert "warn  model: the talker is stored as BF16, F32" in capsys.readouterr().out
+
+    assert cli.main(["export", "--run-dir", str(run), "--adapter", str(out), "--talker-dtype", "float32"]) == 2
+    assert "belongs to --merge" in capsys.readouterr().err
+
+
 def test_the_adapter_alone_and_peft_reads_it(world: Path, tmp_path: Path) -> None:
     from peft import PeftModel
 
@@ -232,6 +274,7 @@ def test_what_exists_is_kept(world: Path, tmp_path: Path, capsys: Any) -> None:
     options = ["export", "--run-dir", str(run), "--no-check", "-q", "--adapter"]
     for target, more, message in (
         (mine, [], "OUT exists"), (mine, ["--overwrite"], "not an earlier export"),
+        (mine / "thesis.txt" / "a" / "b", [], "below a file"),
         (run, ["--overwrite"], "holds what is exported"), (run / "train", ["--overwrite"], "holds what is exported"),
     ):
         assert cli.main([*options, str(target), *more]) == 1
@@ -250,8 +293,6 @@ def test_what_exists_is_kept(world: Path, tmp_path: Path, capsys: Any) -> None:
 
 def test_a_full_disk_is_told(world: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     from collections import namedtuple
-
-    from talker_rl.omni import merge
 
     options = ["export", "--run-dir", str(world / "run"), "--no-check", "-q", "--merge", str(tmp_path / "out")]
     with monkeypatch.context() as patch:

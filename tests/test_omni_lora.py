@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from omni_factory import omni_config, random_conditionings, tiny_omni
+from safetensors.torch import load_file, save_file
 
 from talker_rl.errors import CheckpointError, ConfigError
 from talker_rl.omni.config import LoraSettings
 from talker_rl.omni.layout import TalkerExample, collate
 from talker_rl.omni.logps import token_logps
-from talker_rl.omni.lora import attach_lora, load_lora, reference_logps, save_lora
+from talker_rl.omni.lora import (
+    attach_lora,
+    check_adapter,
+    check_adapter_of,
+    check_lora_of,
+    load_lora,
+    reference_logps,
+    save_lora,
+)
 
 SETTINGS = LoraSettings(r=4, lora_alpha=8)
 
@@ -139,8 +149,119 @@ def test_damaged_adapters_are_named(tmp_path):
         load_lora(tiny_omni().talker, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    trained_adapter(folder)
+    return folder
+
+
+TENSORS = {
+    "nothing of it": (lambda held: {"a": torch.zeros(1)}, "no whole adapter: it lacks"),
+    "no tensor": (lambda held: {}, "28 of the 28 tensors"),
+    "other names": (lambda held: {k.removeprefix("base_model.model."): v for k, v in held.items()}, "it lacks"),
+    "other modules": (lambda held: {k.replace("layers", "blocks"): v for k, v in held.items()}, "no such module"),
+    "one layer": (lambda held: {k: v for k, v in held.items() if ".layers.0." in k}, "14 of the 28 tensors"),
+    "one half": (lambda held: {k: v for k, v in held.items() if "lora_A" in k}, "lora_B.weight .14 of the 28"),
+    "one more": (lambda held: held | {"a": torch.zeros(1)}, "holds 'a', which adapter_config.json does not ask for"),
+    "whole numbers": (lambda held: {k: v.long() for k, v in held.items()}, "as I64"),
+}
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_an_adapter_that_holds_other_tensors_than_its_settings_say(case, adapter, tmp_path):
+    """peft would load what it finds, and warn: the base would speak under the adapter's name."""
+    change, message = TENSORS[case]
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    file = folder / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+    for check in (lambda: check_adapter_of(omni_config(), folder), lambda: load_lora(tiny_omni().talker, folder)):
+        with pytest.raises(CheckpointError, match=message) as raised:
+            check()
+        assert raised.value.where == str(file) and "tiny" in raised.value.fix
+
+
+ALL = LoraSettings().target_modules
+SETTINGS_REFUSED = [
+    ({"r": 8}, "is of rank 4, the settings say 8"), ({"r": "x"}, "r is 'x'"), ({"r": 0}, "r is 0"),
+    ({"rank_pattern": {"q_proj": 2}}, "is of rank 4, the settings say 2"), ({"rank_pattern": {"(": 2}}, "unterminated"),
+    ({"target_modules": ["q_proj"]}, "does not ask for .24 such"),
+    ({"target_modules": [*ALL, "codec_head"]}, "lacks .*codec_head.lora_A"),
+    ({"target_modules": [*ALL, "query"]}, "no module 'query'"), ({"target_modules": "("}, "no regular expression"),
+    ({"target_modules": r".*\.q_proj"}, "does not ask for"), ({"target_modules": []}, "no module is named"),
+    ({"target_modules": None}, "target_modules is None"), ({"exclude_modules": ["q_proj"]}, "does not ask for"),
+    ({"layers_to_transform": [0]}, "layers.1.* does not ask for"), ({"modules_to_save": ["codec_head"]}, "lacks"),
+    ({"lora_alpha": float("nan")}, "lora_alpha is nan"), ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern"),
+    ({"peft_type": "IA3"}, "is of a 'IA3'"), ({"use_dora": True}, "use_dora is True"),
+    ({"bias": "all"}, "bias is 'all'"), ({"init_lora_weights": "pissa"}, "changes the base"),
+    ({"megatron_core": "os"}, "megatron_core is 'os'"), ({"megatron_config": {"a": 1}}, "megatron_config"),
+    ({"of_a_later_peft": 3}, "of_a_later_peft is 3"), ({"task_type": "SEQ_CLS"}, "task_type"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "message"), SETTINGS_REFUSED, ids=[str(s) for s, _ in SETTINGS_REFUSED])
+def test_settings_that_do_not_fit_or_cannot_be_checked(settings, message, adapter, tmp_path):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(CheckpointError, match=message) as raised:
+        check_adapter_of(omni_config(), folder)
+    assert "\n" not in raised.value.what and str(folder) in raised.value.where
+
+
+def test_settings_that_are_said_in_another_way(adapter, tmp_path):
+    """A regular expression for the same modules, and keys of a later peft that ask for nothing."""
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    file = folder / "adapter_config.json"
+    same = {"target_modules": rf".*\.({'|'.join(ALL)})", "of_a_later_peft": None, "init_lora_weights": "gaussian"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | same))
+    check_adapter_of(omni_config(), folder)
+    assert torch.equal(logps(load_lora(tiny_omni().talker, folder)), logps(load_lora(tiny_omni().talker, adapter)))
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", "{", "[" * 100_000], ids=lambda text: text[:5])
+def test_settings_that_cannot_be_read(text, adapter, tmp_path):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    (folder / "adapter_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="adapter_config.json cannot be read") as raised:
+        check_adapter_of(omni_config(), folder)
+    assert "saved with the adapter's weights" in raised.value.fix
+
+
+def test_weights_that_are_not_finite_are_named(adapter, tmp_path):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    file = folder / "adapter_model.safetensors"
+    held = load_file(file)
+    name = sorted(held)[3]
+    held[name][0, 0] = float("nan")
+    save_file(held, file)
+    with pytest.raises(CheckpointError, match=f"{name} is not finite"):
+        load_lora(tiny_omni().talker, folder)
+
+
+def test_a_check_leaves_talker_and_random_numbers_alone(adapter):
+    talker = tiny_omni().talker
+    names, state = [name for name, _ in talker.named_modules()], torch.random.get_rng_state()
+    check_adapter(talker, adapter)
+    check_adapter_of(omni_config(), adapter)
+    check_lora_of(omni_config(), SETTINGS)
+    assert names == [name for name, _ in talker.named_modules()]
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(("targets", "message"), [
+    ("(", "no regular expression"), ("[query]", "no module that"), ([], "no module is named"),
+    (["q_proj", "query"], "no module 'query'"), (["self_attn"], "is no linear layer"), (".*", "is no linear layer"),
+])  # fmt: skip
+def test_modules_that_cannot_be_trained_are_told_without_a_model(targets, message):
+    settings = LoraSettings(target_modules=targets)
+    for check in (lambda: check_lora_of(omni_config(), settings),
+                  lambda: attach_lora(tiny_omni().talker, settings, base_model="tiny")):
+        with pytest.raises(ConfigError, match=message) as raised:
+            check()
+        assert "q_proj" in raised.value.fix and raised.value.where == "lora.target_modules"
+
+
 def test_unknown_modules_and_missing_adapters():
-    with pytest.raises(ConfigError, match="q_proj"):
-        attach_lora(tiny_omni().talker, LoraSettings(target_modules=["query"]), base_model="tiny")
     with pytest.raises(ConfigError, match="no adapter"), reference_logps(tiny_omni().talker):
         pass

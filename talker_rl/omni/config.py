@@ -203,7 +203,9 @@ class LoraSettings(_Settings):
     """LoRA on the Talker; peft's names."""
 
     r: int = Field(default=16, ge=1, description="Rank.")
-    lora_alpha: float = Field(default=32, gt=0, description="Scale: the update is multiplied by lora_alpha / r.")
+    lora_alpha: float = Field(
+        default=32, gt=0, allow_inf_nan=False, description="Scale: the update is multiplied by lora_alpha / r."
+    )
     lora_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Dropout before the update; it makes DPO's margins noisy."
     )

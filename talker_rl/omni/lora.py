@@ -6,7 +6,6 @@ began with, a frozen copy of it is kept beside the one that is trained.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,12 @@ from typing import Any
 import torch
 
 from talker_rl.errors import CheckpointError, ConfigError
+from talker_rl.omni.adapter_check import check_adapter, check_adapter_of, check_finite, meta_talker, target_problem
 from talker_rl.omni.config import LoraSettings
-from talker_rl.omni.files import read_headers, require_file
 from talker_rl.omni.layout import unwrap_talker
+
+__all__ = ["attach_lora", "check_adapter", "check_adapter_of", "check_lora_of", "load_lora", "reference_logps",
+           "resolve_adapter", "save_lora"]
 
 POLICY, REFERENCE = "default", "reference"
 """Adapter names inside the PeftModel; only the policy's is saved."""
@@ -32,9 +34,15 @@ def attach_lora(talker: Any, settings: LoraSettings, *, base_model: str, seed: i
         settings: rank, scale, target modules.
         base_model: what ``adapter_config.json`` names as ``base_model_name_or_path``.
         seed: of A's initialisation.
+
+    Raises:
+        ConfigError: ``target_modules`` is no regular expression, or names what cannot be trained or is not there.
     """
     from peft import LoraConfig, get_peft_model
 
+    problem = target_problem(unwrap_talker(talker), settings.target_modules)
+    if problem:
+        raise _refused(problem, talker)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
@@ -49,13 +57,25 @@ def attach_lora(talker: Any, settings: LoraSettings, *, base_model: str, seed: i
             with _peft_alone():
                 model = get_peft_model(talker, config)
         except ValueError as error:
-            raise ConfigError(
-                f"LoRA cannot be attached: {error}",
-                where="lora.target_modules",
-                fix=f"name some of the Talker's modules: {', '.join(_linear_names(talker))}",
-            ) from error
+            raise _refused(str(error).splitlines()[0], talker) from error
     model.peft_config[POLICY].base_model_name_or_path = base_model  # peft would put the module's own name here
     return model
+
+
+def check_lora_of(config: Any, settings: LoraSettings) -> None:
+    """Whether :func:`attach_lora` would take these settings, on the Talker of a Qwen2_5OmniConfig; no weights are read.
+
+    Raises:
+        ConfigError: as there.
+    """
+    with torch.device("meta"):
+        attach_lora(meta_talker(config), settings, base_model="")
+
+
+def _refused(problem: str, talker: Any) -> ConfigError:
+    names = {n.rsplit(".", 1)[-1] for n, m in unwrap_talker(talker).named_modules() if isinstance(m, torch.nn.Linear)}
+    return ConfigError(f"LoRA cannot be attached: {problem}", where="lora.target_modules",
+                       fix=f"name some of the Talker's modules: {', '.join(sorted(names))}")
 
 
 def load_lora(
@@ -68,15 +88,17 @@ def load_lora(
         reference: adapter of which a frozen copy is kept as the reference; None: the base is the reference.
 
     Raises:
-        CheckpointError: files missing or truncated, or an adapter is of another geometry.
+        CheckpointError: files missing or damaged, weights that are not finite, or an adapter that is not whole or is
+            of another geometry.
     """
     from peft import PeftModel
 
-    check_adapter(talker, Path(folder))
+    for adapter in dict.fromkeys(Path(path) for path in (folder, reference) if path is not None):
+        check_adapter(talker, adapter)
+        check_finite(adapter)
     with _peft_alone():
         model = PeftModel.from_pretrained(talker, str(folder), adapter_name=POLICY, is_trainable=trainable)
     if reference is not None:
-        check_adapter(talker, Path(reference))
         model.load_adapter(str(reference), adapter_name=REFERENCE, is_trainable=False)
         model.set_adapter(POLICY)
     return model
@@ -108,49 +130,6 @@ def resolve_adapter(spec: str | Path) -> Path:
     raise CheckpointError("There is no adapter here (adapter_config.json), and no run that has finished one",
                           where=str(folder),
                           fix="give a PEFT folder, or the folder of a finished run: this stage comes after it")
-
-
-def check_adapter_of(config: Any, folder: Path) -> None:
-    """:func:`check_adapter` for the Talker that a Qwen2_5OmniConfig describes: shapes alone, no weights are read."""
-    from talker_rl.omni.checkpoint import part_class, quiet_transformers
-
-    cls, attribute = part_class("talker")
-    with quiet_transformers(), torch.device("meta"):
-        talker = cls(getattr(config, attribute))
-    check_adapter(talker, folder)
-
-
-def check_adapter(talker: Any, folder: Path) -> None:
-    """Whether the adapter's tensors fit this Talker; CheckpointError names the first that does not."""
-    config_file = require_file(folder, "adapter_config.json", "the adapter's settings")
-    weights = require_file(folder, "adapter_model.safetensors", "the adapter's weights")
-    try:
-        settings = json.loads(config_file.read_text())
-        if settings["peft_type"] != "LORA":
-            raise CheckpointError(f"adapter_config.json is of a {settings['peft_type']}, not of a LoRA",
-                                  where=str(config_file), fix="give a LoRA adapter")
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"adapter_config.json cannot be read: {error}", where=str(config_file),
-                              fix="restore it") from error
-    modules = dict(unwrap_talker(talker).named_modules())
-    for key, (_, size) in read_headers(weights).items():
-        name = key.removeprefix("base_model.model.")
-        for side, axis in ((".lora_A.weight", 1), (".lora_B.weight", 0)):
-            if not name.endswith(side):
-                continue
-            module = modules.get(name.removesuffix(side))
-            shape = getattr(getattr(module, "weight", None), "shape", None)
-            if shape is None:
-                problem = "the model has no such module"
-            elif size[axis] != shape[axis]:
-                problem = f"it has {size[axis]} {'inputs' if axis else 'outputs'}, the model {shape[axis]}"
-            else:
-                continue
-            raise CheckpointError(
-                f"adapter_model.safetensors is an adapter of another geometry: {name.removesuffix(side)}: {problem}",
-                where=str(weights),
-                fix=f"load it on the model that it was trained on: {settings.get('base_model_name_or_path')}",
-            )
 
 
 def save_lora(model: Any, folder: Path | str) -> None:
@@ -187,7 +166,3 @@ def _peft(model: Any) -> Any | None:
     while model is not None and not hasattr(model, "peft_config"):
         model = getattr(model, "module", None)
     return model
-
-
-def _linear_names(talker: Any) -> list[str]:
-    return sorted({n.rsplit(".", 1)[-1] for n, m in talker.named_modules() if isinstance(m, torch.nn.Linear)})

@@ -1,12 +1,14 @@
 """A trained Talker goes back into its checkpoint: the original files, with the changed tensors in their places.
 
 Weights are merged in float32 and rounded to the precision in which the original stores them. A shard that holds a
-changed tensor is copied and overwritten at that tensor's bytes, so its header, order and size stay what they were; all
-other shards are the original files themselves (hard links), or copies of them.
+merged tensor is copied and overwritten at that tensor's bytes, so its header, order and size stay what they were; all
+other shards are the original files themselves (hard links), or copies of them. Where the merged tensors are to stay
+float32, such a shard gets a new header, and the index another total size.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -18,12 +20,13 @@ from typing import Any
 import torch
 
 from talker_rl.errors import CheckpointError
+from talker_rl.omni.adapter_check import WEIGHTS
 from talker_rl.omni.checkpoint import load_omni
 from talker_rl.omni.config import ModelConfig
-from talker_rl.omni.files import DTYPES, Span, read_spans, require_file, unreadable, weight_files
+from talker_rl.omni.files import DTYPES, INDEX, Span, read_spans, require_file, unreadable, weight_files
 from talker_rl.omni.lora import load_lora
 
-ADAPTER = "adapter_model.safetensors"
+ADAPTER = WEIGHTS
 SPEAKERS = "spk_dict.pt"
 _KEPT_SUFFIXES = {".json", ".txt", ".jinja", ".model"}
 _KEPT_NAMES = {SPEAKERS, "LICENSE", "NOTICE", "LICENSE.md"}
@@ -33,15 +36,18 @@ FLOATS = ("F32", "BF16", "F16")
 
 @dataclass
 class Rounding:
-    """What storing the merged weights in the checkpoint's precision costs: sums of squares over changed tensors."""
+    """What storing the merged weights in the checkpoint's precision costs: sums of squares over merged tensors."""
 
     update: float = 0.0
     """Of merged (float32) minus original."""
     error: float = 0.0
     """Of stored minus merged (float32)."""
-    tensors: int = 0
+    merged: int = 0
+    """Tensors that the trained weights hold an update of, or another value for."""
+    changed: int = 0
+    """Of these, the ones whose stored value is not the original's: an update may be zero, or be rounded away."""
     dtypes: set[str] = field(default_factory=set)
-    """Precisions of the changed tensors, in safetensors' words."""
+    """Precisions in which the merged tensors are stored, in safetensors' words."""
 
     @property
     def share(self) -> float:
@@ -65,8 +71,8 @@ def is_adapter(weights: Path) -> bool:
     return (weights / "adapter_config.json").is_file() or (weights / ADAPTER).is_file()
 
 
-def changed_tensors(base: Path, weights: Path, model: ModelConfig) -> set[str]:
-    """Names, as stored, of the tensors that merging changes; only headers are read.
+def merged_tensors(base: Path, weights: Path, model: ModelConfig) -> set[str]:
+    """Names, as stored, of the tensors that merging may change; only headers are read.
 
     Args:
         base: the checkpoint's folder.
@@ -112,17 +118,25 @@ def merge_adapter(model: Any, weights: Path) -> torch.nn.Module:
                               fix="choose another checkpoint of the training") from error
 
 
-def entries(base: Path, changed: set[str]) -> list[Entry]:
+def entries(base: Path, merged: set[str], *, widen: bool = False) -> list[Entry]:
     """The files of the checkpoint to be written, weights first.
 
+    Args:
+        widen: as for `write_checkpoint`.
+
     Raises:
-        CheckpointError: the checkpoint lacks a tensor that is to be changed.
+        CheckpointError: the checkpoint lacks a tensor that is to be merged.
     """
-    found, left = [], set(changed)
+    found, left = [], set(merged)
     for file in weight_files(base):
-        mine = left & _spans(file).keys()
+        spans = _spans(file)
+        mine = left & spans.keys()
         left -= mine
-        found.append(Entry(file.name, "merge" if mine else "keep", file.stat().st_size))
+        count = file.stat().st_size
+        if widen and mine:
+            header, sizes = _wide_header(file, spans, mine)
+            count = len(header) + sum(sizes.values())
+        found.append(Entry(file.name, "merge" if mine else "keep", count))
     if left:
         raise CheckpointError(f"{len(left)} trained tensors are not in the checkpoint, the first is {min(left)!r}",
                               where=str(base), fix="export onto the model that was trained (--model)")
@@ -157,15 +171,16 @@ def _same_disk(base: Path, folder: Path) -> bool:
 
 
 def write_checkpoint(
-    base: Path, target: Path, written: list[Entry], changed: set[str], talker: Mapping[str, torch.Tensor],
-    *, link: bool = True,
+    base: Path, target: Path, written: list[Entry], merged: set[str], talker: Mapping[str, torch.Tensor],
+    *, link: bool = True, widen: bool = False,
 ) -> Rounding:
     """Write every entry into the existing, empty folder ``target``.
 
     Args:
-        changed: names, as stored, of the tensors to overwrite.
+        merged: names, as stored, of the tensors to write anew.
         talker: the merged Talker's tensors by their name in it, float32.
         link: keep unchanged shards as hard links where the file system allows it.
+        widen: store the merged tensors in float32, whatever the checkpoint stores them in.
 
     Returns: the cost of rounding.
 
@@ -173,7 +188,7 @@ def write_checkpoint(
         CheckpointError: a tensor is missing, has another shape, or is stored in a precision that is not known.
         OSError: the disk is full.
     """
-    rounding = Rounding()
+    rounding, added = Rounding(), 0
     for entry in written:
         source, copy = (base / entry.name).resolve(), target / entry.name
         if entry.how == "keep" and link:
@@ -182,39 +197,99 @@ def write_checkpoint(
                 continue
             except OSError:  # another file system, or one without hard links: a copy; a full disk is told there
                 pass
+        if entry.how == "merge" and widen:
+            added += _write_wide(source, copy, merged, talker, rounding)
+            continue
         shutil.copyfile(source, copy)
         if entry.how == "merge":
-            _overwrite(copy, changed, talker, rounding)
+            _overwrite(copy, merged, talker, rounding)
+    if added:
+        _grow_index(target / INDEX, added)
     return rounding
 
 
-def _overwrite(file: Path, changed: set[str], talker: Mapping[str, torch.Tensor], rounding: Rounding) -> None:
-    """Put the changed tensors into a safetensors file, each at its own bytes."""
+def _overwrite(file: Path, merged: set[str], talker: Mapping[str, torch.Tensor], rounding: Rounding) -> None:
+    """Put the merged tensors into a safetensors file, each at its own bytes."""
     with open(file, "r+b") as stream:
         for name, span in _spans(file).items():
-            if name not in changed:
+            if name not in merged:
                 continue
-            value = talker.get(name.removeprefix("talker."))
-            if span.dtype not in FLOATS:
-                raise CheckpointError(f"{name} is stored as {span.dtype}", where=str(file),
-                                      fix=f"export onto the unquantised checkpoint ({', '.join(FLOATS)})")
-            if value is None or list(value.shape) != span.shape:
-                raise CheckpointError(f"{name} has shape {span.shape}, the trained one "
-                                      f"{None if value is None else list(value.shape)}", where=str(file),
-                                      fix="export onto the model that was trained (--model)")
-            value, dtype = value.detach().float().contiguous(), DTYPES[span.dtype]
             stream.seek(span.begin)
-            held = bytearray(stream.read(span.end - span.begin))
-            before = torch.frombuffer(held, dtype=dtype).reshape(span.shape).float()
-            stored = value.to(dtype)
+            held = stream.read(span.end - span.begin)
             stream.seek(span.begin)
-            stream.write(stored.reshape(-1).view(torch.uint8).numpy().data)
-            rounding.update += float((value - before).square().sum(dtype=torch.float64))
-            rounding.error += float((stored.float() - value).square().sum(dtype=torch.float64))
-            rounding.tensors += 1
-            rounding.dtypes.add(span.dtype)
+            stream.write(_stored(file, name, span, span.dtype, held, talker, rounding))
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _write_wide(
+    source: Path, copy: Path, merged: set[str], talker: Mapping[str, torch.Tensor], rounding: Rounding
+) -> int:
+    """A safetensors file with the merged tensors in float32 and all others as they are; returns the bytes of tensors
+    that it has more than the original."""
+    spans = _spans(source)
+    header, sizes = _wide_header(source, spans, merged)
+    with open(source, "rb") as old, open(copy, "wb") as new:
+        new.write(header)
+        for name in sizes:
+            span = spans[name]
+            old.seek(span.begin)
+            held = old.read(span.end - span.begin)
+            new.write(_stored(source, name, span, "F32", held, talker, rounding) if name in merged else held)
+        new.flush()
+        os.fsync(new.fileno())
+    return sum(sizes.values()) - sum(span.end - span.begin for span in spans.values())
+
+
+def _stored(
+    file: Path, name: str, span: Span, dtype: str, held: bytes, talker: Mapping[str, torch.Tensor], rounding: Rounding
+) -> memoryview:
+    """A merged tensor's bytes in a precision; ``held`` are the original's, for what is noted in ``rounding``."""
+    value = talker.get(name.removeprefix("talker."))
+    if span.dtype not in FLOATS:
+        raise CheckpointError(f"{name} is stored as {span.dtype}", where=str(file),
+                              fix=f"export onto the unquantised checkpoint ({', '.join(FLOATS)})")
+    if value is None or list(value.shape) != span.shape:
+        raise CheckpointError(f"{name} has shape {span.shape}, the trained one "
+                              f"{None if value is None else list(value.shape)}", where=str(file),
+                              fix="export onto the model that was trained (--model)")
+    value = value.detach().float().contiguous()
+    before = torch.frombuffer(bytearray(held), dtype=DTYPES[span.dtype]).reshape(span.shape).float()
+    stored = value.to(DTYPES[dtype])
+    rounding.update += float((value - before).square().sum(dtype=torch.float64))
+    rounding.error += float((stored.float() - value).square().sum(dtype=torch.float64))
+    rounding.merged += 1
+    rounding.changed += not torch.equal(stored.float(), before)
+    rounding.dtypes.add(dtype)
+    return memoryview(stored.reshape(-1).view(torch.uint8).numpy())
+
+
+def _wide_header(file: Path, spans: Mapping[str, Span], merged: set[str]) -> tuple[bytes, dict[str, int]]:
+    """The head of a file whose merged tensors are float32, and its tensors' bytes by name in the order of the file.
+
+    As safetensors itself does, the widest precisions come first, so that each tensor begins at a multiple of its own.
+    """
+    counts = {name: math.prod(span.shape) for name, span in spans.items()}
+    sizes = {name: 4 * counts[name] if name in merged else span.end - span.begin for name, span in spans.items()}
+    order = sorted(spans, key=lambda name: (-sizes[name] // max(counts[name], 1), spans[name].begin))
+    with open(file, "rb") as stream:
+        held = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    header, at = {"__metadata__": held["__metadata__"]} if "__metadata__" in held else {}, 0
+    for name in order:
+        dtype = "F32" if name in merged else spans[name].dtype
+        header[name] = {"dtype": dtype, "shape": spans[name].shape, "data_offsets": [at, at := at + sizes[name]]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, {name: sizes[name] for name in order}
+
+
+def _grow_index(file: Path, added: int) -> None:
+    """Note in an index, where it says so, that the tensors have more bytes."""
+    index = json.loads(file.read_text()) if file.is_file() else {}
+    facts = index.get("metadata")
+    if isinstance(facts, dict) and isinstance(facts.get("total_size"), int):
+        facts["total_size"] += added
+        file.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n")
 
 
 def _spans(file: Path) -> dict[str, Span]:

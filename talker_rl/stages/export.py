@@ -16,11 +16,12 @@ from typing import Any
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import CheckpointError, ConfigError, StageError, is_disk_full
 from talker_rl.omni import merge
-from talker_rl.omni.checkpoint import resolve_model_path, speakers_of
+from talker_rl.omni.adapter_check import adapter_settings, check_adapter_of, check_finite
+from talker_rl.omni.checkpoint import read_config, resolve_model_path, speakers_of
 from talker_rl.omni.config import ModelConfig
-from talker_rl.omni.files import content_hash, read_tensors, require_file
+from talker_rl.omni.files import content_hash, require_file
 from talker_rl.planning.command import size
-from talker_rl.run_dir import disk_full, read_json
+from talker_rl.run_dir import disk_full
 from talker_rl.stages import export_facts
 from talker_rl.stages.export_check import policy_of
 from talker_rl.train.card import RunFacts, Usage, hub_name, model_card
@@ -58,13 +59,16 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ConfigError: options that do not fit together.
-        StageError: the run has no such variant, OUT is taken, or the disk is too small.
-        CheckpointError: base or weights are incomplete, or of different geometries.
+        StageError: the run has no such variant, OUT is taken or cannot be, or the disk is too small.
+        DataError: a file of the run is missing or damaged.
+        CheckpointError: base or weights are incomplete, not finite, or of different geometries.
     """
     if not args.merge and not args.adapter:
         raise ConfigError("Nothing to write", fix="give --merge OUT (a whole checkpoint) or --adapter OUT, or both")
     if bool(args.run_dir) == bool(args.adapter_dir):
         raise ConfigError("Name one source", fix="give --run-dir RUN, or the folder of an adapter")
+    if args.talker_dtype != "auto" and not args.merge:
+        raise ConfigError("--talker-dtype belongs to --merge", fix="leave it out: an adapter stays as it was trained")
     source = _source(args)
     if args.adapter and not source.adapter:
         raise ConfigError(f"{source.name} has full weights and no adapter", where=str(source.weights),
@@ -77,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         if whole.is_relative_to(adapter) or adapter.is_relative_to(whole):
             raise ConfigError("--merge and --adapter would write into each other", where=f"{whole}, {adapter}",
                               fix="give two folders beside each other")
+    if source.adapter:
+        check_adapter_of(read_config(source.base), source.weights)
     name = args.base_name or hub_name(source.model.path) or hub_name(str(source.base)) or str(source.base.resolve())
     if "merge" in targets:
         _export_merged(source, targets["merge"], name, args)
@@ -97,9 +103,8 @@ def _source(args: argparse.Namespace) -> Source:
         raise CheckpointError("no such folder", where=str(weights), fix="give a PEFT adapter's folder, or --run-dir")
     path = args.model
     if not path and merge.is_adapter(weights):
-        file = require_file(weights, "adapter_config.json", "the adapter's settings")
-        path = read_json(file).get("base_model_name_or_path")
-    if not path:
+        path = adapter_settings(weights).get("base_model_name_or_path")
+    if not path or not isinstance(path, str):
         raise ConfigError("The base is not known", where=str(weights), fix="name it: --model PATH")
     model = ModelConfig(path=path)
     return Source(weights, model, resolve_model_path(path), weights.resolve().name)
@@ -109,12 +114,16 @@ def check_target(target: Path, source: Source, overwrite: bool) -> None:
     """Whether OUT may be written.
 
     Raises:
-        StageError: it exists and is not an export that --overwrite names, or holds what is exported.
+        StageError: it exists and is not an export that --overwrite names, lies below a file, or holds what is
+            exported.
     """
     mine = target.resolve()
     taken = [source.base, source.weights, *([source.run.path] if source.run else [])]
     if any(folder.resolve().is_relative_to(mine) for folder in taken):
         raise StageError("OUT holds what is exported", where=str(target), fix="choose a new folder")
+    above = next(f for f in mine.parents if f.exists())
+    if not above.is_dir():
+        raise StageError("OUT lies below a file", where=f"{target} ({above} is no folder)", fix="choose a new folder")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
@@ -125,12 +134,14 @@ def check_target(target: Path, source: Source, overwrite: bool) -> None:
 
 
 def _export_merged(source: Source, target: Path, base_name: str, args: argparse.Namespace) -> None:
-    changed = merge.changed_tensors(source.base, source.weights, source.model)
-    written = merge.entries(source.base, changed)
+    widen = args.talker_dtype == "float32"
+    merged = merge.merged_tensors(source.base, source.weights, source.model)
+    written = merge.entries(source.base, merged, widen=widen)
     parent = _existing(target.parent)
     needed = merge.bytes_needed(source.base, parent, written, link=not args.copy)
     if args.dry_run:
-        print(f"{target}: the whole checkpoint, {len(changed)} tensors changed by {source.weights}")
+        print(f"{target}: the whole checkpoint, {source.weights} merged into {len(merged)} of its tensors"
+              + ", which become float32" * widen)
         _list([(e.name, _HOW[e.how], e.size) for e in written], needed)
         _note_left_out(source, written)
         return
@@ -143,12 +154,12 @@ def _export_merged(source: Source, target: Path, base_name: str, args: argparse.
     base_hash = content_hash(source.base)  # before there are links: a link changes a file's ctime, so it is read anew
     with _folder(target) as folder:
         say(f"writing {target}: {size(needed)}")
-        rounding = merge.write_checkpoint(source.base, folder, written, changed, dict(talker.state_dict()),
-                                          link=not args.copy)
-        lines = [*_weight_lines(rounding), *_other_base(source, base_hash)]
+        rounding = merge.write_checkpoint(source.base, folder, written, merged, dict(talker.state_dict()),
+                                          link=not args.copy, widen=widen)
+        lines = [*_weight_lines(rounding, widen), *_other_base(source, base_hash)]
         if policy:
             lines += policy.check(folder, exact=not rounding.error)
-        _finish(source, folder, target, base_name, base_hash, lines, merged=True)
+        _finish(source, folder, target, base_name, base_hash, lines, merged=True, widened=widen)
     for line in lines:
         print(f"export: {line}", file=sys.stderr)
     _note_left_out(source, written)
@@ -159,14 +170,14 @@ def _export_adapter(source: Source, target: Path, base_name: str, args: argparse
     if source.model.talker:
         raise ConfigError("The adapter belongs to other Talker weights than the base's", where="model.talker",
                           fix="use --merge OUT, which puts both into the checkpoint")
-    config = read_json(require_file(source.weights, "adapter_config.json", "the adapter's settings"))
+    config = adapter_settings(source.weights)
     weights = require_file(source.weights, merge.ADAPTER, "the adapter's weights")
     if args.dry_run:
         print(f"{target}: the adapter of {source.weights}, for {base_name}")
         _list([(weights.name, "copied", weights.stat().st_size)], weights.stat().st_size)
         return
     _check_disk(_existing(target.parent), weights.stat().st_size)
-    read_tensors([weights])  # damaged ones are refused here, not at the next user's
+    check_finite(source.weights)  # damaged ones are refused here, not at the next user's
     with _folder(target) as folder:
         shutil.copyfile(weights, folder / weights.name)
         config["base_model_name_or_path"] = base_name
@@ -180,13 +191,18 @@ def _export_adapter(source: Source, target: Path, base_name: str, args: argparse
 _HOW = {"merge": "written anew", "keep": "as it is", "copy": "copied"}
 
 
-def _weight_lines(rounding: merge.Rounding) -> list[str]:
+def _weight_lines(rounding: merge.Rounding, widened: bool) -> list[str]:
     kinds = ", ".join(sorted(rounding.dtypes))
-    line = f"{rounding.tensors} tensors of the Talker changed, stored as {kinds}"
+    of = "" if rounding.changed == rounding.merged else f" of the {rounding.merged} that were merged"
+    line = f"{rounding.changed} tensors of the Talker changed{of}, stored as {kinds}"
     if rounding.error:
-        line += (f"; rounding them moved the weights by {rounding.share:.1%} of the update's norm (the unmerged "
-                 "adapter has no such error)")
-    return [line]
+        line += (f"; rounding them moved the weights by {rounding.share:.1%} of the update's norm (--talker-dtype "
+                 "float32 stores them as they are, and the unmerged adapter has no such error)")
+    lines = [line]
+    if widened:
+        lines.append('load it in float32 (dtype=torch.float32): dtype="auto" takes the precision that config.json '
+                     "names, and rounds")
+    return lines
 
 
 def _other_base(source: Source, base_hash: str) -> list[str]:
@@ -198,7 +214,8 @@ def _other_base(source: Source, base_hash: str) -> list[str]:
 
 
 def _finish(
-    source: Source, folder: Path, target: Path, base_name: str, base_hash: str, weights: list[str], *, merged: bool
+    source: Source, folder: Path, target: Path, base_name: str, base_hash: str, weights: list[str], *, merged: bool,
+    widened: bool = False,
 ) -> None:
     """Write speakers of the user's own, export.json and the card."""
     model, run = source.model, source.run
@@ -215,7 +232,8 @@ def _finish(
     text = export_facts.example_text(run) if run else EXAMPLE_TEXT
     known = run and (run.config.prompts.speaker or (run.config.prompts.speakers or [""])[-1])
     usage = Usage(folder=str(target), base=base_name, speaker=known or speakers[0], system=model.system_prompt,
-                  user=model.instruction.replace("{text}", text), own_speakers=bool(model.speakers))
+                  user=model.instruction.replace("{text}", text), own_speakers=bool(model.speakers),
+                  dtype="torch.float32" if widened else Usage.dtype)
     facts = export_facts.facts(run, usage, weights, lineage) if run else RunFacts(
         usage, weights, lineage=[f"base: `{base_name}` (content hash `{lineage['base_hash']}`)",
                                  f"weights' hash: `{lineage['weights_hash']}`"])

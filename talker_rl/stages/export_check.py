@@ -57,7 +57,8 @@ class Policy:
                 f"{float(trained.mean()):.2g} a code, merging and storing by {float(difference.mean()):.2g} (largest "
                 f"{float(difference.max()):.2g})")
         if not exact and float(difference.mean()) > float(trained.mean()):
-            line += "; WARNING: rounding changes more than the training did, so use the adapter unmerged"
+            line += ("; WARNING: rounding changes more than the training did, so export with --talker-dtype float32, "
+                     "or use the adapter unmerged")
         return [line]
 
 

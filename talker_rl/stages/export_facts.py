@@ -9,7 +9,7 @@ from typing import Any
 
 from talker_rl.config import RunConfig, load_data
 from talker_rl.data.records import Prompt
-from talker_rl.errors import StageError
+from talker_rl.errors import DataError, StageError
 from talker_rl.run_dir import read_json
 from talker_rl.stages.context import SETS, Round, train_stage
 from talker_rl.stages.shards import ShardFolder
@@ -73,6 +73,18 @@ def open_run(path: Path, variant: str | None) -> Run:
     """
     if not (path / "manifest.json").is_file():
         raise StageError("There is no run in this folder", where=str(path), fix="give the one with manifest.json")
+    try:
+        run = _open(path, variant)
+        _ = run.base_hash, _data_lines(run), run.lineage  # what the card needs is there before anything is written
+        return run
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(f"manifest.json, or a file that it tells of, is not a run's ({type(error).__name__}: {error})",
+                        where=str(path / "manifest.json"),
+                        fix="restore the run's folder, or name the folder of an adapter in the place of --run-dir",
+                        ) from error
+
+
+def _open(path: Path, variant: str | None) -> Run:
     manifest = read_json(path / "manifest.json")
     config = load_data(manifest["config"], where=f"{path}/manifest.json")
     best = path / "eval" / "summary.json"

@@ -13,11 +13,14 @@ adapter alone. Both come with a model card: data, loss, figures with intervals, 
 --merge keeps the original files (config, tokenizer, speakers, index) and shards. Only shards that hold trained
 tensors are written anew, at the same size and precision; the others are hard links to the original's, which take no
 space (--copy makes copies). Weights are merged in float32 and then rounded to the checkpoint's own precision; the
-command says what that costs. It needs about four bytes of memory a Talker parameter twice, and no GPU."""
+command says what that costs, which can be more than a short training changed. With --talker-dtype float32 the merged
+tensors stay float32 and nothing is rounded, as long as the checkpoint is loaded in float32 too: the card's code does.
+It needs about four bytes of memory a Talker parameter twice, and no GPU."""
 
 EXPORT_EXAMPLES = """\
 talker-rl export --run-dir runs/demo --merge exports/demo
   talker-rl export --run-dir runs/demo --merge exports/demo --dry-run        what would be written, and its size
+  talker-rl export --run-dir runs/7b --merge exports/7b --talker-dtype float32
   talker-rl export --run-dir runs/7b --variant dpo --adapter exports/7b-dpo-lora
   talker-rl export my_adapter --model /models/Qwen2.5-Omni-7B --merge exports/7b-mine"""
 
@@ -36,6 +39,8 @@ def add_export_options(export: argparse.ArgumentParser) -> None:
     export.add_argument("--adapter", metavar="OUT", help="write the PEFT adapter there")
     export.add_argument("--base-name", metavar="OWNER/NAME", help="the base's name on the hub, for the card and the "
                         "adapter's configuration (default: from --model where it is one)")
+    export.add_argument("--talker-dtype", choices=("auto", "float32"), default="auto", help="precision in which "
+                        "--merge stores the merged tensors; auto: the checkpoint's own, which rounds them")
     export.add_argument("--copy", action="store_true", help="copy unchanged shards, where hard links are the default")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export at OUT; nothing else is "
                         "ever replaced")

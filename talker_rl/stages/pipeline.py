@@ -33,16 +33,21 @@ def start_of(ctx: Context, round_: Round, variant: str | None) -> tuple[Path | N
 
 
 def check_start(ctx: Context) -> None:
-    """Whether the adapter that the run begins with fits the model, before hours of work and not after.
+    """Whether the adapter that the run begins with, or those that it will make, fit the model: before hours of work
+    and not after.
 
     Raises:
-        CheckpointError: it is not there, damaged, or of another geometry.
+        CheckpointError: the adapter is not there, damaged, or of another geometry.
+        ConfigError: a variant's ``lora.target_modules`` names what cannot be trained.
     """
     from talker_rl.omni.checkpoint import read_config, resolve_model_path
     from talker_rl.omni.lora import check_adapter_of
 
-    if ctx.start_adapter is not None:
-        check_adapter_of(read_config(resolve_model_path(ctx.config.model.path)), ctx.start_adapter)
+    config = read_config(resolve_model_path(ctx.config.model.path))
+    if ctx.start_adapter is not None:  # its modules are trained on, whatever the variants say
+        check_adapter_of(config, ctx.start_adapter)
+    else:
+        train.check_lora(ctx.config, config)
 
 
 def run_rollouts(ctx: Context, round_: Round) -> None:

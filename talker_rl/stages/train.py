@@ -149,3 +149,22 @@ def check_arguments(ctx: Context) -> None:
         except ConfigError as error:
             where = (error.where or "").replace("train.args", f"train.{variant}.args")
             raise ConfigError(error.what, where=where, fix=error.fix) from None
+
+
+def check_lora(config: RunConfig, model: Any) -> None:
+    """Whether the adapters that the variants would train fit the Talker of a Qwen2_5OmniConfig; no weights are read.
+
+    Raises:
+        ConfigError: ``lora.target_modules`` of a variant is no regular expression, or names what cannot be trained.
+    """
+    from talker_rl.omni.lora import check_lora_of
+
+    checked = []
+    for variant, cfg in config.train.items():
+        if cfg.lora is None or cfg.lora in checked:
+            continue
+        try:
+            check_lora_of(model, cfg.lora)
+        except ConfigError as error:
+            raise ConfigError(error.what, where=f"train.{variant}.{error.where}", fix=error.fix) from None
+        checked.append(cfg.lora)

@@ -36,7 +36,7 @@ import torch
 from transformers.utils import cached_file
 
 base = {base}  # a folder, or a name on the hub
-model = Qwen2_5OmniForConditionalGeneration.from_pretrained(base, dtype="auto", device_map="auto")
+model = Qwen2_5OmniForConditionalGeneration.from_pretrained(base, dtype={dtype}, device_map="auto")
 {adapter}tokenizer = AutoTokenizer.from_pretrained(base)
 with open(cached_file(base, "chat_template.json")) as file:
     template = json.load(file)["chat_template"]
@@ -69,6 +69,8 @@ class Usage:
     """User message."""
     own_speakers: bool = False
     """Whether the folder of an adapter holds speakers that take the place of the base's."""
+    dtype: str = '"auto"'
+    """Python for the precision to load the model in."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ def speaking_code(usage: Usage, *, adapter: bool) -> str:
     """Python that speaks with plain transformers, from a whole checkpoint or from the base and an adapter's folder."""
     own = _LOAD_ADAPTER + _LOAD_SPEAKERS * usage.own_speakers if adapter else ""
     quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in vars(usage).items()}
+    quoted["dtype"] = usage.dtype
     return _CODE.format(imports="from peft import PeftModel\n" * adapter, adapter=own.format(**quoted),
                         **(quoted if adapter else quoted | {"base": quoted["folder"]}))
 
