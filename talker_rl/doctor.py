@@ -147,7 +147,7 @@ def _memory(config: RunConfig) -> Iterator[Any]:
     at = Lengths.of_seconds(PLANNED_SECONDS)
     quantised = f", Thinker in {config.model.thinker_quantization}" if config.model.thinker_quantization else ""
     yield "ok", (f"{size(there)} free on {device}; peaks in {config.model.dtype}{quantised}, utterances of "
-                 f"{PLANNED_SECONDS:g} s")
+                 f"{PLANNED_SECONDS:g} s" + (", Python and libraries included" if device == "cpu" else ""))
     for stage, (peak, remedy) in stage_peaks(geometry, config, at, device == "cpu").items():
         fits = peak <= there
         yield ("ok" if fits else "warn"), f"{stage} needs {size(peak)}" + ("" if fits else f": too much; {remedy}"), {

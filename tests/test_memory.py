@@ -11,9 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from sharded_checkpoint import write_sharded
 
+from talker_rl import micro
+from talker_rl.config import load_config
+from talker_rl.planning.cost import Lengths
+from talker_rl.planning.geometry import read_geometry
+from talker_rl.planning.memory import stage_peaks
+
 HERE = Path(__file__).parent
+CONFIGS = HERE.parent / "configs"
+PROMPTS = Path(micro.__file__).parent / "checkpoint" / "prompts"
 MID: dict[str, dict[str, Any]] = {
     "text": dict(hidden_size=512, intermediate_size=2560, num_attention_heads=8, num_hidden_layers=8,
                  num_key_value_heads=2, mrope_section=[8, 12, 12]),
@@ -54,6 +63,36 @@ def test_the_micro_model_takes_what_was_forecast() -> None:
     found = probe(model="micro", sampling=[64, 64], decoding=[8, 155], training=[8, 80], conditioning=[64])
     assert found.keys() == {"sampling", "decoding", "training", "conditioning"}
     assert all(abs(miss) < 0.15 for miss in misses(found).values()), found
+
+
+def peak(verb: str, config: Path, run: Path) -> int:
+    """Bytes that a verb's process has resident at most, from its start to its end."""
+    command = [sys.executable, "-m", "talker_rl.cli", verb, "-c", str(config), "--run-dir", str(run), "-q"]
+    with subprocess.Popen(command, env=os.environ | SETTLED | {"OMP_NUM_THREADS": "1"}) as process:
+        _, process.returncode, usage = os.wait4(process.pid, 0)
+    assert process.returncode == 0, verb
+    return usage.ru_maxrss * 1024
+
+
+def test_the_verbs_of_a_micro_run_take_what_doctor_says(tmp_path: Path) -> None:
+    """Whole processes, libraries and all, against the figures that doctor and plan print for utterances of 5 s."""
+    texts = [json.loads(line)["text"] for line in (PROMPTS / "train.jsonl").read_text("utf-8").splitlines()[:8]]
+    rows = [{"text": text, "speaker": "Chelsie", "codes": [7 * i % 8000 for i in range(250)]} for text in texts]
+    (tmp_path / "codes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    config = load_config([CONFIGS / "demo.yaml"], [
+        "workers=1", f"prompts.train={tmp_path}/codes.jsonl", "prompts.limit.train=8", "prompts.limit.dev=1",
+        "prompts.limit.eval=1", "rollouts.num_candidates=2", "rollouts.sampling.max_new_tokens=250",
+        "rollouts.sampling.min_new_tokens=250", "train.data=file", "train.loss={type: sft}", "train.args.max_steps=1",
+        "train.args.save_steps=1", "train.args.per_device_train_batch_size=8",
+    ])  # fmt: skip
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.resolved()))
+    said = stage_peaks(read_geometry("micro"), config, Lengths.of_seconds(5), True)
+    stages = {"prompts": None, "condition": "conditioning", "rollout": "rollouts", "score": "scores", "pair": None,
+              "train": "training"}
+    taken = {stage: peak(verb, file, tmp_path / "run") for verb, stage in stages.items()}
+    misses = {stage: said[stage][0] / size - 1 for stage, size in taken.items() if stage}
+    assert all(abs(miss) < 0.15 for miss in misses.values()), (misses, taken)
 
 
 @needs_proc

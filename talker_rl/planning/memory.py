@@ -19,8 +19,8 @@ The terms of memory:
   their gradient.
 
 On a CPU the arrays that come and go in a step, a forward or a backward pass take ``HEAP`` times their size: the C
-library's heap keeps and splits what was freed. docs/PLAN.md compares all of it with what a micro and a mid-size model
-took.
+library's heap keeps and splits what was freed. There every process also holds Python and its libraries (``PROCESS``),
+which a GPU's memory does not. docs/PLAN.md compares all of it with what a micro and a mid-size model took.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ HEAP = 1.4
 assumed."""
 DECODING_HEAP = 1.7
 """The same where DiT and vocoder take turns: what the one leaves seldom fits the other."""
+PROCESS = {name: size * 2**20 for name, size in
+           {"main": 500, "conditioning": 490, "sampling": 480, "decoding": 640, "training": 660}.items()}
+"""Resident bytes of a process on a CPU beside model and work: Python, torch and what else its work imports, measured
+with torch 2.13's CPU build (docs/PLAN.md). ``main``: the one that hands out work, where there are several workers."""
 ROLLOUT_BYTES_A_CODE = 5.3
 SCORE_BYTES = 180
 EVAL_BYTES = 1050
@@ -147,28 +151,34 @@ def training(geo: Geometry, config: RunConfig, cfg: TrainConfig, at: Lengths, on
 
 
 def stage_peaks(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> dict[str, tuple[float, str]]:
-    """Stage -> (peak bytes of the device, all its workers together; what makes it smaller)."""
+    """Stage -> (peak bytes of the device, all its processes together; what makes it smaller)."""
     cfg = config.rollouts
     longest, workers = cfg.sampling.max_new_tokens, config.workers
 
-    def speaking(each: int) -> float:
-        rows = min(cfg.batch_size, cfg.shard_size * each)
-        return workers * sampling(geo, config, at, rows, longest, on_cpu)
+    def process(work: str) -> float:
+        return PROCESS[work] if on_cpu else 0.0
 
-    decoded = decoding(geo, config, at, on_cpu)
-    scored = workers * (decoded + recognizer_weights(config.reward.recognizer))
-    judged = scored + workers * recognizer_weights(config.reward.evaluator)
+    def spread(each: float, count: int) -> float:
+        return count * each + (process("main") if count > 1 else 0.0)
+
+    def speaking(candidates: int) -> float:
+        rows = min(cfg.batch_size, cfg.shard_size * candidates)
+        return process("sampling") + sampling(geo, config, at, rows, longest, on_cpu)
+
+    scored = process("decoding") + decoding(geo, config, at, on_cpu) + recognizer_weights(config.reward.recognizer)
+    judged = scored + recognizer_weights(config.reward.evaluator)
     trainings = [training(geo, config, variant, at, on_cpu) for variant in config.train.values()]
     at_once = min(workers, len(trainings)) if on_cpu else 1  # variants are trained side by side there
     sampled = "lower rollouts.batch_size, rollouts.sampling.max_new_tokens or workers"
     return {
-        "conditioning": (conditioning(geo, config, at, on_cpu),
+        "conditioning": (process("conditioning") + conditioning(geo, config, at, on_cpu),
                          "lower conditioning.batch_size; set model.dtype: bfloat16, thinker_quantization: 4bit"),
-        "rollouts": (speaking(cfg.num_candidates), sampled),
-        "scores": (scored, "lower token2wav.batch_size or workers"),
-        "choice": (max(speaking(config.dev.num_candidates), scored), sampled),
-        "training": (at_once * max(trainings), "lower per_device_train_batch_size, set gradient_checkpointing: true"),
-        "evaluation": (max(speaking(config.eval.seeds), judged), sampled),
+        "rollouts": (spread(speaking(cfg.num_candidates), workers), sampled),
+        "scores": (spread(scored, workers), "lower token2wav.batch_size or workers"),
+        "choice": (spread(max(speaking(config.dev.num_candidates), scored), workers), sampled),
+        "training": (spread(process("training") + max(trainings), at_once),
+                     "lower per_device_train_batch_size, set gradient_checkpointing: true"),
+        "evaluation": (spread(max(speaking(config.eval.seeds), judged), workers), sampled),
     }
 
 
