@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ PLANNED_SECONDS = 5.0
 SUPPORTED = {"torch": ((2, 11), (2, 14)), "transformers": ((5, 17), (5, 24)), "trl": ((1, 16), (1, 17)),
              "peft": ((0, 21), (0, 22)), "funasr": ((1, 4), (1, 5))}
 """Package -> (from, below): the ranges of pyproject.toml."""
+
 
 def examine(config: RunConfig, model_only: bool = False, as_json: bool = False) -> int:
     """Print every finding, one line each; 0 if nothing fails.
@@ -214,8 +216,13 @@ def _prompts(config: RunConfig) -> Iterator[Finding]:
 
 
 def _training(config: RunConfig) -> Iterator[Finding]:
+    from talker_rl.omni.checkpoint import read_config, resolve_model_path
+    from talker_rl.stages.train import check_lora
     from talker_rl.train.arguments import build_arguments
 
+    if config.model.adapter is None:  # else its own modules are trained on
+        with suppress(CheckpointError):  # the model's check says why
+            check_lora(config, read_config(resolve_model_path(config.model.path)))
     for variant, cfg in config.train.items():
         build_arguments(cfg.args, f"runs/{config.name}")
         yield "ok", f"variant {variant}: {cfg.loss['type']}, {'LoRA' if cfg.lora else 'full weights'}"

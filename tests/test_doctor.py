@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sharded_checkpoint import write_sharded
 
 from talker_rl import cli, doctor, micro, model_check
-from talker_rl.config import RunConfig
+from talker_rl.config import RunConfig, load_data
 from talker_rl.errors import ConfigError
 from talker_rl.omni import checkpoint
 from talker_rl.planning.geometry import read_geometry
@@ -131,3 +131,10 @@ def test_any_hub_name_is_measured_by_its_own_config(
     assert published.name == "qwen2.5-omni-3b" and published.parameters != small
     assert cli.main(["plan", "--geometry", "me/none"]) == 1
     assert "neither a folder nor a model that the hub gives" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("targets", "told"), [("(", "no regular expression"), (["query"], "no module 'query'")])
+def test_lora_on_what_the_talker_has_not_is_found(targets: object, told: str) -> None:
+    config = load_data({"train": {"lora": {"target_modules": targets}}})
+    with pytest.raises(ConfigError, match=told):
+        list(doctor._training(config))
