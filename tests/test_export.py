@@ -246,7 +246,8 @@ def test_the_card_says_where_it_comes_from(world: Path, tmp_path: Path) -> None:
     low, high = summary["wer_diff_ci95"]
     for expected in (
         manifest["config_hash"], manifest["stages"]["prompts"]["inputs"]["prompts.train"], f"seed {manifest['seed']}",
-        manifest["stages"]["conditioning"]["inputs"]["model"], "train prompts: 4 of", '"type": "dpo"', '"max_steps": 2',
+        manifest["stages"]["round1/train/default"]["inputs"]["model"], "train prompts: 4 of",
+        '"type": "dpo"', '"max_steps": 2',
         f"[{low:+.2%}, {high:+.2%}]", "round 1: from the base, reference the base", "log-probs of 4 of the run's",
         f"transformers {manifest['commands'][-1]['versions']['transformers']}",
     ):

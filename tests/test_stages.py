@@ -329,7 +329,8 @@ def test_a_finished_run_is_scored_by_seed_tts_eval_too(
     out = capsys.readouterr().out
     assert hashes(run) == hashes(finished[1])
     found = json.loads((run / "eval" / "summary.json").read_text())["seed_tts_eval"]["en"]
-    assert f"seed-tts-eval en: WER {found['wer_percent']}%, base {found['base']['wer_percent']}%" in out
+    assert f"seed-tts-eval en: WER {found['wer_percent']}% of {found['utterances']} utterances, base " in out
+    assert f"base {found['base']['wer_percent']}% of {found['base']['utterances']}" in out
     table = (run / "eval" / "default" / "seed-tts-eval.en.tsv").read_text().splitlines()
     assert len(table) == found["utterances"] + 1 and table[-1] == f"WER: {found['wer_percent']}%"
     files = {name: tmp_path / f"{name}.tsv" for name in ("ref", "hyp")}

@@ -18,7 +18,7 @@ from talker_rl.errors import CheckpointError, ConfigError, StageError, is_disk_f
 from talker_rl.omni import merge
 from talker_rl.omni.adapter_check import adapter_settings, check_adapter_of, check_finite
 from talker_rl.omni.checkpoint import read_config, resolve_model_path, speakers_of
-from talker_rl.omni.config import ModelConfig
+from talker_rl.omni.config import SPEAKING, ModelConfig
 from talker_rl.omni.files import content_hash, require_file
 from talker_rl.planning.command import size
 from talker_rl.run_dir import disk_full
@@ -151,7 +151,7 @@ def _export_merged(source: Source, target: Path, base_name: str, args: argparse.
     checked = source.run and source.adapter and not args.no_check
     policy = policy_of(source.run.path, source.weights, source.model) if source.run and checked else None
     talker = policy.merged if policy else merge.merged_talker(source.weights, source.model)
-    base_hash = content_hash(source.base)  # before there are links: a link changes a file's ctime, so it is read anew
+    base_hash = content_hash(source.base, SPEAKING)  # before links change ctimes: files would be read anew
     with _folder(target) as folder:
         say(f"writing {target}: {size(needed)}")
         rounding = merge.write_checkpoint(source.base, folder, written, merged, dict(talker.state_dict()),
@@ -182,7 +182,7 @@ def _export_adapter(source: Source, target: Path, base_name: str, args: argparse
         shutil.copyfile(weights, folder / weights.name)
         config["base_model_name_or_path"] = base_name
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        base_hash = content_hash(source.base)
+        base_hash = content_hash(source.base, SPEAKING)
         lines = ["a LoRA adapter, as it was trained", *_other_base(source, base_hash)]
         _finish(source, folder, target, base_name, base_hash, lines, merged=False)
     print(f"{target}: loads with PeftModel.from_pretrained(model.talker, ...)")

@@ -38,7 +38,7 @@ class Run:
 
     @property
     def base_hash(self) -> str | None:
-        """Content of the checkpoint that was trained on."""
+        """Content of the checkpoint that was trained on: its small files and the shards of Talker and token2wav."""
         digest: str | None = self.manifest["stages"][train_stage(self.variant, self.round)]["inputs"].get("model")
         return digest
 
