@@ -14,6 +14,7 @@ from test_evaluation import row
 
 from talker_rl.evaluation.summary import compare
 from talker_rl.report.audio import FORMATS, data_uri
+from talker_rl.report.charts import training_curve
 from talker_rl.report.model import Clip, Comparison, ReportData
 from talker_rl.report.page import headline, render, text_table, write_report
 
@@ -43,6 +44,15 @@ def test_page_holds_every_part_and_escapes_text(tmp_path: Path) -> None:
     assert "Not drawn" in html and "WER on dev by checkpoint" in html
     assert not re.search(r"<(script|link|img|audio)[^>]+(src|href)=[\"']https?:", html)
     assert 'class="better"' in html and 'class="tok S"' in html
+
+
+def test_curves_of_rounds_stand_after_each_other() -> None:
+    log = [{"round": r, "step": s, "loss": r + s / 100} for r in (1, 2) for s in (10, 20)] + [{"round": 2, "step": 30}]
+    fig = training_curve(log, {"loss": "loss"}, "loss")
+    assert fig is not None and fig.layout.xaxis.title.text == "step, round after round"
+    assert list(fig.data[0].x) == [10, 20, None, 30, 40] and list(fig.data[0].y) == [1.1, 1.2, None, 2.1, 2.2]
+    plain = training_curve([{"step": 1, "loss": 0.5}], {"loss": "loss"}, "loss")
+    assert plain is not None and plain.layout.xaxis.title.text == "step" and list(plain.data[0].x) == [1]
 
 
 def test_empty_run_explains_itself() -> None:

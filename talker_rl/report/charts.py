@@ -81,15 +81,26 @@ def duration_ratio(base: Rows, trained: Rows) -> go.Figure | None:
 
 
 def training_curve(log: Rows, keys: dict[str, str], y: str) -> go.Figure | None:
-    """Metrics of the training log against step; ``keys`` maps log key to label."""
-    fig = figure("step", y)
+    """Metrics of the training log against step; ``keys`` maps log key to label. Rounds stand after each other."""
+    rounds = sorted({r.get("round", 1) for r in log})
+    fig = figure("step" if len(rounds) < 2 else "step, round after round", y)
     colours = [TRAINED, BASE, ACCENT, "#4c8c5c"]
     drawn = False
     for (key, label), colour in zip(keys.items(), colours, strict=False):
-        points = [(r["step"], r[key]) for r in log if r.get(key) is not None and "step" in r]
-        if points:
+        xs: list[float | None] = []
+        ys: list[float | None] = []
+        before = 0
+        for round_ in rounds:
+            rows = [r for r in log if r.get("round", 1) == round_ and "step" in r]
+            points: list[tuple[float | None, float | None]] = [
+                (before + r["step"], r[key]) for r in rows if r.get(key) is not None]
+            if points and xs:  # each round's steps begin at 0 again: no line from one to the next
+                points.insert(0, (None, None))
+            xs += [x for x, _ in points]
+            ys += [y for _, y in points]
+            before += max((r["step"] for r in rows), default=0)
+        if xs:
             drawn = True
-            xs, ys = zip(*points, strict=True)
             fig.add_scatter(x=xs, y=ys, name=label, mode="lines+markers", line={"color": colour}, marker={"size": 4})
     return fig if drawn else None
 
