@@ -74,6 +74,8 @@ def peak(verb: str, config: Path, run: Path) -> int:
     return usage.ru_maxrss * 1024
 
 
+@needs_proc
+@pytest.mark.slow
 def test_the_verbs_of_a_micro_run_take_what_doctor_says(tmp_path: Path) -> None:
     """Whole processes, libraries and all, against the figures that doctor and plan print for utterances of 5 s."""
     texts = [json.loads(line)["text"] for line in (PROMPTS / "train.jsonl").read_text("utf-8").splitlines()[:8]]
