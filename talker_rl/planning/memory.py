@@ -46,7 +46,7 @@ assumed."""
 DECODING_HEAP = 1.7
 """The same where DiT and vocoder take turns: what the one leaves seldom fits the other."""
 PROCESS = {name: size * 2**20 for name, size in
-           {"main": 500, "conditioning": 490, "sampling": 480, "decoding": 640, "training": 660}.items()}
+           {"main": 500, "conditioning": 490, "sampling": 480, "decoding": 640, "training": 600}.items()}
 """Resident bytes of a process on a CPU beside model and work: Python, torch and what else its work imports, measured
 with torch 2.13's CPU build (docs/PLAN.md). ``main``: the one that hands out work, where there are several workers."""
 ROLLOUT_BYTES_A_CODE = 5.3
