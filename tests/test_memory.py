@@ -45,7 +45,8 @@ def probe(model: str, **stages: list[int]) -> dict[str, dict[str, float]]:
     for stage, sizes in stages.items():
         options = json.dumps({"model": model, stage: sizes})
         done = subprocess.run([sys.executable, str(HERE / "memory_probe.py"), options], cwd=HERE.parent,
-                              env=os.environ | SETTLED, capture_output=True, text=True, check=False)
+                              env=os.environ | SETTLED, capture_output=True,
+                          text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         found |= json.loads(done.stdout)
     return found
@@ -78,7 +79,8 @@ def peak(verb: str, config: Path, run: Path) -> int:
     command = [sys.executable, "-m", "talker_rl.cli", verb, "-c", str(config), "--run-dir", str(run), "-q"]
     # by a small process: a child counts what its parent had resident when it was forked
     done = subprocess.run([sys.executable, "-c", LAUNCH, *command[1:]],
-                          env=os.environ | SETTLED | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+                          env=os.environ | SETTLED | {"OMP_NUM_THREADS": "1"}, capture_output=True,
+                          text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return int(done.stdout.split()[-1]) * 1024
 
