@@ -11,6 +11,7 @@ from omni_factory import omni_config, random_conditionings, tiny_omni
 from safetensors.torch import load_file, save_file
 
 from talker_rl.errors import CheckpointError, ConfigError
+from talker_rl.omni import adapter_check
 from talker_rl.omni.config import LoraSettings
 from talker_rl.omni.layout import TalkerExample, collate
 from talker_rl.omni.logps import token_logps
@@ -154,6 +155,23 @@ def adapter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     trained_adapter(folder)
     return folder
+
+
+def test_an_adapter_is_checked_once_and_again_when_a_file_has_changed(adapter, tmp_path, monkeypatch):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    built = []
+    real = adapter_check._on_meta
+    monkeypatch.setattr(adapter_check, "_on_meta", lambda *of: built.append(of) or real(*of))
+    monkeypatch.setattr(adapter_check, "_sound", set())
+    check_adapter(tiny_omni().talker, folder)
+    check_adapter(tiny_omni().talker, folder)
+    check_adapter_of(omni_config(), folder)  # the same Talker, by its config
+    assert len(built) == 1
+    held = load_file(folder / "adapter_model.safetensors")
+    save_file(dict(list(held.items())[1:]), folder / "adapter_model.safetensors")
+    for _ in range(2):  # a refusal is no pass
+        with pytest.raises(CheckpointError, match="no whole adapter"):
+            check_adapter(tiny_omni().talker, folder)
 
 
 TENSORS = {

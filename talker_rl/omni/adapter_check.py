@@ -22,6 +22,7 @@ import torch
 from pydantic import ValidationError
 
 from talker_rl.errors import CheckpointError
+from talker_rl.file_hash import cached_hash
 from talker_rl.omni.config import LoraSettings
 from talker_rl.omni.files import read_headers, read_tensors, require_file
 from talker_rl.omni.layout import unwrap_talker
@@ -37,12 +38,22 @@ FREE = {"alpha_pattern", "auto_mapping", "base_model_name_or_path", "exclude_mod
 defaults: they change the layers, the base or its biases, or import modules."""
 
 
+_sound: set[tuple[str, ...]] = set()
+"""What this process has found whole: (Talker's class, its config, hashes of the adapter's files). To build a 7B Talker
+without memory takes seconds, and a worker loads the same adapter for every task."""
+
+
 def meta_talker(config: Any) -> Any:
     """The Talker of a Qwen2_5OmniConfig on the meta device."""
+    return _on_meta(*_talker_of(config))
+
+
+def _talker_of(config: Any) -> tuple[type, Any]:
+    """Class and config of the Talker that a Qwen2_5OmniConfig describes."""
     from talker_rl.omni.checkpoint import part_class
 
     cls, attribute = part_class("talker")
-    return _on_meta(cls, getattr(config, attribute))
+    return cls, getattr(config, attribute)
 
 
 def _on_meta(cls: type, config: Any) -> Any:
@@ -54,7 +65,7 @@ def _on_meta(cls: type, config: Any) -> Any:
 
 def check_adapter_of(config: Any, folder: Path) -> None:
     """:func:`check_adapter` for the Talker that a Qwen2_5OmniConfig describes."""
-    _check(meta_talker(config), folder)
+    _check(*_talker_of(config), folder)
 
 
 def check_adapter(talker: Any, folder: Path) -> None:
@@ -65,13 +76,18 @@ def check_adapter(talker: Any, folder: Path) -> None:
             first tensor or setting that does not.
     """
     inner = unwrap_talker(talker)
-    _check(_on_meta(type(inner), inner.config), folder)
+    _check(type(inner), inner.config, folder)
 
 
-def _check(talker: Any, folder: Path) -> None:
+def _check(cls: type, config: Any, folder: Path) -> None:
     settings = adapter_settings(folder)
     weights = require_file(folder, WEIGHTS, "the adapter's weights")
+    files = cached_hash(folder / SETTINGS), cached_hash(weights)
+    key = (cls.__qualname__, config.to_json_string(use_diff=False), *files)
+    if key in _sound:
+        return
     header = read_headers(weights)
+    talker = _on_meta(cls, config)
     modules = {name for name, _ in talker.named_modules()}  # before there are layers of LoRA in it
     expected = _expected(talker, settings, folder / SETTINGS)
     problem = _difference(expected, {name: shape for name, (_, shape) in header.items()}, modules)
@@ -81,6 +97,7 @@ def _check(talker: Any, folder: Path) -> None:
     if problem:
         raise CheckpointError(problem, where=str(weights), fix="load it on the model that it was trained on, with the "
                               f"{SETTINGS} that was saved with it: {settings.get('base_model_name_or_path')}")
+    _sound.add(key)
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

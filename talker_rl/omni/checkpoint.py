@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,12 @@ def resolve_model_path(path: str, patterns: Sequence[str] = HUB_PATTERNS) -> Pat
     looks_like_hub_name = path.count("/") == 1 and not path.startswith((".", "/", "~"))
     if folder.exists() or not looks_like_hub_name:
         raise CheckpointError("no such model folder", where=path, fix='give a folder, "micro" or a hub name owner/name')
-    return _hub_snapshot(path, patterns)
+    return _hub_snapshot(path, tuple(patterns))
 
 
-def _hub_snapshot(name: str, patterns: Sequence[str]) -> Path:
+@lru_cache
+def _hub_snapshot(name: str, patterns: tuple[str, ...]) -> Path:
+    """A hub model's files: asked for once a process, since each worker resolves its model for every task."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -126,8 +126,7 @@ def _reading(kind: str, file: Path, where: str) -> Iterator[None]:
     except TalkerRLError:
         raise
     except Exception as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise PromptError(f"The {kind} cannot be read: {told}", where=f"{where}: {file}",
+        raise PromptError(f"The {kind} cannot be read: {told(error)}", where=f"{where}: {file}",
                           fix="give another file") from error
 
 

@@ -20,13 +20,12 @@ from typing import Any
 import torch
 
 from talker_rl.errors import CheckpointError
-from talker_rl.omni.adapter_check import WEIGHTS
+from talker_rl.omni.adapter_check import PREFIX, WEIGHTS
 from talker_rl.omni.checkpoint import load_omni
 from talker_rl.omni.config import ModelConfig
 from talker_rl.omni.files import DTYPES, INDEX, Span, read_spans, require_file, unreadable, weight_files
 from talker_rl.omni.lora import load_lora
 
-ADAPTER = WEIGHTS
 SPEAKERS = "spk_dict.pt"
 _KEPT_SUFFIXES = {".json", ".txt", ".jinja", ".model"}
 _KEPT_NAMES = {SPEAKERS, "LICENSE", "NOTICE", "LICENSE.md"}
@@ -68,7 +67,7 @@ class Entry:
 
 def is_adapter(weights: Path) -> bool:
     """Whether a folder of trained weights is a PEFT adapter (else it holds full weights)."""
-    return (weights / "adapter_config.json").is_file() or (weights / ADAPTER).is_file()
+    return (weights / "adapter_config.json").is_file() or (weights / WEIGHTS).is_file()
 
 
 def merged_tensors(base: Path, weights: Path, model: ModelConfig) -> set[str]:
@@ -82,8 +81,8 @@ def merged_tensors(base: Path, weights: Path, model: ModelConfig) -> set[str]:
     if not is_adapter(weights) or model.talker:
         return {name for file in weight_files(base) for name in _spans(file) if name.startswith("talker.")}
     names = set()
-    for key in _spans(require_file(weights, ADAPTER, "the adapter's weights")):
-        module = key.removeprefix("base_model.model.")
+    for key in _spans(require_file(weights, WEIGHTS, "the adapter's weights")):
+        module = key.removeprefix(PREFIX)
         inside, lora, _ = module.partition(".lora_")
         names.add(f"talker.{inside}.weight" if lora else f"talker.{module}")
     return names

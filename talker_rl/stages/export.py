@@ -16,7 +16,7 @@ from typing import Any
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import CheckpointError, ConfigError, StageError, is_disk_full
 from talker_rl.omni import merge
-from talker_rl.omni.adapter_check import adapter_settings, check_adapter_of, check_finite
+from talker_rl.omni.adapter_check import WEIGHTS, adapter_settings, check_adapter_of, check_finite
 from talker_rl.omni.checkpoint import read_config, resolve_model_path, speakers_of
 from talker_rl.omni.config import SPEAKING, ModelConfig
 from talker_rl.omni.files import content_hash, require_file
@@ -171,7 +171,7 @@ def _export_adapter(source: Source, target: Path, base_name: str, args: argparse
         raise ConfigError("The adapter belongs to other Talker weights than the base's", where="model.talker",
                           fix="use --merge OUT, which puts both into the checkpoint")
     config = adapter_settings(source.weights)
-    weights = require_file(source.weights, merge.ADAPTER, "the adapter's weights")
+    weights = require_file(source.weights, WEIGHTS, "the adapter's weights")
     if args.dry_run:
         print(f"{target}: the adapter of {source.weights}, for {base_name}")
         _list([(weights.name, "copied", weights.stat().st_size)], weights.stat().st_size)
