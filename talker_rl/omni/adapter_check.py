@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from talker_rl.errors import CheckpointError
+from talker_rl.errors import CheckpointError, told
 from talker_rl.file_hash import cached_hash
 from talker_rl.omni.config import LoraSettings
 from talker_rl.omni.files import read_headers, read_tensors, require_file
 from talker_rl.omni.layout import unwrap_talker
+from talker_rl.omni.published import stored_as_floats
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -93,7 +94,7 @@ def _check(cls: type, config: Any, folder: Path) -> None:
     problem = _difference(expected, {name: shape for name, (_, shape) in header.items()}, modules)
     if problem is None:
         problem = next((f"{WEIGHTS} holds {name!r} as {dtype}, which is no precision of weights"
-                        for name, (dtype, _) in header.items() if dtype not in ("F64", "F32", "BF16", "F16")), None)
+                        for name, (dtype, _) in header.items() if not stored_as_floats(dtype)), None)
     if problem:
         raise CheckpointError(problem, where=str(weights), fix="load it on the model that it was trained on, with the "
                               f"{SETTINGS} that was saved with it: {settings.get('base_model_name_or_path')}")
@@ -182,7 +183,7 @@ def _expected(talker: Any, settings: dict[str, Any], file: Path) -> dict[str, tu
             model = get_peft_model(talker, config)
             tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     except Exception as error:  # peft checks little: what it raises depends on where it stumbles over the settings
-        raise refused(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+        raise refused(f"{type(error).__name__}: {told(error)}") from error
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
