@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sharded_checkpoint import write_sharded
 
 from talker_rl import cli
-from talker_rl.omni import merge
+from talker_rl.omni import adapter_check, merge
 from talker_rl.omni.checkpoint import load_omni
 from talker_rl.omni.config import LoraSettings, ModelConfig
 from talker_rl.omni.files import read_spans
@@ -68,7 +68,7 @@ def test_a_single_file_of_odd_sizes_is_widened_too(tmp_path: Path) -> None:
 def test_only_tensors_whose_value_differs_are_counted(base: Path, trained: Path, tmp_path: Path, capsys: Any) -> None:
     """An adapter of which one module alone was trained."""
     adapter, out = Path(shutil.copytree(trained, tmp_path / "adapter")), tmp_path / "out"
-    file = adapter / merge.ADAPTER
+    file = adapter / adapter_check.WEIGHTS
     held = load_file(file)
     kept = next(name for name in held if name.endswith("q_proj.lora_B.weight"))
     save_file({k: v * (k == kept or "lora_A" in k) for k, v in held.items()}, file)
@@ -84,7 +84,7 @@ def test_an_adapter_that_does_not_fit_is_not_written(
     damage: str, kind: str, base: Path, trained: Path, tmp_path: Path, capsys: Any
 ) -> None:
     adapter = Path(shutil.copytree(trained, tmp_path / "adapter"))
-    file, settings = adapter / merge.ADAPTER, adapter / "adapter_config.json"
+    file, settings = adapter / adapter_check.WEIGHTS, adapter / "adapter_config.json"
     held, said = load_file(file), json.loads(settings.read_text())
     name = min(held)
     if damage == "geometry":

@@ -110,7 +110,8 @@ def test_results_come_in_order_with_progress_and_the_token(scripted: Any) -> Non
     assert [r.reward for r in results] == [(k + 1) / 100 for k in range(10)]
     assert seen[-1] == (10, 10) and [d for d, _ in seen] == sorted(d for d, _ in seen)
     assert {h["Authorization"] for h in server.headers} == {"Bearer secret"}
-    assert [len(b["items"]) for b in server.bodies] == [3, 3, 3, 1]
+    # Requests are under way together: which of them the server sees first is not told.
+    assert sorted(len(b["items"]) for b in server.bodies) == [1, 3, 3, 3]
 
 
 @pytest.mark.parametrize("fault", [408, 429, 500, 502, 503, "cut", "html"])
