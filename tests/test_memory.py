@@ -34,7 +34,7 @@ MID: dict[str, dict[str, Any]] = {
     "vocoder": dict(upsample_initial_channel=256),
 }  # fmt: skip
 
-SETTLED = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
+SETTLED = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144", "OMP_NUM_THREADS": "1"}
 """Has the C library give back what is freed: by itself it keeps some of it, by luck between 1 and 1.8 times what is
 needed, which no forecast can meet (docs/PLAN.md)."""
 
@@ -45,8 +45,7 @@ def probe(model: str, **stages: list[int]) -> dict[str, dict[str, float]]:
     for stage, sizes in stages.items():
         options = json.dumps({"model": model, stage: sizes})
         done = subprocess.run([sys.executable, str(HERE / "memory_probe.py"), options], cwd=HERE.parent,
-                              env=os.environ | SETTLED, capture_output=True,
-                          text=True, check=False)
+                              env=os.environ | SETTLED, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         found |= json.loads(done.stdout)
     return found
@@ -79,8 +78,7 @@ def peak(verb: str, config: Path, run: Path) -> int:
     command = [sys.executable, "-m", "talker_rl.cli", verb, "-c", str(config), "--run-dir", str(run), "-q"]
     # by a small process: a child counts what its parent had resident when it was forked
     done = subprocess.run([sys.executable, "-c", LAUNCH, *command[1:]],
-                          env=os.environ | SETTLED | {"OMP_NUM_THREADS": "1"}, capture_output=True,
-                          text=True, check=False)
+                          env=os.environ | SETTLED, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return int(done.stdout.split()[-1]) * 1024
 
@@ -107,6 +105,8 @@ def test_the_verbs_of_a_micro_run_take_what_doctor_says(tmp_path: Path, monkeypa
               "train": "training"}
     taken = {stage: peak(verb, file, tmp_path / "run") for verb, stage in stages.items()}
     misses = {stage: said[stage][0] / size - 1 for stage, size in taken.items() if stage}
+    for stage, miss in misses.items():
+        print(f"{stage}: {said[stage][0] / 2**20:.0f} MiB said, {taken[stage] / 2**20:.0f} MiB taken ({miss:+.1%})")
     assert all(abs(miss) < 0.15 for miss in misses.values()), (misses, taken)
 
 

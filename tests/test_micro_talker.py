@@ -20,8 +20,8 @@ from talker_rl.micro.talker import (
     new_talker,
     register_training_attention,
     sample,
-    sampled_loss,
 )
+from talker_rl.micro.talker_losses import sampled_loss
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_sampled_loss_estimates_the_full_cross_entropy(monkeypatch) -> None:
     generator = torch.Generator().manual_seed(0)
     draws = [sampled_loss(hidden, targets, head, used, rest, generator).item() for _ in range(50)]
     assert sum(draws) / 50 == pytest.approx(full.item(), abs=0.02)
-    monkeypatch.setattr("talker_rl.micro.talker.NEGATIVES", 800)
+    monkeypatch.setattr("talker_rl.micro.talker_losses.NEGATIVES", 800)
     assert sampled_loss(hidden, targets, head, used, rest, generator).item() == pytest.approx(full.item(), abs=0.01)
 
 
