@@ -220,8 +220,14 @@ class RunConfig(Settings):
     @classmethod
     def _single_variant(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("train"), dict):
-            if data["train"].keys() & TrainConfig.model_fields.keys():
-                return {**data, "train": {"default": data["train"]}}
+            fields, given = TrainConfig.model_fields.keys(), data["train"]
+            if own := given.keys() & fields:
+                named = [name for name in given if isinstance(given[name], dict) and given[name].keys() & fields]
+                if mixed := [name for name in named if name not in fields]:
+                    key = min(own)
+                    raise ConfigError(f"`train.{key}` belongs to no variant (named here: {', '.join(mixed)})",
+                                      fix=f"write train.{mixed[0]}.{key}")
+                return {**data, "train": {"default": given}}
         return data
 
     @field_validator("train")

@@ -92,6 +92,13 @@ def test_a_mistake_is_answered_with_what_is_right(override: str, told: str) -> N
     assert caught.value.exit_code == 2
 
 
+def test_a_key_of_a_variant_without_its_name() -> None:
+    named = {"train": {"dpo": {"args": {"max_steps": 3}}, "ld": {}}}
+    with pytest.raises(ConfigError, match=r"`train.lora` belongs to no variant \(named here: dpo\)") as caught:
+        load_data(named, ["train.lora.r=4"])
+    assert caught.value.fix == "write train.dpo.lora"
+
+
 def test_every_mistake_of_a_file_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("sed: 1\npairs: {margn: 2}\n")
     with pytest.raises(ConfigError) as caught:

@@ -24,11 +24,13 @@ from talker_rl.omni.logps import token_logps
 from talker_rl.omni.lora import attach_lora
 from talker_rl.omni.token2wav import decode
 from talker_rl.planning import cost, memory
+from talker_rl.planning.command import duration, size
 from talker_rl.planning.cost import Lengths
 from talker_rl.planning.forecast import Job, forecast, stages
 from talker_rl.planning.geometry import SHIPPED, Geometry, measure, read_geometry
 from talker_rl.planning.hardware import HARDWARE, Work, hardware
 
+ROOT = Path(__file__).resolve().parents[1]
 LORA = LoraSettings(r=4, lora_alpha=8)
 AT = Lengths(codes=40, prefix=10, reply=6)
 MATRIX = ("aten.mm", "aten.addmm", "mkldnn._linear_pointwise")
@@ -249,6 +251,25 @@ def test_the_table_names_what_is_assumed(capsys: pytest.CaptureFixture[str]) -> 
     assert HARDWARE["h200"].bound([Work(1e9, "bfloat16", moved=1e12)]) == "memory"
 
 
+def test_the_readme_shows_what_plan_computes(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of "On the real model": time, memory and disk of the two shipped DPO runs."""
+    rows: dict[str, list[str]] = {}
+    for name in SHIPPED:
+        assert cli.main(["plan", "-c", str(ROOT / f"configs/runs/{name}-dpo.yaml"), "--prompts", "5000",
+                         "--seconds", "6", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["stages"]
+        for label, kinds in (("conditioning", ["conditioning"]), ("rollouts, 40,000 candidates", ["rollouts"]),
+                             ("scores", ["scores"]), ("training, 313 steps", ["training"]),
+                             ("choice and evaluation", ["choice", "evaluation"]),
+                             ("in all", [x["stage"] for x in found])):
+            of = [x for x in found if x["stage"] in kinds]
+            rows.setdefault(label, []).extend([duration(sum(x["seconds"] for x in of)),
+                                               size(max(x["memory_bytes"] for x in of)),
+                                               size(sum(x["disk_bytes"] for x in of))])
+    table = "\n".join(f"| {label} | {' | '.join(cells)} |" for label, cells in rows.items())
+    assert table in (ROOT / "README.md").read_text("utf-8"), table
+
+
 @pytest.mark.parametrize(("options", "told"), [
     (["--geometry", "qwen2.5-omni-7"], "did you mean qwen2.5-omni-7b?"),
     (["--hardware", "abacus"], "use h200, a100, cpu"),
@@ -266,5 +287,5 @@ def test_help_needs_no_torch() -> None:
             "try:\n    main(['plan', '--help'])\nexcept SystemExit:\n    pass\n"
             "assert not {'torch', 'transformers', 'pydantic', 'numpy'} & set(sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          cwd=Path(__file__).resolve().parents[1])
+                          cwd=ROOT)
     assert "--rates" in done.stdout and "--geometry" in done.stdout
