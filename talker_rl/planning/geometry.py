@@ -68,6 +68,12 @@ class Flow:
     """Which every frame passes in every evaluation; modulations, voice and codes are computed once, not here."""
     keys: int
     """Keys that a frame meets, summed over the layers: its own block, and the neighbours in those that look there."""
+    block: int
+    """Frames of a block."""
+    seen: int
+    """Blocks that one layer's frame meets at most: its own, and those before and after it where a layer looks there."""
+    mel: int
+    """Values of a mel frame."""
     frames_per_code: int
 
 
@@ -201,11 +207,11 @@ def _flow(dit: Any) -> Flow:
     blocks = dit.transformer_blocks
     per_frame = [x for block in blocks for part in (block.attn, block.ff) for x in _linears(part, "")]
     mel = 2 * dit.config.mel_dim * dit.config.hidden_size  # in and out
-    looks = sum(1 + int(b.look_backward_block) + int(b.look_ahead_block) for b in blocks)
+    looks = [1 + int(b.look_backward_block) + int(b.look_ahead_block) for b in blocks]
     return Flow(
         layers=len(blocks), width=dit.config.hidden_size, inner=blocks[0].ff.ff[0].out_features,
-        weights=mel + sum(x.inputs * x.outputs for x in per_frame), keys=looks * dit.block_size,
-        frames_per_code=dit.repeats,
+        weights=mel + sum(x.inputs * x.outputs for x in per_frame), keys=sum(looks) * dit.block_size,
+        block=dit.block_size, seen=max(looks), mel=dit.config.mel_dim, frames_per_code=dit.repeats,
     )  # fmt: skip
 
 

@@ -9,10 +9,12 @@ The terms of memory:
   positions (rounded up to the cache's block, and once more while a layer's tensors grow) x keys and values; one layer's
   keys and values repeated for each query head; the prefixes' own; the float32 logits, 4 copies: raw, processed, sorted,
   cumulated.
-- decoding: the same weights, in a run the recogniser's as well; the DiT's batch in float32, 7 values of the residual
-  stream's width and one of the feed-forward's a frame and branch (on a CPU one group of blocks, and the weights once
-  more, packed); 12 copies of the vocoder's widest layer, whose activations compute at twice the rate (on a CPU of one
-  utterance, beside the heap that the DiT left).
+- decoding: the same weights, in a run the recogniser's too (on a CPU the DiT's once more, packed), and the larger of
+  two. The DiT's batch in float32: a frame and branch has the residual stream and, where layers look at neighbouring
+  blocks, queries, keys and values; a frame its condition and 6 mels (state, point, slopes); those that pass a layer
+  together (on a CPU one group of blocks) the keys and values that they meet, what they heard, a norm, and the
+  feed-forward's width. Or 12 copies of the vocoder's widest layer, whose activations compute at twice the rate (on a
+  CPU of one utterance).
 - training: weights in their type; 16 bytes a trained parameter of LoRA (float32 weight, gradient, two moments of AdamW)
   or, in full training, 4 times the weights on top (the policy, its gradient, two moments); what the backward pass keeps
   of one packed batch (`activations`), and as much again for one layer, of gradients; the logits of the completions and
@@ -44,9 +46,9 @@ HEAP = 1.4
 """Resident bytes a byte of short-lived arrays on a CPU, measured (docs/PLAN.md). A GPU's allocator: not measured, 1 is
 assumed."""
 DECODING_HEAP = 1.7
-"""The same where DiT and vocoder take turns: what the one leaves seldom fits the other."""
+"""The same of DiT and vocoder, which take turns: what the one leaves seldom fits the other."""
 PROCESS = {name: size * 2**20 for name, size in
-           {"main": 500, "conditioning": 490, "sampling": 480, "decoding": 640, "training": 600}.items()}
+           {"main": 500, "conditioning": 490, "sampling": 480, "decoding": 640, "training": 560}.items()}
 """Resident bytes of a process on a CPU beside model and work: Python, torch and what else its work imports, measured
 with torch 2.13's CPU build (docs/PLAN.md). ``main``: the one that hands out work, where there are several workers."""
 ROLLOUT_BYTES_A_CODE = 5.3
@@ -99,11 +101,15 @@ def decoding(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> flo
     cfg, dit = config.token2wav, geo.dit
     frames = (at.codes - 1) * dit.frames_per_code
     rows = branches(cfg.guidance_scale)
-    together = cfg.batch_size * frames * rows
+    padded = cfg.batch_size * math.ceil(frames / dit.block) * dit.block
+    together = padded * rows
     wide = min(together, CPU_VALUES / dit.width) if on_cpu else together
-    flow = 4 * (together * dit.width + wide * (6 * dit.width + dit.inner)) + (4 * dit.weights if on_cpu else 0)
+    kept = together * (1 + 3 * (dit.seen > 1)) + padded
+    passing = 2 + (2 * dit.seen if dit.seen > 1 else 3)
+    flow = 4 * (kept * dit.width + wide * (passing * dit.width + dit.inner) + 6 * padded * dit.mel)
     vocoder = 4 * 12 * geo.vocoder.values * frames * (1 if on_cpu else cfg.batch_size)
-    return speech_weights(geo, config) + (DECODING_HEAP * (flow + vocoder) if on_cpu else max(flow, vocoder))
+    packed = 4 * dit.weights if on_cpu else 0
+    return speech_weights(geo, config) + packed + (DECODING_HEAP if on_cpu else 1) * max(flow, vocoder)
 
 
 def recognizer_weights(asr: RecognizerConfig) -> float:
