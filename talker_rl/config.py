@@ -219,16 +219,18 @@ class RunConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _single_variant(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("train"), dict):
-            fields, given = TrainConfig.model_fields.keys(), data["train"]
-            if own := given.keys() & fields:
-                named = [name for name in given if isinstance(given[name], dict) and given[name].keys() & fields]
-                if mixed := [name for name in named if name not in fields]:
-                    key = min(own)
-                    raise ConfigError(f"`train.{key}` belongs to no variant (named here: {', '.join(mixed)})",
-                                      fix=f"write train.{mixed[0]}.{key}")
-                return {**data, "train": {"default": given}}
-        return data
+        if not (isinstance(data, dict) and isinstance(data.get("train"), dict)):
+            return data
+        given, fields = data["train"], TrainConfig.model_fields.keys()
+        own = given.keys() & fields
+        if not own:
+            return data
+        named = [name for name, value in given.items()
+                 if name not in fields and isinstance(value, dict) and value.keys() & fields]
+        if named:
+            raise ConfigError(f"`train.{min(own)}` belongs to no variant (named here: {', '.join(named)})",
+                              fix=f"write train.{named[0]}.{min(own)}")
+        return {**data, "train": {"default": given}}
 
     @field_validator("train")
     @classmethod

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omni_factory import EMBED, random_conditionings, tiny_omni
+from omni_factory import EMBED, random_conditionings, speakers, tiny_omni
 from train_helpers import make_config, make_omni, make_pairs
 
 from talker_rl import micro
@@ -72,20 +72,14 @@ def pairs_of(count: int, codes: int) -> list[Pair]:
     return found
 
 
-def measure(load: Callable[[], Omni], work: Callable[..., Any], *size: int, twice: bool = False) -> dict[str, Any]:
-    """Bytes at the peak of the work, and of them the weights.
-
-    ``twice``: of its second time. Convolutions are compiled for every shape and kept, some 5 MB: a library's, not the
-    work's.
-    """
+def measure(load: Callable[[], Omni], work: Callable[..., Any], *size: int) -> dict[str, Any]:
+    """Bytes at the peak of the work, and of them the weights."""
     loaded = load()
     weights = 0
     for part in loaded.parts:
         for value in getattr(loaded, part).parameters():
             value.sum()  # stored in the wanted type they stay in the file till used
             weights += value.nbytes
-    if twice:
-        work(loaded, *size)
     before = settle()
     work(loaded, *size)
     return {"loaded": weights, "measured": weights + resident("VmHWM") - before}
@@ -145,7 +139,8 @@ class Probe:
         return found | {"forecast": memory.sampling(self.geo, self.config, lengths(codes), rows, codes, True)}
 
     def scores(self, count: int, codes: int) -> dict[str, Any]:
-        found = measure(self.load("talker", "token2wav"), self.decode, count, codes, twice=True)
+        decode(tiny_omni().token2wav, [[7] * 9], [speakers()["Ann"]], [0], self.config.token2wav)
+        found = measure(self.load("talker", "token2wav"), self.decode, count, codes)
         self.config.token2wav.batch_size = count
         return found | {"forecast": memory.decoding(self.geo, self.config, lengths(codes), True)}
 

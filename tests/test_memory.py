@@ -35,7 +35,7 @@ MID: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 SETTLED = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144", "OMP_NUM_THREADS": "1"}
-"""Has the C library give back what is freed: by itself it keeps some of it, by luck between 1 and 1.8 times what is
+"""Has the C library give back what is freed: by itself it keeps some of it, by luck between 1 and 2.4 times what is
 needed, which no forecast can meet (docs/PLAN.md)."""
 
 

@@ -104,8 +104,9 @@ def decoding(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> flo
     padded = cfg.batch_size * math.ceil(frames / dit.block) * dit.block
     together = padded * rows
     wide = min(together, CPU_VALUES / dit.width) if on_cpu else together
-    kept = together * (1 + 3 * (dit.seen > 1)) + padded
-    passing = 2 + (2 * dit.seen if dit.seen > 1 else 3)
+    looking = dit.seen > 1  # then queries, keys and values of the whole batch wait for their neighbours
+    kept = together * (4 if looking else 1) + padded
+    passing = 2 + (2 * dit.seen if looking else 3)
     flow = 4 * (kept * dit.width + wide * (passing * dit.width + dit.inner) + 6 * padded * dit.mel)
     vocoder = 4 * 12 * geo.vocoder.values * frames * (1 if on_cpu else cfg.batch_size)
     packed = 4 * dit.weights if on_cpu else 0
