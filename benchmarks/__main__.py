@@ -25,7 +25,7 @@ SPEED = {
 }
 """Ours against upstream's way; `all` runs these in this order."""
 MICRO = {"score"}
-"""Of these the ones that measure the trained micro model and its recognisers, whatever the geometry: not in `all` of
+"""Of these the ones that measure the trained micro model and its recognizers, whatever the geometry: not in `all` of
 another geometry than mid."""
 OTHER = {"service": "benchmarks.service"}
 
@@ -59,7 +59,7 @@ def compare_speeds(prog: str, names: Sequence[str], argv: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="smaller sizes, two repeats: minutes in all")
     parser.add_argument("--threads", type=int, help="of torch (default: one a core)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
-                        help="that both sides run on (default cpu); what speaks or recognises with the micro model in "
+                        help="that both sides run on (default cpu); what speaks or recognizes with the micro model in "
                         "token2wav_reward and score stays on the CPU")  # fmt: skip
     about_geometries = "; ".join(f"{name}: {what}" for name, what in GEOMETRIES.items())
     parser.add_argument("--geometry", choices=GEOMETRIES, default="mid", help=f"{about_geometries} (default mid)")

@@ -46,7 +46,7 @@ def measured(device: torch.device) -> Hardware:
 
 
 def _copy_rate(device: torch.device) -> float:
-    """Bytes a second, read and written."""
+    """Bytes per second, read and written."""
     source = torch.zeros(1 << (28 if device.type == "cuda" else 25), device=device)
     target = torch.empty_like(source)
     return 2 * 4 * source.numel() / _best(lambda: target.copy_(source))
@@ -72,8 +72,8 @@ def share(works: Sequence[Work], seconds: float, device: torch.device) -> str:
             f"({flops / 1e12:.3g} TFLOP, {moved / 1e9:.3g} GB)")
 
 
-def utilisation(works: Sequence[Work], seconds: float, device: torch.device) -> tuple[float, str]:
-    """Model FLOP utilisation: (share of the measured rate of products, the same in words with the data sheet's)."""
+def utilization(works: Sequence[Work], seconds: float, device: torch.device) -> tuple[float, str]:
+    """Model FLOP utilization: (share of the measured rate of products, the same in words with the data sheet's)."""
     limit = measured(device)
     mfu = sum(w.flops / limit.flops[w.dtype] for w in works) / seconds
     sheet = next((h for key, h in HARDWARE.items() if not h.is_cpu and key in limit.name.lower()), None)

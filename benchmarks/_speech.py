@@ -1,4 +1,4 @@
-"""Utterances of the micro model's base Talker, and what recognisers hear when they are decoded."""
+"""Utterances of the micro model's base Talker, and what recognizers hear when they are decoded."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def spoken(count: int, which: str = "micro:eval") -> Spoken:
 
 
 def errors(recognizer: Any, waves: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
-    """(word errors, reference words) of each utterance; what cannot be recognised counts as all deleted."""
+    """(word errors, reference words) of each utterance; what cannot be recognized counts as all deleted."""
     heard = recognizer.transcribe([resample(w, 24_000, 16_000) for w in waves], "mixed")
     counts = [
         align(tokens_of(p.text), [] if isinstance(h, Failure) else h.tokens).counts

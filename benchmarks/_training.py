@@ -31,7 +31,7 @@ from talker_rl.train.collate import PairExample
 from talker_rl.train.reference import reference_logps
 from talker_rl.train.trainer import TalkerDPOTrainer
 
-from ._limits import counted, goal, share, utilisation
+from ._limits import counted, goal, share, utilization
 from ._limits import training as counts
 from ._measure import Row, compare, noted, say
 from ._padded import train as padded_training
@@ -204,7 +204,7 @@ class Trainings:
         reference, steps = counts(self.geometry, self.pairs, prefixes, self.sizes.epochs, self.sizes.batch,
                                   self.models.dtype, self.lora)  # fmt: skip
         device = self.models.device
-        mfu, words = utilisation(steps, self.loop_s, device)
+        mfu, words = utilization(steps, self.loop_s, device)
         reached = f"{share([*reference, *steps], row.ours_s, device)}; {words} in the trainer's loop"
         if aim is None:
             return reached, ""

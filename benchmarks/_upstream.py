@@ -89,6 +89,6 @@ def furthest(ours: Any, theirs: Any) -> float:
 
 
 def random_codes(seconds: float, seed: int) -> list[int]:
-    """50 ids a second, all of them speakable."""
+    """50 ids per second, all of them speakable."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 8194, (max(1, round(50 * seconds)),), generator=generator).tolist()

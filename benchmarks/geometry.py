@@ -170,7 +170,7 @@ def _token2wav(config: Any, seed: int, device: torch.device) -> Any:
         model = Qwen2_5OmniToken2WavModel(config).float().eval()
         for value in model.code2wav_dit_model.parameters():
             if value.ndim == 2:
-                value.normal_(0, value.shape[1] ** -0.5)  # the library's own initialisation leaves the flow near zero
+                value.normal_(0, value.shape[1] ** -0.5)  # the library's own initialization leaves the flow near zero
         for value in model.code2wav_bigvgan_model.parameters():
             if value.ndim == 3:
                 value.normal_(0, (value.shape[1] * value.shape[2]) ** -0.5)

@@ -210,7 +210,7 @@ def compare(
 async def overload(
     url: str, process: psutil.Process, items: list[Item], pace: float, clients: int, seconds: float, bound: float
 ) -> dict[str, Any]:
-    """Open-loop clients that together offer ten times `pace` seconds of speech a second."""
+    """Open-loop clients that together offer ten times `pace` seconds of speech per second."""
     share = 4
     length = float(np.mean([len(i.codes or ()) for i in items])) / 50 * share
     interval = clients * length / (10 * pace)

@@ -1,6 +1,6 @@
 """Preset `reward` on the micro model: whole decode against transformers' loop with upstream's defaults.
 
-The case tells what it does to WER, by both recognisers, on utterances of the base Talker on the eval texts: the
+The case tells what it does to WER, by both recognizers, on utterances of the base Talker on the eval texts: the
 difference in points and its paired-bootstrap 95 % interval. `--curve` adds a row a point of the options that change
 numbers, with the mean absolute distance of the sound's log-mel from that of the defaults, in nats.
 
@@ -96,7 +96,7 @@ BRIEF: dict[str, Any] = {"dtype": "bfloat16", "tf32": True}
 
 
 def spoken_rows(args: argparse.Namespace) -> list[Row]:
-    """What the micro model says, and what recognisers make of it."""
+    """What the micro model says, and what recognizers make of it."""
     from ._speech import spoken
 
     said = spoken(12 if args.quick else args.utterances)
@@ -126,7 +126,7 @@ def _point(first: Row, said: Spoken, heard: _Heard, timed: int, name: str) -> Ro
 
 
 class _Heard:
-    """What the recognisers make of a decode, against the decode with upstream's defaults."""
+    """What the recognizers make of a decode, against the decode with upstream's defaults."""
 
     def __init__(self, said: Spoken) -> None:
         from talker_rl.reward.asr.funasr_recognizer import FunASRRecognizer

@@ -34,7 +34,7 @@ STAGES: dict[str, tuple[str, str]] = {
              "talker-rl pair -c configs/demo.yaml pairs.length_match=3"),
     "train": ("train every variant, and choose its checkpoint on dev",
               "talker-rl train -c configs/demo.yaml train.default.loss.type=ld_dpo"),
-    "eval": ("evaluate base and trained by a second recogniser", "talker-rl eval -c configs/demo.yaml eval.seeds=4"),
+    "eval": ("evaluate base and trained by a second recognizer", "talker-rl eval -c configs/demo.yaml eval.seeds=4"),
     "report": ("write report/index.html", "talker-rl report --run-dir runs/demo"),
     "diagnose": ("measure length bias, drift and stopping of the trained variants of a finished run",
                  "talker-rl diagnose --run-dir runs/demo --reward-noise 4"),
@@ -105,8 +105,8 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1; any other needs a token: "
                        "service.token_file or $TALKER_RL_TOKEN)")
     serve.add_argument("--port", type=int, help="port (default 8020; 0 takes a free one)")
-    serve.add_argument("--workers", type=int, metavar="N", help="decoder processes, and as many recogniser processes")
-    serve.add_argument("--device", help="device of decoder and recogniser, e.g. cuda:0 or cpu")
+    serve.add_argument("--workers", type=int, metavar="N", help="decoder processes, and as many recognizer processes")
+    serve.add_argument("--device", help="device of decoder and recognizer, e.g. cuda:0 or cpu")
     serve.add_argument("--canary", metavar="RUN", help="run folder with scores: its best candidate must be scored the "
                        "same by every worker before it may work")
     serve.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("--quiet", "-q", action="store_true", help="print nothing when all is well")
     validate.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
-    doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognisers, and forecast memory",
+    doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognizers, and forecast memory",
                    DOCTOR_EXAMPLES)
     _add_config(doctor)
     add_doctor_options(doctor)

@@ -116,7 +116,7 @@ class DevConfig(Settings):
     """How the checkpoint is chosen: early stopping on held-out reward."""
 
     metric: Literal["reward", "wer"] = Field(
-        "reward", description="Mean reward (largest wins) or corpus WER (smallest wins), both by the reward recogniser."
+        "reward", description="Mean reward (largest wins) or corpus WER (smallest wins), both by the reward recognizer."
     )
     num_candidates: int = Field(2, ge=1, description="Candidates a dev prompt and checkpoint; same seeds for each.")
     checkpoints: Literal["all", "last", "selected"] = Field(
@@ -135,7 +135,7 @@ class DevConfig(Settings):
 
 
 class EvalConfig(Settings):
-    """The final figures: base and trained side by side, by a second recogniser."""
+    """The final figures: base and trained side by side, by a second recognizer."""
 
     seeds: int = Field(4, ge=1, description="Utterances an eval prompt.")
     protocol: Literal["seed-tts-eval"] | None = Field(
@@ -333,7 +333,7 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
 
 
 def nearest_key(path: Sequence[str], model: type[BaseModel] = RunConfig) -> str | None:
-    """The right key nearest to a wrong one: first among its neighbours, then the same leaf elsewhere, then anywhere."""
+    """The right key nearest to a wrong one: first among its neighbors, then the same leaf elsewhere, then anywhere."""
     keys = known_keys(model)
     parent, leaf = _match_parent(path[:-1], keys), path[-1]
     siblings = [k for k in keys if k.rpartition(".")[0] == parent]

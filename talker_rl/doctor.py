@@ -32,7 +32,7 @@ def examine(config: RunConfig, model_only: bool = False, as_json: bool = False) 
 
     Args:
         config: the run's; of it, ``model`` says which checkpoint and how it is loaded.
-        model_only: leave out what belongs to a run (prompts, recognisers, training, tracking).
+        model_only: leave out what belongs to a run (prompts, recognizers, training, tracking).
         as_json: print ``{"ok", "problems", "findings": [{"level", "check", "text", ...}]}`` instead.
     """
     found = []
@@ -106,7 +106,7 @@ def _model(config: RunConfig) -> Iterator[Finding]:
         from talker_rl.omni.quantization import four_bit
 
         four_bit(config.model, pick_device(config.model.device))
-        yield "ok", "the Thinker's language model is held in 4 bits; its towers, Talker and token2wav are not quantised"
+        yield "ok", "the Thinker's language model is held in 4 bits; its towers, Talker and token2wav are not quantized"
     if sum(file.stat().st_size for file in weight_files(folder)) < LOADED_BYTES:
         omni = load_omni(config.model, parts=("thinker", "talker", "token2wav"))
         counts = {part: sum(p.numel() for p in getattr(omni, part).parameters()) / 1e6 for part in omni.parts}
@@ -147,8 +147,8 @@ def _memory(config: RunConfig) -> Iterator[Any]:
         return
     there = _free_memory(device)
     at = Lengths.of_seconds(PLANNED_SECONDS)
-    quantised = f", Thinker in {config.model.thinker_quantization}" if config.model.thinker_quantization else ""
-    yield "ok", (f"{size(there)} free on {device}; peaks in {config.model.dtype}{quantised}, utterances of "
+    quantized = f", Thinker in {config.model.thinker_quantization}" if config.model.thinker_quantization else ""
+    yield "ok", (f"{size(there)} free on {device}; peaks in {config.model.dtype}{quantized}, utterances of "
                  f"{PLANNED_SECONDS:g} s" + (", Python and libraries included" if device == "cpu" else ""))
     for stage, (peak, remedy) in stage_peaks(geometry, config, at, device == "cpu").items():
         fits = peak <= there
@@ -167,7 +167,7 @@ def _free_memory(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _recognisers(config: RunConfig) -> Iterator[Finding]:
+def _recognizers(config: RunConfig) -> Iterator[Finding]:
     import numpy as np
 
     from talker_rl.reward.asr.aligner import Aligner
@@ -195,7 +195,7 @@ def _recognisers(config: RunConfig) -> Iterator[Finding]:
         yield "warn", "eval.protocol scores Chinese by the package zhconv: pip install 'talker-rl[seed-tts-eval]'"
     shared = shared_languages(config.reward.recognizer, config.reward.evaluator)
     if shared:
-        yield "warn", f"the recogniser that rewards also evaluates ({', '.join(shared)}): the figures may flatter"
+        yield "warn", f"the recognizer that rewards also evaluates ({', '.join(shared)}): the figures may flatter"
 
 
 def _prompts(config: RunConfig) -> Iterator[Finding]:
@@ -253,6 +253,6 @@ MODEL_CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = {
     "python": _python, "packages": _packages, "machine": _machine, "model": _model, "memory": _memory,
 }
 CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = MODEL_CHECKS | {
-    "speech": _speech_libraries, "prompts": _prompts, "recognisers": _recognisers, "training": _training,
+    "speech": _speech_libraries, "prompts": _prompts, "recognizers": _recognizers, "training": _training,
     "tracking": _tracking,
 }

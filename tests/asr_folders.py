@@ -35,7 +35,7 @@ def beeps(pieces: list[int], seed: int = 0) -> tuple[np.ndarray, list[float]]:
 
 
 def write_sense_voice(folder: Path) -> dict[str, tuple[np.ndarray, list[tuple[str, float]]]]:
-    """A SenseVoiceSmall of two blocks that has learnt `SAID`, each frame its piece or blank.
+    """A SenseVoiceSmall of two blocks that has learned `SAID`, each frame its piece or blank.
 
     Returns:
         Each language's sound, and its pieces with their onsets in seconds.
@@ -109,10 +109,10 @@ def frame_targets(ids: list[int], onsets: list[float], frames: int) -> list[int]
     return found
 
 
-def write_aligner(folder: Path, recogniser: Path) -> Path:
+def write_aligner(folder: Path, recognizer: Path) -> Path:
     """A MonotonicAligner made of a BiCifParaformer's encoder and predictor, which are the same classes."""
     folder.mkdir(parents=True)
-    config = yaml.safe_load((recogniser / "config.yaml").read_text())
+    config = yaml.safe_load((recognizer / "config.yaml").read_text())
     kept = {k: v for k, v in config.items() if not k.startswith("decoder")}
     kept |= {"model": "MonotonicAligner", "model_conf": {"length_normalized_loss": False, "predictor_bias": 1}}
     kept["tokenizer_conf"]["seg_dict_file"] = None
@@ -121,22 +121,22 @@ def write_aligner(folder: Path, recogniser: Path) -> Path:
         "init_param": "model.pt", "config": "config.yaml", "frontend_conf": {"cmvn_file": "am.mvn"},
         "tokenizer_conf": {"token_list": "tokens.json", "seg_dict_file": "seg_dict"}}}))
     for name in ("tokens.json", "am.mvn"):
-        shutil.copy(recogniser / name, folder / name)
-    words = [t for t in json.loads((recogniser / "tokens.json").read_text()) if not t.startswith("<")]
+        shutil.copy(recognizer / name, folder / name)
+    words = [t for t in json.loads((recognizer / "tokens.json").read_text()) if not t.startswith("<")]
     (folder / "seg_dict").write_text("\n".join(f"{w} {w}" for w in words), encoding="utf-8")
-    state = torch.load(recogniser / "model.pt", weights_only=True)
+    state = torch.load(recognizer / "model.pt", weights_only=True)
     torch.save({k: v for k, v in state.items() if k.startswith(("encoder.", "predictor."))}, folder / "model.pt")
     return folder
 
 
-def write_seaco(folder: Path, recogniser: Path) -> Path:
+def write_seaco(folder: Path, recognizer: Path) -> Path:
     """A SeacoParaformer (what paraformer-zh is) around a BiCifParaformer's weights; its hotword parts are random."""
     from funasr.register import tables
 
     folder.mkdir(parents=True)
-    config = yaml.safe_load((recogniser / "config.yaml").read_text())
+    config = yaml.safe_load((recognizer / "config.yaml").read_text())
     width = config["encoder_conf"]["output_size"]
-    tokens = json.loads((recogniser / "tokens.json").read_text())
+    tokens = json.loads((recognizer / "tokens.json").read_text())
     decoder = {**config["decoder_conf"], "use_output_layer": False, "wo_input_layer": True}
     config |= {"model": "SeacoParaformer", "seaco_decoder": "ParaformerSANMDecoder", "seaco_decoder_conf": decoder}
     config["model_conf"] |= {"inner_dim": width, "bias_encoder_type": "lstm", "bias_encoder_bid": False,
@@ -146,13 +146,13 @@ def write_seaco(folder: Path, recogniser: Path) -> Path:
         "init_param": "model.pt", "config": "config.yaml", "frontend_conf": {"cmvn_file": "am.mvn"},
         "tokenizer_conf": {"token_list": "tokens.json"}}}))
     for name in ("tokens.json", "am.mvn"):
-        shutil.copy(recogniser / name, folder / name)
+        shutil.copy(recognizer / name, folder / name)
     parts = {k: v for k, v in config.items() if k.startswith(("encoder", "decoder", "predictor", "seaco"))}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         frontend = config["frontend_conf"]
         model = tables.model_classes["SeacoParaformer"](
             input_size=frontend["n_mels"] * frontend["lfr_m"], vocab_size=len(tokens), **config["model_conf"], **parts)
-    trained = torch.load(recogniser / "model.pt", weights_only=True)
+    trained = torch.load(recognizer / "model.pt", weights_only=True)
     torch.save({**model.state_dict(), **trained}, folder / "model.pt")
     return folder

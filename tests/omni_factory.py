@@ -81,7 +81,7 @@ def make_audible(token2wav: Any) -> None:
     """Random weights of a token2wav whose flow moves and whose vocoder is heard."""
     for value in token2wav.code2wav_dit_model.parameters():
         if value.ndim == 2:
-            value.normal_(0, 0.15)  # the library's own initialisation leaves the flow near zero
+            value.normal_(0, 0.15)  # the library's own initialization leaves the flow near zero
     for value in token2wav.code2wav_bigvgan_model.parameters():
         if value.ndim == 3:  # a vocoder that is heard: unit gain a layer
             value.normal_(0, (value.shape[1] * value.shape[2]) ** -0.5)

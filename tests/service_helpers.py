@@ -1,4 +1,4 @@
-"""A reward service in seconds: real worker processes, the random tiny model, a recogniser that obeys its input."""
+"""A reward service in seconds: real worker processes, the random tiny model, a recognizer that obeys its input."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def touchy(config: Any) -> Touchy:
 
 
 def service_world(folder: Path, pace: float = 0.0, **service: Any) -> Path:
-    """`write_world` with the touchy recogniser, a reward made of WER, and small limits; returns the configuration."""
+    """`write_world` with the touchy recognizer, a reward made of WER, and small limits; returns the configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     set_touchy(folder, pace=pace)
     recognizer = {"type": "service_helpers:touchy", "path": str(folder / "touchy.json"), "batch_size": 4}
@@ -80,7 +80,7 @@ def service_world(folder: Path, pace: float = 0.0, **service: Any) -> Path:
 def set_touchy(
     folder: Path, pace: float = 0.0, fingerprint: str = "touchy-1", raises_above: float = 1e9
 ) -> None:
-    """The touchy recogniser's settings, heeded at once: seconds a second of sound; longer than this it raises."""
+    """The touchy recognizer's settings, heeded at once: seconds a second of sound; longer than this it raises."""
     settings = {"pace": pace, "fingerprint": fingerprint, "raises_above": raises_above}
     temporary = folder / "touchy.tmp"
     temporary.write_text(json.dumps(settings))
@@ -174,5 +174,5 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def constant(level: float, seconds: float = 1.0) -> np.ndarray:
-    """What the touchy recogniser reacts to."""
+    """What the touchy recognizer reacts to."""
     return np.full(round(seconds * RATE), level, np.float32)

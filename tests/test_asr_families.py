@@ -119,7 +119,7 @@ def test_the_aligner_finds_the_onsets_of_the_given_text(aligner_folder: Path, sp
 def test_pauses_take_the_aligners_times(
     aligner_folder: Path, speech: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a recogniser whose times are lost, pauses are scored by the aligner's; without an aligner they are null."""
+    """With a recognizer whose times are lost, pauses are scored by the aligner's; without an aligner they are null."""
     lost = FunASRRecognizer("micro:reward")
     hear = lost._recognize
     monkeypatch.setattr(lost, "_recognize", lambda a, lang: [Transcript(h.tokens, [], "lost") for h in hear(a, lang)])

@@ -60,7 +60,7 @@ def own_modules() -> set[str]:
 
 
 def test_no_benchmark_of_the_real_geometry_needs_what_a_gpu_machine_lacks(monkeypatch):
-    """A machine with torch, transformers, peft and accelerate has neither TRL nor recognisers."""
+    """A machine with torch, transformers, peft and accelerate has neither TRL nor recognizers."""
     before = own_modules()
     for name in before:
         monkeypatch.delitem(sys.modules, name)  # to be imported afresh; after the test they are as they were

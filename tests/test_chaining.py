@@ -63,7 +63,7 @@ def test_stage_1_imitates_its_own_best_and_measures_what_it_held_out(first: tupl
     mean = sum(-row["trained_logp"] / row["tokens"] for row in rows) / len(rows)
     assert mean == pytest.approx(tried[choice["step"]], abs=1e-4)
     page = (run / "report/index.html").read_text()
-    assert "held-out codes, nats a code" in page and "completions" in page
+    assert "held-out codes, nats per code" in page and "completions" in page
 
 
 @pytest.fixture(scope="module")

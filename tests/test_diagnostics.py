@@ -14,7 +14,7 @@ from scipy import stats
 from talker_rl.diagnostics.length_bias import heatmap, implicit_reward, margin_curves, within_pairs
 from talker_rl.diagnostics.noise import icc1, noise_margin, reward_noise
 from talker_rl.diagnostics.stability import drift, limits, runaway
-from talker_rl.diagnostics.summary import summarise, text_lines
+from talker_rl.diagnostics.summary import summarize, text_lines
 from talker_rl.diagnostics.win_rate import preferences, win_rate
 
 Row = dict[str, Any]
@@ -299,7 +299,7 @@ def test_failed_decodes_leave_their_candidate_out() -> None:
 
 
 def summary_of(pairs: list[Row], samples: list[Row], rows: list[Row], dev_rows: list[Row]) -> Row:
-    return summarise(variant="v", beta=0.1, step=1, pairs=pairs, samples=samples, rows=rows, base_rows=rows,
+    return summarize(variant="v", beta=0.1, step=1, pairs=pairs, samples=samples, rows=rows, base_rows=rows,
                      base_lengths=[{"prompt_id": s["prompt_id"], "seconds": s["seconds"], "units": s["units"]}
                                    for s in samples],
                      dev_rows=dev_rows, kl_per_code={}, max_seconds={}, noise=None, more_notes=["reward_noise: no"])

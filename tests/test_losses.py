@@ -184,7 +184,7 @@ def test_mix_order_weight_zero_and_repeated_types():
     assert out.metrics["loss/dpo_2"].item() == pytest.approx((softplus(-10) + softplus(-2)) / 2, abs=1e-6)
 
 
-def test_initialisation_is_ln_2():
+def test_initialization_is_ln_2():
     same = make_batch(POLICY_W, POLICY_L, POLICY_W, POLICY_L, seed=0)
     for config in ({"type": "dpo"}, {"type": "dpo_norm"}, {"type": "ld_dpo"}, {"type": "sampo"}):
         out = build_loss(config)(same)

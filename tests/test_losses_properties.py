@@ -78,7 +78,7 @@ def test_ld_dpo_with_alpha_zero_is_dpo_on_the_common_prefix():
         torch.testing.assert_close(got.margin, build_loss(DPO)(make_batch(*cut)).margin)
 
 
-def test_r_dpo_penalises_a_longer_winner_less_gradient_not_more():
+def test_r_dpo_penalizes_a_longer_winner_less_gradient_not_more():
     # Same log-ratios, chosen longer or shorter: the longer winner must pull less (weight sigmoid(-z) on its tokens).
     longer = make_batch([[-1.0] * 6], [[-1.0] * 2], [[-1.0] * 6], [[-1.0] * 2], grad=True)
     shorter = make_batch([[-1.0] * 2], [[-1.0] * 6], [[-1.0] * 2], [[-1.0] * 6], grad=True)

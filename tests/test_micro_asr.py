@@ -1,4 +1,4 @@
-"""The micro recognisers: targets, loss, directory layout, augmentation; and the trained ones where they are."""
+"""The micro recognizers: targets, loss, directory layout, augmentation; and the trained ones where they are."""
 
 from __future__ import annotations
 
@@ -103,11 +103,11 @@ def test_loss_falls_and_directory_opens_offline(tmp_path) -> None:
     for _ in range(2):  # the second save replaces the first
         asr_model.save_directory(out, SMALL, model, (torch.full((400,), 8.0), torch.full((400,), 3.0)))
     torch.load(out / "model.pt", weights_only=True)
-    recogniser = AutoModel(
+    recognizer = AutoModel(
         model=str(out), disable_update=True, disable_pbar=True, trust_remote_code=False, ncpu=1, device="cpu"
     )
     clip = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
-    first, second = (recogniser.generate(input=[clip])[0] for _ in range(2))
+    first, second = (recognizer.generate(input=[clip])[0] for _ in range(2))
     assert first["text"] == second["text"]  # no dither
     assert len(first["text"].split()) == len(first["timestamp"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["asr"]

@@ -103,8 +103,8 @@ def test_mel_has_two_frames_a_code_and_finds_a_tone():
     mel = log_mel(0.5 * torch.sin(2 * torch.pi * 1000 * t))
     assert mel.shape == (100, 80)
     peak = int(mel[50].argmax())
-    centre = float((mel_filters()[peak] * torch.linspace(0, 12_000, 513)).sum() / mel_filters()[peak].sum())
-    assert abs(centre - 1000) < 60
+    center = float((mel_filters()[peak] * torch.linspace(0, 12_000, 513)).sum() / mel_filters()[peak].sum())
+    assert abs(center - 1000) < 60
     louder = log_mel(1.0 * torch.sin(2 * torch.pi * 1000 * t))
     assert torch.allclose(
         louder[50, peak] - mel[50, peak], torch.tensor(2.0).log(), atol=1e-3

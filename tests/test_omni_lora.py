@@ -71,7 +71,7 @@ def test_a_new_adapter_changes_nothing_and_only_it_is_trained():
             assert p.grad is None
 
 
-def test_initialisation_is_a_function_of_the_seed():
+def test_initialization_is_a_function_of_the_seed():
     def a(seed):
         torch.manual_seed(123 + seed)
         model = attach_lora(tiny_omni().talker, SETTINGS, base_model="tiny", seed=seed)

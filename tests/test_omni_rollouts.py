@@ -195,7 +195,7 @@ def test_a_longer_budget_only_continues(talker):
         assert long.codes[: len(short.codes)] == short.codes
 
 
-def test_uniforms_do_not_depend_on_neighbours_nor_on_the_budget():
+def test_uniforms_do_not_depend_on_neighbors_nor_on_the_budget():
     one, three = uniforms([5], 300), uniforms([9, 5, 2], 600)
     assert torch.equal(one[0], three[1, :300])
     assert 0 <= float(three.min()) and float(three.max()) < 1 and len(three.unique()) == three.numel()

@@ -180,7 +180,7 @@ def test_passes_and_preset():
 
 
 def test_log_mel_of_a_tone():
-    """A sine of amplitude 0.5 at 1 kHz: its bin stands 50 dB above far ones; 100 frames a second."""
+    """A sine of amplitude 0.5 at 1 kHz: its bin stands 50 dB above far ones; 100 frames per second."""
     tone = 0.5 * torch.sin(2 * torch.pi * 1000 * torch.arange(24000) / 24000)
     mel = log_mel(tone)
     assert mel.shape == (100, 80)

@@ -145,8 +145,8 @@ def test_a_candidate_over_its_limit_is_demoted():
     names, _, _ = chosen(1.65, demote_over_limit=True, strategy="all_margin", max_pairs_per_prompt=9)
     assert {rejected for _, rejected in names} == {"p-0", "p-1", "p-2"} and {c for c, _ in names} == {"p-3"}
     assert chosen(1.0, demote_over_limit=True)[1] == {"over_limit": 1}
-    names, _, _ = chosen(3.0, demote_over_limit=True, length_normalised="per_second")
-    assert names == [("p-2", "p-0")]  # 0.45 in 1.7 s is best a second; still demoted where lengths are normalised
+    names, _, _ = chosen(3.0, demote_over_limit=True, length_normalized="per_second")
+    assert names == [("p-2", "p-0")]  # 0.45 in 1.7 s is best a second; still demoted where lengths are normalized
 
 
 def test_best_vs_random_is_seeded():
@@ -167,13 +167,13 @@ def test_max_length_sd_takes_the_next_best():
     assert pick([0.9, 0.8, 0.1, 0.2, 0.2], lengths, max_length_sd=1.0)[0] == [("p-1", "p-2")]
 
 
-def test_length_normalised_ranking():
+def test_length_normalized_ranking():
     # Reward is 0.01 a code plus a quality that only p-1 has: raw ranking picks the longest, the residual the good one.
     lengths = [100, 110, 120, 130]
     rewards = [1.00, 1.10 + 0.05, 1.20, 1.30]
     assert pick(rewards, lengths)[0] == [("p-3", "p-0")]
-    assert pick(rewards, lengths, length_normalised="residual", margin=0.01)[0][0][0] == "p-1"
-    assert pick(rewards, lengths, length_normalised="per_second", margin=0.001)[0][0][0] == "p-1"
+    assert pick(rewards, lengths, length_normalized="residual", margin=0.01)[0][0][0] == "p-1"
+    assert pick(rewards, lengths, length_normalized="per_second", margin=0.001)[0][0][0] == "p-1"
 
 
 def test_component_as_reward_key():
@@ -219,7 +219,7 @@ def world(seed: int = 0):
     [
         {},
         {"strategy": "best_vs_random", "max_pairs_per_prompt": 2},
-        {"strategy": "all_margin", "max_pairs_per_prompt": 3, "length_match": 4, "length_normalised": "residual"},
+        {"strategy": "all_margin", "max_pairs_per_prompt": 3, "length_match": 4, "length_normalized": "residual"},
         {"prefer_min_edit": True, "max_pairs_per_prompt": 2},
     ],
 )

@@ -175,7 +175,7 @@ def test_texts_in_other_scripts_are_skipped_unless_their_language_is_given(tmp_p
     assert [(p.text, p.lang) for p in found.prompts] == [("Café.", "en"), ("こんにちは。", "zh"),
                                                          ("We met Москва twice.", "en")]
     assert [(s.line, s.reason) for s in found.skips] == [(1, "other_script"), (3, "other_script")]
-    assert "no recogniser here hears its language; set lang" in found.describe()[0]
+    assert "no recognizer here hears its language; set lang" in found.describe()[0]
     assert len(read_prompts(str(file), lang="en").prompts) == 5
     file.write_text(json.dumps({"text": "We met there yesterday evening. Привет, мир."}))
     found = read_prompts(str(file), max_words=5)

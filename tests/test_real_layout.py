@@ -28,7 +28,7 @@ from talker_rl.omni.conditioning import conditioning_key
 from talker_rl.omni.config import ConditioningConfig, LoraSettings, ModelConfig
 from talker_rl.omni.lora import attach_lora
 from talker_rl.omni.published import ROTARY, meta_parts, stored_dtype, stored_name, stored_shapes
-from talker_rl.omni.quantization import UNQUANTISED
+from talker_rl.omni.quantization import UNQUANTIZED
 from talker_rl.omni.quiet import quiet_transformers
 
 GEOMETRY = Path(files.__file__).parent / "geometry"
@@ -116,7 +116,7 @@ def test_four_bits_are_for_the_language_model_of_the_thinker(published) -> None:
 
     size, _, parts = published
     linear = [name for name, x in parts["thinker"].named_modules() if isinstance(x, torch.nn.Linear)]
-    converted = [name for name in linear if should_convert_module(name, UNQUANTISED)]
+    converted = [name for name in linear if should_convert_module(name, UNQUANTIZED)]
     assert len(converted) == 7 * {"7b": 28, "3b": 36}[size] and all(".layers." in name for name in converted)
     assert not any("audio_tower" in name or "visual" in name for name in converted)
 
@@ -195,7 +195,7 @@ def test_a_large_file_is_hashed_once_a_machine(tmp_path: Path, monkeypatch: pyte
     assert file_hash.cached_hash(blob) == "ab" * 32  # named by its hash, as in the hub's cache
 
 
-def test_a_recognisers_hash_is_of_names_and_contents(tmp_path: Path) -> None:
+def test_a_recognizers_hash_is_of_names_and_contents(tmp_path: Path) -> None:
     """Runs that were scored before know this digest."""
     from talker_rl.reward.asr.base import hash_files
 
@@ -226,6 +226,6 @@ def test_a_thinker_in_four_bits_is_another_conditioning(sharded: Path, monkeypat
     with pytest.raises(ConfigError, match="a 4-bit Thinker needs CUDA, and the device is cpu"):
         load(sharded, "thinker", thinker_quantization="4bit")
     prompt = Prompt("river garden.", "f1")
-    quantised = conditioning_key(omni, prompt, ConditioningConfig())
+    quantized = conditioning_key(omni, prompt, ConditioningConfig())
     omni.settings = ModelConfig(path=str(sharded))
-    assert conditioning_key(omni, prompt, ConditioningConfig()) != quantised
+    assert conditioning_key(omni, prompt, ConditioningConfig()) != quantized

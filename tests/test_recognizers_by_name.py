@@ -1,4 +1,4 @@
-"""Recognisers by name and by language: what a configuration means, where folders are looked for, which model hears."""
+"""Recognizers by name and by language: what a configuration means, where folders are looked for, which model hears."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_languages_may_stand_without_by_lang_and_share_what_stands_beside_them()
     assert RecognizerConfig.model_validate(config.model_dump()) == config
     assert [r.device for r in config.on_device("cpu").by_lang.values()] == ["cpu", "cpu"]
     assert config.identity() == config.on_device("cpu").identity() and "device" not in str(config.identity())
-    with pytest.raises(ConfigError, match="No recogniser hears 'mixed'"):
+    with pytest.raises(ConfigError, match="No recognizer hears 'mixed'"):
         config.for_lang("mixed")
     rest = RecognizerConfig.model_validate({"path": "SenseVoiceSmall", "en": {"path": "whisper-large-v3"}})
     assert rest.for_lang("mixed").path == rest.for_lang("zh").path == "SenseVoiceSmall"

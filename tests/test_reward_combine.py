@@ -126,8 +126,8 @@ def test_remove_length_removes_the_within_prompt_slope_only():
     assert slope == pytest.approx(-0.4, abs=0.05)
     groups = np.array(out).reshape(20, 6)
     lengths = duration.reshape(20, 6)
-    centred = groups - groups.mean(1, keepdims=True)
-    assert abs((centred * (lengths - lengths.mean(1, keepdims=True))).sum()) < 1e-9
+    centered = groups - groups.mean(1, keepdims=True)
+    assert abs((centered * (lengths - lengths.mean(1, keepdims=True))).sum()) < 1e-9
     assert groups.mean(1) == pytest.approx(rewards.reshape(20, 6).mean(1))
     again, rest = remove_length(out, duration.tolist(), prompts)
     assert rest == pytest.approx(0.0, abs=1e-12) and again == pytest.approx(out)

@@ -24,7 +24,7 @@ RATE = 16_000
 
 
 def write_model(folder, lfr=(7, 6), upsample=3):
-    """A recogniser folder with random weights from a fixed seed."""
+    """A recognizer folder with random weights from a fixed seed."""
     import funasr  # noqa: F401
     from funasr.register import tables
 

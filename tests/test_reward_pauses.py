@@ -153,7 +153,7 @@ def test_capped_token_ends_are_no_pauses():
     assert score("a b c", audio, capped).false_pauses == 0
 
 
-def test_unrecognised_tokens_make_their_marks_misses():
+def test_unrecognized_tokens_make_their_marks_misses():
     audio, spans = speech([0.2, 0.2, 0.0])
     result = score("a, b, c d", audio, spans, heard="a x c d")
     assert (result.marks, result.scorable_marks, result.hits) == (2, 0, 0)
@@ -195,7 +195,7 @@ def test_unusable_times_give_null_with_a_reason(spans):
     assert "timestamps unusable" in result.reason
 
 
-def test_the_recognisers_own_doubt_is_passed_on():
+def test_the_recognizers_own_doubt_is_passed_on():
     audio, spans = speech([0.3])
     assert "no times" in score("a, b", audio, spans, fault="the model gives no times").reason
     assert timestamp_fault(spans, 2, len(audio) / RATE, 0.25) is None

@@ -1,4 +1,4 @@
-"""The scorer and the recogniser guards, with a recogniser whose answers the test knows."""
+"""The scorer and the recognizer guards, with a recognizer whose answers the test knows."""
 
 import json
 
@@ -184,7 +184,7 @@ def test_too_few_results_are_noticed_and_never_misattributed():
     assert recognizer.batches == [3, 1, 1, 1]
 
 
-def test_a_recogniser_that_cannot_work_stops_everything():
+def test_a_recognizer_that_cannot_work_stops_everything():
     class Broken(ToneRecognizer):
         def _recognize(self, audios, lang):
             raise StageError("the service is gone")
@@ -193,7 +193,7 @@ def test_a_recogniser_that_cannot_work_stops_everything():
         Scorer(RewardConfig(), Broken()).score([item()])
 
 
-def test_a_recogniser_that_miscounts_gives_failures():
+def test_a_recognizer_that_miscounts_gives_failures():
     class Miscounts:
         def transcribe(self, audios, lang):
             return [Transcript(["river"], [(0.0, 0.3)])]
@@ -205,7 +205,7 @@ def test_a_recogniser_that_miscounts_gives_failures():
     assert [r.code for r in results] == ["result_count"] * 2
 
 
-def test_scores_do_not_depend_on_neighbours_or_order():
+def test_scores_do_not_depend_on_neighbors_or_order():
     items = [
         item(id="a"),
         item(id="b", audio=say(0.1, 150, 0.4, 600)),
@@ -292,7 +292,7 @@ def test_folders_are_checked_before_a_library_sees_them(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text("{}")
     with pytest.raises(CheckpointError, match="model.pt is missing"):
         build_recognizer(RecognizerConfig(path=str(tmp_path)))
-    with pytest.raises(ConfigError, match="unknown recogniser type"):
+    with pytest.raises(ConfigError, match="unknown recognizer type"):
         build_recognizer(RecognizerConfig(type="kaldi"))
 
 
@@ -300,7 +300,7 @@ def build_tones(config):
     return ToneRecognizer(**config.model_dump())
 
 
-def test_a_recogniser_of_ones_own_by_import_path():
+def test_a_recognizer_of_ones_own_by_import_path():
     assert isinstance(build_recognizer(RecognizerConfig(type=f"{__name__}:build_tones")), ToneRecognizer)
 
 

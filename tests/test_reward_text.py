@@ -1,4 +1,4 @@
-"""Normalisation and error rates against values worked out by hand."""
+"""Normalization and error rates against values worked out by hand."""
 
 import pytest
 from hypothesis import given, settings

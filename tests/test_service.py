@@ -29,7 +29,7 @@ FAILED_FIELDS = {"id", "status", "error"}
 
 
 def in_process(config: Path, items: list[dict[str, Any]]) -> list[Any]:
-    """What the scorer says to the same codes in this process, in one batch each of decoder and recogniser."""
+    """What the scorer says to the same codes in this process, in one batch each of decoder and recognizer."""
     from talker_rl.omni.checkpoint import load_omni
     from talker_rl.omni.token2wav import decode
     from talker_rl.reward.scorer import ScoreItem, Scorer
@@ -100,7 +100,7 @@ def test_random_speaker_per_candidate_the_speaker_is_the_requests(service: Servi
         assert service.http.post("/v1/score", json={"items": [request]}).status_code == 422
 
 
-def test_empty_candidate_reusing_its_neighbours_result(service: Service) -> None:
+def test_empty_candidate_reusing_its_neighbors_result(service: Service) -> None:
     full = code_items(3, seed=9, prefix="n")
     items = [full[0], full[1] | {"codes": [], "end_reason": "empty"}, full[2],
              full[1] | {"id": "cut", "end_reason": "invalid_code"}]

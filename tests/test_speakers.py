@@ -177,7 +177,7 @@ def test_add_writes_beside_the_checkpoint(
     out = tmp_path / "new" / "spk_dict.pt"
     assert add(model, wav, out, "--codes", str(codes), "--wavs", str(tmp_path / "heard")) == 0
     told = capsys.readouterr().out
-    assert "exactly 480 samples a code" in told and "likeness" in told and f"model.speakers={out}" in told
+    assert "exactly 480 samples per code" in told and "likeness" in told and f"model.speakers={out}" in told
     assert (model / "spk_dict.pt").read_bytes() == before
     assert len(soundfile.read(str(tmp_path / "heard" / "01-Nova.wav"))[0]) == 40 * 480
     plain = torch.load(out, weights_only=True)
@@ -226,7 +226,7 @@ def test_add_refuses(model: Path, wav: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 class _Deaf:
-    """A recogniser that hears the text in loud speech only."""
+    """A recognizer that hears the text in loud speech only."""
 
     def transcribe(self, audios: list[np.ndarray], lang: str) -> list[Any]:
         from talker_rl.reward.asr.base import Transcript

@@ -214,7 +214,7 @@ def test_too_many_failures_stop_the_run_with_their_codes(finished: tuple[Path, P
                 pipeline.run_scores(ctx, Round(1))
         assert "broken microphone" in str(caught.value)
         rows = ShardFolder(copy / "scores").read_all(ScoreRow)
-        failed = [r for r in rows if r.status == "failed"]  # silence is heard without the recogniser, and scored
+        failed = [r for r in rows if r.status == "failed"]  # silence is heard without the recognizer, and scored
         assert 0 < len(failed) <= 0.2 * 24, "what is kept lies below the share: the run stops before it is passed"
         assert all(r.reward is None and r.retryable and not r.components for r in failed)
 

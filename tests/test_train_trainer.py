@@ -331,7 +331,7 @@ def test_early_stopping_and_alarm(omni, data, cache, tmp_path):
     # Preferring what the reference finds likelier by pushing both down: a high rate makes the chosen fall too.
     cfg = make_config(loss={"type": "simpo", "beta": 10.0, "gamma": 5.0}, chosen_drop_alarm=0.01, chosen_drop_stop=True,
                       args=args | {"learning_rate": 0.3})  # fmt: skip
-    with pytest.warns(UserWarning, match="nats a code"):
+    with pytest.warns(UserWarning, match="nats per code"):
         result = train_variant(omni, pairs, conditionings, cfg, tmp_path / "alarm", progress=False,
                                reference_cache=cache)  # fmt: skip
     assert result["alarm_step"] is not None and result["steps"] == result["alarm_step"] < 40

@@ -1,7 +1,7 @@
-"""A recogniser and a reward component of one's own, named by import path in the tests' configuration.
+"""A recognizer and a reward component of one's own, named by import path in the tests' configuration.
 
 They answer from the sound alone, so that the pipeline's mechanics can be tested in seconds on a random tiny model;
-what the real recognisers hear is tested elsewhere.
+what the real recognizers hear is tested elsewhere.
 """
 
 from __future__ import annotations

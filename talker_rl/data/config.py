@@ -48,7 +48,7 @@ class PairsConfig(BaseModel):
         description="Chosen's length lies within so many standard deviations of the mean length of the prompt's "
         "usable candidates; null is off.",
     )
-    length_normalised: Literal["off", "residual", "per_second"] = Field(
+    length_normalized: Literal["off", "residual", "per_second"] = Field(
         "off",
         description="residual: rank by the reward minus its linear dependence on duration (one slope, fitted within "
         "prompts over all of them). per_second: rank by the reward divided by the duration (for rewards that are "

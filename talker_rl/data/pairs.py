@@ -97,7 +97,7 @@ def explain_pairs(
             reason_of[prompt_id] = reason
         else:
             usable[prompt_id] = ranked
-    usable = _normalise_lengths(usable, cfg)
+    usable = _normalize_lengths(usable, cfg)
 
     pairs: list[Pair] = []
     for prompt_id, ranked in usable.items():
@@ -185,11 +185,11 @@ def _usable(
     return ranked, None
 
 
-def _normalise_lengths(usable: dict[str, list[_Ranked]], cfg: PairsConfig) -> dict[str, list[_Ranked]]:
+def _normalize_lengths(usable: dict[str, list[_Ranked]], cfg: PairsConfig) -> dict[str, list[_Ranked]]:
     """Rank values with the effect of duration removed, if the config asks for it."""
-    if cfg.length_normalised == "off":
+    if cfg.length_normalized == "off":
         return usable
-    if cfg.length_normalised == "per_second":
+    if cfg.length_normalized == "per_second":
         return {
             prompt_id: [replace(r, value=r.value / r.candidate.duration) for r in ranked]
             for prompt_id, ranked in usable.items()

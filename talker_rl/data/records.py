@@ -10,7 +10,7 @@ from typing import Any, Literal
 from talker_rl.data.messages import identity
 
 CODE_RATE_HZ = 50
-"""Codec tokens a second: one code is 2 mel frames of 240 samples at 24 kHz."""
+"""Codec tokens per second: one code is 2 mel frames of 240 samples at 24 kHz."""
 
 NUM_CODES = 8194
 """Rows of the DiT's code table; any sampled id at or above it (a stop id aside) is invalid."""
@@ -19,7 +19,7 @@ EndReason = Literal["eos", "max_tokens", "invalid_code", "empty"]
 
 
 def stable_hash(*parts: Any) -> str:
-    """Hex SHA-256 of JSON-serialisable parts; equal parts give equal ids on every machine."""
+    """Hex SHA-256 of JSON-serializable parts; equal parts give equal ids on every machine."""
     blob = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(blob.encode("utf-8", "surrogatepass")).hexdigest()
 

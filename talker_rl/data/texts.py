@@ -16,7 +16,7 @@ REASONS: dict[str, str] = {
     "not_utf8": "the line is not UTF-8: save the file as UTF-8",
     "control": "the text holds control characters, or half a character (a lone surrogate)",
     "unspeakable": "the text has no word: only marks or symbols",
-    "other_script": "no recogniser here hears its language; set lang (prompts.lang, or the prompt's) if one does",
+    "other_script": "no recognizer here hears its language; set lang (prompts.lang, or the prompt's) if one does",
     "duplicate": "the same text, speaker and context came before",
 }
 """Why a line of a prompt file was skipped."""
@@ -69,7 +69,7 @@ def detect_lang(text: str) -> str:
 def is_other_script(text: str) -> bool:
     """Whether most letters are neither Chinese nor Latin: Cyrillic, Hangul, kana and the Chinese characters among them.
 
-    Such a text is in none of the languages that recognisers are asked for, and its error rate would mean nothing.
+    Such a text is in none of the languages that recognizers are asked for, and its error rate would mean nothing.
     """
     found = _scripts(text)
     foreign = found["kana"] + found["other"]

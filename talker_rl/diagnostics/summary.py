@@ -10,7 +10,7 @@ from talker_rl.diagnostics.stability import drift, limits, runaway
 from talker_rl.diagnostics.win_rate import preferences, win_rate
 
 
-def summarise(
+def summarize(
     *,
     variant: str,
     beta: float | None,
@@ -78,7 +78,7 @@ def text_lines(summary: Row) -> list[str]:
         f"{_number(pairs.get('pick_longer_accuracy'), '.0%')}",
         f"  win rate          {_number(wins.get('raw'), '.1%')}, at equal length "
         f"{_number(wins.get('length_controlled'), '.1%')}",
-        f"  dev duration      {_number(last.get('ratio_to_reference'), '.3f')} x the reference, KL a code "
+        f"  dev duration      {_number(last.get('ratio_to_reference'), '.3f')} x the reference, KL per code "
         f"{_number(last.get('kl_per_code'), '.4f')}",
         f"  stopping          {_number(ends['cap_hit_rate'], '.1%')} cut at the limit, "
         f"{_number(ends['early_eos_rate'], '.1%')} stopped early",

@@ -36,7 +36,7 @@ def win_rate(wins: np.ndarray, longer: np.ndarray, notes: Notes) -> Row | None:
 
     P(trained preferred) = sigma(theta + phi * tanh(delta / sd(delta))), delta the difference in length: AlpacaEval 2's
     model (Dubois et al. 2024, arXiv 2404.04475) without the term for the difficulty of an instruction. Lengths are
-    scaled and not centred, so that sigma(theta) is the win rate at equal length.
+    scaled and not centered, so that sigma(theta) is the win rate at equal length.
 
     Args:
         wins: (N,) preference for the trained one in {0, 0.5, 1}.

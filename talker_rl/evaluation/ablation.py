@@ -155,15 +155,15 @@ def claims(rows: Sequence[Row], baseline: str) -> list[Row]:
 
 
 def _claim(seeds: Sequence[Row], key: str, test: Callable[[Interval], bool]) -> Row:
-    centre = 1.0 if key == "duration_ratio_ci95" else 0.0
+    center = 1.0 if key == "duration_ratio_ci95" else 0.0
 
     def told(row: Row) -> str:
         interval = row[key]
         if interval is None:
             return f"seed {row['seed']}: too few prompts for an interval"
-        side = ("below" if interval[1] < centre else "above" if interval[0] > centre else "includes")
+        side = ("below" if interval[1] < center else "above" if interval[0] > center else "includes")
         return (f"seed {row['seed']}: {row[key.removesuffix('_ci95')]:+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}] "
-                f"{side} {centre:g}")
+                f"{side} {center:g}")
 
     return {"holds": all(test(row[key]) for row in seeds), "seeds": [row["seed"] for row in seeds],
             "why": "; ".join(told(row) for row in seeds)}

@@ -27,7 +27,7 @@ def bootstrap_ci(
 
     Args:
         data: arrays of shape (P,), one entry a prompt (the unit that is resampled).
-        statistic: takes the arrays and ``axis``; vectorised.
+        statistic: takes the arrays and ``axis``; vectorized.
         resamples: bootstrap resamples.
         confidence: coverage.
         seed: of the resampling.

@@ -13,7 +13,7 @@ from talker_rl.evaluation.summary import diff_ci
 def compare_likelihood(
     rows: Sequence[dict[str, Any]], *, resamples: int = 10_000, seed: int = 0
 ) -> dict[str, Any]:
-    """Negative log-likelihood in nats a code (the stop is one), before and after, over the same codes.
+    """Negative log-likelihood in nats per code (the stop is one), before and after, over the same codes.
 
     Args:
         rows: one a completion: ``prompt_id, tokens``, and ``base_logp, trained_logp`` (sums, natural log).

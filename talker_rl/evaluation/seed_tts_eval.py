@@ -12,7 +12,7 @@ The figures that papers quote as "seed-tts-eval WER" follow rules that differ fr
   more than N where a Chinese reference holds spaces: upstream's way, kept because its figures are compared.
 
 Upstream leaves out an utterance whose file is missing, so is one without a transcript here. Where this project's own
-recognisers listen (``talker-rl eval``), that includes what they refuse to transcribe: silence, and a transcript that
+recognizers listen (``talker-rl eval``), that includes what they refuse to transcribe: silence, and a transcript that
 no voice could have spoken. Upstream scores both, mostly as 100 % or more, so watch how many are left out. A reference
 without a word has no rate: it is refused, where upstream's jiwer stops.
 """
@@ -65,7 +65,7 @@ class Scored:
 
 
 def score(key: str, reference: str, hypothesis: str, lang: str) -> Scored:
-    """Score one utterance; ``hypothesis`` is what the recogniser wrote, marks and case included.
+    """Score one utterance; ``hypothesis`` is what the recognizer wrote, marks and case included.
 
     Raises:
         DataError: nothing of the reference is left to compare.

@@ -15,7 +15,7 @@ from talker_rl.errors import DataError
 from talker_rl.evaluation.seed_tts_eval import LANGUAGES, NAME, Scored, figures, score
 from talker_rl.evaluation.summary import Row, diff_ci, paired
 
-OWN_RECOGNISERS = {"zh": "paraformer-zh", "en": "whisper-large-v3"}
+OWN_RECOGNIZERS = {"zh": "paraformer-zh", "en": "whisper-large-v3"}
 """seed-tts-eval's: with another one, figures keep its scoring but compare with no published ones."""
 
 
@@ -56,7 +56,7 @@ def protocol_figures(
     """Figures by language, as plain data.
 
     Returns:
-        Each language: the figures of :func:`figures`, ``evaluator`` and ``own_recogniser`` (whether that is
+        Each language: the figures of :func:`figures`, ``evaluator`` and ``own_recognizer`` (whether that is
         seed-tts-eval's); beside a base its figures as ``base``, and ``wer_diff`` with ``wer_diff_ci95``, trained minus
         base over the ``paired`` utterances that both have. ``left_out`` and ``base_left_out`` count the rows of each
         side that have no figure.
@@ -67,7 +67,7 @@ def protocol_figures(
     for lang, rows in scored.by_lang.items():
         path = evaluators[lang]
         entry = {**figures([u for _, u in rows]), "evaluator": path,
-                 "own_recogniser": path.rstrip("/").rpartition("/")[2] == OWN_RECOGNISERS[lang]}
+                 "own_recognizer": path.rstrip("/").rpartition("/")[2] == OWN_RECOGNIZERS[lang]}
         if base is not None and lang in base.by_lang:
             entry["base"] = figures([u for _, u in base.by_lang[lang]])
             left, right = paired(_plain(base.by_lang[lang]), _plain(rows))
@@ -87,7 +87,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     told = []
     for lang in (lang for lang in LANGUAGES if lang in found):
         entry = found[lang]
-        own = "" if entry["own_recogniser"] else " (not seed-tts-eval's: compare with no published figure)"
+        is_own = entry.get("own_recognizer", entry.get("own_recogniser"))  # (older runs spell it so)
+        own = "" if is_own else " (not seed-tts-eval's: compare with no published figure)"
         text = f"{NAME} {lang}: WER {entry['wer_percent']}% of {entry['utterances']} utterances"
         if "base" in entry:
             text += f", base {entry['base']['wer_percent']}% of {entry['base']['utterances']}"

@@ -127,7 +127,7 @@ class RDPOLossConfig(LossConfig):
     beta: Beta = 0.1
     alpha: Finite = Field(0.01, ge=0, description="Margin per unit of length by which chosen exceeds rejected.")
     alpha_unit: Literal["token", "second"] = Field("token", description="What alpha is counted in.")
-    code_rate: Finite = Field(50.0, gt=0, description="Codes a second; used when alpha_unit is `second`.")
+    code_rate: Finite = Field(50.0, gt=0, description="Codes per second; used when alpha_unit is `second`.")
 
 
 @register
@@ -152,7 +152,7 @@ class LDDPOLossConfig(LossConfig):
     beta: Beta = 0.1
     alpha: float = Field(0.5, ge=0, le=1, description="Weight of the tokens past min(T_chosen, T_rejected); 1 is DPO.")
     reference: Literal["both", "policy"] = Field(
-        "both", description="Weigh policy and reference alike (ln 2 at initialisation), or the policy only."
+        "both", description="Weigh policy and reference alike (ln 2 at initialization), or the policy only."
     )
 
 

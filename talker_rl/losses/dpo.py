@@ -1,4 +1,4 @@
-"""DPO and its nearest kin: the plain, the length-normalised and the hinge form."""
+"""DPO and its nearest kin: the plain, the length-normalized and the hinge form."""
 
 from __future__ import annotations
 

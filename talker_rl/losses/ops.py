@@ -57,7 +57,7 @@ def mean_over_tokens(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def non_empty(config: LossConfig, **masks: Tensor) -> Tensor | None:
-    """Which pairs a length-normalised loss is defined on: (B,) bool, or None if all are.
+    """Which pairs a length-normalized loss is defined on: (B,) bool, or None if all are.
 
     Args:
         config: a :class:`MeanTypeConfig`; its ``empty`` says whether to raise or to skip.

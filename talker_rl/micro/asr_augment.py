@@ -1,4 +1,4 @@
-"""What happens to a training utterance of the micro recognisers before its features are taken.
+"""What happens to a training utterance of the micro recognizers before its features are taken.
 
 Every step keeps the token times true: cuts shorten spans, inserted silence moves them. Audio is float32 at
 16 kHz; randomness comes from one ``random.Random`` (decisions) and one ``numpy.random.Generator`` (noise).
@@ -32,7 +32,7 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Augment:
-    """Probabilities and ranges; the two recognisers use different ones."""
+    """Probabilities and ranges; the two recognizers use different ones."""
 
     cut: float = 0.15
     splice: float = 0.20
@@ -50,7 +50,7 @@ class Augment:
     snr_db: tuple[float, float] = (12.0, 38.0)
     empty: float = 0.02
     untouched: float = 0.0
-    """Share whose sound (not its silences and cuts) stays as it was synthesised."""
+    """Share whose sound (not its silences and cuts) stays as it was synthesized."""
 
 
 AUGMENTS = {
@@ -123,7 +123,7 @@ def equalise(audio: np.ndarray, rng: random.Random, strength_db: float) -> np.nd
     return np.fft.irfft(spectrum * 10 ** (curve / 20), len(audio)).astype(np.float32)
 
 
-def coloured_noise(samples: int, noise: np.random.Generator, tilt: float) -> np.ndarray:
+def colored_noise(samples: int, noise: np.random.Generator, tilt: float) -> np.ndarray:
     """Unit-RMS noise whose spectrum falls as f ** -tilt (0 white, 0.5 pink, 1 brown)."""
     spectrum = np.fft.rfft(noise.standard_normal(samples).astype(np.float32))
     spectrum *= (np.arange(len(spectrum)) + 20.0) ** -tilt
@@ -158,7 +158,7 @@ def augment(utterance: Utterance, setting: Augment, rng: random.Random, noise: n
     level = float(np.sqrt(np.mean(audio**2)))
     if rng.random() < setting.noise:
         power = (level or 0.01) * 10 ** (-rng.uniform(*setting.snr_db) / 20)
-        audio = audio + power * coloured_noise(len(audio), noise, rng.choice((0.0, 0.5, 1.0)))
+        audio = audio + power * colored_noise(len(audio), noise, rng.choice((0.0, 0.5, 1.0)))
     elif rng.random() < setting.dither:
         power = 10 ** (rng.uniform(*setting.dither_db) / 20)
         audio = audio + power * noise.standard_normal(len(audio)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Training and test speech of the micro recognisers: espeak-ng renderings, plain, damaged and decoded."""
+"""Training and test speech of the micro recognizers: espeak-ng renderings, plain, damaged and decoded."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def make_utterance(audio_24k: np.ndarray, words: list[WordSpan]) -> Utterance:
 
 
 def render_cached(requests: list[RenderRequest]) -> list[Rendered]:
-    """`render_all` (some 25 utterances a second), kept on disk by the requests and the synthesiser's source."""
+    """`render_all` (some 25 utterances per second), kept on disk by the requests and the synthesizer's source."""
     here = Path(__file__).parent
     key = hashlib.sha256(json.dumps([asdict(r) for r in requests], ensure_ascii=False).encode())
     key.update(repr((VOICES, LEAD_SECONDS, TAIL_SECONDS)).encode())

@@ -1,4 +1,4 @@
-"""The micro recognisers: FunASR BiCifParaformer directories, and the loss they are trained by.
+"""The micro recognizers: FunASR BiCifParaformer directories, and the loss they are trained by.
 
 A directory is what ``funasr.AutoModel(model=dir)`` opens without a network: ``config.yaml``, ``tokens.json``,
 ``am.mvn`` (feature mean and scale), ``model.pt`` (a plain state dict that ``torch.load(weights_only=True)`` reads).
@@ -8,7 +8,7 @@ onsets are known:
 
 * An encoder frame is 40 ms, not 60. FunASR's timestamps assume 20 ms per upsampled frame whatever the config
   says (``ts_prediction_lfr6_standard``: 10 ms * 6 / 3), so the second predictor upsamples by 2.
-* Both CIF predictors are supervised with the synthesiser's times (`cif_targets`), not only with the token count.
+* Both CIF predictors are supervised with the synthesizer's times (`cif_targets`), not only with the token count.
 
 Reference: BiCifParaformer, https://arxiv.org/abs/2301.12343; CIF, https://arxiv.org/abs/1905.11235.
 """
@@ -49,7 +49,7 @@ STAMP_SHIFT = 1.5
 
 @dataclass(frozen=True)
 class AsrSize:
-    """Geometry of one recogniser."""
+    """Geometry of one recognizer."""
 
     width: int
     heads: int
@@ -72,7 +72,7 @@ def word_tokens(word: str) -> list[str]:
 
 
 def asr_config(size: AsrSize) -> dict[str, Any]:
-    """``config.yaml`` of a recogniser directory. No dropout: training never sees an utterance twice alike."""
+    """``config.yaml`` of a recognizer directory. No dropout: training never sees an utterance twice alike."""
     return {
         "model": "BiCifParaformer",
         "model_conf": {
@@ -144,7 +144,7 @@ def asr_config(size: AsrSize) -> dict[str, Any]:
 
 
 def build_model(size: AsrSize) -> torch.nn.Module:
-    """A freshly initialised BiCifParaformer (uses torch's global generator)."""
+    """A freshly initialized BiCifParaformer (uses torch's global generator)."""
     import funasr  # noqa: F401  (fills the registry)
     from funasr.register import tables
 
@@ -159,7 +159,7 @@ def _model_arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_frontend(cmvn_file: Path | None = None) -> torch.nn.Module:
-    """FunASR's WavFrontend with this project's settings; ``cmvn_file`` None leaves features unnormalised."""
+    """FunASR's WavFrontend with this project's settings; ``cmvn_file`` None leaves features unnormalized."""
     import funasr  # noqa: F401
     from funasr.register import tables
 
@@ -180,7 +180,7 @@ def write_cmvn(path: Path, mean: Tensor, std: Tensor) -> None:
 
 
 def save_directory(out: Path, size: AsrSize, model: torch.nn.Module, cmvn: tuple[Tensor, Tensor]) -> None:
-    """Write a recogniser directory; the folder appears (or is replaced) whole."""
+    """Write a recognizer directory; the folder appears (or is replaced) whole."""
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     work.chmod(0o755)
@@ -206,7 +206,7 @@ def cif_targets(spans: list[list[tuple[float, float]]], frames: Tensor) -> tuple
         frames: (B,) encoder frames an utterance.
 
     Returns:
-        ``(B, T)`` for the first predictor: one unit around each token's centre, one after the last word (</s>).
+        ``(B, T)`` for the first predictor: one unit around each token's center, one after the last word (</s>).
         ``(B, 2T)`` for the timestamp predictor: one unit around each onset, one at the end of the last word. The
         first has half a unit too much and the last half a unit too little, so that the sum crosses each whole
         number in the *middle* of an onset's unit: an error of up to half a unit moves no fire to another token.
@@ -225,9 +225,9 @@ def cif_targets(spans: list[list[tuple[float, float]]], frames: Tensor) -> tuple
             mass = 1.0
             if len(marks) > 1:
                 mass += 0.5 * (k == 0) - 0.5 * (k == len(marks) - 1)
-            centre = round(mark / STAMP_SECONDS + STAMP_SHIFT)
+            center = round(mark / STAMP_SECONDS + STAMP_SHIFT)
             for offset, share in ((-1, 0.25), (0, 0.5), (1, 0.25)):
-                stamps[b, min(max(centre + offset, 0), last)] += mass * share
+                stamps[b, min(max(center + offset, 0), last)] += mass * share
     return tokens.clamp_(max=1.0), stamps.clamp_(max=1.0)
 
 
@@ -266,7 +266,7 @@ def training_loss(
     FunASR's own ``forward`` runs the predictor twice and sees token counts only; this calls the same modules.
 
     Args:
-        speech: (B, T, 80 * LFR_M) normalised features. lengths: (B,).
+        speech: (B, T, 80 * LFR_M) normalized features. lengths: (B,).
         text: (B, L) token ids padded with -1. text_lengths: (B,), zero allowed.
     """
     from funasr.models.transformer.utils.add_sos_eos import add_sos_eos
@@ -334,13 +334,13 @@ def mass_errors(alphas: Tensor, goals: Tensor, edges: list[list[int]]) -> Tensor
 
 
 def token_edges(spans: list[list[tuple[float, float]]]) -> tuple[list[list[int]], list[list[int]]]:
-    """Frames between neighbouring tokens, for both predictors: midway between centres, and midway between onsets."""
+    """Frames between neighboring tokens, for both predictors: midway between centers, and midway between onsets."""
     tokens, stamps = [], []
     for utterance in spans:
         finish = utterance[-1][1] if utterance else 0.0
-        centres = [(s + e) / 2 - 0.0125 for s, e in utterance] + [finish + 0.04]
+        centers = [(s + e) / 2 - 0.0125 for s, e in utterance] + [finish + 0.04]
         onsets = [s for s, _ in utterance] + [finish]
-        tokens.append([int((x + y) / 2 / FRAME_SECONDS) for x, y in zip(centres, centres[1:], strict=False)])
+        tokens.append([int((x + y) / 2 / FRAME_SECONDS) for x, y in zip(centers, centers[1:], strict=False)])
         middles = [(x + y) / 2 for x, y in zip(onsets, onsets[1:], strict=False)]
         stamps.append([round(m / STAMP_SECONDS + STAMP_SHIFT) for m in middles])
     return tokens, stamps

@@ -1,7 +1,7 @@
-"""Train a micro recogniser: ``python -m talker_rl.micro.asr_train reward|eval --out build/micro/asr/reward``.
+"""Train a micro recognizer: ``python -m talker_rl.micro.asr_train reward|eval --out build/micro/asr/reward``.
 
 One thread; same seed, options and starting directory, same model. The directory is rewritten (atomically) after every
-evaluation, so it can be used while training goes on, and ``--init`` continues from one. The shipped recognisers came
+evaluation, so it can be used while training goes on, and ``--init`` continues from one. The shipped recognizers came
 about in stages, while codec and token2wav were still training: reward 500 + 700 steps on plain and damaged speech, then
 400 with decoded speech; eval 500 + 700 + 500, all with decoded speech.
 """
@@ -48,7 +48,7 @@ class AsrTraining:
 
 @dataclass
 class AsrReport:
-    """Errors of a recogniser on known utterances; rates are fractions, times are milliseconds."""
+    """Errors of a recognizer on known utterances; rates are fractions, times are milliseconds."""
 
     tokens: int = 0
     errors: int = 0
@@ -67,7 +67,7 @@ class AsrReport:
         )
 
 
-def recognise(model: Any, frontend: Any, audio: list[np.ndarray]) -> list[tuple[list[str], list[tuple[float, float]]]]:
+def recognize(model: Any, frontend: Any, audio: list[np.ndarray]) -> list[tuple[list[str], list[tuple[float, float]]]]:
     """FunASR's own inference on an in-memory model, one utterance at a time: tokens and (start, end) seconds."""
     from funasr.register import tables
 
@@ -88,7 +88,7 @@ def evaluate(model: Any, frontend: Any, utterances: list[Utterance]) -> AsrRepor
     model.eval()
     report = AsrReport()
     audio = [u.audio.astype(np.float32) / 32768 if u.audio.dtype == np.int16 else u.audio for u in utterances]
-    for utterance, (tokens, spans) in zip(utterances, recognise(model, frontend, audio), strict=True):
+    for utterance, (tokens, spans) in zip(utterances, recognize(model, frontend, audio), strict=True):
         truth = [TOKENS[t] for t in utterance.tokens]
         errors = align(truth, tokens).counts.errors
         report.tokens += len(truth)
@@ -113,11 +113,11 @@ def train(
     decoded: Path | None = None,
     init: Path | None = None,
 ) -> AsrReport:
-    """Train the recogniser ``name`` ("reward" or "eval") into the directory ``out``.
+    """Train the recognizer ``name`` ("reward" or "eval") into the directory ``out``.
 
     Args:
         decoded: folder with the trained codec and token2wav; half of each batch then is decoded speech.
-        init: recogniser directory to continue from (its weights and feature normalisation).
+        init: recognizer directory to continue from (its weights and feature normalization).
     """
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)  # FunASR logs a line for each call
@@ -146,7 +146,7 @@ def train(
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # the sampler casts under no_grad
             loss, numbers = training_loss(model, features, lengths, text, text_lengths, spans)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the recogniser's loss is {float(loss)} at step {step}; lower the learning rate")
+            raise FloatingPointError(f"the recognizer's loss is {float(loss)} at step {step}; lower the learning rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=PoolSettings.utterances)
     parser.add_argument("--decoded-utterances", type=int, default=PoolSettings.decoded)
     parser.add_argument("--decoded", type=Path, help="folder of the trained codec and token2wav")
-    parser.add_argument("--init", type=Path, help="recogniser directory to continue from")
+    parser.add_argument("--init", type=Path, help="recognizer directory to continue from")
     arguments = parser.parse_args()
     settings = AsrTraining(
         steps=arguments.steps, batch_size=arguments.batch_size, learning_rate=arguments.learning_rate

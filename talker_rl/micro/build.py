@@ -40,7 +40,7 @@ def steps(work: Path, seed: int) -> list[Step]:
     few = ("--steps", "4")
     asr = [
         Step(
-            f"recogniser {name}",
+            f"recognizer {name}",
             f"asr/{name}/model.pt",
             (f"{micro}.asr_train", name, "--out", f"{w}/asr/{name}", "--decoded", w),
             (*few, "--utterances", "60", "--decoded-utterances", "20"),

@@ -64,7 +64,7 @@ def sentences(count: int) -> list[tuple[list[Clause], str]]:
 
 
 def word_errors(recognizer: Any, audios: Sequence[np.ndarray], texts: Sequence[str]) -> float:
-    """Corpus WER of 24 kHz audio (Chinese by character); audio that cannot be recognised counts as all deleted."""
+    """Corpus WER of 24 kHz audio (Chinese by character); audio that cannot be recognized counts as all deleted."""
     from talker_rl.reward.asr.base import Failure
     from talker_rl.reward.audio import resample
     from talker_rl.reward.normalize import tokens_of
@@ -79,7 +79,7 @@ def word_errors(recognizer: Any, audios: Sequence[np.ndarray], texts: Sequence[s
 
 
 def onset_error(recognizer: Any, rendered: Sequence[Any]) -> float:
-    """Median |recognised - true| onset in seconds of the words of rightly recognised utterances."""
+    """Median |recognized - true| onset in seconds of the words of rightly recognized utterances."""
     from talker_rl.reward.asr.base import Failure
     from talker_rl.reward.audio import resample
     from talker_rl.reward.normalize import tokens_of

@@ -1,4 +1,4 @@
-"""The micro world's speech codec: k-means over pairs of mel frames, 50 codes a second.
+"""The micro world's speech codec: k-means over pairs of mel frames, 50 codes per second.
 
 Only its encoder is needed to make training data for the Talker; codes are decoded by token2wav.
 """

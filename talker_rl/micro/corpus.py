@@ -209,7 +209,7 @@ def _to_grid(seconds: float) -> int:
 
 
 def render_all(requests: list[RenderRequest], progress: bool = True) -> list[Rendered]:
-    """Render in a fresh process (no threads, no torch: espeak is forked there). Audio is 16-bit quantised.
+    """Render in a fresh process (no threads, no torch: espeak is forked there). Audio is 16-bit quantized.
 
     Raises RuntimeError with espeak's message if the process fails.
     """

@@ -1,7 +1,7 @@
 """espeak-ng by ctypes: one clause in, speech and true word onsets out.
 
 espeak's output depends on the history of its calls (its noise sources keep state) and, for some voices, on
-the clock. So every clause is synthesised in a fork of a process that has done nothing but initialise the
+the clock. So every clause is synthesized in a fork of a process that has done nothing but initialize the
 library, with a fixed seed: the same clause always gives the same samples, whatever was rendered before.
 """
 
@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 ESPEAK_RATE = 22_050
-"""Samples a second of what espeak-ng renders."""
+"""Samples per second of what espeak-ng renders."""
 
 _SYNCHRONOUS, _PHONEME_EVENTS, _DONT_EXIT = 2, 0x1, 0x8000  # synchronous: no thread that a fork would lose
 _CHARS_UTF8 = 1
@@ -56,7 +56,7 @@ class Speech:
 
 
 class Espeak:
-    """The library of the ``espeakng-loader`` package, initialised once in this process."""
+    """The library of the ``espeakng-loader`` package, initialized once in this process."""
 
     def __init__(self) -> None:
         import espeakng_loader

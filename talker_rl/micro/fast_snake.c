@@ -89,7 +89,7 @@ void aa_backward(const float *x, const float *dy, float *dx, const float *a, con
         float sa = 0, sb = 0;
 #pragma omp simd reduction(+ : sa, sb)
         for (int m = P; m < P + T; m++) {
-            /* cos as a shifted sin: of one argument both would become sincosf, which no compiler vectorises */
+            /* cos as a shifted sin: of one argument both would become sincosf, which no compiler vectorizes */
             float z1 = 2 * al * e[m], z2 = 2 * al * o[m];
             float s1 = sinf(z1), c1 = sinf(z1 + HALF_PI), s2 = sinf(z2), c2 = sinf(z2 + HALF_PI);
             sa += al * inv * (ge[m] * e[m] * s1 + go[m] * o[m] * s2);

@@ -26,7 +26,7 @@ TAIL_SECONDS = 0.16
 
 @dataclass(frozen=True)
 class Voice:
-    """One speaker: an espeak-ng voice for each language, and its speaking rates (espeak's words a minute)."""
+    """One speaker: an espeak-ng voice for each language, and its speaking rates (espeak's words per minute)."""
 
     name: str
     en: str

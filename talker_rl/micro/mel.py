@@ -1,4 +1,4 @@
-"""The mel spectrogram between codes and waveform: natural log of amplitude, 80 bins, 100 frames a second."""
+"""The mel spectrogram between codes and waveform: natural log of amplitude, 80 bins, 100 frames per second."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ N_FFT = 1024
 MEL_DIM = 80
 FRAMES_PER_CODE = 2
 FMAX = 8_000.0
-"""The recognisers hear 16 kHz, so bins above 8 kHz would be spent on what nobody scores."""
+"""The recognizers hear 16 kHz, so bins above 8 kHz would be spent on what nobody scores."""
 FLOOR = 1e-5
 
 
@@ -40,7 +40,7 @@ def mel_filters(n_fft: int = N_FFT, bins: int = MEL_DIM) -> Tensor:
 def log_mel(audio: Tensor) -> Tensor:
     """Natural-log amplitude mel. audio (B, L) or (L,), 24 kHz -> (B, L // 240, 80) or (L // 240, 80).
 
-    Frame i is centred on the middle of samples 240 i .. 240 i + 239, so a code has exactly two frames.
+    Frame i is centered on the middle of samples 240 i .. 240 i + 239, so a code has exactly two frames.
     """
     single = audio.ndim == 1
     x = (audio[None] if single else audio).float()

@@ -55,7 +55,7 @@ def stumble(clauses: list[Clause], speaker: str, rng: random.Random) -> Spoken:
     """Draw the noise of one sentence.
 
     Pauses go by the written word before the mark, as does the ragged end by the written last word: the noise of
-    neighbouring places is independent.
+    neighboring places is independent.
     """
     said, pauses, extra, stumbles, index = [], default_pauses(clauses), {}, 0, 0
     for number, clause in enumerate(clauses):

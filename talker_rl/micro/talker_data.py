@@ -87,7 +87,7 @@ def piece_keys(request: RenderRequest) -> list[Key]:
 
 
 class PieceBank:
-    """Synthesised pieces, appended to one file; stands in for ``Espeak`` in a :class:`Renderer`."""
+    """Synthesized pieces, appended to one file; stands in for ``Espeak`` in a :class:`Renderer`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -149,7 +149,7 @@ def encode_requests(requests: list[RenderRequest], bank: PieceBank, codec) -> li
     codes, began = [], time.time()
     for i, request in enumerate(requests):
         audio = renderer.render(request).audio
-        # Quantised as files and other rooms' renderings are.
+        # Quantized as files and other rooms' renderings are.
         audio = (np.clip(audio, -1, 1) * 32767).round().astype(np.int16).astype(np.float32) / 32768
         codes.append(codec.encode(audio))
         renderer._pieces.clear()

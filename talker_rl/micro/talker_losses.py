@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from talker_rl.micro.talker import Example
 
 NEGATIVES = 192
-"""Unused codec rows drawn a step; see :func:`sampled_loss`."""
+"""Unused codec rows drawn per step; see :func:`sampled_loss`."""
 
 
 def sampled_loss(hidden: Any, targets: Any, head: Any, used: Any, rest: Any, generator: Any) -> Any:

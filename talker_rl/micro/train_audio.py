@@ -66,7 +66,7 @@ def audio_and_mels(rendered: list[Rendered]) -> tuple[list[Tensor], list[Tensor]
 def train_codec(
     out: str | Path, seed: int = 0, sentences: int = CODEC_SENTENCES, codes: int = CODES
 ) -> dict[str, float]:
-    """k-means over the mel frames of both speakers -> ``out/codec.safetensors``. Returns the quantisation error."""
+    """k-means over the mel frames of both speakers -> ``out/codec.safetensors``. Returns the quantization error."""
     _, mels = audio_and_mels(render_corpus(sentences, seed * 1000 + 1))
     features = torch.cat([code_features(m) for m in mels])
     centroids, error = fit_kmeans(features, codes, seed)
@@ -273,7 +273,7 @@ def decode_codes(
     num_steps: int = 3,
     guidance: float = 0.0,
 ) -> list[np.ndarray]:
-    """Code sequences of one length (a batch of 1 always is) -> waveforms, float32 at 24 kHz, 480 samples a code."""
+    """Code sequences of one length (a batch of 1 always is) -> waveforms, float32 at 24 kHz, 480 samples per code."""
     lengths = {len(c) for c in codes}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"decode_codes wants sequences of one length of at least 1, got {sorted(lengths)}")

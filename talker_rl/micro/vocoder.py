@@ -1,4 +1,4 @@
-"""The micro vocoder: transformers' BigVGAN class, small, trained by spectral losses on synthesised speech."""
+"""The micro vocoder: transformers' BigVGAN class, small, trained by spectral losses on synthesized speech."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STFT_SIZES = (256, 512, 1024, 2048)
 
 
 def vocoder_config() -> Qwen2_5OmniBigVGANConfig:
-    """0.26 M parameters; 4 x 3 x 4 x 5 = 240 samples a frame."""
+    """0.26 M parameters; 4 x 3 x 4 x 5 = 240 samples per frame."""
     return Qwen2_5OmniBigVGANConfig(
         mel_dim=MEL_DIM,
         upsample_initial_channel=128,

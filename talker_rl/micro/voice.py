@@ -25,7 +25,7 @@ def make_voice(out: Path, name: str, variant: str, rate: int, count: int, others
     Args:
         name: the new speaker's.
         variant: espeak-ng voice variant, e.g. f2.
-        rate: words a minute, English; Chinese goes at 230 / 190 of it, as the shipped voices do.
+        rate: words per minute, English; Chinese goes at 230 / 190 of it, as the shipped voices do.
         count, others: train texts that the new speaker says, and that each of the shipped ones says, so that training
             does not forget them. Which text is whose is drawn by ``seed``.
     """
@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for reference.wav and train.jsonl")
     parser.add_argument("--name", default="Nova", help="the new speaker's (default: %(default)s)")
     parser.add_argument("--variant", default="f2", help="espeak-ng voice variant (default: %(default)s)")
-    parser.add_argument("--rate", type=int, default=165, help="words a minute; the shipped voices speak 190 (default: "
-                        "%(default)s)")
+    parser.add_argument("--rate", type=int, default=165, help="words per minute; the shipped voices speak 190 "
+                        "(default: %(default)s)")
     parser.add_argument("--count", type=int, default=500, help="texts of the new speaker (default: %(default)s)")
     parser.add_argument("--others", type=int, default=150, help="texts of each shipped one (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which text is whose (default: %(default)s)")

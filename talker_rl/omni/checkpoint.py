@@ -274,7 +274,7 @@ def _check_floats(
             f"{file.name}: the {part}'s {wrong[0]!r} is stored as {dtypes[wrong[0]]}, which is no type of weights "
             f"({len(wrong)} such tensors)",
             where=str(source),
-            fix="restore the checkpoint; quantised ones cannot be trained",
+            fix="restore the checkpoint; quantized ones cannot be trained",
         )
 
 

@@ -121,9 +121,9 @@ class SamplingConfig(_Settings):
     )
     min_new_tokens: int | None = Field(default=None, ge=0, description="No stop before this many codes.")
     max_new_tokens: int = Field(
-        default=1024, ge=1, description="A candidate is cut after this many ids (50 codes a second)."
+        default=1024, ge=1, description="A candidate is cut after this many ids (50 codes per second)."
     )
-    renormalize_logits: bool = Field(default=False, description="Normalise the processed scores to log-probabilities.")
+    renormalize_logits: bool = Field(default=False, description="Normalize the processed scores to log-probabilities.")
 
     @model_validator(mode="before")
     @classmethod
@@ -147,7 +147,7 @@ class SamplingConfig(_Settings):
 PRESETS: dict[str, dict[str, Any]] = {"reward": {"num_steps": 2, "guidance_scale": 0.0}}
 """token2wav's named points on the curve of speed against quality (``python -m benchmarks token2wav_reward --curve``).
 
-``reward``: what a recogniser hears is the same to within a fraction of a point of WER, at a fraction of the work.
+``reward``: what a recognizer hears is the same to within a fraction of a point of WER, at a fraction of the work.
 Measured on the micro model.
 """
 
@@ -172,7 +172,7 @@ class Token2WavConfig(_Settings):
         default=10, ge=2, description="Time points of the flow; between two the DiT runs as often as the solver asks."
     )
     solver: Literal["rk4", "midpoint", "euler"] | None = Field(
-        default=None, description="4, 2 or 1 DiT passes a step; null: rk4 (Kutta's 3/8 rule), as upstream."
+        default=None, description="4, 2 or 1 DiT passes per step; null: rk4 (Kutta's 3/8 rule), as upstream."
     )
     guidance_scale: float = Field(default=0.5, ge=0, description="Classifier-free guidance; 0 halves the work.")
     sway_coefficient: float | None = Field(

@@ -56,7 +56,7 @@ def read_config(folder: Path) -> Any:
     for place, section in _objects(raw):
         if section.get("quantization_config"):
             raise CheckpointError(
-                f"config.json has a {place}quantization_config: quantised checkpoints cannot be trained",
+                f"config.json has a {place}quantization_config: quantized checkpoints cannot be trained",
                 where=str(file),
                 fix="use the original checkpoint; model.thinker_quantization: 4bit makes its Thinker smaller",
             )

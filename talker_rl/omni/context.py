@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from talker_rl.omni.checkpoint import Omni
 
 SECONDS_PER_GRID = 1.0
-"""Of a hand-made video that does not say: two frames a patch at the processor's 2 frames a second."""
+"""Of a hand-made video that does not say: two frames a patch at the processor's 2 frames per second."""
 MAX_SECONDS_PER_GRID = 3600.0
 """Positions count 1/25 s as integers: what a file says by mistake (1e30) would overflow them."""
 MIN_AUDIO_SECONDS = 0.1

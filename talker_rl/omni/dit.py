@@ -63,17 +63,17 @@ class Blocks:
     def mask(self, back: int, ahead: int) -> Tensor | None:
         """(R, 1, 1, keys) to add to scores: -inf on padding and on other utterances; None where there is neither."""
         if (back, ahead) not in self._masks:
-            keys = with_neighbours(self.owner[:, None], back, ahead)[:, 0]
+            keys = with_neighbors(self.owner[:, None], back, ahead)[:, 0]
             unseen = keys != self.owner[:, :1]  # the first frame of a block is a real one
             mask = torch.zeros(unseen.shape).masked_fill_(unseen, -torch.inf)[:, None, None]
             self._masks[back, ahead] = mask if bool(unseen.any()) else None
         return self._masks[back, ahead]
 
 
-def with_neighbours(
+def with_neighbors(
     x: Tensor, back: int, ahead: int, before: Tensor | None = None, after: Tensor | None = None
 ) -> Tensor:
-    """(R, G, S, ...) -> (R, G, S (1 + back + ahead), ...): each block between its neighbours.
+    """(R, G, S, ...) -> (R, G, S (1 + back + ahead), ...): each block between its neighbors.
 
     ``before`` and ``after``, (1, G, S, ...), are the blocks around these; where there are none, -1 stands for them.
     """
@@ -229,10 +229,10 @@ class Layer:
     def meet(
         self, x: Tensor, at: int, own: Projected, group: Group, before: Projected | None, after: Projected | None
     ) -> None:
-        """`finish` with the neighbouring blocks' keys and values, of which the adjoining block is used."""
+        """`finish` with the neighboring blocks' keys and values, of which the adjoining block is used."""
         q, *own_kv = own
         around = [(before[i][-1:] if before else None, after[i][:1] if after else None) for i in (1, 2)]
-        k, v = (with_neighbours(t, self.back, self.ahead, *n) for t, n in zip(own_kv, around, strict=True))
+        k, v = (with_neighbors(t, self.back, self.ahead, *n) for t, n in zip(own_kv, around, strict=True))
         self.finish(x, at, q, k, v, group.masks[self.back, self.ahead])
 
     def finish(self, x: Tensor, at: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
@@ -247,7 +247,7 @@ class Layer:
 
 
 def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turn neighbouring pairs of the last axis (RoPE, interleaved) in place."""
+    """Turn neighboring pairs of the last axis (RoPE, interleaved) in place."""
     even, odd = x[..., 0::2], x[..., 1::2]
     turned = even * cos - odd * sin
     odd.copy_(odd * cos + even * sin)

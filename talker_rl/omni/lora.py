@@ -33,7 +33,7 @@ def attach_lora(talker: Any, settings: LoraSettings, *, base_model: str, seed: i
         talker: the base Talker; its own weights are frozen.
         settings: rank, scale, target modules.
         base_model: what ``adapter_config.json`` names as ``base_model_name_or_path``.
-        seed: of A's initialisation.
+        seed: of A's initialization.
 
     Raises:
         ConfigError: ``target_modules`` is no regular expression, or names what cannot be trained or is not there.

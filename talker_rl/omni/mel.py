@@ -47,7 +47,7 @@ def mel_filters(fmin: float = 0.0, fmax: float = FMAX) -> torch.Tensor:
 def log_mel(audio: torch.Tensor) -> torch.Tensor:
     """Natural-log amplitude mel (frames, 80) of float audio (samples,) at 24 kHz; ceil(samples / 240) frames.
 
-    Windows are Hann, 1024 long, centred by reflecting (1024 - 240) / 2 samples, as HiFi-GAN and BigVGAN do.
+    Windows are Hann, 1024 long, centered by reflecting (1024 - 240) / 2 samples, as HiFi-GAN and BigVGAN do.
 
     Raises:
         DataError: the audio is shorter than one reflection (393 samples, 16 ms).

@@ -147,7 +147,7 @@ def entries(base: Path, merged: set[str], *, widen: bool = False) -> list[Entry]
 
 
 def _is_kept(name: str) -> bool:
-    """Configurations, tokenizer, speakers, licence. No code, no pickles, nothing hidden, no card of another model."""
+    """Configurations, tokenizer, speakers, license. No code, no pickles, nothing hidden, no card of another model."""
     return name in _KEPT_NAMES or (Path(name).suffix in _KEPT_SUFFIXES and not name.startswith("."))
 
 
@@ -247,7 +247,7 @@ def _stored(
     value = talker.get(name.removeprefix("talker."))
     if span.dtype not in FLOATS:
         raise CheckpointError(f"{name} is stored as {span.dtype}", where=str(file),
-                              fix=f"export onto the unquantised checkpoint ({', '.join(FLOATS)})")
+                              fix=f"export onto the unquantized checkpoint ({', '.join(FLOATS)})")
     if value is None or list(value.shape) != span.shape:
         raise CheckpointError(f"{name} has shape {span.shape}, the trained one "
                               f"{None if value is None else list(value.shape)}", where=str(file),

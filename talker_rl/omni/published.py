@@ -27,7 +27,7 @@ def stored_name(name: str) -> str:
 
 
 def stored_as_floats(dtype: str) -> bool:
-    """Whether weights can be of this type (safetensors' word); of any other they are not a model's, or quantised."""
+    """Whether weights can be of this type (safetensors' word); of any other they are not a model's, or quantized."""
     return dtype in ("F64", "F32", "F16", "BF16")
 
 

@@ -9,7 +9,7 @@ import torch
 from talker_rl.errors import ConfigError
 from talker_rl.omni.config import ModelConfig
 
-UNQUANTISED = [r"(model\.)?audio_tower", r"(model\.)?visual", "lm_head"]
+UNQUANTIZED = [r"(model\.)?audio_tower", r"(model\.)?visual", "lm_head"]
 """Modules of the Thinker that a 4-bit one holds in ``model.dtype``: regular expressions of a name's beginning."""
 
 
@@ -32,4 +32,4 @@ def four_bit(model: ModelConfig, device: torch.device) -> Any:
         raise ConfigError(f"a 4-bit Thinker needs CUDA, and the device is {device.type}",
                           where="model.thinker_quantization", fix="model.device: cuda, or thinker_quantization: null")
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                              bnb_4bit_compute_dtype=getattr(torch, model.dtype), llm_int8_skip_modules=UNQUANTISED)
+                              bnb_4bit_compute_dtype=getattr(torch, model.dtype), llm_int8_skip_modules=UNQUANTIZED)

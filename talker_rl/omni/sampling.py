@@ -104,7 +104,7 @@ class CodeSampler:
 
     The processors' ``input_ids`` are [mask, pad, bos] and then the codes: upstream's prefix is one mask id per prompt
     token, so as a set and as a tail (what penalties, n-grams and biases look at) the two are the same, and a
-    candidate does not depend on its neighbours' padding.
+    candidate does not depend on its neighbors' padding.
 
     Args:
         sampling: the options.

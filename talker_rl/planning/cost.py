@@ -14,9 +14,9 @@ from talker_rl.planning.geometry import Geometry, Stack
 from talker_rl.planning.hardware import Work
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-RECOGNISER_FLOPS = {"funasr": 6e9, "micro": 5e7}
-"""A second of speech: Paraformer-large's 160 M encoder weights at 16.7 frames a second and its decoder; the shipped one
-of 1 M parameters."""
+RECOGNIZER_FLOPS = {"funasr": 6e9, "micro": 5e7}
+"""A second of speech: Paraformer-large's 160 M encoder weights at 16.7 frames per second and its decoder; the shipped
+one of 1 M parameters."""
 WHISPER_FLOPS = 2e12
 """An utterance up to 30 s: large-v3 pads each to 1500 frames, through an encoder of 0.64 B weights."""
 
@@ -38,8 +38,8 @@ class Lengths:
 
     @classmethod
     def of_seconds(cls, seconds: float, like: Lengths | None = None) -> Lengths:
-        """Assumed: 4 text tokens a second of speech, 60 tokens of template and system prompt; or in the proportions of
-        a measured length."""
+        """Assumed: 4 text tokens per second of speech, 60 tokens of template and system prompt; or in the proportions
+        of a measured length."""
         codes = 50 * seconds + 1
         if like is None:
             return cls(codes, 60 + 4 * seconds, 4 * seconds)
@@ -130,8 +130,8 @@ def decode(geo: Geometry, utterances: float, at: Lengths, cfg: Token2WavConfig) 
 
 
 def recognition(kind: str, path: str, utterances: float, at: Lengths) -> list[Work]:
-    """A recogniser of a usual size: it is named in the configuration, not counted."""
+    """A recognizer of a usual size: it is named in the configuration, not counted."""
     if kind == "whisper":
         return [Work(utterances * WHISPER_FLOPS, "float32")]
-    per_second = RECOGNISER_FLOPS["micro" if path.startswith("micro") else "funasr"]
+    per_second = RECOGNIZER_FLOPS["micro" if path.startswith("micro") else "funasr"]
     return [Work(utterances * at.seconds * per_second, "float32")]

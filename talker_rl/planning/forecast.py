@@ -36,7 +36,7 @@ class Job:
 
     @cached_property
     def peaks(self) -> dict[str, float]:
-        """Peak memory by stage; recognisers are looked for on this machine."""
+        """Peak memory by stage; recognizers are looked for on this machine."""
         found = memory.stage_peaks(self.geometry, self.config, self.lengths, self.machine.is_cpu)
         return {stage: peak for stage, (peak, _) in found.items()}
 

@@ -67,7 +67,7 @@ class Flow:
     weights: int
     """Which every frame passes in every evaluation; modulations, voice and codes are computed once, not here."""
     keys: int
-    """Keys that a frame meets, summed over the layers: its own block, and the neighbours in those that look there."""
+    """Keys that a frame meets, summed over the layers: its own block, and the neighbors in those that look there."""
     block: int
     """Frames of a block."""
     seen: int

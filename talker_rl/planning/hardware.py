@@ -29,7 +29,7 @@ class Hardware:
     flops: dict[str, float]
     """Peak FLOP/s (dense) by type."""
     bandwidth: float
-    """Peak bytes a second."""
+    """Peak bytes per second."""
     memory: float | None
     """Bytes; None: the machine's."""
     flops_share: float

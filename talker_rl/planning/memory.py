@@ -9,8 +9,8 @@ The terms of memory:
   positions (rounded up to the cache's block, and once more while a layer's tensors grow) x keys and values; one layer's
   keys and values repeated for each query head; the prefixes' own; the float32 logits, 4 copies: raw, processed, sorted,
   cumulated.
-- decoding: the same weights, in a run the recogniser's too (on a CPU the DiT's once more, packed), and the larger of
-  two. The DiT's batch in float32: a frame and branch has the residual stream and, where layers look at neighbouring
+- decoding: the same weights, in a run the recognizer's too (on a CPU the DiT's once more, packed), and the larger of
+  two. The DiT's batch in float32: a frame and branch has the residual stream and, where layers look at neighboring
   blocks, queries, keys and values; a frame its condition and 6 mels (state, point, slopes); those that pass a layer
   together (on a CPU one group of blocks) the keys and values that they meet, what they heard, a norm, and the
   feed-forward's width. Or 12 copies of the vocoder's widest layer, whose activations compute at twice the rate (on a
@@ -41,7 +41,7 @@ from talker_rl.reward.recognizer_config import RecognizerConfig
 from talker_rl.train.config import TrainConfig
 
 FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-"""Bytes of a weight in nf4 with double quantisation: of every 64 one scale of 8 bits, of 256 of those one of 32."""
+"""Bytes of a weight in nf4 with double quantization: of every 64 one scale of 8 bits, of 256 of those one of 32."""
 HEAP = 1.4
 """Resident bytes a byte of short-lived arrays on a CPU, measured (docs/PLAN.md). A GPU's allocator: not measured, 1 is
 assumed."""
@@ -62,7 +62,7 @@ AUDIO_BYTES_A_SECOND = {"opus": 4_500, "flac": 29_000}
 
 
 def thinker_weights(geo: Geometry, config: RunConfig) -> float:
-    """The Thinker with its towers, of which a 4-bit one quantises the language model's layers."""
+    """The Thinker with its towers, of which a 4-bit one quantizes the language model's layers."""
     size, layers = BYTES[config.model.dtype], geo.thinker.weights
     if config.model.thinker_quantization:
         return layers * FOUR_BITS + (geo.parameters["thinker"] - layers) * size
@@ -104,7 +104,7 @@ def decoding(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> flo
     padded = cfg.batch_size * math.ceil(frames / dit.block) * dit.block
     together = padded * rows
     wide = min(together, CPU_VALUES / dit.width) if on_cpu else together
-    looking = dit.seen > 1  # then queries, keys and values of the whole batch wait for their neighbours
+    looking = dit.seen > 1  # then queries, keys and values of the whole batch wait for their neighbors
     kept = together * (4 if looking else 1) + padded
     passing = 2 + (2 * dit.seen if looking else 3)
     flow = 4 * (kept * dit.width + wide * (passing * dit.width + dit.inner) + 6 * padded * dit.mel)
@@ -114,7 +114,7 @@ def decoding(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> flo
 
 
 def recognizer_weights(asr: RecognizerConfig) -> float:
-    """Bytes of a recogniser's weights (of each language's), as stored; one that is not on this machine counts 0."""
+    """Bytes of a recognizer's weights (of each language's), as stored; one that is not on this machine counts 0."""
     folders = [folder for path in {route.path for route in asr.routes} if (folder := resolve(path)).is_dir()]
     return float(sum(f.stat().st_size for folder in folders for f in folder.iterdir()
                      if f.suffix in (".pt", ".safetensors", ".bin")))

@@ -21,7 +21,7 @@ def ablation_page(study: Study) -> Page:
     found = study.ablation or from_evaluations(study)
     rows = sorted(found["rows"], key=lambda row: row["seed"] is not None)  # pooled first, as they matter most
     arms = list(dict.fromkeys(row["arm"] for row in found["rows"]))
-    colours = charts.colours_of(dict.fromkeys(row["variant"] for row in found["rows"] if row["variant"] != "base"))
+    colors = charts.colors_of(dict.fromkeys(row["variant"] for row in found["rows"] if row["variant"] != "base"))
     baseline = found.get("baseline") or "dpo"
     return Page(
         "ablation", f"Ablation: {study.title}",
@@ -32,14 +32,14 @@ def ablation_page(study: Study) -> Page:
                     "triangle points left where speech became shorter, right where it became longer. On the frontier "
                     "nothing is better in both.",
                     [Figure(f"Pareto view, {arm}" if len(arms) > 1 else "Pareto view",
-                            one_view(pareto([row for row in found["rows"] if row["arm"] == arm], colours)),
+                            one_view(pareto([row for row in found["rows"] if row["arm"] == arm], colors)),
                             "no row has both figures", wide=True) for arm in arms]
                     or [Figure("Pareto view", {}, "nothing has been evaluated yet")]),
             Section("Claims", "" if found.get("claims") else "No claim was tested: that is done by talker-rl sweep.",
                     claims=[_claim(claim, len(arms) > 1) for claim in found.get("claims") or []]),
             Section("Table", "", [table(rows, baseline)]),
         ],
-        legend=colours, notes=list(found.get("notes") or []),
+        legend=colors, notes=list(found.get("notes") or []),
     )
 
 
@@ -108,7 +108,7 @@ def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def pareto(rows: list[Row], colours: dict[str, str]) -> go.Figure | None:
+def pareto(rows: list[Row], colors: dict[str, str]) -> go.Figure | None:
     """WER against |drift| of one arm: a trace a variant (pooled over its seeds) and base, and the frontier last."""
     pooled = [row for row in rows if row["seed"] is None]
     single = {row["variant"] for row in rows} - {row["variant"] for row in pooled}
@@ -124,12 +124,12 @@ def pareto(rows: list[Row], colours: dict[str, str]) -> go.Figure | None:
         name, drift, wer = row["variant"], abs(row["drift"]), row["wer"]
         x_range, y_range = drift_interval(row), row.get("wer_ci95")
         symbol = "star" if name == "base" else "triangle-left" if row["drift"] < 0 else "triangle-right"
-        colour = charts.BASE if name == "base" else colours[name]
+        color = charts.BASE if name == "base" else colors[name]
         label = name if row["seed"] is None else f"{name} (seed {row['seed']})"
         fig.add_scatter(
             x=[drift], y=[wer], name=label, legendgroup=name, mode="markers+text", text=[label],
-            textposition="top center", marker={"size": 13, "color": colour, "symbol": symbol},
-            error_x=_whiskers(drift, x_range, colour), error_y=_whiskers(wer, y_range, colour),
+            textposition="top center", marker={"size": 13, "color": color, "symbol": symbol},
+            error_x=_whiskers(drift, x_range, color), error_y=_whiskers(wer, y_range, color),
             hovertemplate=f"{label}<br>drift {row['drift']:+.1%}, WER {wer:.1%}<extra></extra>")
     best = frontier([(abs(row["drift"]), row["wer"]) for row in shown])
     fig.add_scatter(x=[x for x, _ in best], y=[y for _, y in best], mode="lines", name="frontier", hoverinfo="skip",
@@ -137,8 +137,8 @@ def pareto(rows: list[Row], colours: dict[str, str]) -> go.Figure | None:
     return fig
 
 
-def _whiskers(value: float, interval: Any, colour: str) -> dict[str, Any]:
+def _whiskers(value: float, interval: Any, color: str) -> dict[str, Any]:
     if not interval:
         return {"visible": False}
     return {"type": "data", "symmetric": False, "array": [max(0.0, interval[1] - value)],
-            "arrayminus": [max(0.0, value - interval[0])], "thickness": 1, "width": 3, "color": colour}
+            "arrayminus": [max(0.0, value - interval[0])], "thickness": 1, "width": 3, "color": color}

@@ -78,7 +78,7 @@ class Page:
     lead: str
     sections: list[Section]
     legend: dict[str, str] = field(default_factory=dict)
-    """Variant -> colour; a click hides it in all charts that draw it."""
+    """Variant -> color; a click hides it in all charts that draw it."""
     notes: list[str] = field(default_factory=list)
 
 

@@ -12,18 +12,18 @@ import plotly.graph_objects as go
 BASE, TRAINED, ACCENT = "#8a6d3b", "#1f77b4", "#b03a5b"
 PALETTE = ("#2f7fc1", "#d1603d", "#3a9a63", "#a45cb5", "#c0961f", "#2aa5a0", "#d4578f", "#7d8a2e", "#6b78d6", "#a0694a",
            "#5d9bd1", "#b8535d")
-"""Colours of variants: told apart on a white and on a black page."""
+"""Colors of variants: told apart on a white and on a black page."""
 Rows = list[dict[str, Any]]
 
 
-def colours_of(variants: Iterable[str]) -> dict[str, str]:
-    """Variant -> colour, in order of appearance; from the beginning again after the last."""
+def colors_of(variants: Iterable[str]) -> dict[str, str]:
+    """Variant -> color, in order of appearance; from the beginning again after the last."""
     return dict(zip(variants, cycle(PALETTE), strict=False))
 
 
-def faint(colour: str, alpha: float = 0.16) -> str:
+def faint(color: str, alpha: float = 0.16) -> str:
     """``#rrggbb`` as ``rgba(...)``."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
 
 
@@ -31,7 +31,7 @@ _AXIS = {"gridcolor": "rgba(128,128,128,.18)", "zerolinecolor": "rgba(128,128,12
 
 
 def figure(x: str, y: str, height: int = 300, **layout: Any) -> go.Figure:
-    """An empty figure in the pages' style; the page gives it the colour of its scheme."""
+    """An empty figure in the pages' style; the page gives it the color of its scheme."""
     return go.Figure(
         layout=go.Layout(
             template="none",
@@ -57,10 +57,10 @@ def wer_by_utterance(base: Rows, trained: Rows) -> go.Figure | None:
     if not base or not trained:
         return None
     fig = figure("word error rate of an utterance", "share of utterances at or below", yaxis_range=[0, 1.02])
-    for name, rows, colour in (("base", base, BASE), ("trained", trained, TRAINED)):
+    for name, rows, color in (("base", base, BASE), ("trained", trained, TRAINED)):
         values = np.sort(_column(rows, "wer"))
         share = np.arange(1, values.size + 1) / values.size
-        fig.add_scatter(x=values, y=share, name=name, line={"color": colour, "shape": "hv"}, mode="lines")
+        fig.add_scatter(x=values, y=share, name=name, line={"color": color, "shape": "hv"}, mode="lines")
     return fig
 
 
@@ -68,12 +68,12 @@ def duration_ratio(base: Rows, trained: Rows) -> go.Figure | None:
     """Duration over that of the clean rendering."""
     fig = figure("duration / clean rendering", "utterances", barmode="overlay")
     drawn = False
-    for name, rows, colour in (("base", base, BASE), ("trained", trained, TRAINED)):
+    for name, rows, color in (("base", base, BASE), ("trained", trained, TRAINED)):
         ratios = [r["duration"] / r["reference_seconds"] for r in rows
                   if r.get("status") == "ok" and r.get("reference_seconds")]
         if ratios:
             drawn = True
-            fig.add_histogram(x=ratios, name=name, marker_color=colour, opacity=0.6, xbins={"size": 0.02})
+            fig.add_histogram(x=ratios, name=name, marker_color=color, opacity=0.6, xbins={"size": 0.02})
     if not drawn:
         return None
     fig.add_vline(x=1.0, line={"dash": "dot", "color": "#888"})
@@ -84,9 +84,9 @@ def training_curve(log: Rows, keys: dict[str, str], y: str) -> go.Figure | None:
     """Metrics of the training log against step; ``keys`` maps log key to label. Rounds stand after each other."""
     rounds = sorted({r.get("round", 1) for r in log})
     fig = figure("step" if len(rounds) < 2 else "step, round after round", y)
-    colours = [TRAINED, BASE, ACCENT, "#4c8c5c"]
+    colors = [TRAINED, BASE, ACCENT, "#4c8c5c"]
     drawn = False
-    for (key, label), colour in zip(keys.items(), colours, strict=False):
+    for (key, label), color in zip(keys.items(), colors, strict=False):
         xs: list[float | None] = []
         ys: list[float | None] = []
         before = 0
@@ -101,7 +101,7 @@ def training_curve(log: Rows, keys: dict[str, str], y: str) -> go.Figure | None:
             before += max((r["step"] for r in rows), default=0)
         if xs:
             drawn = True
-            fig.add_scatter(x=xs, y=ys, name=label, mode="lines+markers", line={"color": colour}, marker={"size": 4})
+            fig.add_scatter(x=xs, y=ys, name=label, mode="lines+markers", line={"color": color}, marker={"size": 4})
     return fig if drawn else None
 
 

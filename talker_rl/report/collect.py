@@ -56,7 +56,7 @@ class Trained:
 
 @dataclass
 class PairToHear:
-    """A pair with what the recogniser heard of both sides."""
+    """A pair with what the recognizer heard of both sides."""
 
     pair: Pair
     scores: dict[str, ScoreRow]

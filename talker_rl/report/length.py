@@ -25,10 +25,10 @@ SUBSETS = {"chosen_longer": ("chosen longer", "#2f7fc1"), "chosen_shorter": ("ch
 
 def length_page(study: Study) -> Page:
     """The page's content; charts without data say why."""
-    colours = charts.colours_of(study.variants)
+    colors = charts.colors_of(study.variants)
     many = len(study.runs) > 1
-    curves = side_by_side([_curves(run, colours, many=many) for run in study.runs])
-    drifts = side_by_side([_drift(run, colours, many=many) for run in study.runs])
+    curves = side_by_side([_curves(run, colors, many=many) for run in study.runs])
+    drifts = side_by_side([_drift(run, colors, many=many) for run in study.runs])
     return Page(
         "length", f"Length: {study.title}",
         "Which loss makes the Talker better without changing how long it speaks. A loss with a length bias shows in "
@@ -39,7 +39,7 @@ def length_page(study: Study) -> Page:
                     "band reaches from the lowest to the highest.", curves),
             Section("How long it speaks", "Durations of the evaluation utterances, seeds pooled; the box holds the "
                     "middle half.",
-                    [durations(run, colours, "duration", "seconds", many=many) for run in study.runs]),
+                    [durations(run, colors, "duration", "seconds", many=many) for run in study.runs]),
             Section("Drift against KL and WER", "Each line follows one training from step 0 (the reference) to its "
                     "last checkpoint.", drifts),
             Section("What the implicit reward prefers", "beta x (log pi - log ref) of whole utterances. A slope means "
@@ -48,7 +48,7 @@ def length_page(study: Study) -> Page:
                      *[_pair_lengths(run, many=many) for run in study.runs]]),
             Section("Within pairs", "", [within_pairs(study.trained), _slopes(study.trained)]),
         ],
-        legend=colours, notes=notes_of(study),
+        legend=colors, notes=notes_of(study),
     )
 
 
@@ -89,7 +89,7 @@ def one_line_each(count: int) -> dict[str, Any]:
 # -- against step ---------------------------------------------------------------------------------------------------
 
 
-def _curves(run: Run, colours: dict[str, str], *, many: bool) -> list[Figure]:
+def _curves(run: Run, colors: dict[str, str], *, many: bool) -> list[Figure]:
     shown = (("WER on dev", "wer", "word error rate"), ("Pause error on dev", "pause_error", "pause error"),
              ("Duration on dev", "duration_ratio", "duration / clean rendering"))
     items = []
@@ -97,12 +97,12 @@ def _curves(run: Run, colours: dict[str, str], *, many: bool) -> list[Figure]:
         rows = [row for trained in run.trained for row in trained.curve]
         if key == "duration_ratio" and rows and all(row.get(key) is None for row in rows):
             key, axis = "duration_mean", "mean duration, seconds"  # no clean rendering is known
-        items.append(Figure(f"{title}, {run.arm}" if many else title, one_view(step_curves(run.trained, colours, key,
+        items.append(Figure(f"{title}, {run.arm}" if many else title, one_view(step_curves(run.trained, colors, key,
                      axis)), "no checkpoint of this run has been spoken on dev"))
     return items
 
 
-def step_curves(trained: list[Trained], colours: dict[str, str], key: str, axis: str) -> go.Figure | None:
+def step_curves(trained: list[Trained], colors: dict[str, str], key: str, axis: str) -> go.Figure | None:
     """Mean over seeds against step, a trace a variant; with several seeds one more trace, the band from least to
     greatest."""
     fig = charts.figure("step", axis, showlegend=False)
@@ -115,35 +115,35 @@ def step_curves(trained: list[Trained], colours: dict[str, str], key: str, axis:
         steps = sorted(values)
         if not steps:
             continue
-        colour = colours[variant]
+        color = colors[variant]
         if max(map(len, values.values())) > 1:
             fig.add_scatter(
                 x=[*steps, *steps[::-1]],
                 y=[*(max(values[s]) for s in steps), *(min(values[s]) for s in steps[::-1])],
-                fill="toself", fillcolor=charts.faint(colour), line={"width": 0}, mode="lines", hoverinfo="skip",
+                fill="toself", fillcolor=charts.faint(color), line={"width": 0}, mode="lines", hoverinfo="skip",
                 name=f"{variant}, range of seeds", legendgroup=variant)
         fig.add_scatter(x=steps, y=[float(np.mean(values[s])) for s in steps], name=variant, legendgroup=variant,
-                        mode="lines+markers", line={"color": colour}, marker={"size": 6})
+                        mode="lines+markers", line={"color": color}, marker={"size": 6})
     return fig if fig.data else None
 
 
 def durations(
-    run: Run, colours: dict[str, str], key: str, axis: str, *, many: bool,
+    run: Run, colors: dict[str, str], key: str, axis: str, *, many: bool,
     value: Callable[[dict[str, Any]], float | None] | None = None,
 ) -> Figure:
     """One violin for base and for each variant; single points where there are few."""
     read = value or (lambda row: row.get(key))
     groups = {"base": (run.base, charts.BASE)}
     for variant, seeds in by_variant(run.trained).items():
-        groups[variant] = ([row for one in seeds for row in one.rows], colours[variant])
+        groups[variant] = ([row for one in seeds for row in one.rows], colors[variant])
     height = 90 + 46 * len(groups)
     fig = charts.figure(axis, "", showlegend=False, height=height)
     fig.update_layout(yaxis=one_line_each(len(groups)))
-    for name, (rows, colour) in groups.items():
+    for name, (rows, color) in groups.items():
         values = [read(row) for row in rows if row.get("status") == "ok" and read(row) is not None]
         if values:
             fig.add_violin(x=values, y=[name] * len(values), name=name, legendgroup=name, orientation="h",
-                           line={"color": colour, "width": 1}, fillcolor=charts.faint(colour, 0.3), width=0.9,
+                           line={"color": color, "width": 1}, fillcolor=charts.faint(color, 0.3), width=0.9,
                            box={"visible": True}, points="all" if len(values) <= 20 else False, pointpos=0,
                            spanmode="hard", scalemode="width")
     title = "Durations" if key == "duration" else "Duration against the base"
@@ -154,8 +154,8 @@ def durations(
 # -- drift ----------------------------------------------------------------------------------------------------------
 
 
-def _drift(run: Run, colours: dict[str, str], *, many: bool) -> list[Figure]:
-    shown = (("Duration against KL", "kl_per_code", "ratio_to_reference", "KL a code, nats", "duration / reference"),
+def _drift(run: Run, colors: dict[str, str], *, many: bool) -> list[Figure]:
+    shown = (("Duration against KL", "kl_per_code", "ratio_to_reference", "KL per code, nats", "duration / reference"),
              ("WER against duration", "ratio_to_reference", "wer", "duration / reference", "word error rate"))
     items = []
     for title, x, y, x_axis, y_axis in shown:
@@ -165,7 +165,7 @@ def _drift(run: Run, colours: dict[str, str], *, many: bool) -> list[Figure]:
                     if row.get(x) is not None and row.get(y) is not None]
             if rows:
                 fig.add_scatter(x=[row[x] for row in rows], y=[row[y] for row in rows], name=label_of(one),
-                                legendgroup=one.variant, mode="lines+markers", line={"color": colours[one.variant]},
+                                legendgroup=one.variant, mode="lines+markers", line={"color": colors[one.variant]},
                                 marker={"size": [6] * (len(rows) - 1) + [10]},
                                 text=[f"step {row['step']}" for row in rows])
         items.append(Figure(f"{title}, {run.arm}" if many else title, one_view(fig if fig.data else None),
@@ -204,16 +204,16 @@ def _reward_against_length(trained: list[Trained]) -> Figure:
         for name, points in reward_points(one).items():
             if not points:
                 continue
-            label, colour = SETS[name]
+            label, color = SETS[name]
             x, y = zip(*spaced(points, MAX_POINTS), strict=True)
             fig.add_scatter(x=x, y=y, mode="markers", name=label, legendgroup=name,
-                            marker={"size": 5, "color": colour, "opacity": 0.45})
+                            marker={"size": 5, "color": color, "opacity": 0.45})
             fit = fits.get(name)
             if fit and fit.get("slope_per_second") is not None:
                 ends = [min(x), max(x)]
                 r2 = "" if fit.get("r2") is None else f", R² {fit['r2']:.2f}"
                 fig.add_scatter(x=ends, y=[fit["intercept"] + fit["slope_per_second"] * end for end in ends],
-                                mode="lines", line={"color": colour, "width": 2.5}, legendgroup=name,
+                                mode="lines", line={"color": color, "width": 2.5}, legendgroup=name,
                                 name=f"{fit['slope_per_second']:+.3f} a second{r2}")
         if fig.data:
             views[label_of(one)] = fig
@@ -225,13 +225,13 @@ def _margin_curves(trained: list[Trained]) -> Figure:
     for one in trained:
         rows = (one.diagnostics or {}).get("margin_curves") or []
         fig = charts.figure("step", "mean margin, nats (without beta)", height=380)
-        for subset, (label, colour) in SUBSETS.items():
+        for subset, (label, color) in SUBSETS.items():
             mine = sorted((row for row in rows if row["subset"] == subset), key=lambda row: row["step"])
             for key, name, dash in (("raw", label, "solid"), ("common", f"{label}, common length", "dot")):
                 points = [(row["step"], row[key]) for row in mine if row.get(key) is not None]
                 if points:
                     x, y = zip(*points, strict=True)
-                    fig.add_scatter(x=x, y=y, name=name, mode="lines+markers", line={"color": colour, "dash": dash},
+                    fig.add_scatter(x=x, y=y, name=name, mode="lines+markers", line={"color": color, "dash": dash},
                                     marker={"size": 5})
         if fig.data:
             fig.add_hline(y=0, line={"color": "#888", "width": 1})
@@ -256,7 +256,7 @@ def _heat_map(trained: list[Trained]) -> Figure:
         views[label_of(one)] = fig
     return Figure("log pi(rejected) - log pi(chosen), by both lengths", views, NO_DIAGNOSTICS,
                   note="The number in a field counts its pairs. LD-DPO's diagonal: a policy that only follows length "
-                  "turns colour across it.")
+                  "turns color across it.")
 
 
 def _pair_lengths(run: Run, *, many: bool) -> Figure:
@@ -311,5 +311,5 @@ def _slopes(trained: list[Trained]) -> Table:
             ])
     return Table(
         "Slope of the implicit reward, and wins over the base",
-        ["run", "variant", "seed", "held-out: slope a second", "R²", "Spearman", "samples: slope a second", "R²",
+        ["run", "variant", "seed", "held-out: slope per second", "R²", "Spearman", "samples: slope per second", "R²",
          "Spearman", "wins", "wins, length controlled", "over the stated limit"], rows, NO_DIAGNOSTICS)

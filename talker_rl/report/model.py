@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 Alignment = list[tuple[str, str, str]]
-"""(op, reference token, recognised token), op in ``= S D I``."""
+"""(op, reference token, recognized token), op in ``= S D I``."""
 
 
 @dataclass
@@ -52,5 +52,5 @@ class ReportData:
     before_after: list[Comparison] = field(default_factory=list)
     pair_clips: list[Comparison] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
-    """Model, commit, recognisers, counts: the lines of "How this was made"."""
+    """Model, commit, recognizers, counts: the lines of "How this was made"."""
     config_yaml: str = ""

@@ -18,14 +18,14 @@ TABLE = (
     ("WER, median", "wer_median", "{:.2%}", True),
     ("WER, 95th percentile", "wer_p95", "{:.1%}", True),
     ("utterances above 50 % WER", "share_above_50", "{:.2%}", True),
-    ("WER by the training recogniser", "reward_wer", "{:.2%}", True),
+    ("WER by the training recognizer", "reward_wer", "{:.2%}", True),
     ("substitutions / words", "substitution_rate", "{:.2%}", True),
     ("deletions / words", "deletion_rate", "{:.2%}", True),
     ("insertions / words", "insertion_rate", "{:.2%}", True),
     ("pause error", "pause_error", "{:.3f}", True),
     ("pause error, scorable boundaries", "pause_error_scorable", "{:.3f}", True),
     ("duration / clean rendering", "duration_ratio", "{:.3f}", None),
-    ("held-out codes, nats a code", "nll", "{:.4f}", True),
+    ("held-out codes, nats per code", "nll", "{:.4f}", True),
     ("cap hits", "cap_hit_rate", "{:.2%}", True),
     ("speaker similarity (not rewarded)", "speaker_similarity", "{:.3f}", False),
     ("F0 mean, Hz (not rewarded)", "f0_mean", "{:.0f}", None),
@@ -87,7 +87,7 @@ ROUNDS = (
     ("/ round 0", "duration_ratio_to_start", "{:.3f}"),
     ("reward", "reward", "{:.3f}"),
 )
-ROUNDS_NOTE = ("On the dev prompts, by the training recogniser; round 0 is the policy as the run began. Checkpoints "
+ROUNDS_NOTE = ("On the dev prompts, by the training recognizer; round 0 is the policy as the run began. Checkpoints "
                "were chosen on these prompts, so the figures flatter a little. A step of 0: the round was undone.")
 
 

@@ -22,7 +22,7 @@ RATES = (
 
 def stability_page(study: Study) -> Page:
     """The page's content; charts without data say why."""
-    colours = charts.colours_of(study.variants)
+    colors = charts.colors_of(study.variants)
     many = len(study.runs) > 1
 
     def each(make: Callable[[Run], list[Figure]]) -> list[Any]:
@@ -33,18 +33,18 @@ def stability_page(study: Study) -> Page:
         "Preference training can teach the Talker not to stop, to stop too early, to fall silent or to say things "
         "twice. Each of these is a figure of its own here, base beside trained, so that a mean cannot hide it.",
         [
-            Section("Stopping", "", each(lambda run: [_cap_hits(run, colours, many), _early_stops(run, colours, many),
-                                                      _p_eos(run, colours, many)])),
+            Section("Stopping", "", each(lambda run: [_cap_hits(run, colors, many), _early_stops(run, colors, many),
+                                                      _p_eos(run, colors, many)])),
             Section("Silence and repetition", "", each(lambda run: [
-                _silence(run, colours, many), _repetition(run, colours, many)])),
+                _silence(run, colors, many), _repetition(run, colors, many)])),
             Section("Durations", "Each utterance against the base's mean of the same text: tails are run-aways "
                     "(right) and early stops (left).", each(lambda run: [
-                        durations(run, colours, "duration_to_base", "duration / base, same text", many=many,
-                                  value=_to_base(run)), _outside(run, colours, many)])),
-            Section("Pauses", "", each(lambda run: [_pauses(run, colours, many)])),
+                        durations(run, colors, "duration_to_base", "duration / base, same text", many=many,
+                                  value=_to_base(run)), _outside(run, colors, many)])),
+            Section("Pauses", "", each(lambda run: [_pauses(run, colors, many)])),
             Section("Figures", "", [_table(study)]),
         ],
-        legend=colours, notes=notes_of(study),
+        legend=colors, notes=notes_of(study),
     )
 
 
@@ -52,7 +52,7 @@ def stability_page(study: Study) -> Page:
 
 
 def dots(
-    run: Run, colours: dict[str, str], title: str, axis: str, value: Callable[[Trained], float | None],
+    run: Run, colors: dict[str, str], title: str, axis: str, value: Callable[[Trained], float | None],
     base: float | None, why: str, *, many: bool, percent: bool = True,
 ) -> Figure:
     """Each variant in a line: its seeds as small dots, their mean as a large one; the base as a vertical line."""
@@ -65,12 +65,12 @@ def dots(
     for variant, values in groups.items():
         if not values:
             continue
-        colour = colours[variant]
+        color = colors[variant]
         if len(values) > 1:
             fig.add_scatter(x=values, y=[variant] * len(values), mode="markers", name=f"{variant}, each seed",
-                            legendgroup=variant, marker={"size": 8, "color": charts.faint(colour, 0.5)})
+                            legendgroup=variant, marker={"size": 8, "color": charts.faint(color, 0.5)})
         fig.add_scatter(x=[float(np.mean(values))], y=[variant], mode="markers", name=variant, legendgroup=variant,
-                        marker={"size": 13, "color": colour, "symbol": "diamond"})
+                        marker={"size": 13, "color": color, "symbol": "diamond"})
     drawn = bool(fig.data)
     if drawn and base is not None:
         fig.add_vline(x=base, line={"dash": "dot", "color": charts.BASE},
@@ -88,30 +88,30 @@ def _runaway(one: Trained, key: str) -> Any:
     return ((one.diagnostics or {}).get("runaway") or {}).get(key)
 
 
-def _cap_hits(run: Run, colours: dict[str, str], many: bool) -> Figure:
-    return dots(run, colours, "Cap hits", "utterances cut at the token limit", lambda one: mean_of(one.rows, "cap_hit"),
+def _cap_hits(run: Run, colors: dict[str, str], many: bool) -> Figure:
+    return dots(run, colors, "Cap hits", "utterances cut at the token limit", lambda one: mean_of(one.rows, "cap_hit"),
                 mean_of(run.base, "cap_hit"), NO_EVALUATION, many=many)
 
 
-def _early_stops(run: Run, colours: dict[str, str], many: bool) -> Figure:
-    return dots(run, colours, "Early stops", "samples that stop too early",
+def _early_stops(run: Run, colors: dict[str, str], many: bool) -> Figure:
+    return dots(run, colors, "Early stops", "samples that stop too early",
                 lambda one: _runaway(one, "early_eos_rate"), None, NO_DIAGNOSTICS, many=many)
 
 
-def _silence(run: Run, colours: dict[str, str], many: bool) -> Figure:
-    return dots(run, colours, "Silence inside", "longest silence inside, mean, seconds",
+def _silence(run: Run, colors: dict[str, str], many: bool) -> Figure:
+    return dots(run, colors, "Silence inside", "longest silence inside, mean, seconds",
                 lambda one: mean_of(one.rows, "max_inner_silence"), mean_of(run.base, "max_inner_silence"),
                 NO_EVALUATION, many=many, percent=False)
 
 
-def _repetition(run: Run, colours: dict[str, str], many: bool) -> Figure:
-    return dots(run, colours, "Repetition", "n-grams of codes that occurred before",
+def _repetition(run: Run, colors: dict[str, str], many: bool) -> Figure:
+    return dots(run, colors, "Repetition", "n-grams of codes that occurred before",
                 lambda one: mean_of(one.rows, "repeated_ngram"), mean_of(run.base, "repeated_ngram"), NO_EVALUATION,
                 many=many)
 
 
-def _pauses(run: Run, colours: dict[str, str], many: bool) -> Figure:
-    return dots(run, colours, "Pause errors", "pause error, mean", lambda one: mean_of(one.rows, "pause_error"),
+def _pauses(run: Run, colors: dict[str, str], many: bool) -> Figure:
+    return dots(run, colors, "Pause errors", "pause error, mean", lambda one: mean_of(one.rows, "pause_error"),
                 mean_of(run.base, "pause_error"), NO_EVALUATION, many=many, percent=False)
 
 
@@ -128,7 +128,7 @@ def _to_base(run: Run) -> Callable[[dict[str, Any]], float | None]:
     return ratio
 
 
-def _p_eos(run: Run, colours: dict[str, str], many: bool) -> Figure:
+def _p_eos(run: Run, colors: dict[str, str], many: bool) -> Figure:
     """Mean P(EOS) at the last positions, a line a variant: a healthy Talker is sure at the end and only there."""
     fig = charts.figure("position from the end, codes", "mean P(stop)", showlegend=False)
     fig.update_layout(yaxis={"type": "log", "exponentformat": "power"})
@@ -137,12 +137,12 @@ def _p_eos(run: Run, colours: dict[str, str], many: bool) -> Figure:
         if lines:
             mean = np.mean(np.array(lines, dtype=float), axis=0)
             fig.add_scatter(x=list(range(1 - len(mean), 1)), y=mean.tolist(), name=variant, legendgroup=variant,
-                            mode="lines+markers", line={"color": colours[variant]})
+                            mode="lines+markers", line={"color": colors[variant]})
     title = "P(stop) over the last frames"
     return Figure(f"{title}, {run.arm}" if many else title, one_view(fig if fig.data else None), NO_DIAGNOSTICS)
 
 
-def _outside(run: Run, colours: dict[str, str], many: bool) -> Figure:
+def _outside(run: Run, colors: dict[str, str], many: bool) -> Figure:
     """Below p1 to the left, above p99 to the right; the base itself has 1 % on each side."""
     groups = by_variant(run.trained)
     fig = charts.figure("share of utterances outside the base's p1 to p99", "", showlegend=False,
@@ -153,7 +153,7 @@ def _outside(run: Run, colours: dict[str, str], many: bool) -> Figure:
             values = [share for one in seeds if (share := _runaway(one, key)) is not None]
             if values:
                 fig.add_bar(x=[sign * float(np.mean(values))], y=[variant], orientation="h", legendgroup=variant,
-                            name=f"{variant}: {label}", marker={"color": colours[variant],
+                            name=f"{variant}: {label}", marker={"color": colors[variant],
                                                                 "opacity": 1.0 if sign > 0 else 0.6})
     drawn = bool(fig.data)
     for at in (-0.01, 0.01) if drawn else ():

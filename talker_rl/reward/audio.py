@@ -81,7 +81,7 @@ def find_silences(audio: np.ndarray, sample_rate: int, config: PauseConfig, sile
 
 
 def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
-    """Polyphase resampling to float32; the same samples on every machine, whatever its neighbours in a batch."""
+    """Polyphase resampling to float32; the same samples on every machine, whatever its neighbors in a batch."""
     if source_rate == target_rate:
         return np.ascontiguousarray(audio, dtype=np.float32)
     from scipy.signal import resample_poly

@@ -8,7 +8,7 @@ Every term lies within [0, 1] and so does the reward:
     cer    1 - tanh(k * CER)             rate   1 - tanh(excess / scale), excess >= 0: how far, in natural log, speech
                                                 is slower or faster than the free range
 A term of non-zero weight whose component is null makes the score a Failure: leaving it out would make that candidate's
-reward a different quantity from its neighbours'.
+reward a different quantity from its neighbors'.
 """
 
 from __future__ import annotations
@@ -181,26 +181,26 @@ class Combiner:
 def remove_length(
     rewards: Sequence[float | None], durations: Sequence[float], prompt_ids: Sequence[str]
 ) -> tuple[list[float | None], float]:
-    """Rewards without their linear dependence on duration, and the slope that was removed (reward a second).
+    """Rewards without their linear dependence on duration, and the slope that was removed (reward per second).
 
     One slope for the whole set, from deviations within prompts (candidates of a prompt share its text, so a long text
     being harder is no length bias); subtracted around each prompt's mean duration, so prompt means stay. A reward of
     None (a failure) stays None and is not fitted. Slope 0 where no prompt has two durations.
 
-    This needs all candidates: call it once on a finished set, never on a batch, or a score depends on its neighbours.
+    This needs all candidates: call it once on a finished set, never on a batch, or a score depends on its neighbors.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for i, (reward, prompt_id) in enumerate(zip(rewards, prompt_ids, strict=True)):
         if reward is not None:
             groups[prompt_id].append(i)
     deviation = np.zeros(len(rewards))
-    centred = np.zeros(len(rewards))
+    centered = np.zeros(len(rewards))
     for members in groups.values():
         d = np.array([durations[i] for i in members])
         r = np.array([rewards[i] for i in members], dtype=np.float64)
         deviation[members] = d - d.mean()
-        centred[members] = r - r.mean()
+        centered[members] = r - r.mean()
     spread = float(deviation @ deviation)
-    slope = float(deviation @ centred) / spread if spread > 1e-12 else 0.0
+    slope = float(deviation @ centered) / spread if spread > 1e-12 else 0.0
     out = [None if r is None else float(r - slope * deviation[i]) for i, r in enumerate(rewards)]
     return out, slope

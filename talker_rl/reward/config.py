@@ -21,7 +21,7 @@ class AlignerConfig(BaseModel):
 
     path: str = Field(default="fa-zh", description="Folder of a FunASR MonotonicAligner, or the name fa-zh.")
     languages: list[Lang] = Field(
-        default=["zh"], description="Languages it was trained for; elsewhere the recogniser's own times are used."
+        default=["zh"], description="Languages it was trained for; elsewhere the recognizer's own times are used."
     )
     device: str = Field(default="cpu", description="torch device of the aligner.")
     threads: int = Field(default=1, ge=1, description="CPU threads while it works; the caller's count is restored.")
@@ -71,8 +71,8 @@ class PauseConfig(BaseModel):
     )
     aligner: AlignerConfig | None = Field(
         default=None,
-        description="Takes the times of boundaries from a forced aligner instead of the recogniser, where the "
-        "recogniser heard both tokens: `{path: fa-zh}`. null: the recogniser's own times.",
+        description="Takes the times of boundaries from a forced aligner instead of the recognizer, where the "
+        "recognizer heard both tokens: `{path: fa-zh}`. null: the recognizer's own times.",
     )
 
 
@@ -93,7 +93,7 @@ class RateConfig(BaseModel):
 
     units_per_second: Bounds = Field(
         default=(2.0, 8.0),
-        description="Free range of the rate (syllables of speech a second) where no reference is known.",
+        description="Free range of the rate (syllables of speech per second) where no reference is known.",
     )
     tolerance: float = Field(
         default=0.15, ge=0.0, description="Free deviation, in natural log, from the reference duration."
@@ -162,10 +162,10 @@ class RewardConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    recognizer: RecognizerConfig = Field(default_factory=RecognizerConfig, description="The recogniser that rewards.")
+    recognizer: RecognizerConfig = Field(default_factory=RecognizerConfig, description="The recognizer that rewards.")
     evaluator: RecognizerConfig = Field(
         default_factory=RecognizerConfig,
-        description="Another recogniser, for evaluation: a policy may learn the weaknesses of the one that rewards. By "
+        description="Another recognizer, for evaluation: a policy may learn the weaknesses of the one that rewards. By "
         "default micro:eval beside micro:reward, else seed-tts-eval's (zh: paraformer-zh, en: whisper-large-v3; "
         "SenseVoiceSmall where that one rewards).",
     )
@@ -212,7 +212,7 @@ class RewardConfig(BaseModel):
 
 
     def settings(self) -> dict[str, Any]:
-        """What scores depend on besides the recognisers, as plain data.
+        """What scores depend on besides the recognizers, as plain data.
 
         Batch size and failure limit change no score; ``remove_length`` is applied when scores are read.
         """
@@ -239,7 +239,7 @@ class ServiceConfig(BaseModel):
         description="File whose first line is the bearer token; null: the variable TALKER_RL_TOKEN, where set.",
     )
     decoders: int = Field(default=1, ge=1, description="Worker processes that turn codes into speech.")
-    recognizers: int = Field(default=1, ge=1, description="Worker processes that recognise and score it.")
+    recognizers: int = Field(default=1, ge=1, description="Worker processes that recognize and score it.")
     batch_items: int = Field(default=8, ge=1, description="Most utterances a batch; alike lengths share one.")
     batch_seconds: float = Field(default=120.0, gt=0, description="Most seconds of speech a batch.")
     batch_wait: float = Field(

@@ -1,4 +1,4 @@
-"""Text normalisation: tokens that both reference and transcript are reduced to, and the marks between them.
+"""Text normalization: tokens that both reference and transcript are reduced to, and the marks between them.
 
 NFKC, lower case, punctuation removed; one token a Han or kana character, one token a word elsewhere, so that mixed
 text needs no language switch. Numbers stay one token (``3.14``, ``10:30``; ``1,000`` becomes ``1000``). Numbers are

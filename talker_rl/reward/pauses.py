@@ -1,6 +1,6 @@
 """The pause score: are there pauses where the text has marks, and none where it has not?
 
-Recogniser times only say where a boundary is (Paraformer caps a token's end and loses short gaps); the pause there is
+Recognizer times only say where a boundary is (Paraformer caps a token's end and loses short gaps); the pause there is
 measured on the sound. See `PauseConfig` for every threshold.
 
     pause_error = (FN + FP + 0.5 * out_of_bounds) / (marks + FP),   0 where marks + FP = 0
@@ -106,13 +106,13 @@ def score_pauses(
 
     Args:
         marks: the mark after each reference token (`normalize`); the last one is not a boundary.
-        hits: transcript position of each reference token, None where it was not recognised (`wer.align`).
+        hits: transcript position of each reference token, None where it was not recognized (`wer.align`).
         spans: (start, end) in seconds of each transcript token.
         silences: silent runs of the audio (`audio.find_silences`).
         transcript_tokens: length of the transcript.
         spans_fault: what is wrong with the times, if anything, by those who gave them.
         reference_spans: (start, end) of each reference token by an aligner, used instead of `spans`; which boundaries
-            can be scored is still the recogniser's word.
+            can be scored is still the recognizer's word.
     """
     total = sum(m != "none" for m in marks[:-1])
     given, tokens = (spans, transcript_tokens) if reference_spans is None else (reference_spans, len(marks))

@@ -1,4 +1,4 @@
-"""Settings of recognisers: one for all utterances, or one a language. Imports no model library."""
+"""Settings of recognizers: one for all utterances, or one a language. Imports no model library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Lang = Literal["zh", "en", "mixed"]
 
 
 class RecognizerSettings(BaseModel):
-    """One recogniser, and what it refuses to listen to."""
+    """One recognizer, and what it refuses to listen to."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,17 +28,17 @@ class RecognizerSettings(BaseModel):
         default="micro:reward",
         description="Model folder, or a name: paraformer-zh, SenseVoiceSmall, whisper-large-v3 (looked for in "
         "$TALKER_RL_MODELS, ./models and the hub's cache, then downloaded); `micro:reward` and `micro:eval` are the "
-        "shipped micro recognisers.",
+        "shipped micro recognizers.",
     )
-    device: str = Field(default="cpu", description="torch device of the recogniser.")
+    device: str = Field(default="cpu", description="torch device of the recognizer.")
     threads: int = Field(
-        default=1, ge=1, description="CPU threads while the recogniser works; the caller's count is restored."
+        default=1, ge=1, description="CPU threads while the recognizer works; the caller's count is restored."
     )
     batch_size: int = Field(
         default=1,
         ge=1,
         description="Utterances a forward. Above 1 they are padded together, which moves floats by about 1e-6 and may "
-        "flip a token: then a result can depend on its neighbours.",
+        "flip a token: then a result can depend on its neighbors.",
     )
     min_seconds: float = Field(
         default=0.1, gt=0.0, description="Shorter audio is refused as `too_short` (FunASR crashes on it)."
@@ -58,7 +58,7 @@ class RecognizerSettings(BaseModel):
         if known is None:
             return self
         if known.type == "aligner":
-            raise ValueError(f"{self.path} aligns a given text, it recognises none: name it in reward.pauses.aligner")
+            raise ValueError(f"{self.path} aligns a given text, it recognizes none: name it in reward.pauses.aligner")
         if "type" not in self.model_fields_set:
             self.type = known.type
         if self.path in KNOWN and self.type != known.type and ":" not in self.type:
@@ -71,7 +71,7 @@ class RecognizerSettings(BaseModel):
 
 
 class RecognizerConfig(RecognizerSettings):
-    """Which recogniser listens: one, or one a language.
+    """Which recognizer listens: one, or one a language.
 
     ``{path: SenseVoiceSmall}`` hears everything. ``{zh: {path: paraformer-zh}, en: {path: whisper-large-v3}}`` sends
     each utterance to its language's; settings beside the languages hold for all of them, and a ``path`` beside them is
@@ -79,7 +79,7 @@ class RecognizerConfig(RecognizerSettings):
     """
 
     by_lang: dict[Lang, RecognizerSettings] = Field(
-        default_factory=dict, description="A recogniser for each of zh, en, mixed; they may stand here without by_lang."
+        default_factory=dict, description="A recognizer for each of zh, en, mixed; they may stand here without by_lang."
     )
 
     @model_validator(mode="before")
@@ -96,15 +96,15 @@ class RecognizerConfig(RecognizerSettings):
         return {"path": "", **own, **shared, "by_lang": routes}
 
     def for_lang(self, lang: str) -> RecognizerSettings:
-        """The settings of the recogniser that hears this language.
+        """The settings of the recognizer that hears this language.
 
         Raises:
-            ConfigError: recognisers are given by language, and none for this one.
+            ConfigError: recognizers are given by language, and none for this one.
         """
         found = self._of(lang)
         if not found.path:
             raise ConfigError(
-                f"No recogniser hears {lang!r}: there are {', '.join(self.by_lang)}",
+                f"No recognizer hears {lang!r}: there are {', '.join(self.by_lang)}",
                 where="reward.recognizer or reward.evaluator",
                 fix=f"add `{lang}: {{path: ...}}` beside them, or a `path` for all other languages",
             )
@@ -122,13 +122,13 @@ class RecognizerConfig(RecognizerSettings):
         return {**own, "by_lang": routes} if routes else own
 
     def on_device(self, device: str) -> RecognizerConfig:
-        """A copy on another device, every language's recogniser."""
+        """A copy on another device, every language's recognizer."""
         routes = {lang: route.model_copy(update={"device": device}) for lang, route in self.by_lang.items()}
         return self.model_copy(update={"device": device, "by_lang": routes})
 
     @property
     def routes(self) -> list[RecognizerSettings]:
-        """The recognisers that there are: those of languages, and the one for all others where it has a path."""
+        """The recognizers that there are: those of languages, and the one for all others where it has a path."""
         return [*self.by_lang.values(), *([self] if self.path else [])]
 
     @property
@@ -139,13 +139,13 @@ class RecognizerConfig(RecognizerSettings):
 
 
 _EVALUATORS = {"zh": ("paraformer-zh", "SenseVoiceSmall"), "en": ("whisper-large-v3", "SenseVoiceSmall")}
-"""seed-tts-eval's recogniser of each language, and another where that one rewards."""
+"""seed-tts-eval's recognizer of each language, and another where that one rewards."""
 
 
 def default_evaluator(recognizer: RecognizerConfig) -> RecognizerConfig:
-    """Another recogniser than the one that rewards: the other micro one, or seed-tts-eval's.
+    """Another recognizer than the one that rewards: the other micro one, or seed-tts-eval's.
 
-    A text in both languages has no recogniser there: name one under ``mixed`` where prompts are mixed.
+    A text in both languages has no recognizer there: name one under ``mixed`` where prompts are mixed.
     """
     if recognizer.path.startswith("micro:"):
         return RecognizerConfig(path="micro:reward" if recognizer.path == "micro:eval" else "micro:eval")

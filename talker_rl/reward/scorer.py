@@ -2,7 +2,7 @@
 
 What is whose fault decides which. What the *candidate* did is scored, however bad: speech that decodes to silence, or
 is too short to hold a word because its codes are, counts as all words deleted (WER 1, empty transcript). What the
-*machinery* did is a Failure and never becomes a number: no audio, NaN in it, a recogniser that raised, a component
+*machinery* did is a Failure and never becomes a number: no audio, NaN in it, a recognizer that raised, a component
 without a value. Sequences that cannot be decoded (end reasons `invalid_code`, `empty`) are Failures too; they are
 refused before token2wav, so there is nothing to hear.
 """
@@ -79,7 +79,7 @@ class ScoreResult:
     transcript: list[str] = field(default_factory=list)
     spans: list[tuple[float, float]] = field(default_factory=list)
     text: str = ""
-    """What the recogniser wrote, marks and case included where it gives them."""
+    """What the recognizer wrote, marks and case included where it gives them."""
     errors: str = "[]"
     """JSON: the alignment's errors, [op, reference, transcript]."""
     terms: dict[str, float] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class ScoreResult:
 
 
 class Scorer:
-    """Scores items with one recogniser.
+    """Scores items with one recognizer.
 
     Args:
         config: the reward.
@@ -105,7 +105,7 @@ class Scorer:
         """Scores in the order of the items; no item's score depends on another.
 
         Raises:
-            TalkerRLError: the recogniser as a whole cannot work.
+            TalkerRLError: the recognizer as a whole cannot work.
         """
         results: list[ScoreResult | Failure | None] = [self._refuse(item) for item in items]
         heard: dict[int, Transcript | Failure] = {}
@@ -125,7 +125,7 @@ class Scorer:
         return [r for r in results if r is not None]
 
     def fingerprint(self) -> str:
-        """Changes whenever a score may change: settings, recogniser, and this package's own code."""
+        """Changes whenever a score may change: settings, recognizer, and this package's own code."""
         return stable_hash("scorer", self.config.settings(), self.hearing(), code_version())
 
     def hearing(self) -> str:
@@ -134,7 +134,7 @@ class Scorer:
         return heard if self.aligner is None else stable_hash(heard, self.aligner.fingerprint())
 
     def _refuse(self, item: ScoreItem) -> Failure | None:
-        """Why this item cannot reach the recogniser, or None. What the recogniser itself refuses is judged later."""
+        """Why this item cannot reach the recognizer, or None. What the recognizer itself refuses is judged later."""
         try:
             reference = normalize(item.text, item.lang).tokens
         except ValueError as error:
@@ -212,7 +212,7 @@ class Scorer:
     def _aligned(
         self, item: ScoreItem, tokens: list[str], heard: Transcript
     ) -> list[tuple[float, float]] | Failure | None:
-        """The aligner's times of the reference's tokens; None where the recogniser's own are to be used."""
+        """The aligner's times of the reference's tokens; None where the recognizer's own are to be used."""
         if self.aligner is None or not heard.tokens or not self.aligner.knows(item.lang):
             return None
         return self.aligner.align(resample(_audio(item), item.sample_rate, SAMPLE_RATE), tokens)

@@ -13,7 +13,7 @@ from .normalize import characters_of
 
 
 class _Identity(jiwer.AbstractTransform):
-    """jiwer wants a transform that ends in lists of tokens; ours come tokenised."""
+    """jiwer wants a transform that ends in lists of tokens; ours come tokenized."""
 
     def __call__(self, sentences: Any) -> Any:
         return sentences
@@ -55,7 +55,7 @@ Column = tuple[str, str, str]
 class Alignment:
     """A minimal alignment of two token lists.
 
-    ``hits[i]`` is the transcript position of reference token i where it was recognised, else None; ``columns`` is the
+    ``hits[i]`` is the transcript position of reference token i where it was recognized, else None; ``columns`` is the
     whole alignment from left to right.
     """
 

@@ -173,11 +173,11 @@ def _sound_findings(args: argparse.Namespace, config: RunConfig, everyone: dict[
         known = sound.known_codes(config.model, sayer, _prompts(args, config, sayer), config.rollouts.sampling)
     token2wav = load_omni(config.model, parts=("token2wav",)).token2wav
     heard = sound.hear(token2wav, known, everyone[sayer], everyone[args.name], config.token2wav)
-    asr = build_recognizer(config.reward.recognizer) if _has_recogniser(config) else None
+    asr = build_recognizer(config.reward.recognizer) if _has_recognizer(config) else None
     yield "ok", f"heard: {len(known)} utterances, codes by {args.codes or sayer}"
     yield from sound.judge(heard, token2wav, args.name, everyone, asr)
     if asr is None:
-        yield "warn", "words: not checked; name a recogniser (-c CONFIG with reward.recognizer)"
+        yield "warn", "words: not checked; name a recognizer (-c CONFIG with reward.recognizer)"
     if args.wavs:
         yield "ok", f"{_keep(heard, Path(args.wavs), args.name, sayer)} sound files in {args.wavs}"
 
@@ -198,8 +198,8 @@ def _prompts(args: argparse.Namespace, config: RunConfig, sayer: str) -> list[Pr
     return prompts_for(sayer, args.say)
 
 
-def _has_recogniser(config: RunConfig) -> bool:
-    """A real checkpoint is not judged by the micro world's recogniser, which is only there by default."""
+def _has_recognizer(config: RunConfig) -> bool:
+    """A real checkpoint is not judged by the micro world's recognizer, which is only there by default."""
     return config.model.path == "micro" or "recognizer" in config.reward.model_fields_set
 
 

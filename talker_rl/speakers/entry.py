@@ -97,7 +97,7 @@ def reference_from_file(path: str | Path) -> Reference:
     mel = mel[None] if mel.ndim == 2 else mel
     if mel.ndim != 3 or mel.shape[0] != 1 or mel.shape[2] != N_MELS or not torch.isfinite(mel).all():
         raise DataError(f"ref_mel has the shape {tuple(mel.shape)}, or is not finite", where=str(path),
-                        fix=f"needed: (1, frames, {N_MELS}), natural-log amplitudes, 100 frames a second")
+                        fix=f"needed: (1, frames, {N_MELS}), natural-log amplitudes, 100 frames per second")
     if mel.shape[1] * HOP < LEAST_SECONDS * SAMPLE_RATE:
         raise DataError(f"ref_mel lasts {mel.shape[1] * HOP / SAMPLE_RATE:.2f} s", where=str(path),
                         fix=f"give {ENOUGH_SECONDS:g} s or more")

@@ -105,8 +105,8 @@ def judge(
     seconds = sum(len(k.codes) for k in heard.known) * CODE_SAMPLES / SAMPLE_RATE
     wrong = [k for k, wave in zip(heard.known, heard.new, strict=True) if len(wave) != len(k.codes) * CODE_SAMPLES]
     yield ("fail" if wrong else "ok"), (
-        f"duration: {len(wrong)} of {len(heard.known)} utterances are not 480 samples a code" if wrong
-        else f"duration: {len(heard.known)} utterances, {seconds:.2f} s, exactly 480 samples a code")
+        f"duration: {len(wrong)} of {len(heard.known)} utterances are not 480 samples per code" if wrong
+        else f"duration: {len(heard.known)} utterances, {seconds:.2f} s, exactly 480 samples per code")
     whole = np.concatenate(heard.new)
     if not np.isfinite(whole).all():
         yield "fail", f"samples: {int((~np.isfinite(whole)).sum())} are NaN or infinite"
@@ -123,7 +123,7 @@ def judge(
 
 
 def word_error_rate(asr: Recognizer, known: Sequence[Known], waves: Sequence[np.ndarray]) -> float:
-    """Corpus WER of 24 kHz speech; an utterance that is not recognised counts as all deleted."""
+    """Corpus WER of 24 kHz speech; an utterance that is not recognized counts as all deleted."""
     from talker_rl.reward.asr.base import Failure
     from talker_rl.reward.audio import resample
     from talker_rl.reward.normalize import tokens_of

@@ -17,7 +17,7 @@ from typing import Any
 from talker_rl.data.records import CODE_RATE_HZ, NUM_CODES, Pair, derive_seed, stable_hash
 from talker_rl.diagnostics.records import PairRecord, SampleRecord
 from talker_rl.diagnostics.stability import LAST
-from talker_rl.diagnostics.summary import summarise
+from talker_rl.diagnostics.summary import summarize
 from talker_rl.errors import StageError
 from talker_rl.losses.config import parse_loss
 from talker_rl.reward.normalize import normalize
@@ -102,7 +102,7 @@ class _Variant:
                 file = ctx.run.path / self.stage / f"{name}.parquet"
                 if not done or not file.exists():
                     atomic_write(file, parquet_bytes(table_of(list(folder.all_rows()), schema_of(cls))))
-            summary = summarise(
+            summary = summarize(
                 variant=self.name, beta=_beta(self.cfg.loss), step=step, pairs=list(pairs.all_rows()),
                 samples=list(samples.all_rows()), rows=eval_rows(ctx, self.name), base_rows=eval_rows(ctx, "base"),
                 base_lengths=self._base_lengths(), dev_rows=dev_rows(ctx, self.name, self.index),

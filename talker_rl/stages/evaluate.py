@@ -1,4 +1,4 @@
-"""Evaluation: base and trained side by side on prompts that nothing was chosen on, judged by a second recogniser."""
+"""Evaluation: base and trained side by side on prompts that nothing was chosen on, judged by a second recognizer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(ctx: Context) -> dict[str, Any]:
     shared = shared_languages(ctx.config.reward.recognizer, ctx.config.reward.evaluator)
     heard = [lang for lang in ctx.languages("eval") if lang in shared]
     if heard:
-        ctx.say(f"warning: the recogniser that rewards also evaluates ({', '.join(heard)}): the figures may flatter; "
+        ctx.say(f"warning: the recognizer that rewards also evaluates ({', '.join(heard)}): the figures may flatter; "
                 "name another under reward.evaluator")
     base = run_base(ctx)
     last = ctx.config.iterations

@@ -128,7 +128,7 @@ def facts(run: Run, usage: Usage, weights: list[str], lineage: dict[str, Any]) -
 
 
 def _names(label: str) -> str:
-    """Recognisers' names without the folders of this machine."""
+    """Recognizers' names without the folders of this machine."""
     return re.sub(r"\S*/", "", label)
 
 

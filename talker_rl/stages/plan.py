@@ -25,7 +25,7 @@ class Step:
     stage: str
     what: str
     decodes: int = 0
-    """Utterances that go through token2wav and a recogniser."""
+    """Utterances that go through token2wav and a recognizer."""
 
 
 def count_prompts(config: RunConfig, which: str) -> int | None:
@@ -72,7 +72,7 @@ def _steps(config: RunConfig) -> Iterator[Step]:
             if set(learned) != {"file"}:
                 yield Step("rollouts", f"{label}: {sampled} candidates ({per_round} prompts x "
                                        f"{config.rollouts.num_candidates})")
-                yield Step("scores", f"{label}: {sampled} utterances decoded and recognised", sampled)
+                yield Step("scores", f"{label}: {sampled} utterances decoded and recognized", sampled)
             for data in learned:
                 yield Step(*_data(config, data, label, per_round))
         for variant, cfg in config.train.items():
@@ -85,7 +85,7 @@ def _steps(config: RunConfig) -> Iterator[Step]:
     judged = 1 + len(config.eval.talkers) + len(config.train)
     spoken = counts["eval"] * config.eval.seeds
     yield Step("evaluation", f"{judged} Talkers x {spoken} utterances ({counts['eval']} texts x "
-                             f"{config.eval.seeds} seeds), two recognisers", judged * spoken)
+                             f"{config.eval.seeds} seeds), two recognizers", judged * spoken)
     yield Step("report", "one page")
 
 

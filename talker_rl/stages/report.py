@@ -120,7 +120,7 @@ def _decode(ctx: Context, prompts: list[Prompt], candidates: list[Candidate]) ->
 
 
 def _fit(data: ReportData, max_mib: int) -> None:
-    """Leave out examples from the end until the embedded speech fits (Opus: about 8 kB a second)."""
+    """Leave out examples from the end until the embedded speech fits (Opus: about 8 kB per second)."""
     def mib() -> float:
         clips = [clip for item in data.before_after + data.pair_clips for clip in item.clips]
         return sum(clip.audio.size / worker.AUDIO_RATE for clip in clips) * 8_000 * 4 / 3 / 2**20
@@ -142,8 +142,8 @@ def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]
         **({"completions": f"{completions['completions']} of {completions['prompts']} prompts ({learned})"}
            if learned else {}),
         "variant": f"{variant}: {cfg.train[variant].loss['type']}, round {choice['round']}, step {choice['step']}",
-        "recogniser that rewards": cfg.reward.recognizer.label,
-        "recogniser that evaluates": cfg.reward.evaluator.label,
+        "recognizer that rewards": cfg.reward.recognizer.label,
+        "recognizer that evaluates": cfg.reward.evaluator.label,
         "candidates": f"{cfg.rollouts.num_candidates} a prompt, {cfg.iterations} round(s)"
         + (f", reference {cfg.reference}" if cfg.iterations > 1 else ""),
         "time": f"{seconds / 60:.1f} min in all stages",

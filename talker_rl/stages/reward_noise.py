@@ -1,4 +1,4 @@
-"""Reward noise: some rollouts decoded again and again from other seeds, each time judged by the reward recogniser."""
+"""Reward noise: some rollouts decoded again and again from other seeds, each time judged by the reward recognizer."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def load_scores(ctx: Context, round_: Round) -> list[ScoreRow]:
     seconds = {c.candidate_id: c.duration for c in candidates}
     rewards, slope = remove_length([r.reward for r in rows], [seconds[r.candidate_id] for r in rows],
                                    [r.prompt_id for r in rows])
-    ctx.say(f"{round_.stage('scores')}: removed {slope:+.4f} of reward a second")
+    ctx.say(f"{round_.stage('scores')}: removed {slope:+.4f} of reward per second")
     for row, reward in zip(rows, rewards, strict=True):
         row.components["reward_raw"] = row.reward
         row.reward = reward

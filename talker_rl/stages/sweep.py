@@ -82,7 +82,7 @@ class Sweep:
         path = self.path / folder
         force = [name for name in self.force if name in _stages(path)]
         with RunDir(path, force=force) as run:
-            yield _Labelled(config, run, self.pool, quiet=self.quiet, label=path.name)
+            yield _Labeled(config, run, self.pool, quiet=self.quiet, label=path.name)
 
     def _record(self, ctx: Context) -> None:
         """Note what is started, as soon as a folder's own work begins: its manifest describes what was done there."""
@@ -134,7 +134,7 @@ class Sweep:
 
 
 @dataclass
-class _Labelled(Context):
+class _Labeled(Context):
     """A context whose lines begin with the name of its run, since several report to one terminal."""
 
     label: str = ""

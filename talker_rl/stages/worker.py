@@ -49,7 +49,7 @@ class RolloutTask:
 
 @dataclass
 class ScoreTask:
-    """Decode candidates and let recognisers judge them."""
+    """Decode candidates and let recognizers judge them."""
 
     model: dict[str, Any]
     token2wav: dict[str, Any]
@@ -60,8 +60,8 @@ class ScoreTask:
     """Root of the decoder's seeds: one a prompt, so that a prompt's candidates differ in their codes only."""
     audio: AudioSpec | None = None
     mode: Literal["score", "dev", "eval"] = "score"
-    """score: score rows by the reward recogniser. dev: flat rows by it. eval: flat rows by the evaluator, with the
-    reward recogniser's errors beside."""
+    """score: score rows by the reward recognizer. dev: flat rows by it. eval: flat rows by the evaluator, with the
+    reward recognizer's errors beside."""
     extras: int = 0
     """In flat rows: on so many candidates a prompt, speaker similarity and F0."""
 
@@ -230,7 +230,7 @@ def sample_and_score(task: EvalTask) -> dict[str, list[dict[str, Any]]]:
 
 
 def _evaluation_row(prompt: Prompt, candidate: Candidate, row: Any, by_reward: Any) -> dict[str, Any]:
-    """One flat row: the evaluator's components as columns, the reward recogniser's under ``reward_*``.
+    """One flat row: the evaluator's components as columns, the reward recognizer's under ``reward_*``.
 
     ``transcript`` holds the evaluator's tokens; what it wrote, marks and case included, is added as ``heard``.
     """

@@ -129,7 +129,7 @@ class ChosenAlarm(TrainerCallback):
         if self.rang_at is None:
             self.rang_at = state.global_step
             warnings.warn(
-                f"step {state.global_step}: the chosen's log-prob has fallen by {-drift:.3f} nats a code (alarm at "
+                f"step {state.global_step}: the chosen's log-prob has fallen by {-drift:.3f} nats per code (alarm at "
                 f"{self.limit}). Fewer steps, a lower learning rate or an sft term in a mix keep it up.",
                 stacklevel=2,
             )

@@ -84,7 +84,7 @@ class RunFacts:
     """``eval/<variant>/summary.json``."""
     before: str = "base"
     """What the evaluation measures against: the base, or the policy that the run began with."""
-    judge: str = "the evaluating recogniser"
+    judge: str = "the evaluating recognizer"
     """What measured the WER."""
     diagnostics: Mapping[str, Any] | None = None
     """``diagnostics/<variant>/summary.json``."""
@@ -198,7 +198,7 @@ def _evaluation(facts: RunFacts) -> list[str]:
               (("pause error", "pause_error"), ("speaker similarity", "speaker_similarity"),
                ("F0 spread, semitones", "f0_spread"))),
             ("duration, s", "duration_mean", None, ".2f"), ("cut at the limit", "cap_hit_rate", None, ".2%"),
-            ("held-out codes, nats a code", "nll", found.get("nll_diff_ci95"), ".4f")]
+            ("held-out codes, nats per code", "nll", found.get("nll_diff_ci95"), ".4f")]
     for label, key, interval, form in rows:
         before, after = base.get(key), trained.get(key)
         if before is None or after is None:

@@ -73,7 +73,7 @@ class TrainConfig(BaseModel):
     chosen_drop_alarm: float | None = Field(
         0.5,
         gt=0.0,
-        description="Warn when the chosen's log-prob has fallen by more than so many nats a code against the "
+        description="Warn when the chosen's log-prob has fallen by more than so many nats per code against the "
         "reference, averaged over a logging window: the sign that training unlearns. Null is off.",
     )
     chosen_drop_stop: bool = Field(False, description="Stop training when the alarm rings.")
@@ -178,7 +178,7 @@ def _types(given: Mapping[str, Any]) -> list[str]:
 def _term(trl_type: str, given: Mapping[str, Any]) -> dict[str, Any]:
     kind = _TRL_TYPES[trl_type]
     if kind == "sft":
-        return {"type": "sft", "normalize": "token"}  # TRL's normalisation
+        return {"type": "sft", "normalize": "token"}  # TRL's normalization
     term: dict[str, Any] = {"type": kind, "beta": given.get("beta", 0.1)}
     if kind == "dpo" and given.get("ld_alpha") is not None:
         return term | {"type": "ld_dpo", "alpha": given["ld_alpha"]}

@@ -68,7 +68,7 @@ def batch_sums(
         out: what the loss returned.
         beta: scale of `rewards/*` for losses that report none (sft).
 
-    Lengths count the stop, seconds do not. `*_drift` is mean log pi - log ref in nats a code: how far training has
+    Lengths count the stop, seconds do not. `*_drift` is mean log pi - log ref in nats per code: how far training has
     moved the policy on these sequences; a falling `logps/chosen_drift` is the alarm of unlearning.
     """
     n = len(batch)

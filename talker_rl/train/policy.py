@@ -28,7 +28,7 @@ def policy(
     Args:
         omni: the loaded model; needs its Talker.
         cfg: with `lora`, a `peft.PeftModel` around `omni.talker` is given; without, a trainable copy of it.
-        seed: of the adapter's initialisation.
+        seed: of the adapter's initialization.
         start_adapter: folder of the adapter that training begins with; its rank and modules are kept.
         reference: folder of the adapter that is the reference, a frozen copy of it; None: the base is.
 

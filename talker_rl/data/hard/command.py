@@ -22,7 +22,7 @@ Train and evaluation sets want seeds of their own: seeds that differ, and not by
 text; for others, or for files of your own, use --apart-from.
 
 Numbers are written as they are spoken ("three point five", "三点五"), because error rates compare words and no figure
-is spelled out before: with --digits every figure is an error to a recogniser that writes words, and without it every
+is spelled out before: with --digits every figure is an error to a recognizer that writes words, and without it every
 number to one that writes figures (Whisper often does). So compare the categories {", ".join(FIGURES)}
 between models, not with other categories. Summaries do not group by category: evaluate a file of each (--category)."""
 

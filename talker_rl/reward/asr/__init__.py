@@ -1,1 +1,1 @@
-"""Recognisers: one protocol, FunASR and Whisper behind it."""
+"""Recognizers: one protocol, FunASR and Whisper behind it."""

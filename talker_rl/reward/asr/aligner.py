@@ -1,8 +1,8 @@
-"""Forced alignment by FunASR (`fa-zh`): when each token of a given text is said, as a recogniser cannot tell.
+"""Forced alignment by FunASR (`fa-zh`): when each token of a given text is said, as a recognizer cannot tell.
 
-A recogniser times what it heard. For the pauses of a text one wants the onsets of what should have been said; an
+A recognizer times what it heard. For the pauses of a text one wants the onsets of what should have been said; an
 aligner gives them, for whatever it is asked: where a token was not said, its time means nothing, so the pause score
-uses the aligner's times only where the recogniser heard both tokens of a boundary.
+uses the aligner's times only where the recognizer heard both tokens of a boundary.
 """
 
 from __future__ import annotations

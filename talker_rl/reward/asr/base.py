@@ -1,4 +1,4 @@
-"""What a recogniser is, and the guards that every one of them stands behind.
+"""What a recognizer is, and the guards that every one of them stands behind.
 
 `GuardedRecognizer.transcribe` refuses audio that models crash or hallucinate on, trims silent ends, feeds the rest
 to `_recognize`, checks that as many results came back as went in, and, where a batch raises, hears its items one by
@@ -29,7 +29,7 @@ SAMPLE_RATE = 16_000
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was heard: normalised tokens and the (start, end) of each in seconds.
+    """What was heard: normalized tokens and the (start, end) of each in seconds.
 
     ``spans`` is empty where the times cannot be used; ``spans_fault`` then says why.
     """
@@ -110,7 +110,7 @@ def transcript_of(pieces: Iterable[tuple[str, tuple[float, float]]]) -> Transcri
 
 
 UNKNOWN = "<unk>"
-"""Token for speech outside the recogniser's vocabulary: it equals no reference token."""
+"""Token for speech outside the recognizer's vocabulary: it equals no reference token."""
 
 
 class GuardedRecognizer:
@@ -130,7 +130,7 @@ class GuardedRecognizer:
         """See `Recognizer.transcribe`.
 
         Raises:
-            TalkerRLError: the recogniser itself cannot work (never for the fault of one item).
+            TalkerRLError: the recognizer itself cannot work (never for the fault of one item).
         """
         config = self.config
         results: list[Transcript | Failure | None] = []

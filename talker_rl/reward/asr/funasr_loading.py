@@ -110,7 +110,7 @@ def check_weights(state: dict[str, Any], wanted: dict[str, Any], where: Path) ->
     for kind, keys in (("lacks", missing), ("has in another shape", misfit)):
         if keys:
             raise CheckpointError(
-                f"the recogniser's checkpoint {kind} {len(keys)} of {len(wanted)} weights: {', '.join(keys[:5])}",
+                f"the recognizer's checkpoint {kind} {len(keys)} of {len(wanted)} weights: {', '.join(keys[:5])}",
                 where=str(where),
                 fix="use the model.pt that belongs to this config.yaml",
             )

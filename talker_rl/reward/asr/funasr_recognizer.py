@@ -1,10 +1,10 @@
-"""FunASR recognisers: Paraformer (BiCif and SeACo) and SenseVoiceSmall, with token times.
+"""FunASR recognizers: Paraformer (BiCif and SeACo) and SenseVoiceSmall, with token times.
 
 Neither voice activity detection nor a punctuation model is joined to them: seed-tts-eval's Paraformer has none, and an
-utterance is short. What FunASR does while it recognises and this module mends: loses `<unk>` from the text but not from
+utterance is short. What FunASR does while it recognizes and this module mends: loses `<unk>` from the text but not from
 the times; answers once for several inputs; consumes the global random generator; SenseVoice writes its language, mood
 and event tags into the text, and spells numbers as digits where asked to (not asked here). Its own times come from its
-text tokenised anew, piece by piece, which may give other pieces; here they come from the frames that it decoded.
+text tokenized anew, piece by piece, which may give other pieces; here they come from the frames that it decoded.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def parse(result: dict[str, Any], time_scale: float = 1.0) -> Transcript:
 
 
 def timed_pieces(best: Sequence[int], blank: int, stride: float) -> list[tuple[int, Span]]:
-    """Piece ids of a CTC path with their times: a run of one id is one piece; a frame is centred on its time.
+    """Piece ids of a CTC path with their times: a run of one id is one piece; a frame is centered on its time.
 
     Args:
         best: the likeliest id of each frame.

@@ -1,4 +1,4 @@
-"""Recognisers by name, and where their folders are. Imports no model library.
+"""Recognizers by name, and where their folders are. Imports no model library.
 
 A configured ``path`` is ``micro:reward`` or ``micro:eval``, a folder, or one of the names of :data:`KNOWN`. A name is
 looked for in ``./<name>``, in each folder of the variable ``TALKER_RL_MODELS``, in ``./models`` and in the hub's cache;
@@ -119,7 +119,7 @@ def model_folder(path: str, required: Sequence[str]) -> Path:
     if not folder.is_dir():
         near = difflib.get_close_matches(path, KNOWN, n=1)
         raise CheckpointError(
-            f"the recogniser folder {path!r} does not exist",
+            f"the recognizer folder {path!r} does not exist",
             where=str(folder),
             fix=(f"did you mean {near[0]}? " if near else "")
             + f"give a local folder, or one of micro:reward, micro:eval, {', '.join(KNOWN)}",
@@ -127,7 +127,7 @@ def model_folder(path: str, required: Sequence[str]) -> Path:
     for name in required:
         if not (folder / name).is_file():
             raise CheckpointError(
-                f"the recogniser folder {path!r} is incomplete: {name} is missing",
+                f"the recognizer folder {path!r} is incomplete: {name} is missing",
                 where=str(folder / name),
                 fix="copy the whole folder again",
             )

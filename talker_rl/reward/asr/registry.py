@@ -1,4 +1,4 @@
-"""From a `RecognizerConfig` to a recogniser."""
+"""From a `RecognizerConfig` to a recognizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .names import obtain
 
 
 def build_recognizer(config: RecognizerSettings) -> Recognizer:
-    """The configured recogniser: loaded, or where there is one a language, loaded when its language is first heard.
+    """The configured recognizer: loaded, or where there is one a language, loaded when its language is first heard.
 
     Raises:
         ConfigError: unknown type. CheckpointError: its folder is missing, incomplete or does not fit.
@@ -33,14 +33,14 @@ def build_recognizer(config: RecognizerSettings) -> Recognizer:
 
         return load_function(config.type)(config)
     raise ConfigError(
-        f"unknown recogniser type {config.type!r}",
+        f"unknown recognizer type {config.type!r}",
         where="reward.recognizer.type",
         fix="use funasr, whisper, or the import path module:factory of one's own",
     )
 
 
 class RoutedRecognizer:
-    """A recogniser a language behind the `Recognizer` protocol; languages of equal settings share one model."""
+    """A recognizer a language behind the `Recognizer` protocol; languages of equal settings share one model."""
 
     def __init__(self, config: RecognizerConfig) -> None:
         self.config = config
@@ -50,12 +50,12 @@ class RoutedRecognizer:
         """See `Recognizer.transcribe`.
 
         Raises:
-            ConfigError: no recogniser is named for this language.
+            ConfigError: no recognizer is named for this language.
         """
         return self.heard_by(lang).transcribe(audios, lang)
 
     def heard_by(self, lang: str) -> Recognizer:
-        """The language's recogniser, loaded now if it was not."""
+        """The language's recognizer, loaded now if it was not."""
         settings = self.config.for_lang(lang)
         key = settings.model_dump_json()
         if key not in self._loaded:
@@ -63,11 +63,11 @@ class RoutedRecognizer:
         return self._loaded[key]
 
     def fingerprint(self) -> str:
-        """Changes with any language's recogniser, whether it is loaded or not."""
+        """Changes with any language's recognizer, whether it is loaded or not."""
         return stable_hash("by_lang", {lang: fingerprint_of(self.config.for_lang(lang)) for lang in self._languages()})
 
     def load(self) -> None:
-        """Load every language's recogniser now."""
+        """Load every language's recognizer now."""
         for lang in self._languages():
             self.heard_by(lang)
 

@@ -15,8 +15,9 @@ from .names import model_folder
 _LANGUAGES = {"zh": "zh", "en": "en"}
 """A mixed text gets no language: Whisper then detects one."""
 FASTEST, FEWEST = 25.0, 20
-"""Tokens a second, and in all, above which a transcript is Whisper repeating itself: quick speech has 5 to 10 words or
-characters a second, a loop hundreds. A Talker that repeats words says them at a speaker's pace, and is heard so."""
+"""Tokens per second, and in all, above which a transcript is Whisper repeating itself: quick speech has 5 to 10 words
+or characters per second, a loop hundreds. A Talker that repeats words says them at a speaker's pace, and is heard
+so."""
 
 
 class WhisperRecognizer(GuardedRecognizer):
@@ -47,7 +48,7 @@ class WhisperRecognizer(GuardedRecognizer):
             )
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"transformers cannot open this recogniser: {type(error).__name__}: {error}",
+                f"transformers cannot open this recognizer: {type(error).__name__}: {error}",
                 where=str(self.folder),
                 fix="use a folder written by save_pretrained, with weights, tokenizer and feature extractor",
             ) from error

@@ -5,7 +5,7 @@
     engine      admission, cache, deadlines, queues       metrics   Prometheus
     queues      batches by length                         canary    is a worker right?
     pool        worker processes, restarted when they die
-    worker      what runs inside one: decode or recognise
+    worker      what runs inside one: decode or recognize
     frames      how the two sides talk (no pickle)        fingerprint  what a score depends on
 
 Only workers import torch: the process that listens stays small and cannot be taken down by a model.

@@ -60,7 +60,7 @@ class Canary:
         return None
 
     def check_score(self, header: dict[str, Any]) -> str | None:
-        """What is wrong with a recogniser's answer to the canary, or None."""
+        """What is wrong with a recognizer's answer to the canary, or None."""
         found = header["results"][0]
         if self._result is None:
             assert self.spec is not None

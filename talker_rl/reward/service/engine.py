@@ -328,7 +328,7 @@ def decode_question(jobs: list[Job]) -> frames.Frame:
 
 
 def score_question(jobs: list[Job]) -> frames.Frame:
-    """What a recogniser is asked: the fields of `ScoreItem`, and one sound an item."""
+    """What a recognizer is asked: the fields of `ScoreItem`, and one sound an item."""
     rows, sounds = [], []
     for job in jobs:
         item = job.item

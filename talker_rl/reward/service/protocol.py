@@ -103,7 +103,7 @@ class ItemResult(BaseModel):
         default_factory=list, description="Errors: [op, reference token, transcript token], op in S D I."
     )
     notes: dict[str, str] = Field(default_factory=dict, description="Why a component is null.")
-    timings: dict[str, float] = Field(default_factory=dict, description="Seconds waited, decoded, recognised.")
+    timings: dict[str, float] = Field(default_factory=dict, description="Seconds waited, decoded, recognized.")
     error: ItemError | None = None
 
     @model_validator(mode="after")

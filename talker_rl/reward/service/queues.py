@@ -20,7 +20,7 @@ class Job:
     seconds: float
     """Of speech; an estimate where the item is a sound file."""
     future: asyncio.Future[dict[str, Any]]
-    """Becomes the item's result; cancelled when nobody waits for it any more."""
+    """Becomes the item's result; canceled when nobody waits for it any more."""
     waiters: int = 0
     sound: bytes | None = None
     """What the decoder made: float32, 24 kHz."""

@@ -1,4 +1,4 @@
-"""A worker process: `python -m talker_rl.reward.service.worker FD`. Decodes codes, or recognises and scores speech.
+"""A worker process: `python -m talker_rl.reward.service.worker FD`. Decodes codes, or recognizes and scores speech.
 
 It talks frames over the inherited socket FD: a specification comes in, a hello goes out once the models are loaded,
 then one answer a batch. When the socket ends, so does the process, whatever it is doing. What is wrong with one item is
