@@ -16,7 +16,7 @@ from .config import CompletionsConfig
 from .import_pairs import BadRow, codes_in, read_rows
 from .pairs import index_scores, rank_value
 from .records import CODE_RATE_HZ, Candidate, Completion, Prompt, ScoreRow, stable_hash
-from .texts import plain_breaks
+from .texts import clean_text
 
 REASONS: dict[str, str] = {
     "no_candidates": "no candidate was sampled for the prompt",
@@ -79,7 +79,7 @@ def import_completions(path: str | Path, prompts: Sequence[Prompt]) -> tuple[lis
     by_id = {p.prompt_id: p for p in prompts}
     by_text: dict[str, list[Prompt]] = defaultdict(list)
     for prompt in prompts:
-        by_text[prompt.text].append(prompt)
+        by_text[clean_text(prompt.text)].append(prompt)
     found: dict[str, Completion] = {}
     reasons: Counter[str] = Counter()
     for number, row in enumerate(read_rows(path), start=1):
@@ -113,7 +113,7 @@ def _prompt_of(
     if isinstance(prompt_id, str) and prompt_id in by_id:
         return by_id[prompt_id], ""
     text, speaker = row.get("text") or row.get("prompt"), row.get("speaker")
-    same = by_text.get(plain_breaks(text).strip(), []) if isinstance(text, str) else []
+    same = by_text.get(clean_text(text), []) if isinstance(text, str) else []
     if speaker is not None:
         same = [prompt for prompt in same if prompt.speaker == speaker]
     if len(same) == 1:

@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from ..errors import DataError
+from ..text.characters import clean_text
+from ..text.files import text_lines
 from .checks import as_id
 from .pairs import pair_id_of
 from .records import CODE_RATE_HZ, NUM_CODES, Candidate, Pair, Prompt
@@ -58,7 +60,7 @@ def import_pairs(
     """
     path = Path(path)
     by_id = {p.prompt_id: p for p in prompts}
-    by_text = {(p.text, p.speaker): p for p in prompts}
+    by_text = {(clean_text(p.text), p.speaker): p for p in prompts}
     used: dict[str, Prompt] = {}
     pairs: dict[str, Pair] = {}
     skipped: Counter[str] = Counter()
@@ -120,7 +122,9 @@ def import_votes(
     """
     path = Path(path)
     try:
-        votes = _VoteFile.model_validate_json(path.read_bytes()).votes
+        votes = _VoteFile.model_validate_json("\n".join(text_lines(path))).votes
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8: {error}", where=str(path), fix="export the votes again from the page") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole file"
@@ -177,7 +181,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix not in (".jsonl", ".json"):
         raise DataError(f"unknown file type {path.suffix!r}", where=str(path), fix="give a .jsonl or .parquet file")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # (splitlines also cuts at U+2028 inside a text)
+        lines = text_lines(path)
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8: {error}", where=str(path), fix="save the file as UTF-8") from None
     for number, line in enumerate(lines, start=1):
@@ -203,11 +207,12 @@ def _prompt_of(
     speaker = row.get("speaker") or default_speaker
     if isinstance(prompt_id, str) and prompt_id in by_id:
         return by_id[prompt_id]
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not clean_text(text):
         what = f"unknown prompt_id {prompt_id!r}" if prompt_id else "no prompt_id and no text"
         raise BadRow("unknown_prompt", what, "name a known prompt_id, or give the text as `prompt`")
     if not isinstance(speaker, str):
         raise BadRow("no_speaker", "the row names no speaker", "add `speaker` or set a default speaker")
+    text = clean_text(text)
     if (text, speaker) in by_text:
         return by_text[text, speaker]
     # A foreign prompt_id cannot be kept: ids are content hashes, and the conditioning is stored under them.

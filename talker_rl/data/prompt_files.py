@@ -27,6 +27,7 @@ from talker_rl.data.records import stable_hash
 from talker_rl.data.seed_lst import read_lst
 from talker_rl.errors import PromptError
 from talker_rl.file_hash import cached_hash
+from talker_rl.text.files import raw_lines
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".lst")
 NO_COLUMNS = (".txt", ".lst")
@@ -179,14 +180,14 @@ def count_rows(source: Source) -> int | None:
             raise _damaged(source.path, error) from error
     if suffix in (".csv", ".tsv"):
         return sum(1 for _ in _of_csv(source.path, (), {}, "\t" if suffix == ".tsv" else ",").rows)
-    return sum(1 for line in source.path.read_bytes().splitlines() if line.strip())
+    return sum(1 for line in raw_lines(source.path) if line.strip())
 
 
 def _lines(path: Path, *, plain: bool, wanted: dict[str, str] | None) -> Iterator[tuple[int, Any]]:
-    for number, raw in enumerate(path.read_bytes().splitlines(), 1):
+    for number, raw in enumerate(raw_lines(path), 1):
         row: Any
         try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            line = raw.decode("utf-8")
         except UnicodeDecodeError:
             yield number, Unreadable("not_utf8", repr(raw[:60]))
             continue

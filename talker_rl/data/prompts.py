@@ -19,8 +19,17 @@ from talker_rl.data.messages import check_messages, identity, resolve_media
 from talker_rl.data.prompt_files import Unreadable, parse_source, read_rows
 from talker_rl.data.records import Prompt, stable_hash
 from talker_rl.data.split import split_text
-from talker_rl.data.texts import REASONS, detect_lang, is_other_script, plain_breaks, text_key, unspeakable_reason
+from talker_rl.data.texts import (
+    REASONS,
+    clean_text,
+    detect_lang,
+    is_other_script,
+    spoken_key,
+    text_key,
+    unspeakable_reason,
+)
 from talker_rl.errors import PromptError
+from talker_rl.text.characters import visible
 
 FIELDS = ("text", "speaker", "lang", "messages", "reference_seconds", "max_seconds", "prompt_id", "category",
           "provenance")
@@ -55,6 +64,8 @@ class PromptSet:
     """Texts that were too long and became several prompts."""
     pieces: set[str] = field(default_factory=set)
     """Ids of these prompts."""
+    invisible: int = 0
+    """Texts that held characters which nobody sees or says; they were taken out."""
 
     def counts(self) -> dict[str, int]:
         """Reason -> number of skipped lines."""
@@ -74,6 +85,9 @@ class PromptSet:
         lines = [f"skipped {line}" for line in self.describe_skips()]
         if self.unused:
             lines.append(f"columns left aside: {', '.join(self.unused)} of {self.source}")
+        if self.invisible:
+            lines.append(f"{self.invisible} texts of {self.source} held invisible characters (soft hyphens, zero-width "
+                         "spaces, byte order marks): taken out")
         if self.split:
             lines.append(f"{self.split} long texts of {self.source} were split: {len(self.prompts)} prompts in all")
         return lines
@@ -127,7 +141,9 @@ def read_prompts(
         if reason:
             found.skips.append(Skip(number, reason, reprlib.repr(text)))
             continue
-        record = {**record, "text": plain_breaks(text).strip(), "lang": record.get("lang") or lang}
+        plain = clean_text(text)
+        found.invisible += visible(text) != text
+        record = {**record, "text": plain, "lang": record.get("lang") or lang}
         prompt = _to_prompt(record, fallback, source.base, where=f"{source}, line {number}")
         if known is not None and prompt.speaker not in known:
             raise PromptError(f"Unknown speaker {prompt.speaker!r}", where=f"{source}, line {number}",
@@ -233,24 +249,26 @@ def drop_shared_pieces(sets: dict[str, PromptSet]) -> int:
     """
     dropped, later = 0, set[str]()
     for name, found in reversed(sets.items()):
-        kept = [p for p in found.prompts if not (p.prompt_id in found.pieces and text_key(p.text) in later)]
+        kept = [p for p in found.prompts if not (p.prompt_id in found.pieces and spoken_key(p.text) in later)]
         if not kept:
             raise PromptError(f"Every piece of prompts.{name} is a text of a later set as well", where=found.source,
                               fix=f"give other texts to prompts.{name}")
         dropped += len(found.prompts) - len(kept)
         found.prompts = kept
-        later |= {text_key(p.text) for p in kept}
+        later |= {spoken_key(p.text) for p in kept}
     return dropped
 
 
 def check_disjoint(sets: dict[str, list[Prompt]]) -> None:
     """No text in two sets, and no prompt id twice: what was trained on or chosen by must not be evaluated on.
 
+    Two texts are the same here if their words are (`text.identity.spoken_key`).
+
     Raises:
         PromptError: with an example and how many texts are shared.
     """
     names = list(sets)
-    keys = {name: {text_key(p.text): p.text for p in sets[name]} for name in names}
+    keys = {name: {spoken_key(p.text): p.text for p in sets[name]} for name in names}
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             shared = sorted(keys[first].keys() & keys[second].keys())

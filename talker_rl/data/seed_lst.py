@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talker_rl.errors import PromptError
+from talker_rl.text.files import text_lines
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def read_lst(path: Path) -> list[ListedUtterance]:
             five fields, no name, no text, or the name of an earlier one.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # (splitlines also cuts at U+2028 inside a text)
+        lines = text_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"Cannot read the list: {error}", where=str(path),
                           fix="give a UTF-8 file of utt|prompt_text|prompt_wav|infer_text lines") from None

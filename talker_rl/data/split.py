@@ -2,10 +2,11 @@
 
 A sentence ends at 。！？；… or at ! ? . ; (and quotes and brackets that close behind it) before a space or a Chinese
 character; behind several dots or a closing quote no small letter may follow. So neither 3.5 nor ``"Stop!" he said``
-ends one, and a full stop alone behind a known abbreviation (Mr.), a single capital (J. Smith) or a dotted one (U.S.)
-does not either, whatever follows. A line break always ends one. Sentences are joined up to the limit; one that is
-longer by itself is split at its commas, colons and dashes, but at none that stands alone between figures (10：30,
-1990—2000), and joined again; a clause that is still longer at its spaces. What has none of these stays whole.
+ends one; a full stop alone that belongs to an abbreviation (Mr.), an initial (J. Smith), dotted letters (U.S.) or a
+list's number does not either (:mod:`talker_rl.text.abbreviations`, as for the marks of the pause score). A line break
+always ends one. Sentences are joined up to the limit; one that is longer by itself is split at its commas, colons and
+dashes, but at none that stands alone between figures (10：30, 1990—2000), and joined again; a clause that is still
+longer at its spaces. What has none of these stays whole.
 """
 
 from __future__ import annotations
@@ -13,18 +14,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof st jr sr rev gen col capt lt sgt vs etc no nos vol ch fig figs eq sec pp ed eds al ca cf approx "
-    "dept est inc ltd co corp bros ave blvd rd mt jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed "
-    "thu thur thurs fri sat sun e.g i.e a.m p.m".split()
-)
-"""Words, in lower case without their last full stop, after which a full stop ends no sentence."""
+from talker_rl.text.abbreviations import is_abbreviated, is_list_number
+from talker_rl.text.marks import is_cjk
+from talker_rl.text.tokens import tokens_of
 
 _CLOSING = "\"'”’」』）)】》]"
-_SENTENCE = re.compile(rf"(?:[。！？；…]+|[!?;]+|\.+)(?:[。！？；…!?.])*[{re.escape(_CLOSING)}]*|\n+")
+_SENTENCE = re.compile(rf"(?:[。！？；…⋯]+|[!?;]+|\.+)(?:[。！？；…⋯!?.])*[{re.escape(_CLOSING)}]*|\n+")
 _CLAUSE = re.compile(rf"(?:——|(?<!\d)[，：—]|[，：—](?!\d)|、|[,:](?=\s)|–(?=\s))[{re.escape(_CLOSING)}]*")
 _SPACE = re.compile(r"\s+")
-_WORD_BEFORE = re.compile(r"[A-Za-zÀ-ÿ][A-Za-zÀ-ÿ.]*$")
 
 
 def split_text(text: str, *, max_chars: int | None = None, max_words: int | None = None) -> list[str]:
@@ -45,8 +42,6 @@ def split_text(text: str, *, max_chars: int | None = None, max_words: int | None
 
 
 def _words(text: str) -> int:
-    from talker_rl.reward.normalize import tokens_of
-
     return len(tokens_of(text))
 
 
@@ -78,29 +73,17 @@ def _sentence_ends(text: str) -> list[int]:
 
 def _ends_sentence(text: str, match: re.Match[str]) -> bool:
     mark, rest = match.group(), text[match.end() :]
-    if mark[0] in "。！？；…\n" or "\n" in rest[: len(rest) - len(rest.lstrip())]:
+    if mark[0] in "。！？；…⋯\n" or "\n" in rest[: len(rest) - len(rest.lstrip())]:
         return True
-    if mark.rstrip(_CLOSING) == "." and _is_abbreviated(text[: match.start()]):
+    before = text[: match.start()]
+    if mark.rstrip(_CLOSING) == "." and (is_abbreviated(before, rest) or is_list_number(before)):
         return False
     following = rest.lstrip()
     if following == rest:  # 3.5, a.b, but 好!好
-        return _is_cjk(rest[0])
+        return is_cjk(rest[0])
     if mark[0] == ";":
         return True
     return not (following[0].islower() and (mark[-1] in _CLOSING or mark.startswith("..")))  # "Stop!" he said
-
-
-def _is_abbreviated(text: str) -> bool:
-    """Whether a full stop behind this text belongs to its last word."""
-    before = _WORD_BEFORE.search(text)
-    word = before.group() if before else ""
-    is_initial = len(word) == 1 and word.isalpha() and word.isupper() and word != "I"
-    is_dotted = re.fullmatch(r"(?:[A-Za-z]\.)+[A-Za-z]", word) is not None
-    return is_initial or is_dotted or word.lower() in ABBREVIATIONS
-
-
-def _is_cjk(char: str) -> bool:
-    return "\u3040" <= char <= "\u9fff"
 
 
 def _clause_ends(text: str) -> list[int]:

@@ -178,12 +178,15 @@ def read_codes(path: str) -> list[Known]:
     from pathlib import Path
 
     from talker_rl.data.texts import detect_lang
+    from talker_rl.text.files import raw_lines
 
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError("There is no such file of codes", where=path, fix="give a .jsonl file of {text, codes}")
     found = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(raw_lines(file), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             codes = [int(c) for c in row["codes"]]

@@ -15,6 +15,7 @@ from talker_rl.data.hard import chinese, english
 from talker_rl.data.prompts import detect_lang, unspeakable_reason
 from talker_rl.data.records import derive_seed, stable_hash
 from talker_rl.errors import PromptError
+from talker_rl.text.identity import spoken_key
 
 VERSION = 2
 """Of the rules: raise it when any text changes."""
@@ -69,7 +70,7 @@ def hard_texts(
             raise PromptError(f"No {what} is named", where="prompts hard", fix=f"one of {', '.join(known)}")
         if strange := [name for name in given if name not in known]:
             raise PromptError(f"Unknown {what} {strange[0]!r}", where="prompts hard", fix=f"one of {', '.join(known)}")
-    seen = {_words(text) for text in apart_from}
+    seen = {spoken_key(text) for text in apart_from}
     rules = [_texts(lang, category, seed, digits, seen) for category in categories for lang in languages]
     rows: list[dict[str, Any]] = []
     while len(rows) < count:
@@ -87,12 +88,13 @@ def _texts(lang: str, category: str, seed: int, digits: bool, seen: set[str]) ->
     while True:
         for _ in range(_PATIENCE):
             text = make(rng, digits)
-            if seed_class(text) == seed % SEED_CLASSES and _words(text) not in seen and not unspeakable_reason(text):
+            new = seed_class(text) == seed % SEED_CLASSES and spoken_key(text) not in seen
+            if new and not unspeakable_reason(text):
                 break
         else:
             raise PromptError(f"The rule {lang}.{category} has only {index} texts for seed {seed}",
                               where="prompts hard", fix="ask for fewer, or leave the category out (--category)")
-        seen.add(_words(text))
+        seen.add(spoken_key(text))
         yield {
             "text": text, "lang": detect_lang(text), "category": category, "provenance": {
                 "rule": f"hard.{lang}.{category}", "seed": seed, "index": index, "version": VERSION, **style},
@@ -102,11 +104,4 @@ def _texts(lang: str, category: str, seed: int, digits: bool, seen: set[str]) ->
 
 def seed_class(text: str) -> int:
     """Which seeds may have a text, by its words: texts that differ in marks alone are of one class."""
-    return int(stable_hash(_words(text).split())[:8], 16) % SEED_CLASSES
-
-
-def _words(text: str) -> str:
-    """What makes two texts the same here: "Soon." and "Soon!" say the same word."""
-    from talker_rl.reward.normalize import tokens_of
-
-    return " ".join(tokens_of(text))
+    return int(stable_hash(spoken_key(text).split())[:8], 16) % SEED_CLASSES

@@ -11,6 +11,7 @@ from pathlib import Path
 from talker_rl.data.hard import CATEGORIES, FIGURES, SEED_CLASSES, hard_texts
 from talker_rl.data.prompts import read_prompts
 from talker_rl.errors import PromptError
+from talker_rl.text.unwritten import describe_unwritten
 
 TEXT = f"""\
 Write texts that break Talkers as a prompt file: by rules and a seed, no two texts of the same words, a category and
@@ -77,6 +78,8 @@ def run(arguments: Sequence[str]) -> int:
     _write(args.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), args.force)
     found = Counter((row["category"], row["lang"]) for row in rows)
     print("\n".join(f"{category:15} {lang:6} {n:5}" for (category, lang), n in sorted(found.items())))
+    for line in describe_unwritten((row["text"] for row in rows), str(args.out)):
+        print(f"note: {line}")
     print(f"{len(rows)} texts of seed {args.seed}: {args.out}")
     return 0
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import uvicorn
 
 from ...errors import ConfigError, StageError, TalkerRLError
+from ...text.files import text_lines
 from ..config import ServiceConfig
 from .app import create_app
 from .engine import Engine, ServiceSpec
@@ -33,7 +34,7 @@ def read_token(config: ServiceConfig) -> str | None:
     token = os.environ.get(TOKEN_VARIABLE)
     if config.token_file:
         try:
-            token = (Path(config.token_file).expanduser().read_text().splitlines() or [""])[0]
+            token = (text_lines(Path(config.token_file).expanduser()) or [""])[0]
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"The token cannot be read: {error}", where="service.token_file") from error
     if token is not None:
