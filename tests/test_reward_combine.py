@@ -1,6 +1,7 @@
 """The combiner, the stability columns and the removal of length."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -71,6 +72,90 @@ def test_a_null_component_with_weight_is_an_error_never_a_number():
     assert caught.value.code == "null_component"
     without = Combiner(RewardConfig(weights={"pause": 0}))
     assert without.combine(GOOD | {"pause_error": None}).value == pytest.approx(1.0)
+
+
+def counted(words: int, right: int, substituted: int, inserted: int, **others: float | None) -> dict[str, float | None]:
+    """Components of a candidate by its word counts; the words that are neither right nor substituted were left out."""
+    deleted = words - right - substituted
+    rate = (substituted + deleted + inserted) / words
+    return {"wer": rate, "cer": rate, "substitutions": float(substituted), "deletions": float(deleted),
+            "insertions": float(inserted), "ref_words": float(words), **others}
+
+
+def a_component(rng: random.Random, low: float, high: float, null: float = 0.15) -> float | None:
+    return None if rng.random() < null else rng.uniform(low, high)
+
+
+def test_more_right_words_never_earn_less_and_nothing_earns_the_minimum():
+    """10,000 random component sets under random rewards: weights, gates, an own component, nulls."""
+    rng = random.Random(14)
+    seen = 0
+    for case in range(10_000):
+        if case % 50 == 0:
+            gates = [
+                GateConfig(component=name, min=rng.uniform(0, 1), max=None if rng.random() < 0.5 else rng.uniform(1, 3),
+                           factor=rng.choice([0.0, 0.5, 0.9]))
+                for name in rng.sample(["rate", "duration_ratio", "pause_recall", "pause_f1", "lead_silence"], 2)
+            ]
+            config = RewardConfig(
+                weights={name: rng.uniform(0.1, 1) for name in ("wer", "cer", "pause", "rate")},
+                gates=[*RewardConfig().gates, *gates] if rng.random() < 0.7 else [],
+                components=[{"name": "mine", "import_path": f"{__name__}:brevity", "weight": rng.choice([0.0, 0.5])}],
+                clip=rng.choice([(0.0, 1.0), (0.1, 0.8)]),
+            )
+            combiner = Combiner(config)
+        words = rng.randint(1, 12)
+        right = rng.randint(0, words - 1)
+        substituted = rng.randint(0, words - right)
+        others = {
+            "pause_error": rng.uniform(0, 1.5), "mine": rng.uniform(0, 1), "pause_marks": float(rng.randint(0, 3)),
+            "rate": a_component(rng, 0, 12), "duration_ratio": a_component(rng, 0.3, 2.5),
+            "cap_hit": a_component(rng, 0, 0.4), "clipping": rng.uniform(0, 0.02), "lead_silence": rng.uniform(0, 2),
+            "pause_recall": a_component(rng, 0, 1), "pause_f1": a_component(rng, 0, 1),
+        }
+        if others["pause_error"] > 1:
+            others["pause_error"] = 1.0
+        inserted = rng.randint(0, 3)
+        here = combiner.combine(counted(words, right, substituted, inserted, **others)).value
+        low, high = config.clip
+        assert low <= here <= high
+        # one word more is right: it was substituted, or left out
+        fewer = max(0, substituted - (rng.random() < 0.5 or right + substituted == words))
+        better = combiner.combine(counted(words, right + 1, fewer, inserted, **others)).value
+        assert better >= here - 1e-12, (words, right, substituted, inserted, others)
+        seen += better > here
+        # an empty transcript earns the minimum whatever else is perfect
+        perfect = {"pause_error": 0.0, "mine": 1.0, "rate": 4.0, "duration_ratio": 1.0, "cap_hit": 0.0, "clipping": 0.0}
+        assert combiner.combine(counted(words, 0, 0, 0, **perfect)).value == low <= here
+        # a component that could not be measured is never worth more than one that was, and passes
+        name = rng.choice(["rate", "lead_silence"])
+        missing = combiner.combine(counted(words, right, substituted, inserted, **others | {name: None})).value
+        free = 5.0 if name == "rate" else 1.0
+        if all(g.component != name or (g.min or 0) <= free <= (g.max or 99) for g in config.gates):
+            present = combiner.combine(counted(words, right, substituted, inserted, **others | {name: free})).value
+            assert missing <= present + 1e-12
+    assert seen > 3000  # most of the sets are told apart, not clipped alike
+
+
+def test_the_share_of_right_words_pays_for_all_but_the_words_themselves():
+    combiner = Combiner(RewardConfig(gates=[]))
+    half = combiner.combine(counted(4, 2, 2, 0, pause_error=0.0))
+    assert half.value == pytest.approx(0.7 * (1 - math.tanh(1.5)) + 0.3 * 0.5)
+    assert half.terms == pytest.approx({"wer": 1 - math.tanh(1.5), "pause": 0.5})
+    assert combiner.combine(counted(4, 0, 4, 0, pause_error=0.0)).terms["pause"] == 0.0
+
+
+def test_a_gate_on_what_could_not_be_measured_does_not_let_it_pass():
+    def gate(component: str, **components: float | None) -> float:
+        config = RewardConfig(gates=[{"component": component, "min": 0.5, "factor": 0.25}])
+        return Combiner(config).combine(GOOD | components).gate
+
+    assert gate("rate", rate=None) == 0.25  # no sound between the silences
+    assert gate("pause_recall", pause_recall=None, pause_marks=2.0) == 0.25
+    assert gate("pause_recall", pause_recall=None, pause_marks=0.0) == 1.0  # no mark in the text: nothing to recall
+    assert gate("pause_recall", pause_recall=None, pause_error=0.0) == 1.0
+    for needs_more in ("duration_ratio", "cap_hit", "repeated_run", "repeated_ngram"):
+        assert gate(needs_more, **{needs_more: None}) == 1.0  # the item came without: like its neighbors
 
 
 def test_own_component_counts_with_its_weight():

@@ -40,7 +40,7 @@ def score(text: str, audio, spans, heard: str | None = None, fault: str | None =
     reference, transcript = normalize(text), normalize(heard if heard is not None else text).tokens
     hits = align(reference.tokens, transcript).hits
     silences = find_silences(audio, RATE, config)
-    return score_pauses(reference.marks, hits, spans, silences, config, len(transcript), fault)
+    return score_pauses(reference.marks, hits, spans, silences, config, len(transcript), fault, free=reference.free)
 
 
 def test_pauses_where_they_belong():
@@ -158,7 +158,7 @@ def test_unrecognized_tokens_make_their_marks_misses():
     result = score("a, b, c d", audio, spans, heard="a x c d")
     assert (result.marks, result.scorable_marks, result.hits) == (2, 0, 0)
     assert result.pause_error == 1.0
-    assert result.pause_error_scorable == 0.0
+    assert result.pause_error_scorable == 0.0  # "c d" was judged
     assert result.scorable_share == 0.0
     half = score("a, b, c d", audio, spans[:3] + [spans[3]], heard="a b x d")
     assert (half.scorable_marks, half.hits, half.pause_error, half.pause_error_scorable) == (1, 1, 0.5, 0.0)
@@ -173,8 +173,39 @@ def test_an_insertion_makes_its_boundary_unscorable():
 
 def test_empty_transcript_misses_every_mark():
     audio, _ = speech([0.3])
-    result = score("a, b. c", audio, [], heard="")
-    assert (result.pause_error, result.recall, result.precision) == (1.0, 0.0, None)
+    for fault in (None, "the model gives no times"):  # which an empty transcript needs not
+        result = score("a, b. c", audio, [], heard="", fault=fault)
+        assert (result.pause_error, result.recall, result.precision) == (1.0, 0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "error", "scorable"),
+    [
+        ("a b c", "", 1.0, None),  # silence has no false pause, and is not perfect for it
+        ("a b c", "x", 1.0, None),
+        ("a b c", "x b y", 1.0, None),
+        ("a b c", "a b y", 0.0, 0.0),  # one boundary was heard, without a false pause
+        ("a b c", "a b c", 0.0, 0.0),
+        ("a", "a", 0.0, 0.0),  # no boundary to judge: the word is all there is
+        ("a", "x", 1.0, None),
+        ("a", "", 1.0, None),
+    ],
+)
+def test_nothing_judged_is_not_perfect(text, heard, error, scorable):
+    heard_tokens = heard.split()
+    audio, spans = speech([0.0] * max(0, len(heard_tokens) - 1))
+    result = score(text, audio, spans[: len(heard_tokens)], heard=heard)
+    assert (result.marks, result.pause_error, result.pause_error_scorable) == (0, error, scorable)
+
+
+@pytest.mark.parametrize("text", ["a (b)", "a “b”", "a ~ b", "a / b", "a [b]", "甲《乙》", "甲·乙", "甲～乙"])
+def test_a_pause_at_a_bracket_is_neither_missed_nor_false(text):
+    for pause in (0.0, 0.2, 0.6, 1.4):
+        audio, spans = speech([pause])
+        result = score(text, audio, spans)
+        assert (result.false_pauses, result.pause_error) == (0, 0.0), (text, pause)
+    audio, spans = speech([1.6], word=0.8)
+    assert score(text, audio, spans).false_pauses == 1  # longer than any mark allows
 
 
 @pytest.mark.parametrize(
@@ -209,6 +240,80 @@ def test_thresholds_come_from_the_config():
     noisy = audio + np.random.default_rng(0).normal(0, 0.001, len(audio)).astype(np.float32)  # about -47 dB re speech
     assert score("a, b c", noisy, spans).hits == 1
     assert score("a, b c", noisy, spans, config=PauseConfig(level_below_db=60)).hits == 0
+
+
+RNG = np.random.default_rng(14)
+
+
+def hiss(seconds: float, dbfs: float) -> np.ndarray:
+    return (RNG.normal(size=round(seconds * RATE)) * 10 ** (dbfs / 20)).astype(np.float32)
+
+
+@pytest.mark.parametrize("seconds", [2, 10, 38, 120])
+@pytest.mark.parametrize("dbfs", [-300, -90, -70, -62])
+def test_a_silent_tail_is_seen_however_long(seconds, dbfs):
+    audio, _ = speech([0.2, 0.4])
+    found = find_silences(np.concatenate([audio, hiss(seconds, dbfs)]), RATE, PauseConfig())
+    assert found.tail == pytest.approx(0.2 + seconds, abs=0.03)
+    assert [e - s for s, e in found.inner] == pytest.approx([0.2, 0.4], abs=0.02)
+
+
+def test_a_silent_lead_and_long_pauses_are_seen():
+    audio, _ = speech([9.0, 0.3], lead=20.0)
+    found = find_silences(audio, RATE, PauseConfig())
+    assert found.lead == pytest.approx(20.0, abs=0.02)
+    assert [e - s for s, e in found.inner] == pytest.approx([9.0, 0.3], abs=0.02)
+
+
+def eight_bits(audio):
+    return ((np.round((audio + 1) * 127.5) - 128) / 128).astype(np.float32)  # unsigned, half a step off zero
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a + 0.1,
+        lambda a: a - 0.02,
+        lambda a: a + np.linspace(-0.2, 0.2, len(a), dtype=np.float32),  # a drifting offset
+        lambda a: a * 0.01,
+        eight_bits,
+        lambda a: eight_bits(a * 0.5),
+        lambda a: a + hiss(len(a) / RATE, -50),
+        lambda a: a + hiss(len(a) / RATE, -40),
+        lambda a: a + hiss(len(a) / RATE, -32),
+        lambda a: a + (0.01 * np.sin(2 * np.pi * 50 * np.arange(len(a)) / RATE)).astype(np.float32),  # mains hum
+        lambda a: eight_bits(a + hiss(len(a) / RATE, -45)),
+        lambda a: np.concatenate([a, hiss(30, -40)])[: len(a)] + hiss(len(a) / RATE, -40),
+    ],
+)
+def test_offsets_noise_and_8_bit_sound_leave_the_pauses(change):
+    audio, spans = speech([0.0, 0.3, 0.0, 0.5], lead=0.3, tail=0.6)
+    changed = change(audio)
+    result = score("a b, c d. e", changed, spans)
+    assert (result.hits, result.false_pauses, result.out_of_bounds) == (2, 0, 0)
+    found = find_silences(changed, RATE, PauseConfig())
+    assert found.lead == pytest.approx(0.3, abs=0.03) and found.tail == pytest.approx(0.6, abs=0.03)
+
+
+def test_a_noisy_tail_is_silence_too():
+    audio, _ = speech([0.3])
+    noisy = np.concatenate([audio, quiet(30)]) + hiss(30 + len(audio) / RATE, -42)
+    assert find_silences(noisy, RATE, PauseConfig()).tail == pytest.approx(30.2, abs=0.05)
+
+
+def test_speech_without_a_pause_has_no_floor():
+    """Syllables rise and fall by 20 dB, and no quarter of a second stays below them: nothing is silent."""
+    t = np.arange(3 * RATE) / RATE
+    swell = 10 ** (-(10 - 10 * np.cos(2 * np.pi * 5 * t)) / 20)
+    syllables = (0.5 * swell * np.sin(2 * np.pi * 180 * t)).astype(np.float32)
+    assert find_silences(syllables, RATE, PauseConfig()).runs == []
+
+
+def test_a_click_in_silence_is_no_speech():
+    audio, _ = speech([0.3])
+    clicked = np.concatenate([audio, quiet(5), 3 * tone(0.01), quiet(5)])
+    found = find_silences(clicked, RATE, PauseConfig())
+    assert found.tail == pytest.approx(10.2, abs=0.05)
 
 
 def test_decisions_survive_resampling():

@@ -108,7 +108,7 @@ def test_errors_and_components(scorer):
     )
     assert json.loads(wrong.errors) == [["S", "garden", "winter"]]
     assert wrong.components["wer"] == pytest.approx(1 / 3)
-    assert (wrong.components["pause_error"], wrong.components["pause_error_scorable"]) == (1.0, 0.0)
+    assert (wrong.components["pause_error"], wrong.components["pause_error_scorable"]) == (1.0, None)
     assert doubled.components["insertions"] == 1
     assert rushed.components["wer"] == 0.0 and rushed.components["pause_error"] == 1.0
     assert wrong.value < rushed.value < 1.0
@@ -271,9 +271,11 @@ def test_trimmed_silence_is_given_back_to_the_times():
 
 
 def test_check_audio_levels():
-    assert check_audio(np.full(1600, 0.01, np.float32), SAMPLE_RATE, 0.1, -60.0) is None
-    assert check_audio(np.full(1600, 0.0009, np.float32), SAMPLE_RATE, 0.1, -60.0).code == "silent"
-    assert check_audio(np.full(1599, 0.01, np.float32), SAMPLE_RATE, 0.1, -60.0).code == "too_short"
+    tone = np.tile([1.0, -1.0], 800).astype(np.float32)
+    assert check_audio(0.01 * tone, SAMPLE_RATE, 0.1, -60.0) is None
+    assert check_audio(0.0009 * tone, SAMPLE_RATE, 0.1, -60.0).code == "silent"
+    assert check_audio(0.0009 * tone + 0.2, SAMPLE_RATE, 0.1, -60.0).code == "silent"  # an offset is no sound
+    assert check_audio(0.01 * tone[:-1], SAMPLE_RATE, 0.1, -60.0).code == "too_short"
     assert check_audio(None, SAMPLE_RATE, 0.1, -60.0).code == "bad_audio"
 
 

@@ -15,13 +15,14 @@ from .checks import as_id
 from .config import CompletionsConfig
 from .import_pairs import BadRow, codes_in, read_rows
 from .pairs import index_scores, rank_value
-from .records import CODE_RATE_HZ, Candidate, Completion, Prompt, ScoreRow, stable_hash
+from .records import CODE_RATE_HZ, Candidate, Completion, Prompt, ScoreRow, nothing_recognized, stable_hash
 from .texts import clean_text
 
 REASONS: dict[str, str] = {
     "no_candidates": "no candidate was sampled for the prompt",
     "all_truncated": "no candidate of the prompt ended by itself",
     "all_failed": "no finished candidate has a usable score",
+    "nothing_recognized": "nothing was recognized in any finished candidate of the prompt",
     "below_minimum": "no candidate reaches completions.min_reward",
     "unknown_prompt": "rows of the file whose text is not among the train prompts",
     "no_speaker": "rows of the file that name no speaker, where several train prompts have that text",
@@ -54,10 +55,11 @@ def select_completions(
         scored = [(c, rank_value(score_of[c.candidate_id], cfg.reward_key)) for c in unique.values()
                   if c.candidate_id in score_of]
         ranked = sorted((-value, c.candidate_id, c) for c, value in scored if value is not None)
-        good = [item for item in ranked if cfg.min_reward is None or -item[0] >= cfg.min_reward - 1e-12]
+        heard = [item for item in ranked if not nothing_recognized(score_of[item[1]].components)]
+        good = [item for item in heard if cfg.min_reward is None or -item[0] >= cfg.min_reward - 1e-12]
         if not good:
             reasons["no_candidates" if not group else "all_truncated" if not finished else
-                    "all_failed" if not ranked else "below_minimum"] += 1
+                    "all_failed" if not ranked else "nothing_recognized" if not heard else "below_minimum"] += 1
         for rank, (worth, candidate_id, candidate) in enumerate(good[: cfg.max_per_prompt], 1):
             reward = score_of[candidate_id].reward
             found.append(_completion(prompt, candidate.codes_with_stop, candidate_id,

@@ -11,7 +11,8 @@ class PairsConfig(BaseModel):
     """How the scored candidates of one prompt become (chosen, rejected) pairs.
 
     Whatever these say: a failed score never enters a pair, a tie never makes one, and a candidate that was cut at
-    the token limit may be rejected but never chosen (it would teach the Talker not to stop).
+    the token limit (it would teach the Talker not to stop), or in which nothing was recognized (silence has no
+    substitutions, no false pause, no tail), may be rejected but never chosen.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -68,6 +69,12 @@ class PairsConfig(BaseModel):
     min_chosen_reward: float | None = Field(
         None, description="Chosen's rank value is at least this: among bad candidates the best is still bad."
     )
+    unwritten: bool = Field(
+        False,
+        description="Also make pairs whose order hangs on words that recognizers do not write as the text has them "
+        "(figures, symbols, abbreviations, traditional characters): a perfect reading counts as wrong there, and the "
+        "worse one may win.",
+    )
     seed: int = Field(0, description="Seed of best_vs_random.")
     votes: str | None = Field(
         None,
@@ -89,7 +96,8 @@ class PairsConfig(BaseModel):
 class CompletionsConfig(BaseModel):
     """What supervised variants (``train.<variant>.data``) imitate: the best of N samples, or codes from a file.
 
-    Whatever these say: only candidates that ended by themselves and have a score are taken, and none twice.
+    Whatever these say: only candidates that ended by themselves, in which something was recognized, and that have a
+    score are taken, and none twice.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -17,7 +17,16 @@ import numpy as np
 
 from ..errors import DataError
 from .config import PairsConfig
-from .records import CODE_RATE_HZ, Candidate, Pair, Prompt, ScoreRow, derive_seed, stable_hash
+from .records import (
+    CODE_RATE_HZ,
+    Candidate,
+    Pair,
+    Prompt,
+    ScoreRow,
+    derive_seed,
+    nothing_recognized,
+    stable_hash,
+)
 
 REASONS: dict[str, str] = {
     "no_candidates": "no candidate was sampled for the prompt",
@@ -26,10 +35,12 @@ REASONS: dict[str, str] = {
     "one_scored": "only one candidate has a usable score",
     "duplicates": "the usable candidates are all the same code sequence",
     "all_truncated": "every usable candidate was cut at the token limit, none may be chosen",
+    "nothing_recognized": "nothing was recognized in any finished candidate, none may be chosen",
     "over_limit": "every finished candidate is over the prompt's max_seconds",
     "length_outlier": "no finished candidate lies within max_length_sd of the prompt's mean length",
     "below_minimum": "no candidate reaches min_chosen_reward",
     "no_margin": "no candidate beats another by the margin",
+    "unwritten": "the order hangs on figures, symbols or characters that recognizers do not write (pairs.unwritten)",
     "length_mismatch": "candidates differ enough in reward, but not within length_match codes",
     "not_longer": "candidates differ enough in reward, but none that is better is longer by chosen_longer_by codes",
     "vote_tie": "the listener voted for a tie",
@@ -47,6 +58,10 @@ class _Ranked:
     value: float
     over_limit: bool = False
     """Demoted: longer than its prompt allows."""
+    silent: bool = False
+    """Nothing was recognized in it."""
+    written: float | None = None
+    """Its reward with the words left out that recognizers do not write; None where the text has none of them."""
 
     @property
     def codes_with_stop(self) -> list[int]:
@@ -172,7 +187,8 @@ def _usable(
             continue
         value = rank_value(row, cfg.reward_key)
         if value is not None:
-            ranked.append(_Ranked(candidate, value if row.reward is None else row.reward, value))
+            ranked.append(_Ranked(candidate, value if row.reward is None else row.reward, value,
+                                  silent=nothing_recognized(row.components), written=_written(row, cfg)))
     if len(ranked) < 2:
         return [], "all_failed" if not ranked else "one_scored"
     if cfg.dedup:
@@ -183,6 +199,25 @@ def _usable(
         if len(ranked) < 2:
             return [], "duplicates"
     return ranked, None
+
+
+_OF_WORDS = ("reward", "-wer", "-cer", "-substitutions", "-deletions", "-insertions")
+"""Keys whose order follows from word errors."""
+
+
+def _written(row: ScoreRow, cfg: PairsConfig) -> float | None:
+    """The reward without the words that recognizers do not write; -inf where nothing else is left to judge."""
+    if cfg.unwritten or cfg.reward_key not in _OF_WORDS or not row.components.get("unwritten"):
+        return None
+    value = row.components.get("reward_written")
+    return -math.inf if value is None else value
+
+
+def _in_the_words(better: _Ranked, worse: _Ranked) -> bool:
+    """Whether better is also better by the words that recognizers write."""
+    if better.written is None or worse.written is None or worse.over_limit:
+        return True
+    return better.written > worse.written
 
 
 def _normalize_lengths(usable: dict[str, list[_Ranked]], cfg: PairsConfig) -> dict[str, list[_Ranked]]:
@@ -215,6 +250,9 @@ def _choose(
     eligible = [r for r in ranked if r.candidate.end_reason == "eos"]
     if not eligible:
         return [], "all_truncated"
+    eligible = [r for r in eligible if not r.silent]
+    if not eligible:
+        return [], "nothing_recognized"
     eligible = [r for r in eligible if not r.over_limit]
     if not eligible:
         return [], "over_limit"
@@ -237,6 +275,9 @@ def _choose(
     ]
     if not apart:
         return [], "no_margin"
+    apart = [(better, worse) for better, worse in apart if _in_the_words(better, worse)]
+    if not apart:
+        return [], "unwritten"
     if cfg.length_match is not None:
         apart = [(better, worse) for better, worse in apart if abs(better.length - worse.length) <= cfg.length_match]
         if not apart:

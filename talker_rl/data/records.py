@@ -90,6 +90,14 @@ def with_stop(codes: list[int], stop_id: int | None) -> list[int]:
     return codes + ([] if stop_id is None else [stop_id])
 
 
+def nothing_recognized(components: dict[str, float | None]) -> bool:
+    """Whether score components say that the transcript was empty; False where they count no words."""
+    words = components.get("ref_words")
+    if not words:
+        return False
+    return words - (components.get("deletions") or 0.0) + (components.get("insertions") or 0.0) <= 0.0
+
+
 @dataclass
 class ScoreRow:
     """The score of one candidate: a value with components, or a failure. Never both."""

@@ -6,11 +6,18 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 from .config import PauseConfig
 
 _FLOOR = 1e-10
 """RMS below which a level is no longer told apart: -200 dB."""
+
+
+_CLICK_SECONDS = 0.05
+_RANGE_DB = 60.0
+_ABOVE_FLOOR_DB = 3.0
+"""Steady noise fluctuates by less from frame to frame."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +39,14 @@ class Silences:
 
 
 def frame_levels(audio: np.ndarray, frame: int, hop: int) -> np.ndarray:
-    """RMS level in dB (re 1.0) of each whole frame; audio shorter than a frame is one frame."""
+    """Level in dB (re 1.0) of each whole frame: RMS about the frame's own mean, since an offset is no sound. Audio
+    shorter than a frame is one frame."""
     if len(audio) < frame:
         frame = max(1, len(audio))
     if len(audio) == 0:
         return np.empty(0)
     windows = np.lib.stride_tricks.sliding_window_view(audio.astype(np.float64), frame)[::hop]
-    rms = np.sqrt(np.mean(np.square(windows), axis=1))
-    return 20.0 * np.log10(np.maximum(rms, _FLOOR))
+    return 20.0 * np.log10(np.maximum(np.std(windows, axis=1), _FLOOR))
 
 
 def peak_level(audio: np.ndarray, sample_rate: int) -> float:
@@ -49,7 +56,8 @@ def peak_level(audio: np.ndarray, sample_rate: int) -> float:
 
 
 def find_silences(audio: np.ndarray, sample_rate: int, config: PauseConfig, silence_dbfs: float = -60.0) -> Silences:
-    """Silent runs: frames below a percentile of the levels minus some decibels, short sounds between them bridged.
+    """Silent runs: frames some decibels below the level of speech (`silence_threshold`), short sounds between them
+    bridged.
 
     A run reaches from the start of its first frame to the end of its last, so a silence with hard edges is measured
     to within a hop, never too long. Audio that stays below `silence_dbfs` throughout is one run.
@@ -60,7 +68,7 @@ def find_silences(audio: np.ndarray, sample_rate: int, config: PauseConfig, sile
     if len(levels) == 0 or levels.max() < silence_dbfs:
         whole = [(0.0, duration)] if duration else []
         return Silences(whole, [], duration, duration, duration)
-    silent = levels < np.percentile(levels, config.level_percentile) - config.level_below_db
+    silent = levels < silence_threshold(levels, config)
     edges = np.flatnonzero(np.diff(np.concatenate(([False], silent, [False])).astype(np.int8)))
     spans = [(int(a) * hop, (int(b) - 1) * hop + frame) for a, b in zip(edges[::2], edges[1::2], strict=True)]
     merged: list[tuple[int, int]] = []
@@ -78,6 +86,36 @@ def find_silences(audio: np.ndarray, sample_rate: int, config: PauseConfig, sile
     if merged and merged[-1][1] >= last_frame_end and inner:
         tail = duration - inner.pop()[0]
     return Silences(runs, inner, lead, tail, duration)
+
+
+def silence_threshold(levels: np.ndarray, config: PauseConfig) -> float:
+    """The level in dB below which a frame is silent.
+
+    Of two populations, not of all frames: however little of the sound is speech, its level is a percentile of the
+    speech frames alone, and where a steady noise lies above the threshold that follows from it, the noise is the floor
+    and what hardly exceeds it is silent.
+
+    * loud: the loudest level that lasts 50 ms (a click is no speech).
+    * floor: the quietest level that is not exceeded for `floor_seconds`. Within speech every syllable exceeds it, so
+      speech without a pause has no floor worth the name, and is told by lying close to loud.
+    * speech frames: those nearer to loud than to the floor (taken as at most 60 dB lower); their
+      `level_percentile` is the level of speech.
+    * the threshold: `level_below_db` below speech; or, where the floor lies above that and `floor_margin_db` or more
+      below speech, a quarter of the way from the floor to speech, 3 dB at least.
+
+    Args:
+        levels: (frames,) of `frame_levels`, `config.hop_seconds` apart.
+    """
+    sustained = median_filter(levels, size=max(1, round(_CLICK_SECONDS / config.hop_seconds)), mode="nearest")
+    loud = float(sustained.max())
+    width = min(len(levels), max(1, round(config.floor_seconds / config.hop_seconds)))
+    floor = float(np.lib.stride_tricks.sliding_window_view(levels, width).max(axis=1).min())
+    spoken = levels[levels >= (loud + max(floor, loud - _RANGE_DB)) / 2]
+    speech = float(np.percentile(spoken, config.level_percentile)) if len(spoken) else loud
+    threshold = speech - config.level_below_db
+    if threshold - _ABOVE_FLOOR_DB < floor <= speech - config.floor_margin_db:
+        threshold = floor + max(_ABOVE_FLOOR_DB, (speech - floor) / 4)
+    return threshold
 
 
 def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:

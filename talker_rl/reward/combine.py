@@ -1,12 +1,16 @@
 """From components to one reward: weighted terms, gates, clip; and the removal of length, done over a whole set.
 
-    reward = clip(prod(gates) * sum(w_k * term_k) / sum(w_k))
+    reward = clip(prod(gates) * sum(w_k * term_k) / sum(w_k)),   the lower end of clip where nothing was recognized
 
 Every term lies within [0, 1] and so does the reward:
 
-    wer    1 - tanh(k * WER)             pause  1 - pause_error
-    cer    1 - tanh(k * CER)             rate   1 - tanh(excess / scale), excess >= 0: how far, in natural log, speech
-                                                is slower or faster than the free range
+    wer    1 - tanh(k * WER)             pause  right * (1 - pause_error)
+    cer    1 - tanh(k * CER)             rate   right * (1 - tanh(excess / scale)), excess >= 0: how far, in natural
+                                                log, speech is slower or faster than the free range
+                                         own    right * value
+right is the share of the text's words that were recognized. What is said of words that nobody heard is no evidence: a
+silent or noisy candidate has no false pause and no wrong rate, and must not be paid for it (docs/REWARD.md).
+
 A term of non-zero weight whose component is null makes the score a Failure: leaving it out would make that candidate's
 reward a different quantity from its neighbors'.
 """
@@ -22,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.records import nothing_recognized
 from ..errors import ConfigError
 from .config import ComponentConfig, RewardConfig
 
@@ -32,7 +37,7 @@ BUILT_IN_COMPONENTS = (
     "pause_error pause_error_scorable pause_precision pause_recall pause_f1 pause_scorable_share "
     "pause_marks pause_hits pause_misses pause_false pause_out_of_bounds "
     "duration duration_ratio rate lead_silence tail_silence max_inner_silence repeated_run repeated_ngram "
-    "cap_hit clipping non_finite gate"
+    "cap_hit clipping non_finite gate unwritten reward_written"
 ).split()
 
 
@@ -131,8 +136,12 @@ class Combiner:
             ComponentError: a weighted component is null or lies outside [0, 1].
         """
         config = self.config
+        low, high = config.clip
+        if nothing_recognized(components):
+            return Combined(low, {}, self._gate(components))
+        right = share_right(components)
         weights = {k: w for k, w in config.weights.model_dump().items() if w > 0}
-        terms = {name: self._term(name, components) for name in weights}
+        terms = {name: self._term(name, components) * (1.0 if name in WORD_TERMS else right) for name in weights}
         for spec, _ in self.own:
             if spec.weight > 0:
                 value = self._required(spec.name, components)
@@ -140,17 +149,22 @@ class Combiner:
                     raise ComponentError(
                         "component_invalid", f"component {spec.name!r} is {value:g}; with a weight it must be in [0, 1]"
                     )
-                weights[spec.name], terms[spec.name] = spec.weight, value
-        gate = 1.0
-        for g in config.gates:
-            found = components.get(g.component)
-            if found is not None and not (g.min if g.min is not None else -math.inf) <= found <= (
-                g.max if g.max is not None else math.inf
-            ):
-                gate *= g.factor
+                weights[spec.name], terms[spec.name] = spec.weight, value * right
+        gate = self._gate(components)
         value = gate * sum(weights[k] * terms[k] for k in weights) / sum(weights.values())
-        low, high = config.clip
         return Combined(min(max(value, low), high), terms, gate)
+
+    def _gate(self, components: Components) -> float:
+        """Product of the factors of all gates that do not let the components pass."""
+        gate = 1.0
+        for g in self.config.gates:
+            found = components.get(g.component)
+            if found is None:
+                passes = not applies(g.component, components)
+            else:
+                passes = (g.min is None or found >= g.min) and (g.max is None or found <= g.max)
+            gate *= 1.0 if passes else g.factor
+        return gate
 
     def _required(self, name: str, components: Components) -> float:
         value = components.get(name)
@@ -176,6 +190,32 @@ class Combiner:
             return math.inf  # nothing was said: as far from the range as can be
         low, high = rate.units_per_second
         return max(0.0, math.log(low / spoken), math.log(spoken / high))
+
+
+WORD_TERMS = ("wer", "cer")
+"""Terms that judge the words themselves."""
+
+_NEED_MORE_THAN_SOUND = ("duration_ratio", "cap_hit", "repeated_run", "repeated_ngram")
+"""Null where the item came without a reference duration, an end reason or codes: like its neighbors."""
+_NEED_MARKS = ("pause_precision", "pause_recall", "pause_f1", "pause_scorable_share", "pause_error_scorable")
+"""Null where the text has no mark (or no pause was found) although the pauses were measured."""
+
+
+def applies(component: str, components: Components) -> bool:
+    """Whether a component that is null should have had a value, so that its absence is no excuse."""
+    if component in _NEED_MORE_THAN_SOUND:
+        return False
+    if component in _NEED_MARKS:
+        return components.get("pause_error") is None or bool(components.get("pause_marks"))
+    return True
+
+
+def share_right(components: Components) -> float:
+    """Share of the text's words that were recognized, in [0, 1]; 1 where the components do not count words."""
+    words, wrong = components.get("ref_words"), ("substitutions", "deletions")
+    if not words:
+        return 1.0
+    return min(1.0, max(0.0, 1.0 - sum(components.get(name) or 0.0 for name in wrong) / words))
 
 
 def remove_length(

@@ -43,10 +43,19 @@ class PauseConfig(BaseModel):
     frame_seconds: float = Field(default=0.02, gt=0.0, description="Length of an RMS frame.")
     hop_seconds: float = Field(default=0.01, gt=0.0, description="Distance between RMS frames.")
     level_percentile: float = Field(
-        default=95.0, ge=0.0, le=100.0, description="Percentile of frame levels that stands for speech."
+        default=95.0, ge=0.0, le=100.0,
+        description="Percentile of the levels of speech frames that stands for speech (not of all frames: a long "
+        "silent tail is no speech)."
     )
     level_below_db: float = Field(
         default=35.0, gt=0.0, description="A frame this far below the speech level is silent."
+    )
+    floor_seconds: float = Field(
+        default=0.25, gt=0.0, description="The noise floor is the quietest level not exceeded for so long."
+    )
+    floor_margin_db: float = Field(
+        default=12.0, gt=0.0,
+        description="A floor at least so far below speech is noise, and what hardly exceeds it is silent."
     )
     bridge_seconds: float = Field(
         default=0.03, ge=0.0, description="Sound of at most this length inside a silence is bridged."
@@ -110,12 +119,16 @@ class WeightsConfig(BaseModel):
 
     wer: float = Field(default=0.7, ge=0.0, description="Weight of 1 - tanh(wer_scale * WER).")
     cer: float = Field(default=0.0, ge=0.0, description="Weight of 1 - tanh(wer_scale * CER).")
-    pause: float = Field(default=0.3, ge=0.0, description="Weight of 1 - pause_error.")
-    rate: float = Field(default=0.0, ge=0.0, description="Weight of the two-sided rate term.")
+    pause: float = Field(default=0.3, ge=0.0, description="Weight of right * (1 - pause_error).")
+    rate: float = Field(default=0.0, ge=0.0, description="Weight of right * the two-sided rate term.")
 
 
 class GateConfig(BaseModel):
-    """Multiplies the reward by `factor` where a component lies outside [min, max]; a null component passes."""
+    """Multiplies the reward by `factor` where a component lies outside [min, max].
+
+    A null component passes only where it does not apply to the item at all (no reference duration, no codes, no mark in
+    the text); one that could not be measured does not.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -157,7 +170,8 @@ def default_gates() -> list[GateConfig]:
 class RewardConfig(BaseModel):
     """How candidates are scored.
 
-    The default reward, in [0, 1]: ``gates * (0.7 * (1 - tanh(3 * WER)) + 0.3 * (1 - pause_error))``.
+    The default reward, in [0, 1]: ``gates * (0.7 * (1 - tanh(3 * WER)) + 0.3 * right * (1 - pause_error))``, right
+    being the share of the text's words that were recognized; the minimum where nothing was (docs/REWARD.md).
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -3,10 +3,13 @@
 Recognizer times only say where a boundary is (Paraformer caps a token's end and loses short gaps); the pause there is
 measured on the sound. See `PauseConfig` for every threshold.
 
-    pause_error = (FN + FP + 0.5 * out_of_bounds) / (marks + FP),   0 where marks + FP = 0
+    pause_error = (FN + FP + 0.5 * out_of_bounds) / (marks + FP)
 
 FN: marked boundaries without a pause, among them those that cannot be scored; FP: pauses at unmarked boundaries;
-out_of_bounds: hits whose duration does not suit their mark. `pause_error_scorable` leaves unscorable marks out.
+out_of_bounds: hits whose duration does not suit their mark. `pause_error_scorable` leaves unscorable marks out. Where
+marks + FP = 0 the error is 0 if anything was judged, and 1 if nothing was: silence has no false pause, and is not
+perfect for it. A pause where the text has a bracket, a quote or the like (`NormalizedText.free`) is neither a hit nor
+false, unless it is longer than any mark allows.
 """
 
 from __future__ import annotations
@@ -101,6 +104,7 @@ def score_pauses(
     transcript_tokens: int,
     spans_fault: str | None = None,
     reference_spans: Sequence[tuple[float, float]] | None = None,
+    free: Sequence[bool] = (),
 ) -> PauseScore:
     """The pause score of one utterance.
 
@@ -113,20 +117,23 @@ def score_pauses(
         spans_fault: what is wrong with the times, if anything, by those who gave them.
         reference_spans: (start, end) of each reference token by an aligner, used instead of `spans`; which boundaries
             can be scored is still the recognizer's word.
+        free: whether a pause after each reference token is allowed without a mark (`normalize`); () is nowhere.
     """
     total = sum(m != "none" for m in marks[:-1])
     given, tokens = (spans, transcript_tokens) if reference_spans is None else (reference_spans, len(marks))
     fault = spans_fault or timestamp_fault(given, tokens, silences.duration, config.time_tolerance)
-    if fault is not None:
+    if fault is not None and transcript_tokens:  # (an empty transcript needs no times: nothing was said in place)
         return PauseScore(marks=total, reason=f"timestamps unusable: {fault}")
 
     boundaries = [_boundary(i, marks[i], hits, spans, silences, reference_spans) for i in range(len(marks) - 1)]
     scorable = found = spurious = out = 0
+    judged = any(b.pause is not None for b in boundaries) or (len(hits) == 1 and hits[0] is not None)
     for b in boundaries:
         if b.pause is None:
             continue
         if b.mark == "none":
-            spurious += b.pause >= config.spurious_seconds - _EPS
+            limit = config.strong_bounds[1] if b.index < len(free) and free[b.index] else config.spurious_seconds
+            spurious += b.pause >= limit - _EPS
             continue
         scorable += 1
         if b.pause >= config.hit_seconds - _EPS:
@@ -136,9 +143,10 @@ def score_pauses(
 
     def error(marked: int) -> float:
         cost = (marked - found) + spurious + config.out_of_bounds_cost * out
-        return cost / (marked + spurious) if marked + spurious else 0.0
+        return cost / (marked + spurious) if marked + spurious else 0.0 if judged else 1.0
 
-    return PauseScore(total, scorable, found, spurious, out, error(total), error(scorable), boundaries)
+    return PauseScore(total, scorable, found, spurious, out, error(total), error(scorable) if judged else None,
+                      boundaries)
 
 
 def _boundary(

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.records import Candidate, Prompt, ScoreRow, stable_hash
+from ..text.unwritten import find_unwritten
 from .asr.aligner import Aligner
 from .asr.base import SAMPLE_RATE, Failure, Recognizer, Transcript, check_audio
 from .asr.registry import build_recognizer
@@ -28,7 +29,7 @@ from .config import RewardConfig
 from .normalize import normalize
 from .pauses import PauseScore, score_pauses
 from .stability import CODES_PER_SECOND, stability_components
-from .wer import align, character_errors
+from .wer import Alignment, align, character_errors, written_errors
 
 AUDIO_RATE = 24_000
 
@@ -167,7 +168,7 @@ class Scorer:
         fault = answer.spans_fault if aligned is None else aligned.message if isinstance(aligned, Failure) else None
         pauses = score_pauses(
             text.marks, alignment.hits, answer.spans, silences, config.pauses, len(answer.tokens), fault,
-            reference_spans=None if isinstance(aligned, Failure) else aligned,
+            reference_spans=None if isinstance(aligned, Failure) else aligned, free=text.free,
         )
         counts = alignment.counts
         components: Components = {
@@ -195,7 +196,7 @@ class Scorer:
         except ComponentError as error:
             reason = f" ({pauses.reason})" if pauses.reason else ""
             return Failure(error.code, f"{error}{reason}")
-        components["gate"] = combined.gate
+        components |= {"gate": combined.gate, **self._written(item, alignment, components)}
         notes = {"pause_error": pauses.reason} if pauses.reason else {}
         return ScoreResult(
             id=item.id,
@@ -208,6 +209,17 @@ class Scorer:
             terms=combined.terms,
             notes=notes,
         )
+
+    def _written(self, item: ScoreItem, alignment: Alignment, components: Components) -> Components:
+        """How many words of the text recognizers do not write, and the reward with those left out (null where there
+        are none, or nothing else is left)."""
+        found = find_unwritten(item.text)
+        if not found.any:
+            return {"unwritten": 0.0, "reward_written": None}
+        words = written_errors(alignment, found)
+        if words is not None:
+            words |= {"reward_written": self.combiner.combine(components | words).value}
+        return {"unwritten": float(found.count), "reward_written": words["reward_written"] if words else None}
 
     def _aligned(
         self, item: ScoreItem, tokens: list[str], heard: Transcript

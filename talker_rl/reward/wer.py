@@ -9,6 +9,7 @@ from typing import Any
 
 import jiwer
 
+from ..text.unwritten import Unwritten
 from .normalize import characters_of
 
 
@@ -99,6 +100,46 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> Alignment:
 def character_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
     """Error counts over characters of the tokens, spaces not counted."""
     return align(characters_of(list(reference)), characters_of(list(hypothesis))).counts
+
+
+def written_errors(alignment: Alignment, unwritten: Unwritten) -> dict[str, float | None] | None:
+    """Word and character errors outside the places that recognizers write otherwise, as score components.
+
+    A run of errors that touches such a place is left out whole, on both sides: "120" against "one hundred and twenty"
+    is one substitution and three insertions, all of them the figure's.
+
+    Returns:
+        ``wer, cer, substitutions, deletions, insertions, ref_words``; None where nothing else is left of the text.
+    """
+    reference: list[str] = []
+    hypothesis: list[str] = []
+    run: list[Column] = []
+    at, touched = 0, False
+
+    def close() -> None:
+        nonlocal run, touched
+        if not touched:
+            reference.extend(left for _, left, _ in run if left)
+            hypothesis.extend(right for _, _, right in run if right)
+        run, touched = [], False
+
+    for op, left, right in alignment.columns:
+        if op == "=":
+            close()
+            reference.append(left)
+            hypothesis.append(right)
+        else:
+            run.append((op, left, right))
+            excused = unwritten.tokens[at] not in (None, "latin") if left else False
+            touched |= excused or (unwritten.before[at] if not left else False)
+        at += bool(left)
+    close()
+    if not reference:
+        return None
+    counts = align(reference, hypothesis).counts
+    return {"wer": counts.rate, "cer": character_errors(reference, hypothesis).rate,
+            "substitutions": float(counts.substitutions), "deletions": float(counts.deletions),
+            "insertions": float(counts.insertions), "ref_words": float(counts.length)}
 
 
 def pool(counts: Iterable[ErrorCounts]) -> ErrorCounts:

@@ -45,9 +45,14 @@ class Unwritten:
     """``before[i]``: a symbol or a spoken dot stands before token i; one entry more, for behind the last."""
 
     @property
+    def count(self) -> int:
+        """Such words and symbols, Latin words inside Chinese not counted."""
+        return sum(kind not in (None, "latin") for kind in self.tokens) + sum(self.before)
+
+    @property
     def any(self) -> bool:
         """Whether the error rate of a perfect reading may not be 0. Latin words inside Chinese do not count."""
-        return any(kind not in (None, "latin") for kind in self.tokens) or any(self.before)
+        return self.count > 0
 
 
 def find_unwritten(text: str) -> Unwritten:
