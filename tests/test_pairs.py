@@ -339,3 +339,47 @@ def test_import_refuses_what_it_cannot_read(tmp_path):
     (tmp_path / "b.jsonl").write_text("\n")
     with pytest.raises(DataError, match="no usable pair"):
         import_pairs(tmp_path / "b.jsonl")
+
+
+SILENT = {"ref_words": 4.0, "substitutions": 0.0, "deletions": 4.0, "insertions": 0.0, "wer": 1.0, "pause_false": 0.0,
+          "max_inner_silence": 0.0}
+HEARD = {"ref_words": 4.0, "substitutions": 1.0, "deletions": 1.0, "insertions": 0.0, "wer": 0.5, "pause_false": 1.0,
+         "max_inner_silence": 0.4}
+
+
+@pytest.mark.parametrize("key", ["-substitutions", "-pause_false", "-max_inner_silence", "reward"])
+def test_a_candidate_in_which_nothing_was_recognized_is_never_chosen(key: str) -> None:
+    """Silence has no substitution, no false pause and no long silence between words; it is no better for it."""
+    candidates = [candidate("p", 0, 50), candidate("p", 1, 60)]
+    scores = [score("p", 0, 0.9, **SILENT), score("p", 1, 0.1, **HEARD)]
+    pairs, reasons = select_pairs([prompt("p")], candidates, scores, PairsConfig(reward_key=key, margin=0))
+    assert (pairs, reasons) == ([], {"no_margin": 1})
+    pairs, _ = select_pairs([prompt("p")], candidates, scores, PairsConfig(reward_key="-wer", margin=0))
+    assert [(p.chosen_id, p.rejected_id) for p in pairs] == [("p-1", "p-0")]
+    both_silent = [score("p", k, 0.5 * k, **SILENT) for k in (0, 1)]
+    _, reasons = select_pairs([prompt("p")], candidates, both_silent, PairsConfig(margin=0))
+    assert reasons == {"nothing_recognized": 1}
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "made"),
+    [
+        ((0.9, 0.8), (0.5, 0.8), False),  # the same but for the figure
+        ((0.9, 0.7), (0.5, 0.8), False),  # the other way round but for the figure
+        ((0.9, 0.8), (0.5, 0.6), True),
+        ((0.9, None), (0.5, None), False),  # a text of figures alone: nothing else to judge
+    ],
+)
+def test_a_pair_whose_order_hangs_on_what_recognizers_do_not_write_is_made_only_when_asked(
+    better: tuple[float, float | None], worse: tuple[float, float | None], made: bool
+) -> None:
+    candidates = [candidate("p", 0, 50), candidate("p", 1, 60)]
+    scores = [score("p", k, value, unwritten=1.0, reward_written=written)
+              for k, (value, written) in enumerate((better, worse))]
+    pairs, reasons = select_pairs([prompt("p")], candidates, scores, PairsConfig())
+    assert bool(pairs) is made and reasons == ({} if made else {"unwritten": 1})
+    assert len(select_pairs([prompt("p")], candidates, scores, PairsConfig(unwritten=True))[0]) == 1
+    # a key that no word error moves
+    longer = [ScoreRow("p", s.candidate_id, "ok", s.reward, s.components | {"duration": float(k)})
+              for k, s in enumerate(scores)]
+    assert len(select_pairs([prompt("p")], candidates, longer, PairsConfig(reward_key="-duration"))[0]) == 1

@@ -119,9 +119,9 @@ def test_what_no_encoding_file_system_or_parser_takes_is_told_with_its_line(tmp_
     assert "Not a part" in told(asked([{"type": ["a"], "a": "x"}]))
     for path in ("~nouser/x.wav", "x" * 300 + ".wav", "x\x00.wav"):
         assert "no such audio file" in told(asked([{"type": "audio", "audio": path}]))
-    for deep in ("[" * 100_000, '{"text": ' + "[" * 900 + "]" * 900 + "}"):
+    for deep, reason in (("[" * 100_000, "not_json"), ('{"text": ' + "[" * 900 + "]" * 900 + "}", "not_text")):
         file.write_text('{"text": "one."}\n' + deep)
-        assert [(s.line, s.reason) for s in read_prompts(str(file)).skips] == [(2, "not_text")]
+        assert [(s.line, s.reason) for s in read_prompts(str(file)).skips] == [(2, reason)]
     for spec in ("~nouser/x.txt", "x" * 300 + ".txt", "x" * 300 + ":train"):
         with pytest.raises(PromptError, match="no such prompt file"):
             read_prompts(spec)

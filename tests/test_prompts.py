@@ -63,7 +63,7 @@ def test_jsonl_holds_the_fields_of_a_prompt_or_a_bare_text(tmp_path: Path) -> No
     found = read_prompts(str(file), speakers=["Ann", "Bob"], default_speaker="Ann")
     assert [(p.text, p.speaker, p.reference_seconds) for p in found.prompts] == [
         ("one.", "Bob", 1.5), ("two.", "Ann", None), ("three.", "Ann", None)]
-    assert found.counts() == {"not_text": 2}
+    assert found.counts() == {"not_text": 1, "not_json": 1}
 
 
 def test_a_stated_limit_is_read_and_leaves_ids_and_hashes_as_they_were(tmp_path: Path) -> None:
@@ -116,6 +116,15 @@ def test_a_limit_takes_the_first_usable_ones(tmp_path: Path) -> None:
         ("p.jsonl", '{"text": "one.", "messages": "hello"}\n', "messages"),
         ("p.jsonl", '{"text": "one.", "reference_seconds": -1}\n', "reference_seconds"),
         ("p.parquet", "not parquet", "Cannot read"),
+        ("p.csv", "text;speaker\none.;Ann\n", "separated by ';' (semicolons)"),
+        ("p.csv", "\ufefftext\tspeaker\none.\tAnn\n", "separated by '\\t' (tabs)"),
+        ("p.tsv", "text,speaker\none.,Ann\n", "separated by ',' (commas)"),
+        ("p.csv", "Good morning to all.\nGood night.\n", "the first line must name the columns"),
+        ("p.jsonl", '{"prompt": "one.", "chosen": [1], "rejected": [2]}\n', "have fields: prompt, chosen, rejected"),
+        ("p.jsonl", '{"prompt": "one."}\n', "prompts.columns.text=prompt"),
+        ("p.jsonl", '[{"text":\n"one.}\n', "not JSON"),
+        ("p.jsonl", 'one.\ntwo.\n', "a file of plain texts is called .txt"),
+        ("p.txt", "\u200b\n\ufeff\n\u00ad\n", "the text is empty"),
     ],
 )
 def test_files_that_cannot_be_used_name_the_place(tmp_path: Path, name: str, content: str, told: str) -> None:
@@ -145,3 +154,27 @@ def test_sets_that_share_a_text_are_refused() -> None:
         check_disjoint({"train": [Prompt(text="a", speaker="Ann", prompt_id="x"),
                                   Prompt(text="b", speaker="Ann", prompt_id="x")]})
     assert text_key("Ｏne   TWO") == text_key("one two")
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", "\u200b", "\u00ad", "\u2060", "\u200e", "\ufe0f"])
+def test_what_nobody_sees_is_taken_out_and_told(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "p.txt").write_text(f"{mark}one t{mark}wo.\none two.\nthree.\n", encoding="utf-8")
+    found = read_prompts(str(tmp_path / "p.txt"), default_speaker="Ann")
+    assert [p.text for p in found.prompts] == ["one two.", "three."]
+    assert found.counts() == {"duplicate": 1} and found.invisible == 1
+    assert any("1 texts" in line and "invisible characters" in line for line in found.describe())
+    plain = Prompt(text="one two.", speaker="Ann")
+    assert found.prompts[0].prompt_id == plain.prompt_id
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("one\u200b two.", "one two"), ("“One” two!", "one two."), ("one, two", "one two"), ("one — two.", "one-two"),
+        ("ｏｎｅ two", "one two"), ("苹果，老师。", "苹果老师"), ("it’s here", "It's here."), ("one… two", "one two"),
+    ],
+)
+def test_a_text_of_train_is_found_in_eval_however_it_is_written(train: str, held_out: str) -> None:
+    with pytest.raises(PromptError, match="train and eval share 1 texts"):
+        check_disjoint({"train": [Prompt(text=train, speaker="Ann")], "dev": [],
+                        "eval": [Prompt(text=held_out, speaker="Ann")]})

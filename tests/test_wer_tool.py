@@ -249,3 +249,52 @@ def test_a_reader_that_stops_early_is_no_error(files: tuple[str, str], monkeypat
         stream.fileno = sink.fileno  # type: ignore[method-assign]
         monkeypatch.setattr(sys, "stdout", stream)
         assert cli.main(["wer", *files, "--detail"]) == 0
+
+
+TAGS = "<|zh|><|NEUTRAL|><|Speech|><|woitn|>"
+
+
+@pytest.mark.parametrize("more", [(), ("--metric", "cer"), ("--protocol", "seed-tts-eval", "--lang", "zh")])
+@pytest.mark.parametrize(
+    ("heard", "told"),
+    [
+        (f"{TAGS}今天天气好", "tags such as <|zh|>, taken out: a"),
+        ("<|0.00|>今天天气好<|2.40|>", "tags such as <|0.00|>, taken out: a"),
+        ("<|startoftranscript|><|notimestamps|>今天天气好<|endoftext|>", "<|startoftranscript|>, taken out"),
+        ("今天\u200b天气\ufeff好", "invisible characters, taken out: a"),
+        ("今天天气好\u00ad", "invisible characters, taken out: a"),
+    ],
+)
+def test_what_recognizers_write_beside_speech_is_taken_out_and_told(
+    tmp_path: Path, heard: str, told: str, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r").write_text("a\t今天天气好\nb\t我们\n", encoding="utf-8")
+    (tmp_path / "h").write_text(f"a\t{heard}\nb\t我们\n", encoding="utf-8")
+    assert cli.main(["wer", str(tmp_path / "r"), str(tmp_path / "h"), *more]) == 0
+    out = capsys.readouterr().out
+    assert told in out and ("0.0%" in out or "0.00%" in out)
+
+
+@pytest.mark.parametrize("noise", ["[noise]", "<sil>", "[LAUGHTER]", "<NOISE>", "</laugh>"])
+def test_what_looks_like_no_speech_is_counted_and_told(
+    tmp_path: Path, noise: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r").write_text("a\tone two\n")
+    (tmp_path / "h").write_text(f"a\tone {noise} two\n")
+    assert cli.main(["wer", str(tmp_path / "r"), str(tmp_path / "h")]) == 0
+    assert f"with {noise} or the like, counted as words" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [(), ("--protocol", "seed-tts-eval", "--lang", "en")])
+def test_a_bare_key_was_heard_as_nothing(
+    tmp_path: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r").write_text("a\tone two\nb\tthree\n")
+    (tmp_path / "h").write_text("a\nb\tthree\n")
+    assert cli.main(["wer", str(tmp_path / "r"), str(tmp_path / "h"), *more]) == 0
+    assert "1 keys of the hypothesis without a tab, taken as empty: a" in capsys.readouterr().out
+    assert cli.main(["wer", str(tmp_path / "h"), str(tmp_path / "r"), *more]) == 1  # a reference must say what it wants
+    assert "no tab: a" in capsys.readouterr().err
+    (tmp_path / "h").write_text("a one two\nb three\n")
+    assert cli.main(["wer", str(tmp_path / "r"), str(tmp_path / "h"), *more]) == 1
+    assert "where a space follows the key" in capsys.readouterr().err

@@ -194,7 +194,7 @@ def _lines(path: Path, *, plain: bool, wanted: dict[str, str] | None) -> Iterato
         try:
             row = line if plain or not line.strip() else json.loads(line)
         except (ValueError, RecursionError):  # not JSON, or nested deeper than any prompt is
-            row = Unreadable("not_text", line[:60])
+            row = Unreadable("not_json", line[:60])
         yield number, _renamed(row, wanted) if isinstance(row, dict) and wanted is not None else row
 
 
@@ -341,12 +341,27 @@ def _choose(
     missing = [column for column in ({"text": "text"} | used).values() if column not in names]
     if missing:
         raise PromptError(f"The table has no column `{missing[0]}`", where=f"{where}, columns {sorted(names)}",
-                          fix="name the column of the texts: prompts.columns.text=COLUMN, or #COLUMN behind the file")
+                          fix=_why_no_column(names) or "name the column of the texts: prompts.columns.text=COLUMN, "
+                          "or #COLUMN behind the file")
     twice = [column for column in used.values() if names.count(column) > 1]
     if twice:
         raise PromptError(f"The table has {names.count(twice[0])} columns named `{twice[0]}`",
                           where=f"{where}, columns {sorted(names)}", fix="give each column a name of its own")
     return used, tuple(sorted(set(names) - set(used.values())))
+
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+
+
+def _why_no_column(names: list[str]) -> str | None:
+    """What to do where a header cannot be one: another separator (spreadsheets of many countries write semicolons), or
+    a table that begins with its first text."""
+    if len(names) == 1 and (found := next((mark for mark in _SEPARATORS if mark in names[0]), None)):
+        return (f"the columns are separated by {found!r} ({_SEPARATORS[found]}): write the table with commas as .csv, "
+                "or with tabs as .tsv")
+    if all(" " in name.strip() or not name.isascii() for name in names):
+        return "the first line must name the columns: write one above it with `text` for that of the texts"
+    return None
 
 
 def _renamed(row: dict[str, Any], used: Mapping[str, str]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from talker_rl.data.texts import (
 )
 from talker_rl.errors import PromptError
 from talker_rl.text.characters import visible
+from talker_rl.text.unwritten import describe_unwritten
 
 FIELDS = ("text", "speaker", "lang", "messages", "reference_seconds", "max_seconds", "prompt_id", "category",
           "provenance")
@@ -77,11 +78,13 @@ class PromptSet:
         for reason, count in sorted(self.counts().items()):
             at = [str(s.line) for s in self.skips if s.reason == reason]
             more = ", ..." if len(at) > most else ""
-            lines.append(f"{count} x {reason} ({REASONS[reason]}): lines {', '.join(at[:most])}{more} of {self.source}")
+            has = next(f"; they have {s.text}" for s in self.skips if s.reason == reason) if reason == "no_text" else ""
+            lines.append(f"{count} x {reason} ({REASONS[reason]}{has}): lines {', '.join(at[:most])}{more} of "
+                         f"{self.source}")
         return lines
 
     def describe(self) -> list[str]:
-        """What a user should know: skips, columns left aside, texts split."""
+        """What a user should know: skips, columns left aside, texts split, what recognizers will not write."""
         lines = [f"skipped {line}" for line in self.describe_skips()]
         if self.unused:
             lines.append(f"columns left aside: {', '.join(self.unused)} of {self.source}")
@@ -90,7 +93,7 @@ class PromptSet:
                          "spaces, byte order marks): taken out")
         if self.split:
             lines.append(f"{self.split} long texts of {self.source} were split: {len(self.prompts)} prompts in all")
-        return lines
+        return lines + describe_unwritten((p.text for p in self.prompts), self.source)
 
 
 def read_prompts(
@@ -137,9 +140,10 @@ def read_prompts(
             continue
         record = row if isinstance(row, dict) else {"text": row}
         text: Any = record.get("text")
-        reason = unspeakable_reason(text)
+        reason = "no_text" if text is None and "text" not in record else unspeakable_reason(text)
         if reason:
-            found.skips.append(Skip(number, reason, reprlib.repr(text)))
+            shown = f"fields: {', '.join(map(str, record))}" if reason == "no_text" else reprlib.repr(text)
+            found.skips.append(Skip(number, reason, shown))
             continue
         plain = clean_text(text)
         found.invisible += visible(text) != text
@@ -164,9 +168,23 @@ def read_prompts(
                 found.pieces.add(piece.prompt_id)
     if not found.prompts:
         raise PromptError("No prompt in this file can be used",
-                          where="; ".join(found.describe_skips()) or f"{source} is empty",
-                          fix="give at least one text with a word in it")
+                          where="; ".join(found.describe_skips()) or f"{source} is empty", fix=_fix_for(found.skips))
     return found
+
+
+def _fix_for(skips: list[Skip]) -> str:
+    """What to do where every line was skipped: by what most of them lack."""
+    most = Counter(s.reason for s in skips).most_common(1)
+    if most and most[0][0] == "no_text":
+        return ("say which field holds the text, e.g. prompts.columns.text=prompt or #prompt behind the file; of a "
+                "chat or preference data set write the words that the Talker shall speak as `text`")
+    if most and most[0][0] == "not_json":
+        return 'write one JSON object a line, {"text": "..."}; a file of plain texts is called .txt'
+    if most and most[0][0] == "not_utf8":
+        return "save the file as UTF-8, e.g. with iconv -t utf-8"
+    if most and most[0][0] == "other_script":
+        return "set prompts.lang if a recognizer here hears the language"
+    return "give at least one text with a word in it"
 
 
 def pieces_of(

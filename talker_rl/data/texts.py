@@ -16,7 +16,9 @@ __all__ = ["REASONS", "check_text", "clean_text", "detect_lang", "is_other_scrip
 
 REASONS: dict[str, str] = {
     "empty": "the text is empty",
-    "not_text": "the text is not a string, or the line is not JSON",
+    "no_text": "the row has no field `text`",
+    "not_text": "the text is not a string",
+    "not_json": "the line is not JSON",
     "not_utf8": "the line is not UTF-8: save the file as UTF-8",
     "control": "the text holds control characters, or half a character (a lone surrogate)",
     "unspeakable": "the text has no word: only marks or symbols",

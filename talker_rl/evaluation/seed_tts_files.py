@@ -8,7 +8,8 @@ from typing import Any
 from talker_rl.data.seed_lst import read_lst
 from talker_rl.evaluation.seed_tts_eval import NAME, Scored, figures, score
 from talker_rl.reward.wer import ErrorCounts
-from talker_rl.reward.wer_tool import KeyedTexts, Utterance, alignment_text, named, read_texts
+from talker_rl.reward.wer_tool import KeyedTexts, Utterance, alignment_text, named, notes_on, read_texts
+from talker_rl.text.characters import visible
 
 
 def read_references(path: Path) -> KeyedTexts:
@@ -19,7 +20,7 @@ def read_references(path: Path) -> KeyedTexts:
     """
     if path.suffix.lower() != ".lst":
         return read_texts(path)
-    return KeyedTexts({item.utt: item.text for item in read_lst(path)}, [])
+    return KeyedTexts({item.utt: visible(item.text) for item in read_lst(path)}, [])
 
 
 def compare_files(reference: Path, hypothesis: Path, lang: str) -> tuple[list[Scored], list[str]]:
@@ -28,9 +29,9 @@ def compare_files(reference: Path, hypothesis: Path, lang: str) -> tuple[list[Sc
     A key whose transcript is empty was heard as silence (WER 1); a key without any transcript is left out, as upstream
     leaves out an utterance without sound.
     """
-    wanted, heard = read_references(reference), read_texts(hypothesis)
+    wanted, heard = read_references(reference), read_texts(hypothesis, bare_keys=True)
     scored = [score(key, text, heard.texts[key], lang) for key, text in wanted.texts.items() if key in heard.texts]
-    return scored, named(
+    return scored, notes_on("reference", wanted) + notes_on("hypothesis", heard) + named(
         ("repeated in the reference, the first text is kept", wanted.repeated),
         ("repeated in the hypothesis, the first text is kept", heard.repeated),
         ("without a hypothesis, left out", [k for k in wanted.texts if k not in heard.texts]),

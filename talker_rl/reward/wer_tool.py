@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from talker_rl.errors import DataError
+from talker_rl.text.characters import visible
+from talker_rl.text.files import raw_lines
 
 from .wer import Column, ErrorCounts, align, pool
 
@@ -25,6 +27,8 @@ MARKERS = ("<s>", "</s>", "<unk>")
 SUBWORD_MARKS = ("@@ ", "@ ", "@@", "@")
 """Longest first and in this order: a mark before a space joins two pieces (``hel@@ lo`` is ``hello``)."""
 GAP = "*"
+_TAG = re.compile(r"<\|[^|<>\n]{0,40}\|>")
+_NOISE = re.compile(r"\[[A-Za-z_ ]{2,20}\]|<(?!s>|/s>|unk>)/?[A-Za-z_]{2,20}>", re.IGNORECASE)
 _CJK = "\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
 _LISTED = 10
@@ -37,6 +41,14 @@ class KeyedTexts:
 
     texts: dict[str, str]
     repeated: list[str]
+    tagged: dict[str, str] = field(default_factory=dict)
+    """Keys whose tags (``<|zh|>``) were taken out, with the first tag of each."""
+    invisible: list[str] = field(default_factory=list)
+    """Keys whose invisible characters were taken out."""
+    bracketed: dict[str, str] = field(default_factory=dict)
+    """Keys whose text holds what looks like no speech (``[noise]``, ``<sil>``) and is counted, with the first."""
+    bare: list[str] = field(default_factory=list)
+    """Keys without a tab, taken as empty texts."""
 
 
 @dataclass(frozen=True)
@@ -92,18 +104,25 @@ class Result:
         }
 
 
-def read_texts(path: Path) -> KeyedTexts:
+def read_texts(path: Path, *, bare_keys: bool = False) -> KeyedTexts:
     """Read a file of ``key<TAB>text`` lines (UTF-8); blank lines are passed over, ``key<TAB>`` is an empty text.
+
+    What recognizers write beside speech is taken out (tags such as SenseVoice's ``<|zh|><|NEUTRAL|>``), and so are
+    characters that nobody sees; the result says of which keys.
+
+    Args:
+        path: the file.
+        bare_keys: take a line that is a key alone for an utterance in which nothing was heard.
 
     Raises:
         DataError: the file cannot be read, is not UTF-8, holds no utterance, or a line lacks its key or its tab.
     """
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")  # a byte order mark is no part of a key
+        lines = raw_lines(path)
     except OSError as error:
         raise DataError(f"Cannot read the file: {error.strerror or error}", where=str(path),
                         fix="give the path of a file of key<TAB>text lines") from None
-    texts: dict[str, str] = {}
+    found = KeyedTexts({}, [])
     repeated: dict[str, None] = {}
     for number, raw in enumerate(lines, 1):
         where = f"{path}, line {number}"
@@ -112,22 +131,59 @@ def read_texts(path: Path) -> KeyedTexts:
         except UnicodeDecodeError as error:
             raise DataError(f"The line is not UTF-8: {error.reason} at byte {error.start + 1}", where=where,
                             fix="convert the file, e.g. with iconv -t utf-8") from None
-        if not line.strip("\r "):
+        if not line.strip(" "):
             continue
         key, tab, text = line.partition("\t")
         key = key.strip()
-        if not tab:
+        if not tab and not (bare_keys and len(line.split()) == 1):
+            spaced = ", e.g. with sed 's/ /\\t/' where a space follows the key" if " " in line.strip() else ""
             raise DataError(f"The line has no tab: {line.strip():.60}", where=where,
-                            fix="write key<TAB>text; an utterance without words is key<TAB>")
+                            fix=f"write key<TAB>text{spaced}; an utterance without words is key<TAB>")
         if not key:
             raise DataError("The line has no key before the tab", where=where, fix="write key<TAB>text")
-        if key in texts:
+        if key in found.texts:
             repeated[key] = None
-        else:
-            texts[key] = text
-    if not texts:
+            continue
+        if not tab:
+            found.bare.append(key)
+        found.texts[key] = _spoken(key, text, found)
+    if not found.texts:
         raise DataError("The file holds no utterance", where=str(path), fix="write one key<TAB>text line an utterance")
-    return KeyedTexts(texts, list(repeated))
+    found.repeated.extend(repeated)
+    return found
+
+
+def _spoken(key: str, text: str, found: KeyedTexts) -> str:
+    """The text without tags and invisible characters; what was noticed is noted."""
+    seen = visible(text)
+    if seen != text:
+        found.invisible.append(key)
+    plain = _TAG.sub("", seen)
+    if plain != seen:
+        tag = _TAG.search(seen)
+        found.tagged[key] = tag.group() if tag else ""
+    if noise := _NOISE.search(plain):
+        found.bracketed[key] = noise.group()
+    return plain
+
+
+def notes_on(side: str, found: KeyedTexts) -> list[str]:
+    """What was taken out of a file, or looks as if it should be.
+
+    Args:
+        side: ``reference`` or ``hypothesis``.
+    """
+
+    def example(noted: dict[str, str]) -> str:
+        return next(iter(noted.values()), "")
+
+    return named(
+        (f"texts of the {side} with tags such as {example(found.tagged)}, taken out", list(found.tagged)),
+        (f"texts of the {side} with invisible characters, taken out", found.invisible),
+        (f"texts of the {side} with {example(found.bracketed)} or the like, counted as words: take it out where it is "
+         "no speech", list(found.bracketed)),
+        (f"keys of the {side} without a tab, taken as empty", found.bare),
+    )
 
 
 def clean(text: str) -> str:
@@ -150,7 +206,7 @@ def compare(reference: KeyedTexts, hypothesis: KeyedTexts, metric: Metric) -> Re
     for key, text in reference.texts.items():
         found = align(tokens_of(text, metric), tokens_of(hypothesis.texts.get(key, ""), metric))
         utterances.append(Utterance(key, found.columns, found.counts))
-    return Result(metric, utterances, named(
+    return Result(metric, utterances, notes_on("reference", reference) + notes_on("hypothesis", hypothesis) + named(
         ("repeated in the reference, the first text is kept", reference.repeated),
         ("repeated in the hypothesis, the first text is kept", hypothesis.repeated),
         ("without a hypothesis, taken as empty", [k for k in reference.texts if k not in hypothesis.texts]),

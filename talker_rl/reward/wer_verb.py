@@ -20,7 +20,8 @@ def add_wer_options(wer: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     wer.add_argument("reference", metavar="REF", help="what should have been said: one key<TAB>text line an utterance; "
                      "with --protocol also a list of seed-tts-eval (.lst)")
-    wer.add_argument("hypothesis", metavar="HYP", help="what was heard, matched by key; a missing key is empty")
+    wer.add_argument("hypothesis", metavar="HYP", help="what was heard, matched by key; a missing key, or "
+                     "one without a text, is empty. Tags (<|zh|>) are taken out, and told")
     wer.add_argument("--metric", choices=("wer", "cer"), default="wer", help="wer: words, each CJK character one. "
                      "cer: characters, spaces not counted. (default: wer)")
     wer.add_argument("--protocol", choices=("seed-tts-eval",), help="score as seed-tts-eval does: its marks, its mean "
@@ -64,7 +65,8 @@ def _by_metric(args: argparse.Namespace) -> Report:
     if args.lang:
         raise ConfigError("--lang belongs to --protocol: the other figures need no language",
                           where="talker-rl wer --lang", fix="add --protocol seed-tts-eval, or leave --lang out")
-    reference, hypothesis = (wer_tool.read_texts(Path(file)) for file in (args.reference, args.hypothesis))
+    reference = wer_tool.read_texts(Path(args.reference))
+    hypothesis = wer_tool.read_texts(Path(args.hypothesis), bare_keys=True)
     result = wer_tool.compare(reference, hypothesis, args.metric)
     return result.figures(), wer_tool.report(result), wer_tool.report(result, detail=args.detail), result.notes
 

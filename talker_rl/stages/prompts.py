@@ -10,7 +10,6 @@ from talker_rl.errors import PromptError
 from talker_rl.run_dir import timed
 from talker_rl.stages.context import SETS, Context
 from talker_rl.stages.shards import ShardFolder
-from talker_rl.text.unwritten import describe_unwritten
 
 
 def run(ctx: Context) -> None:
@@ -35,8 +34,7 @@ def run(ctx: Context) -> None:
         for name, found in sets.items():
             found.prompts = assigned(ctx.config, found.prompts, name, speakers)
         for i, name in enumerate(SETS):
-            unwritten = describe_unwritten((p.text for p in sets[name].prompts), f"prompts.{name}")
-            for line in (*sets[name].describe(), *unwritten):
+            for line in sets[name].describe():
                 ctx.say(f"prompts: {line}")
             folder.write(i, sets[name].prompts, Prompt)
     if dropped:

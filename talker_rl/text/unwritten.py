@@ -26,7 +26,7 @@ WHAT: dict[Kind, str] = {
     "abbreviations": "abbreviations that are read out (Dr., No.)",
     "addresses": "addresses or file names (the dot is spoken)",
     "traditional": "traditional characters (recognizers write simplified ones)",
-    "latin": "Latin words inside Chinese (a recognizer of Chinese alone does not write them)",
+    "latin": "Latin words inside Chinese (name a recognizer of both languages, for `mixed`)",
 }
 FIX = ("write them as they are spoken (\"one hundred and twenty dollars\", 一百二十, 学习, \"Doctor Lee\"); "
        "pairs whose order hangs on them are not made unless pairs.unwritten is true")
