@@ -329,3 +329,10 @@ def test_all_silent_audio_has_no_inner_silence():
     silences = find_silences(np.full(RATE, 1e-5, np.float32), RATE, PauseConfig())
     assert (silences.inner, silences.lead, silences.tail) == ([], 1.0, 1.0)
     assert find_silences(np.zeros(0, np.float32), RATE, PauseConfig()).runs == []
+
+
+def test_the_worked_example_of_the_docs():
+    audio, spans = speech([0.30, 0.0, 0.40, 0.20, 0.0, 1.70, 0.0])
+    result = score("Dr. Lee came (late), sat down. It rained.", audio, spans)
+    assert (result.marks, result.hits, result.false_pauses, result.out_of_bounds) == (2, 2, 1, 1)
+    assert result.pause_error == pytest.approx(0.5)
