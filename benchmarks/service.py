@@ -32,6 +32,7 @@ import psutil
 from talker_rl import cli
 from talker_rl.config import RunConfig, load_config
 from talker_rl.data.records import Candidate, Prompt, ScoreRow, derive_seed, from_row
+from talker_rl.places import check_writable_file
 from talker_rl.reward.client import ScoreClient
 from talker_rl.reward.service.protocol import Item
 from talker_rl.stages import worker
@@ -56,6 +57,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the overload")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args(argv)
+    if args.json:
+        check_writable_file(args.json)
     config = load_config(args.config or ["configs/smoke.yaml"], args.overrides)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

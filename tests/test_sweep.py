@@ -125,6 +125,8 @@ def test_a_sweep_that_is_not_there_and_one_that_extends_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["sweep", "--run-dir", str(tmp_path)]) == 1
+    assert "There is no sweep in this folder" in capsys.readouterr().err
+    assert cli.main(["sweep"]) == 1
     assert "No sweep is named" in capsys.readouterr().err
     (tmp_path / "s.yaml").write_text("run: {extends: [none.yaml]}\nvariants: {dpo: {}}\narms: {a: {}}\n")
     assert cli.main(["sweep", str(tmp_path / "s.yaml")]) == 2

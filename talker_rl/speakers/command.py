@@ -68,10 +68,13 @@ def _list(args: argparse.Namespace, config: RunConfig) -> int:
 
 def _add(args: argparse.Namespace, config: RunConfig) -> int:
     from talker_rl.omni.checkpoint import resolve_model_path, speakers_of
+    from talker_rl.places import check_writable_folder
     from talker_rl.speakers.store import check_target, save
 
     folder, out = resolve_model_path(config.model.path), Path(args.out).expanduser()
     check_target(out, folder, args.overwrite)
+    if args.wavs:
+        check_writable_folder(Path(args.wavs))
     speakers = speakers_of(config.model)
     if args.name in speakers:
         raise ConfigError(f"There is a speaker {args.name!r} already", where="--name", fix="choose another name")

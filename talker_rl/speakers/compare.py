@@ -22,6 +22,7 @@ from talker_rl.evaluation.summary import compare
 from talker_rl.evaluation.told_apart import difference, leave_one_text_out, told_apart
 from talker_rl.omni.mel import log_mel
 from talker_rl.omni.speaker import speaker_embedding
+from talker_rl.places import require_run
 from talker_rl.run_dir import atomic_write, read_json
 from talker_rl.speakers.entry import speech_frames
 from talker_rl.stages import worker
@@ -74,10 +75,11 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _config_of(folder: Path) -> RunConfig:
+    require_run(folder)
     manifest = folder / "manifest.json"
-    stored = read_json(manifest).get("config") if manifest.is_file() else None
+    stored = read_json(manifest).get("config")
     if not stored:
-        raise StageError("There is no run in this folder", where=str(folder), fix="check --run-dir")
+        raise DataError("The run's manifest holds no configuration", where=str(manifest), fix="check --run-dir")
     return load_data(stored, where=str(manifest))
 
 
