@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks service", description=__doc__.split("\n\n")[0],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
-    parser.add_argument("--config", "-c", action="append", help="configuration files (default configs/smoke.yaml)")
+    parser.add_argument("--config", "-c", action="append", help="configuration files (default smoke)")
     parser.add_argument("--candidates", type=int, default=500)
     parser.add_argument("--clients", type=int, default=16, help="concurrent requests of the first part")
     parser.add_argument("--overload-clients", type=int, default=200)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.json:
         check_writable_file(args.json)
-    config = load_config(args.config or ["configs/smoke.yaml"], args.overrides)
+    config = load_config(args.config or ["smoke"], args.overrides)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         file = work / "config.yaml"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from talker_rl.cli_parser import parse
 from talker_rl.errors import ConfigError, DataError, TalkerRLError, disk_full, is_disk_full
+from talker_rl.shipped import split
 
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
@@ -54,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.verb == "validate":
         return _validate(args)
+    if args.verb == "configs":
+        from talker_rl.shipped import run as configs
+
+        return configs(args)
     if args.verb == "micro":
         return _micro(args)
     if args.verb == "wer":
@@ -73,7 +78,8 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
 
         if args.model is not None:
             args.overrides.append(f"model.path={json.dumps(args.model)}")
-        return examine(_config(args), model_only=args.model is not None and not _files(args)[0], as_json=args.json)
+        files, _ = split(args.config, args.overrides)
+        return examine(_config(args), model_only=args.model is not None and not files, as_json=args.json)
     if args.verb == "plan":
         from talker_rl.planning.command import run as plan
 
@@ -99,7 +105,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
     from talker_rl.config import load_config
     from talker_rl.places import require_file
 
-    files, overrides = _files(args)
+    files, overrides = split(args.config, args.overrides)
     if getattr(args, "votes", None):
         require_file(Path(args.votes), "votes file", "--votes")  # before the run remembers it
         overrides.append(f"pairs.votes={json.dumps(args.votes)}")
@@ -127,20 +133,14 @@ def _config_of_run(run_dir: Path, overrides: list[str]) -> RunConfig:
     return load_data(stored, overrides, where=str(manifest))
 
 
-def _files(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Configuration files, with or without ``-c``, and overrides."""
-    files = [*args.config, *(a for a in args.overrides if a.endswith((".yaml", ".yml")) and "=" not in a)]
-    return files, [a for a in args.overrides if a not in files]
-
-
 def _validate(args: argparse.Namespace) -> int:
     from talker_rl.config import load_config
 
-    files = [a for a in args.arguments if "=" not in a]
-    config = load_config(files, [a for a in args.arguments if "=" in a])
+    files, overrides = split(args.config, args.overrides)
+    config = load_config(files, overrides)
     if not args.quiet:
         print(config.to_yaml(), end="")
-        print(f"# ok: {', '.join(files)}")
+        print(f"# ok: {', '.join(files) or 'defaults'}")
     return 0
 
 
@@ -216,7 +216,7 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
     from talker_rl.stages.plan import describe_sweep
     from talker_rl.sweep_config import load_sweep, load_sweep_data
 
-    files, overrides = _files(args)
+    files, overrides = split(args.config, args.overrides, sweep=True)
     stored = Path(args.run_dir or "") / "sweep.json"
     if not files and not args.run_dir:
         raise TalkerRLError("No sweep is named", fix="name its file, e.g. talker-rl sweep losses, or the --run-dir of "

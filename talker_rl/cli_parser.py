@@ -8,23 +8,24 @@ from typing import Any
 from talker_rl import __version__
 from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_doctor_options, add_plan_options
 from talker_rl.reward.wer_verb import WER_EXAMPLES, add_wer_options
+from talker_rl.shipped import CONFIGS_EXAMPLES, add_configs_options
 from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
 from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options
 
 STAGES: dict[str, tuple[str, str]] = {
     "prompts": ("read, check and keep disjoint the three prompt sets",
-                "talker-rl prompts -c configs/demo.yaml prompts.train=my_texts.txt\n"
+                "talker-rl prompts -c demo prompts.train=my_texts.txt\n"
                 "  talker-rl prompts hard --help      texts that break Talkers, made by rules"),
     "condition": ("compute what the Thinker gives the Talker, once a prompt",
-                  "talker-rl condition -c configs/demo.yaml"),
+                  "talker-rl condition -c demo"),
     "rollout": ("sample candidates of every train prompt",
-                "talker-rl rollout -c configs/demo.yaml rollouts.num_candidates=16"),
-    "score": ("decode and judge every candidate", "talker-rl score -c configs/demo.yaml workers=2"),
+                "talker-rl rollout -c demo rollouts.num_candidates=16"),
+    "score": ("decode and judge every candidate", "talker-rl score -c demo workers=2"),
     "pair": ("choose preference pairs (or completions to imitate) among the scored candidates",
-             "talker-rl pair -c configs/demo.yaml pairs.length_match=3"),
+             "talker-rl pair -c demo pairs.length_match=3"),
     "train": ("train every variant, and choose its checkpoint on dev",
-              "talker-rl train -c configs/demo.yaml train.default.loss.type=ld_dpo"),
-    "eval": ("evaluate base and trained by a second recognizer", "talker-rl eval -c configs/demo.yaml eval.seeds=4"),
+              "talker-rl train -c demo train.default.loss.type=ld_dpo"),
+    "eval": ("evaluate base and trained by a second recognizer", "talker-rl eval -c demo eval.seeds=4"),
     "report": ("write report/index.html", "talker-rl report --run-dir runs/demo"),
     "diagnose": ("measure length bias, drift and stopping of the trained variants of a finished run",
                  "talker-rl diagnose --run-dir runs/demo --reward-noise 4"),
@@ -37,17 +38,17 @@ Prompts, candidates and scores are made once; every training takes the same numb
 prompts from the same seeds. A claim needs every seed's paired-bootstrap interval to exclude 0. The folder holds
 ablation.json and .csv, report/, shared/ and arms/<arm>/; each arm is an ordinary run folder, for every other verb."""
 SWEEP_EXAMPLES = """\
-talker-rl sweep configs/sweeps/losses.yaml                   the shipped ablation, on the micro model
-  talker-rl sweep configs/sweeps/losses.yaml --dry-run         its grid, and how long it takes
-  talker-rl sweep configs/sweeps/losses.yaml 'seeds=[0,1,2]'   one seed more: only that one is trained
-  talker-rl diagnose --run-dir runs/sweep/arms/biased          any verb on one arm"""
+talker-rl sweep losses                                 the shipped ablation, on the micro model
+  talker-rl sweep losses --dry-run                       its grid, and how long it takes
+  talker-rl sweep losses 'seeds=[0,1,2]'                 one seed more: only that one is trained
+  talker-rl diagnose --run-dir runs/sweep/arms/biased    any verb on one arm"""
 
 EPILOG = """\
 A run is one folder. Start the same command again after an interruption: only what is missing is done.
 
 examples:
-  talker-rl run -c configs/demo.yaml                      the whole circle on the micro model
-  talker-rl run -c configs/demo.yaml --dry-run            what it would do, and the decode budget
+  talker-rl run -c demo                                   the whole circle on the micro model
+  talker-rl run -c demo --dry-run                         what it would do, and the decode budget
   talker-rl run -c a.yaml -c b.yaml pairs.margin=0.1      later files and overrides win
   talker-rl score --run-dir runs/demo                     one stage, with the run's own configuration
 """
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"talker-rl {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    run = _verb(verbs, "run", "all stages in order", "talker-rl run -c configs/demo.yaml --run-dir runs/demo")
+    run = _verb(verbs, "run", "all stages in order", "talker-rl run -c demo --run-dir runs/demo")
     _add_shared(run)
     for name, (text, example) in STAGES.items():
         stage = _verb(verbs, name, text, example)
@@ -90,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     _add_shared(sweep)
 
     serve = _verb(verbs, "serve", "offer the scorer over HTTP, to rollout workers on other machines",
-                  "talker-rl serve -c configs/demo.yaml --port 8020 --workers 2")
+                  "talker-rl serve -c demo --port 8020 --workers 2")
     _add_config(serve)
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1; any other needs a token: "
                        "service.token_file or $TALKER_RL_TOKEN)")
@@ -102,10 +103,13 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
     validate = _verb(verbs, "validate", "check configuration files and print them resolved",
-                     "talker-rl validate configs/demo.yaml pairs.margin=0.1")
-    validate.add_argument("arguments", nargs="+", metavar="CONFIG|KEY=VALUE", help="YAML files and overrides")
+                     "talker-rl validate -c demo pairs.margin=0.1")
+    _add_config(validate)
     validate.add_argument("--quiet", "-q", action="store_true", help="print nothing when all is well")
     validate.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+
+    add_configs_options(_verb(verbs, "configs", "list the configurations that are shipped, print one, write one out",
+                              CONFIGS_EXAMPLES))
 
     doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognizers, and forecast memory",
                    DOCTOR_EXAMPLES)
@@ -139,14 +143,16 @@ def _verb(verbs: Any, name: str, text: str, example: str) -> argparse.ArgumentPa
 
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", "-c", action="append", default=[], metavar="YAML",
-                         help="configuration file; several are merged left to right")
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. rollouts.num_candidates=4")
+                         help="configuration: a file, or a name that `talker-rl configs` lists; several are merged "
+                         "left to right")
+    command.add_argument("overrides", nargs="*", metavar="YAML|KEY=VALUE", help="configurations without -c, and single "
+                         "values, e.g. rollouts.num_candidates=4")
 
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
     _add_config(command)
-    command.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: runs/<name>); without --config "
-                         "its own configuration is used")
+    command.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: runs/<name>); without a "
+                         "configuration that of the run there is used")
     command.add_argument("--dry-run", action="store_true", help="print resolved configuration and plan, and stop")
     command.add_argument("--force-stage", action="append", default=[], metavar="STAGE",
                          help="delete a stage's result, and all that depends on it, and do it again")

@@ -103,7 +103,7 @@ def require_adapter(spec: str | None) -> None:
     if spec is None or Path(spec).expanduser().exists():
         return
     near = nearest_run(Path(spec).expanduser())
-    raise CheckpointError("There is no such adapter", where=f"model.adapter: {spec}",
+    raise CheckpointError("There is no adapter here, nor such a folder", where=f"model.adapter: {spec}",
                           fix=f"did you mean {near}?" if near else
                           "give a PEFT folder, or the folder of a finished run: this stage comes after it")
 

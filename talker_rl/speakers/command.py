@@ -13,6 +13,7 @@ from typing import Any
 from talker_rl.config import RunConfig, load_config
 from talker_rl.data.records import Prompt
 from talker_rl.errors import ConfigError, StageError
+from talker_rl.shipped import split
 from talker_rl.speakers.entry import (
     ENOUGH_SECONDS,
     BosChoice,
@@ -42,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
-    overrides = [a for a in args.overrides if "=" in a]
-    files = [*args.config, *(a for a in args.overrides if a not in overrides)]
+    files, overrides = split(args.config, args.overrides)
     return load_config(files, [*overrides, *([f"model.path={json.dumps(args.model)}"] if args.model else [])])
 
 
@@ -96,7 +96,7 @@ def _add(args: argparse.Namespace, config: RunConfig) -> int:
     save(everyone, out, folder)
     used = f"model.speakers={out}" if out.suffix == ".pt" else f"model.path={out}"
     print(f"\n{args.name} added: {out}\nuse it: {used}" + (
-        "" if args.bos_from else "; then train the Talker on it, e.g. configs/stages/3-speakers.yaml"))
+        "" if args.bos_from else "; then train the Talker on it, e.g. -c stages/3-speakers"))
     return 0
 
 
