@@ -212,6 +212,7 @@ def _check_places(verb: str, config: RunConfig, run_dir: Path) -> None:
 
 def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
     from talker_rl.places import check_writable_folder, require_adapter, require_free, require_sweep
+    from talker_rl.report.sweep_table import text_table
     from talker_rl.run_dir import read_json
     from talker_rl.stages.plan import describe_sweep
     from talker_rl.sweep_config import load_sweep, load_sweep_data
@@ -235,7 +236,7 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
         print(describe_sweep(config), flush=True)
     from talker_rl.stages.context import device_name
     from talker_rl.stages.pool import WorkerPool
-    from talker_rl.stages.sweep import Sweep, text_table
+    from talker_rl.stages.sweep import Sweep
 
     device = device_name(config.run.model.device)
     with WorkerPool(config.run.workers) as pool:

@@ -20,6 +20,7 @@ from toy import digest
 
 from talker_rl import cli
 from talker_rl.errors import ConfigError
+from talker_rl.report.sweep_table import text_table
 from talker_rl.run_dir import RunDir
 from talker_rl.stages import sweep
 from talker_rl.sweep_config import load_sweep, load_sweep_data
@@ -193,7 +194,7 @@ def test_the_table_has_the_promised_rows(finished: tuple[Path, Path]) -> None:
     with (folder / "ablation.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(cells) and float(lines[-1]["wer_ci95_high"]) == found["rows"][-1]["wer_ci95"][1]
-    assert len(sweep.text_table(found).splitlines()) == 1 + len(cells) + 1 + len(found["notes"])
+    assert len(text_table(found).splitlines()) == 1 + len(cells) + 1 + len(found["notes"])
 
 
 def test_seeds_train_differently_and_arms_too(finished: tuple[Path, Path]) -> None:

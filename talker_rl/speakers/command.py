@@ -13,6 +13,7 @@ from typing import Any
 from talker_rl.config import RunConfig, load_config
 from talker_rl.data.records import Prompt
 from talker_rl.errors import ConfigError, StageError
+from talker_rl.figures import written
 from talker_rl.shipped import split
 from talker_rl.speakers.entry import (
     ENOUGH_SECONDS,
@@ -137,7 +138,8 @@ def _shape_findings(
     mel, cond = entry["ref_mel"], entry["cond"]
     yield ("ok" if reference.seconds >= ENOUGH_SECONDS else "warn"), (
         f"ref_mel {list(mel.shape)}: {reference.seconds:.2f} s of speech"
-        + (f", amplified by {reference.gain_db:+.1f} dB to the level of the model's own" if reference.gain_db else "")
+        + (f", amplified by {written(reference.gain_db, '{:+.1f}')} dB to the level of the model's own"
+           if reference.gain_db else "")
         + ("" if reference.seconds >= ENOUGH_SECONDS else f"; {ENOUGH_SECONDS:g} s or more describe a voice better"))
     yield from _range_finding(mel, speakers)
     norms = sorted(float(e["cond"].norm()) for e in speakers.values())
