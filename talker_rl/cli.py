@@ -59,6 +59,10 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         from talker_rl.shipped import run as configs
 
         return configs(args)
+    if args.verb == "show":
+        from talker_rl.report.show import run as show
+
+        return show(args)
     if args.verb == "micro":
         return _micro(args)
     if args.verb == "wer":
@@ -247,13 +251,9 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _print_summary(summary: dict[str, Any], run_dir: Path) -> None:
-    from talker_rl.report.page import headline, text_table
+    from talker_rl.report.show import ending
 
-    print(f"\n{text_table(summary)}\n\n{headline(summary)}\nfigures: {run_dir / 'eval' / 'summary.json'}")
-    if "seed_tts_eval" in summary:
-        from talker_rl.evaluation.seed_tts_rows import lines
-
-        print("\n".join(lines(summary["seed_tts_eval"])))
+    print(f"\n{ending(summary)}\nfigures: {run_dir / 'eval' / 'summary.json'}")
 
 
 def _print_diagnostics(summaries: dict[str, dict[str, Any]], run_dir: Path) -> None:

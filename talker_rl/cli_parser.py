@@ -43,6 +43,15 @@ talker-rl sweep losses                                 the shipped ablation, on 
   talker-rl sweep losses 'seeds=[0,1,2]'                 one seed more: only that one is trained
   talker-rl diagnose --run-dir runs/sweep/arms/biased    any verb on one arm"""
 
+SHOW_TEXT = """\
+Print the table that a run or a sweep ended with. Of several runs, or of one with several variants: a row each, figures
+with their 95 % intervals side by side, and below them the settings that differ. Of one that is not finished: what is
+done, and the command that goes on."""
+SHOW_EXAMPLES = """\
+talker-rl show runs/demo                     base against trained, once more
+  talker-rl show runs/demo runs/margin-0.2     which was better, and what was set otherwise
+  talker-rl show runs/sweep --json"""
+
 EPILOG = """\
 A run is one folder. Start the same command again after an interruption: only what is missing is done.
 
@@ -51,6 +60,7 @@ examples:
   talker-rl run -c demo --dry-run                         what it would do, and the decode budget
   talker-rl run -c a.yaml -c b.yaml pairs.margin=0.1      later files and overrides win
   talker-rl score --run-dir runs/demo                     one stage, with the run's own configuration
+  talker-rl show runs/demo runs/other                     their figures side by side
 """
 
 
@@ -89,6 +99,12 @@ def parser() -> argparse.ArgumentParser:
     sweep = _verb(verbs, "sweep", "compare losses: a grid of variants, arms and seeds in one table", SWEEP_EXAMPLES)
     sweep.description = SWEEP_TEXT
     _add_shared(sweep)
+
+    show = _verb(verbs, "show", "the table of finished runs and sweeps again, several side by side", SHOW_EXAMPLES)
+    show.description = SHOW_TEXT
+    show.add_argument("folders", nargs="+", metavar="RUN", help="folder of a run or of a sweep")
+    show.add_argument("--json", action="store_true", help="print JSON: the figures, and the settings that differ")
+    show.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
     serve = _verb(verbs, "serve", "offer the scorer over HTTP, to rollout workers on other machines",
                   "talker-rl serve -c demo --port 8020 --workers 2")
