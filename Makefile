@@ -11,10 +11,33 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup browser demo test lint bench-gpu clean
 
+# What pip would say after minutes, and venv in a screenful: what was found, what is needed, the fix. Any Python reads it.
+GOAL := $(or $(firstword $(MAKECMDGOALS)),setup)
+define CHECK
+import sys
+found = "%s is Python %d.%d" % ((sys.executable,) + tuple(sys.version_info[:2]))
+again = "make $(GOAL) PYTHON=python3.11"
+made = getattr(sys, "base_prefix", sys.prefix) != sys.prefix
+if sys.version_info < (3, 11):
+    fix = "rm -r $(VENV), then " + again if made else again
+    sys.exit("error: talker-rl needs Python 3.11 or newer, and " + found + "; fix: " + fix)
+from importlib.util import find_spec
+if made and not find_spec("pip"):
+    sys.exit("error: the environment $(VENV) was left unfinished: it has no pip; fix: rm -r $(VENV), then make $(GOAL)")
+if not made and not find_spec("ensurepip"):
+    sys.exit("error: " + found + " without ensurepip, which makes no environment; fix: install its venv package "
+             "(Debian, Ubuntu: apt install python%d.%d-venv), or " % sys.version_info[:2] + again)
+endef
+export CHECK
+
 setup: $(STAMP)
 
 # torch goes in first, by its exact pin: a range may resolve to a build with gigabytes of CUDA libraries.
 $(STAMP): pyproject.toml constraints.txt
+	@if test -x $(BIN)/python; then $(BIN)/python -c "$$CHECK"; \
+	elif command -v "$(PYTHON)" >/dev/null; then $(PYTHON) -c "$$CHECK"; \
+	else echo "error: talker-rl needs Python 3.11 or newer, and there is no $(PYTHON) here;" \
+		"fix: make $(GOAL) PYTHON=python3.11" >&2; exit 1; fi
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --no-compile --prefer-binary -c constraints.txt -e '.[micro,service,dev]'

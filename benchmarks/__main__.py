@@ -36,14 +36,22 @@ def main(argv: Sequence[str]) -> int:
         print(f"usage: python -m benchmarks {{{','.join(names)}}} [--help]", file=sys.stderr)
         return 2
     name, *rest = argv
-    if name in OTHER:
-        return int(import_module(OTHER[name]).main(rest))
-    return compare_speeds(name, list(SPEED) if name == "all" else [name], rest)
+    from talker_rl.errors import TalkerRLError
+
+    try:
+        if name in OTHER:
+            return int(import_module(OTHER[name]).main(rest))
+        return compare_speeds(name, list(SPEED) if name == "all" else [name], rest)
+    except TalkerRLError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
 
 
 def compare_speeds(prog: str, names: Sequence[str], argv: Sequence[str]) -> int:
     """Run benchmarks one after the other; print their table, write their rows."""
     import torch
+
+    from talker_rl.places import check_writable_file
 
     from ._limits import ceilings
     from ._measure import say, table, write_json
@@ -68,6 +76,8 @@ def compare_speeds(prog: str, names: Sequence[str], argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device; run on a GPU machine, or with --device cpu")
+    if args.json:
+        check_writable_file(args.json)
     if args.quick:
         args.repeats = min(args.repeats, 2)
     if args.threads:

@@ -32,6 +32,7 @@ import psutil
 from talker_rl import cli
 from talker_rl.config import RunConfig, load_config
 from talker_rl.data.records import Candidate, Prompt, ScoreRow, derive_seed, from_row
+from talker_rl.places import check_writable_file
 from talker_rl.reward.client import ScoreClient
 from talker_rl.reward.service.protocol import Item
 from talker_rl.stages import worker
@@ -49,14 +50,16 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks service", description=__doc__.split("\n\n")[0],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
-    parser.add_argument("--config", "-c", action="append", help="configuration files (default configs/smoke.yaml)")
+    parser.add_argument("--config", "-c", action="append", help="configuration files (default smoke)")
     parser.add_argument("--candidates", type=int, default=500)
     parser.add_argument("--clients", type=int, default=16, help="concurrent requests of the first part")
     parser.add_argument("--overload-clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the overload")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args(argv)
-    config = load_config(args.config or ["configs/smoke.yaml"], args.overrides)
+    if args.json:
+        check_writable_file(args.json)
+    config = load_config(args.config or ["smoke"], args.overrides)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         file = work / "config.yaml"

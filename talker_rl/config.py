@@ -1,6 +1,6 @@
 """The whole configuration of a run: the rooms' settings composed, read from YAML, overridden by ``key=value``.
 
-    config = load_config(["configs/demo.yaml"], ["pairs.margin=0.1", "train.default.loss.beta=0.2"])
+    config = load_config(["demo"], ["pairs.margin=0.1", "train.default.loss.beta=0.2"])
 
 Importing this module loads neither torch nor transformers.
 """
@@ -267,12 +267,16 @@ class RunConfig(Settings):
 
 
 def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> RunConfig:
-    """Read YAML files left to right (later ones win, mappings are merged), then apply ``dotted.key=value``.
+    """Read YAML files, or shipped ones by name, left to right (later ones win, mappings are merged), then apply
+    ``dotted.key=value``.
 
     Raises:
         ConfigError: a file that cannot be read, an unknown key (the nearest right one is named), a wrong value.
     """
-    return load_data(read_files(files), overrides, where=", ".join(map(str, files)) or "overrides")
+    data, where = read_files(files), ", ".join(map(str, files)) or "overrides"
+    if data.keys() & {"variants", "arms"}:
+        raise ConfigError("This is the configuration of a sweep", where=where, fix=f"talker-rl sweep {files[-1]}")
+    return load_data(data, overrides, where)
 
 
 def load_data(data: dict[str, Any], overrides: Sequence[str] = (), where: str = "config") -> RunConfig:
@@ -312,8 +316,8 @@ def parse_as(model: type[_Config], data: dict[str, Any], where: str) -> _Config:
             else:
                 told = item["msg"].removeprefix("Value error, ")
                 problems.append(f"`{dotted}`: {told} (got {item['input']!r:.60})" if dotted else told)
-        raise ConfigError("The configuration is wrong: " + "; ".join(problems), where=where,
-                          fix=" ".join(dict.fromkeys(fixes)) or "see the comments in configs/") from None
+        fix = " ".join(dict.fromkeys(fixes)) or "talker-rl configs qwen2.5-omni explains every key"
+        raise ConfigError("The configuration is wrong: " + "; ".join(problems), where=where, fix=fix) from None
     except ConfigError as error:  # a room's own parser, e.g. of the loss dictionary
         place = f"{where}: {error.where}" if error.where else where
         raise ConfigError(error.what, where=place, fix=error.fix) from None

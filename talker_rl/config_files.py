@@ -1,6 +1,6 @@
 """Configuration files: YAML, files that extend others, and how mappings are merged. What keys mean is not known here.
 
-    extends: common.yaml        # or a list; read first, relative to the file that names them
+    extends: common.yaml        # or a list; read first: files, relative to the one that names them, or shipped names
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import yaml
 
 from talker_rl.errors import ConfigError
 from talker_rl.omni.config import PRESETS
+from talker_rl.shipped import find, locate, nearest
 
 
 class _Loader(yaml.SafeLoader):
@@ -28,14 +29,14 @@ _Loader.add_implicit_resolver(
 
 
 def read_files(files: Sequence[str | Path]) -> dict[str, Any]:
-    """YAML files merged left to right, as plain data; each over the files that it extends.
+    """YAML files, or shipped ones by name, merged left to right, as plain data; each over the files that it extends.
 
     Raises:
         ConfigError: a file that cannot be read, or that extends itself.
     """
     data: dict[str, Any] = {}
     for file in files:
-        data = merge(data, _read_extended(Path(file), ()))
+        data = merge(data, _read_extended(locate(file), ()))
     return data
 
 
@@ -51,7 +52,7 @@ def _read_extended(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
                           fix="write e.g. extends: common.yaml, relative to the file it stands in")
     below: dict[str, Any] = {}
     for name in names:
-        below = merge(below, _read_extended(path.parent / name, (*readers, path.resolve())))
+        below = merge(below, _read_extended(locate(name, beside=path.parent), (*readers, path.resolve())))
     return merge(below, data)
 
 
@@ -59,16 +60,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        beside = {name: str(file) for file in path.parent.glob("*.y*ml") for name in (file.stem, file.name)}
+        close = difflib.get_close_matches(path.name, beside, n=1)
+        meant = path.stem if find(path.stem) else beside[close[0]] if close else nearest(path.name)
         raise ConfigError("There is no such configuration file", where=str(path),
-                          fix=f"did you mean {path.parent / near[0]}?" if near else "see configs/") from None
+                          fix=f"did you mean {meant}?" if meant else "talker-rl configs lists those that are shipped",
+                          ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"Cannot read the configuration file: {error}", where=str(path),
                           fix="correct the YAML at that place") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError("A configuration file holds a mapping of keys", where=str(path), fix="see configs/demo.yaml")
+        raise ConfigError("A configuration file holds a mapping of keys", where=str(path),
+                          fix="talker-rl configs demo prints one")
     return data
 
 

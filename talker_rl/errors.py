@@ -64,6 +64,12 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
+def disk_full(path: object = None) -> StageError:
+    """The one message for a full disk."""
+    return StageError("The disk is full", where=None if path is None else str(path),
+                      fix="free some space and start the same command again: what is finished is kept")
+
+
 def told(error: BaseException) -> str:
     """What another library's error says, on one line; its type where it says nothing."""
     text = " ".join(str(error).split())

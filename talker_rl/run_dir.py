@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.data.records import stable_hash
-from talker_rl.errors import DataError, StageError, is_disk_full
+from talker_rl.errors import DataError, StageError, disk_full, is_disk_full
 
 PACKAGES = ("talker-rl", "torch", "transformers", "trl", "peft", "accelerate", "funasr", "jiwer", "numpy", "pyarrow")
 
@@ -58,12 +58,6 @@ def atomic_write(path: Path, data: bytes | str) -> str:
     finally:
         os.close(folder)
     return hashlib.sha256(blob).hexdigest()
-
-
-def disk_full(path: Path | str) -> StageError:
-    """The one message for a full disk."""
-    return StageError("The disk is full", where=str(path),
-                      fix="free some space and start the same command again: what is finished is kept")
 
 
 def file_hash(path: Path) -> str:

@@ -24,6 +24,7 @@ from talker_rl.config_files import merge, read_files
 from talker_rl.data.config import PairsConfig
 from talker_rl.errors import ConfigError
 from talker_rl.losses.config import parse_loss
+from talker_rl.shipped import locate
 from talker_rl.train.config import TrainConfig
 
 _LENGTH = ("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
@@ -147,15 +148,21 @@ def cell(variant: str, seed: int) -> str:
 
 
 def load_sweep(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> SweepConfig:
-    """Read YAML files left to right, put what ``run.extends`` names under ``run``, apply ``dotted.key=value``.
+    """Read YAML files, or shipped sweeps by name, left to right, put what ``run.extends`` names under ``run``, apply
+    ``dotted.key=value``.
 
     Raises:
         ConfigError: a file that cannot be read, an unknown key (the nearest right one is named), a wrong value.
     """
     data: dict[str, Any] = {}
     for file in files:
-        data = merge(data, _extended(read_files([file]), Path(file).parent))
-    return load_sweep_data(data, overrides, where=", ".join(map(str, files)) or "overrides")
+        path = locate(file, sweep=True)
+        data = merge(data, _extended(read_files([path]), path.parent))
+    where = ", ".join(map(str, files)) or "overrides"
+    if not data.keys() & {"variants", "arms"} and data.keys() & RunConfig.model_fields.keys() - {"name"}:
+        raise ConfigError("This is the configuration of a run, and of no sweep", where=where,
+                          fix=f"talker-rl run -c {files[-1]}; a sweep has `variants` and `arms`")
+    return load_sweep_data(data, overrides, where)
 
 
 def load_sweep_data(data: dict[str, Any], overrides: Sequence[str] = (), where: str = "sweep") -> SweepConfig:
@@ -173,4 +180,4 @@ def _extended(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise ConfigError("run.extends is a list of files", where=f"run.extends: {files!r}",
                           fix="write e.g. extends: [../demo.yaml], relative to the sweep's file")
     own = {key: value for key, value in run.items() if key != "extends"}
-    return {**data, "run": merge(read_files([folder / file for file in files]), own)}
+    return {**data, "run": merge(read_files([locate(file, beside=folder) for file in files]), own)}

@@ -17,7 +17,7 @@ from talker_rl.errors import CheckpointError, TalkerRLError
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = ["run", "prompts", "condition", "rollout", "score", "pair", "train", "eval", "report", "diagnose", "sweep",
-         "serve", "validate", "doctor", "plan", "wer", "micro"]
+         "show", "serve", "validate", "configs", "doctor", "plan", "wer", "micro"]
 
 
 def test_help_answers_in_under_a_second_without_torch() -> None:

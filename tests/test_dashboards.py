@@ -128,7 +128,7 @@ def test_the_ablation_page_holds_every_row_and_only_claims_that_hold(sweep: Path
     assert len(table.rows) == 2 * (1 + 3 * 3)
     assert table.strong == set(range(8))  # base and the pooled rows stand first
     ld = next(row for row in table.rows if row[1].text == "ld_dpo_a0.5")
-    assert (ld[8].text, ld[8].below, ld[8].mark) == ("-5.0%", "[-6.0%, -4.0%]", "better")
+    assert (ld[8].text, ld[8].below, ld[8].mark) == ("-5.0 points", "[-6.0, -4.0]", "better")
     assert len(only(figures(page)["Pareto view, biased"]).data) == 3 + 1 + 1  # variants, base, frontier
     assert [claim.holds for section in page.sections for claim in section.claims] == [True, True, False, False]
 

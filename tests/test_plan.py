@@ -274,7 +274,7 @@ def test_the_readme_shows_what_plan_computes(capsys: pytest.CaptureFixture[str])
     (["--geometry", "qwen2.5-omni-7"], "did you mean qwen2.5-omni-7b?"),
     (["--hardware", "abacus"], "use h200, a100, cpu"),
     (["--seconds", "-1"], "give a positive number"),
-    (["--rates", "/nowhere"], "give a run folder"),
+    (["--rates", "/nowhere"], "There is no run here"),
 ])  # fmt: skip
 def test_a_mistake_is_one_message(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", *options]) in (1, 2)

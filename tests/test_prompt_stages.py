@@ -27,6 +27,12 @@ from talker_rl.stages.worker import AudioSpec, _keep_audio
 ANSWER = [{"role": "user", "content": "music mountain river bottle."}]
 
 
+def empty(folder: Path) -> str:
+    """A configuration that leaves all defaults."""
+    (folder / "empty.yaml").write_text("name: run\n")
+    return str(folder / "empty.yaml")
+
+
 def test_a_table_with_images_and_long_texts_is_conditioned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(np.zeros((60, 60, 3), dtype=np.uint8)).save(tmp_path / "x.png")
     parts = [{"type": "image", "image": "x.png"}, {"type": "text", "text": "?"}]
@@ -42,7 +48,7 @@ def test_a_table_with_images_and_long_texts_is_conditioned(tmp_path: Path, capsy
     settings = [f"prompts.train={tmp_path}/train.csv", f"prompts.dev={tmp_path}/dev.txt", "prompts.max_words=5",
                 f"prompts.eval={tmp_path}/eval.txt",
                 "prompts.columns={text: sentence, speaker: voice, messages: context}"]
-    run = ["--run-dir", str(tmp_path / "run")]
+    run = ["-c", empty(tmp_path), "--run-dir", str(tmp_path / "run")]
     assert main(["prompts", *run, *settings]) == 0
     told = capsys.readouterr().err
     assert "columns left aside: mood" in told and "1 long texts" in told
@@ -68,7 +74,7 @@ def test_a_thinker_that_answers_instead_of_reading_is_left_out(
             {"text": "happy captain.", "speaker": "Ethan", "messages": ANSWER}]
     for name, row in (("train", rows[0]), ("dev", rows[1]), ("eval", {"text": "seven orange."})):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
-    run = ["--run-dir", str(tmp_path / "run"), "conditioning.mode=generate",
+    run = ["-c", empty(tmp_path), "--run-dir", str(tmp_path / "run"), "conditioning.mode=generate",
            *(f"prompts.{name}={tmp_path}/{name}.jsonl" for name in ("train", "dev", "eval"))]
     assert main(["prompts", *run]) == 0 and main(["condition", *run]) == 0
     told = capsys.readouterr().err
@@ -127,7 +133,8 @@ def test_a_run_that_can_speak_nothing_says_why(tmp_path: Path, capsys: pytest.Ca
     for name, text in (("train", "river garden."), ("dev", "happy captain."), ("eval", "seven orange.")):
         row = {"text": text, "messages": [{"role": "user", "content": [part]}]}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
-    run = ["--run-dir", str(tmp_path / "run"), *(f"prompts.{n}={tmp_path}/{n}.jsonl" for n in ("train", "dev", "eval"))]
+    run = ["-c", empty(tmp_path), "--run-dir", str(tmp_path / "run"),
+           *(f"prompts.{n}={tmp_path}/{n}.jsonl" for n in ("train", "dev", "eval"))]
     assert main(["prompts", *run]) == 0 and main(["condition", *run]) == 1
     told = capsys.readouterr().err
     assert "none of the prompts" in told and "NaN or infinite" in told and "s.wav" in told and "Traceback" not in told

@@ -180,8 +180,8 @@ def test_evaluated_rows_have_the_protocols_figures_by_language() -> None:
     assert found["en"]["wer_percent"] == 0.0 and found["en"]["base"]["wer_percent"] == 33.333
     assert found["en"]["wer_diff"] == pytest.approx(-1 / 3) and found["en"]["own_recognizer"]
     line, without = lines(found)
-    assert line.startswith("seed-tts-eval en: WER 0.0% of 2 utterances, base 33.333% of 2, difference -33.333% "
-                           "[-66.667%, +0.000%] on the 2 of both, heard by models/whisper-large-v3")
+    assert line.startswith("seed-tts-eval en: WER 0.0% of 2 utterances, base 33.333% of 2, difference -33.333 points "
+                           "[-66.667, 0.000] on the 2 of both, heard by models/whisper-large-v3")
     assert without == "seed-tts-eval leaves out of base 1 (failed), 1 (language mixed), 1 (no word in the reference)"
     fewer = protocol_figures(score_rows([row("p", "en", "x"), row("q", "en", "", status="failed")]), trained,
                              {"en": "micro:eval"}, resamples=200)

@@ -320,6 +320,16 @@ def test_a_tracker_that_fails_stops_nothing(
     assert (copied / "eval/summary.json").read_bytes() == summary
 
 
+def test_a_finished_run_is_shown_as_it_ended(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = finished
+    assert cli.main(["eval", "-c", str(config), "--run-dir", str(copy_of(run, tmp_path / "run")), "-q"]) == 0
+    ended = capsys.readouterr().out.split("figures:")[0].strip("\n")
+    assert cli.main(["show", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run}, default:\n{ended}\n"
+
+
 def test_a_finished_run_is_scored_by_seed_tts_eval_too(
     finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

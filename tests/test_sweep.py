@@ -20,6 +20,7 @@ from toy import digest
 
 from talker_rl import cli
 from talker_rl.errors import ConfigError
+from talker_rl.report.sweep_table import text_table
 from talker_rl.run_dir import RunDir
 from talker_rl.stages import sweep
 from talker_rl.sweep_config import load_sweep, load_sweep_data
@@ -125,6 +126,8 @@ def test_a_sweep_that_is_not_there_and_one_that_extends_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["sweep", "--run-dir", str(tmp_path)]) == 1
+    assert "There is no sweep in this folder" in capsys.readouterr().err
+    assert cli.main(["sweep"]) == 1
     assert "No sweep is named" in capsys.readouterr().err
     (tmp_path / "s.yaml").write_text("run: {extends: [none.yaml]}\nvariants: {dpo: {}}\narms: {a: {}}\n")
     assert cli.main(["sweep", str(tmp_path / "s.yaml")]) == 2
@@ -191,7 +194,7 @@ def test_the_table_has_the_promised_rows(finished: tuple[Path, Path]) -> None:
     with (folder / "ablation.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(cells) and float(lines[-1]["wer_ci95_high"]) == found["rows"][-1]["wer_ci95"][1]
-    assert len(sweep.text_table(found).splitlines()) == 1 + len(cells) + 1 + len(found["notes"])
+    assert len(text_table(found).splitlines()) == 1 + len(cells) + 1 + len(found["notes"])
 
 
 def test_seeds_train_differently_and_arms_too(finished: tuple[Path, Path]) -> None:

@@ -8,6 +8,7 @@ from talker_rl.diagnostics.fits import Notes, Row
 from talker_rl.diagnostics.length_bias import heatmap, implicit_reward, margin_curves, within_pairs
 from talker_rl.diagnostics.stability import drift, limits, runaway
 from talker_rl.diagnostics.win_rate import preferences, win_rate
+from talker_rl.figures import written
 
 
 def summarize(
@@ -90,4 +91,4 @@ def text_lines(summary: Row) -> list[str]:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    return written(value, f"{{:{form}}}", none="-")

@@ -15,6 +15,7 @@ import numpy as np
 
 from talker_rl.evaluation.bootstrap import bootstrap_ci, ratio_of_sums
 from talker_rl.evaluation.summary import diff_ci, paired, per_prompt, variant_summary, word_errors
+from talker_rl.figures import relative, span, written
 
 Row = dict[str, Any]
 Interval = tuple[float, float] | None
@@ -162,7 +163,8 @@ def _claim(seeds: Sequence[Row], key: str, test: Callable[[Interval], bool]) -> 
         if interval is None:
             return f"seed {row['seed']}: too few prompts for an interval"
         side = ("below" if interval[1] < center else "above" if interval[0] > center else "includes")
-        return (f"seed {row['seed']}: {row[key.removesuffix('_ci95')]:+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}] "
+        return (f"seed {row['seed']}: {written(row[key.removesuffix('_ci95')], '{:+.4f}')} "
+                f"{span(interval, '{:+.4f}')} "
                 f"{side} {center:g}")
 
     return {"holds": all(test(row[key]) for row in seeds), "seeds": [row["seed"] for row in seeds],
@@ -188,7 +190,7 @@ def notes(rows: Sequence[Row], found: Sequence[Row], baseline: str) -> list[str]
     held = {(c["arm"], c["variant"], c["claim"]) for c in found if c["holds"]}
     for arm in dict.fromkeys(row["arm"] for row in rows):
         mine = [row for row in rows if row["arm"] == arm]
-        drifts = [f"seed {r['seed']} {r['drift']:+.1%}" for r in mine if r["variant"] == baseline
+        drifts = [f"seed {r['seed']} {relative(r['drift'])}" for r in mine if r["variant"] == baseline
                   and r["seed"] is not None]
         out.append(f"{arm}: {baseline} changes the duration by {', '.join(drifts)}")
         cured = [v for v in dict.fromkeys(row["variant"] for row in mine)

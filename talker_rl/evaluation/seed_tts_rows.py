@@ -14,6 +14,7 @@ from typing import Any
 from talker_rl.errors import DataError
 from talker_rl.evaluation.seed_tts_eval import LANGUAGES, NAME, Scored, figures, score
 from talker_rl.evaluation.summary import Row, diff_ci, paired
+from talker_rl.figures import changed
 
 OWN_RECOGNIZERS = {"zh": "paraformer-zh", "en": "whisper-large-v3"}
 """seed-tts-eval's: with another one, figures keep its scoring but compare with no published ones."""
@@ -93,8 +94,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         if "base" in entry:
             text += f", base {entry['base']['wer_percent']}% of {entry['base']['utterances']}"
             if (interval := entry["wer_diff_ci95"]) is not None:
-                text += (f", difference {entry['wer_diff']:+.3%} [{interval[0]:+.3%}, {interval[1]:+.3%}] on the "
-                         f"{entry['paired']} of both")
+                difference = changed(entry["wer_diff"], interval, "{:.3%}")
+                text += f", difference {difference} on the {entry['paired']} of both"
         told.append(f"{text}, heard by {entry['evaluator']}{own}")
     for side, key in (("", "left_out"), (" of base", "base_left_out")):
         if found.get(key):

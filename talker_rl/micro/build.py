@@ -18,6 +18,7 @@ from pathlib import Path
 
 from talker_rl.errors import StageError
 from talker_rl.micro.assemble import BUILD_DIR
+from talker_rl.places import check_writable_folder
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a few steps each: a test of the machinery, not a model")
     parser.add_argument("--collect", action="store_true", help="train nothing, only put finished parts together")
     args = parser.parse_args(argv)
+    for folder in (args.out, args.work):
+        check_writable_folder(folder)
     if args.collect:
         collect(args.out, args.work, args.seed)
     else:

@@ -20,6 +20,8 @@ from talker_rl.data.records import Prompt
 from talker_rl.micro import checkpoint_dir
 from talker_rl.micro.lexicon import VOICES, Clause, random_sentence, sentence_lang, sentence_text
 from talker_rl.micro.prompts import prompt_texts
+from talker_rl.places import check_writable_file
+from talker_rl.run_dir import atomic_write
 
 SEED = 8_000_001
 NUM_STEPS = 3
@@ -270,9 +272,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=200, help="sentences")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args(argv)
+    if args.json:
+        check_writable_file(args.json)
     figures = check(args.folder, args.count)
     if args.json:
-        args.json.write_text(json.dumps([f.__dict__ for f in figures], indent=2) + "\n")
+        atomic_write(args.json, json.dumps([f.__dict__ for f in figures], indent=2) + "\n")
     missed = [f.name for f in figures if not f.ok]
     print(f"{len(figures) - len(missed)} of {len(figures)} lines met", *(f"; missed: {name}" for name in missed))
     return 1 if missed else 0

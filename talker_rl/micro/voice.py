@@ -15,6 +15,7 @@ from typing import Any
 from talker_rl.errors import ConfigError
 from talker_rl.micro import checkpoint_dir
 from talker_rl.micro.lexicon import VOICES
+from talker_rl.places import check_writable_folder
 
 REFERENCE_SECONDS = 6.0
 
@@ -86,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--others", type=int, default=150, help="texts of each shipped one (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which text is whose (default: %(default)s)")
     args = parser.parse_args(argv)
+    check_writable_folder(args.out)
     made = make_voice(args.out, args.name, args.variant, args.rate, args.count, args.others, args.seed)
     print(", ".join(f"{key}: {value}" for key, value in made.items()))
     return 0

@@ -54,7 +54,7 @@ def _rates(args: argparse.Namespace, geometry: Geometry) -> Rates | None:
     if not args.rates:
         return None
     path = Path(args.rates)
-    if not path.is_dir():
+    if path.is_file():
         return load_rates(path)
     found = read_run(path)
     machine = hardware("cpu" if found.device == "cpu" else args.hardware or "h200")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 
 PLAN_EXAMPLES = """\
-talker-rl plan -c configs/runs/qwen2.5-omni-7b-dpo.yaml --prompts 5000 --seconds 6
-  talker-rl plan -c configs/demo.yaml --rates runs/demo        at the rates of a run that has finished"""
+talker-rl plan -c qwen2.5-omni-7b-dpo --prompts 5000 --seconds 6
+  talker-rl plan -c demo --rates runs/demo        at the rates of a run that has finished"""
 
 DOCTOR_EXAMPLES = """\
 talker-rl doctor --model /models/Qwen2.5-Omni-7B model.dtype=bfloat16     a checkpoint, before anything is configured
-  talker-rl doctor -c configs/runs/qwen2.5-omni-7b-dpo.yaml                 all that a run needs"""
+  talker-rl doctor -c qwen2.5-omni-7b-dpo                 all that a run needs"""
 
 
 def add_doctor_options(doctor: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from talker_rl.config import RunConfig, load_data
 from talker_rl.errors import DataError
+from talker_rl.places import require_run
 from talker_rl.planning.cost import Lengths
 
 KINDS = {"conditioning": "conditioning", "rollouts": "rollouts", "scores": "scores", "train": "training",
@@ -70,10 +71,12 @@ def read_run(folder: Path) -> Finished:
     """Seconds and counts of a run's manifest, lengths of its candidates and prefixes.
 
     Raises:
-        DataError: no run, or one that has not finished its rollouts.
+        DataError: the run has not finished its rollouts.
+        StageError: there is no run.
     """
     from talker_rl.run_dir import read_json
 
+    require_run(folder, fix="give a run folder, or what `talker-rl plan --rates RUN_DIR --json` prints")
     manifest = read_json(folder / "manifest.json")
     stages = {name: entry for name, entry in manifest["stages"].items() if entry.get("state") == "done"}
     if not {"prompts", "conditioning", "rollouts"} <= stages.keys():

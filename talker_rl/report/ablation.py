@@ -6,6 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from talker_rl.figures import relative
 from talker_rl.report import charts
 from talker_rl.report.blocks import Cell, Claim, Figure, Page, Section, Table, number, one_view, with_interval
 from talker_rl.report.collect import Study
@@ -130,7 +131,7 @@ def pareto(rows: list[Row], colors: dict[str, str]) -> go.Figure | None:
             x=[drift], y=[wer], name=label, legendgroup=name, mode="markers+text", text=[label],
             textposition="top center", marker={"size": 13, "color": color, "symbol": symbol},
             error_x=_whiskers(drift, x_range, color), error_y=_whiskers(wer, y_range, color),
-            hovertemplate=f"{label}<br>drift {row['drift']:+.1%}, WER {wer:.1%}<extra></extra>")
+            hovertemplate=f"{label}<br>drift {relative(row['drift'])}, WER {wer:.1%}<extra></extra>")
     best = frontier([(abs(row["drift"]), row["wer"]) for row in shown])
     fig.add_scatter(x=[x for x, _ in best], y=[y for _, y in best], mode="lines", name="frontier", hoverinfo="skip",
                     line={"dash": "dash", "color": "#888", "shape": "hv", "width": 1.5})

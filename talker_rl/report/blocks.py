@@ -7,6 +7,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from talker_rl.figures import NONE, span, written
+
 Rows = list[dict[str, Any]]
 
 
@@ -89,17 +91,16 @@ def one_view(figure: go.Figure | None) -> dict[str, go.Figure]:
 
 def number(value: Any, pattern: str = "{:.3f}", mark: str = "") -> Cell:
     """A figure's cell; a dash where there is none."""
-    return Cell("–") if value is None else Cell(pattern.format(value), float(value), mark)
+    return Cell(NONE) if value is None else Cell(written(value, pattern), float(value), mark)
 
 
 def with_interval(value: Any, interval: Any, pattern: str = "{:.3f}", lower_is_better: bool | None = None) -> Cell:
     """A figure with its 95 % interval; marked where the interval excludes 0 and a direction is better."""
     if value is None:
-        return Cell("–")
-    below = mark = ""
+        return Cell(NONE)
+    below, mark = span(interval, pattern), ""
     if interval:
         low, high = interval
-        below = f"[{pattern.format(low)}, {pattern.format(high)}]"
         if lower_is_better is not None and (low > 0 or high < 0):
             mark = "better" if (high < 0) == lower_is_better else "worse"
-    return Cell(pattern.format(value), float(value), mark, below)
+    return Cell(written(value, pattern), float(value), mark, below)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from talker_rl.figures import written
+
 BASE, TRAINED, ACCENT = "#8a6d3b", "#1f77b4", "#b03a5b"
 PALETTE = ("#2f7fc1", "#d1603d", "#3a9a63", "#a45cb5", "#c0961f", "#2aa5a0", "#d4578f", "#7d8a2e", "#6b78d6", "#a0694a",
            "#5d9bd1", "#b8535d")
@@ -134,5 +136,5 @@ def margin_against_length(pairs: Rows) -> go.Figure | None:
     fig.add_scatter(x=x, y=y, mode="markers", marker={"size": 5, "color": ACCENT, "opacity": 0.5}, name="pairs")
     fig.add_vline(x=0, line={"dash": "dot", "color": "#888"})
     mean = float(np.mean(x))
-    fig.add_vline(x=mean, line={"color": ACCENT}, annotation_text=f"mean {mean:+.2f} s")
+    fig.add_vline(x=mean, line={"color": ACCENT}, annotation_text=f"mean {written(mean, '{:+.2f}')} s")
     return fig

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from talker_rl.data.records import Pair, ScoreRow
 from talker_rl.errors import DataError, StageError
+from talker_rl.places import nearest_run
 from talker_rl.run_dir import read_json
 from talker_rl.stages.shards import ShardFolder
 
@@ -121,8 +122,10 @@ def collect(folders: Sequence[Path]) -> Study:
         elif (folder / "manifest.json").is_file():
             runs.append(_run(folder, folder.name))
         else:
+            near = nearest_run(folder) or nearest_run(folder, sweeps=True)
             raise StageError("This is no run folder and no sweep folder", where=str(folder),
-                             fix="give a folder that talker-rl run or talker-rl sweep wrote (it holds manifest.json or "
+                             fix=f"did you mean {near}?" if near else
+                             "give a folder that talker-rl run or talker-rl sweep wrote (it holds manifest.json or "
                              "sweep.json)")
     names = [run.arm for run in runs]
     for run in runs:  # two runs of one name would be drawn as one

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from talker_rl.errors import TalkerRLError
+from talker_rl.places import check_writable_file
 from talker_rl.report.ablation import ablation_page
 from talker_rl.report.audio import FORMATS
 from talker_rl.report.blocks import Page
@@ -57,9 +58,10 @@ def main(name: str, description: str, argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         study = collect(args.folders)
+        out = args.out or (args.folders[0] / "report" if len(args.folders) == 1 else Path()) / f"{name}.html"
+        check_writable_file(out)
         heard = browser(study, pairs=args.pairs, audio_format=args.audio_format,
                         max_bytes=args.max_mib * 2**20 - _SCRIPTS)
-        out = args.out or (args.folders[0] / "report" if len(args.folders) == 1 else Path()) / f"{name}.html"
         print(write_page(render(PAGES[name](study), heard), out).resolve())
     except TalkerRLError as error:
         print(f"error: {error}", file=sys.stderr)

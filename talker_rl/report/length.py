@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from talker_rl.figures import written
 from talker_rl.report import charts
 from talker_rl.report.blocks import Cell, Figure, Page, Section, Table, number, one_view
 from talker_rl.report.clips import spaced
@@ -214,7 +215,7 @@ def _reward_against_length(trained: list[Trained]) -> Figure:
                 r2 = "" if fit.get("r2") is None else f", R² {fit['r2']:.2f}"
                 fig.add_scatter(x=ends, y=[fit["intercept"] + fit["slope_per_second"] * end for end in ends],
                                 mode="lines", line={"color": color, "width": 2.5}, legendgroup=name,
-                                name=f"{fit['slope_per_second']:+.3f} a second{r2}")
+                                name=f"{written(fit['slope_per_second'], '{:+.3f}')} a second{r2}")
         if fig.data:
             views[label_of(one)] = fig
     return Figure("Implicit reward against length", views, NO_DIAGNOSTICS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from talker_rl.figures import bare, changed, span, written
 from talker_rl.report import charts
 from talker_rl.report.audio import data_uri
 from talker_rl.report.blocks import Figure, one_view
@@ -35,10 +36,6 @@ TABLE = (
 )
 
 
-def _show(value: Any, pattern: str) -> str:
-    return "–" if value is None else pattern.format(value)
-
-
 def table_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
     """Rows of the before/after table: label, base, trained, change, the change's 95 % interval, verdict class."""
     rows = []
@@ -50,13 +47,10 @@ def table_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
         change, verdict = "", ""
         if isinstance(base, float) and isinstance(trained, float):
             diff = trained - base
-            signed = pattern.replace("{:", "{:+")
-            change = signed.format(diff)
-            if interval:
-                change += f" [{signed.format(interval[0])}, {signed.format(interval[1])}]"
-                if lower is not None and (interval[0] > 0 or interval[1] < 0):
-                    verdict = "better" if (diff < 0) == lower else "worse"
-        rows.append({"label": label, "base": _show(base, pattern), "trained": _show(trained, pattern),
+            change = changed(diff, interval, pattern)
+            if interval and lower is not None and (interval[0] > 0 or interval[1] < 0):
+                verdict = "better" if (diff < 0) == lower else "worse"
+        rows.append({"label": label, "base": written(base, pattern), "trained": written(trained, pattern),
                      "change": change, "verdict": verdict})
     return rows
 
@@ -66,12 +60,14 @@ def headline(summary: dict[str, Any] | None) -> str:
     if summary is None:
         return "This run has no evaluation yet: the figures below come from training alone."
     base, trained = summary["base"]["wer"], summary["trained"]["wer"]
-    low, high = summary["wer_diff_ci95"] or (float("nan"), float("nan"))
-    sure = "" if low > 0 or high < 0 else " The interval includes 0: no claim can be made."
+    told, sure = "no interval from so few texts", " No claim can be made."
+    if interval := summary["wer_diff_ci95"]:
+        low, high = (bare(end, "{:+.1%}") for end in interval)
+        told = f"95 % interval {low} to {high}"
+        sure = "" if interval[0] > 0 or interval[1] < 0 else " The interval includes 0: no claim can be made."
     return (
         f"Corpus WER {base:.1%} before, {trained:.1%} after, on {summary['n']} utterances of {summary['prompts']} "
-        f"texts that were not trained on (difference {trained - base:+.1%}, 95 % interval {low:+.1%} to {high:+.1%})."
-        + sure
+        f"texts that were not trained on (difference {written(trained - base, '{:+.1%}')}, {told}).{sure}"
     )
 
 
@@ -96,10 +92,9 @@ def round_rows(summary: dict[str, Any] | None) -> list[list[str]]:
     rounds = (summary or {}).get("rounds") or []
     rows = []
     for r in rounds:
-        cells = [_show(r.get(key), pattern) for _, key, pattern in ROUNDS]
+        cells = [written(r.get(key), pattern) for _, key, pattern in ROUNDS]
         if r.get("wer_diff_ci95"):
-            low, high = r["wer_diff_ci95"]
-            cells[4] += f" [{low:+.1%}, {high:+.1%}]"
+            cells[4] += " " + span(r["wer_diff_ci95"], ROUNDS[4][2])
         rows.append(cells)
     return [[label for label, *_ in ROUNDS], *rows] if rows else []
 

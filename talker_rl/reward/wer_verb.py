@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from talker_rl.errors import ConfigError, DataError
+from talker_rl.errors import ConfigError
 
 WER_EXAMPLES = """\
 talker-rl wer reference.tsv heard.tsv --metric cer --detail
@@ -36,18 +36,17 @@ def add_wer_options(wer: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare the files, print the figures, and write what ``--out`` asks for."""
+    from talker_rl.places import check_writable_file
     from talker_rl.run_dir import atomic_write
 
+    if args.out:
+        check_writable_file(args.out)
     data, figures, full, notes = (_by_protocol if args.protocol else _by_metric)(args)
     if args.json:
         figures = full = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
         sys.stderr.writelines(f"note: {note}\n" for note in notes)
     if args.out:
-        try:
-            atomic_write(Path(args.out), full)
-        except OSError as error:
-            raise DataError(f"Cannot write the report: {error.strerror or error}", where=args.out,
-                            fix="give the path of a file that can be written") from None
+        atomic_write(Path(args.out), full)
     try:
         print(figures if args.out else full, end="", flush=True)
     except BrokenPipeError:  # `... --detail | head`: the reader has seen enough

@@ -13,6 +13,8 @@ from typing import Any
 from talker_rl.config import RunConfig, load_config
 from talker_rl.data.records import Prompt
 from talker_rl.errors import ConfigError, StageError
+from talker_rl.figures import written
+from talker_rl.shipped import split
 from talker_rl.speakers.entry import (
     ENOUGH_SECONDS,
     BosChoice,
@@ -42,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
-    overrides = [a for a in args.overrides if "=" in a]
-    files = [*args.config, *(a for a in args.overrides if a not in overrides)]
+    files, overrides = split(args.config, args.overrides)
     return load_config(files, [*overrides, *([f"model.path={json.dumps(args.model)}"] if args.model else [])])
 
 
@@ -68,10 +69,13 @@ def _list(args: argparse.Namespace, config: RunConfig) -> int:
 
 def _add(args: argparse.Namespace, config: RunConfig) -> int:
     from talker_rl.omni.checkpoint import resolve_model_path, speakers_of
+    from talker_rl.places import check_writable_folder
     from talker_rl.speakers.store import check_target, save
 
     folder, out = resolve_model_path(config.model.path), Path(args.out).expanduser()
     check_target(out, folder, args.overwrite)
+    if args.wavs:
+        check_writable_folder(Path(args.wavs))
     speakers = speakers_of(config.model)
     if args.name in speakers:
         raise ConfigError(f"There is a speaker {args.name!r} already", where="--name", fix="choose another name")
@@ -93,7 +97,7 @@ def _add(args: argparse.Namespace, config: RunConfig) -> int:
     save(everyone, out, folder)
     used = f"model.speakers={out}" if out.suffix == ".pt" else f"model.path={out}"
     print(f"\n{args.name} added: {out}\nuse it: {used}" + (
-        "" if args.bos_from else "; then train the Talker on it, e.g. configs/stages/3-speakers.yaml"))
+        "" if args.bos_from else "; then train the Talker on it, e.g. -c stages/3-speakers"))
     return 0
 
 
@@ -134,7 +138,8 @@ def _shape_findings(
     mel, cond = entry["ref_mel"], entry["cond"]
     yield ("ok" if reference.seconds >= ENOUGH_SECONDS else "warn"), (
         f"ref_mel {list(mel.shape)}: {reference.seconds:.2f} s of speech"
-        + (f", amplified by {reference.gain_db:+.1f} dB to the level of the model's own" if reference.gain_db else "")
+        + (f", amplified by {written(reference.gain_db, '{:+.1f}')} dB to the level of the model's own"
+           if reference.gain_db else "")
         + ("" if reference.seconds >= ENOUGH_SECONDS else f"; {ENOUGH_SECONDS:g} s or more describe a voice better"))
     yield from _range_finding(mel, speakers)
     norms = sorted(float(e["cond"].norm()) for e in speakers.values())

@@ -20,8 +20,10 @@ from talker_rl.errors import ConfigError, DataError, StageError
 from talker_rl.evaluation.bootstrap import bootstrap_ci, ratio_of_sums
 from talker_rl.evaluation.summary import compare
 from talker_rl.evaluation.told_apart import difference, leave_one_text_out, told_apart
+from talker_rl.figures import bare, span, written
 from talker_rl.omni.mel import log_mel
 from talker_rl.omni.speaker import speaker_embedding
+from talker_rl.places import require_run
 from talker_rl.run_dir import atomic_write, read_json
 from talker_rl.speakers.entry import speech_frames
 from talker_rl.stages import worker
@@ -74,10 +76,11 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _config_of(folder: Path) -> RunConfig:
+    require_run(folder)
     manifest = folder / "manifest.json"
-    stored = read_json(manifest).get("config") if manifest.is_file() else None
+    stored = read_json(manifest).get("config")
     if not stored:
-        raise StageError("There is no run in this folder", where=str(folder), fix="check --run-dir")
+        raise DataError("The run's manifest holds no configuration", where=str(manifest), fix="check --run-dir")
     return load_data(stored, where=str(manifest))
 
 
@@ -180,7 +183,7 @@ def _words(base: list[Row], trained: list[Row], name: str) -> dict[str, Any]:
 
 
 def _interval(ci: Any, scale: float = 100.0, digits: int = 1) -> str:
-    return "" if ci is None else f"[{scale * ci[0]:+.{digits}f}, {scale * ci[1]:+.{digits}f}]"
+    return span(ci and [scale * end for end in ci], f"{{:+.{digits}f}}")
 
 
 def _table(found: dict[str, Any]) -> str:
@@ -195,15 +198,15 @@ def _table(found: dict[str, Any]) -> str:
             for key, what in (("accuracy", "all speakers told"), ("found", f"{name} heard as {name}"),
                               ("mistaken", f"others heard as {name}"), ("balanced", f"{name} or not, balanced")):
                 lines.append(f"{label + ': ' + what if key == 'accuracy' else ' ' * (len(label) + 2) + what:44.44}"
-                             f"{f['before'][key]:>9.1%}{f['after'][key]:>9.1%}   {100 * f['change'][key]:+.1f} "
+                             f"{f['before'][key]:>9.1%}{f['after'][key]:>9.1%}   {bare(f['change'][key], '{:+.1%}')} "
                              f"{_interval(f['change'][key + '_ci95'])}")
         like, long = figures["likeness"], figures["duration_to_others"]
         lines.append(f"{'cosine to its own reference':44}{like['before']:>9.3f}{like['after']:>9.3f}   "
-                     f"{like['after'] - like['before']:+.3f} {_interval(like['change_ci95'], 1, 3)}")
+                     f"{written(like['after'] - like['before'], '{:+.3f}')} {_interval(like['change_ci95'], 1, 3)}")
         lines.append(f"{'duration over the others, same texts':44}{long['before']:>9.3f}{long['after']:>9.3f}   after "
                      f"{_interval(long['after_ci95'], 1, 3)}")
     lines += ["", f"{'WER by speaker':44}{'before':>9}{'after':>9}   change in points"]
     for name, w in found["words"].items():
-        lines.append(f"{name:44}{w['before']:>9.1%}{w['after']:>9.1%}   {100 * w['change']:+.1f} "
+        lines.append(f"{name:44}{w['before']:>9.1%}{w['after']:>9.1%}   {bare(w['change'], '{:+.1%}')} "
                      f"{_interval(w['change_ci95'])}  (n {w['n']})")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any
 SPEAKER_EXAMPLES = """\
 talker-rl speaker list --model micro
   talker-rl speaker add --model Qwen/Qwen2.5-Omni-7B --name Nova --wav nova.wav --cond-from Chelsie -o nova/spk_dict.pt
-  talker-rl run -c configs/stages/3-speakers.yaml model.speakers=nova/spk_dict.pt
+  talker-rl run -c stages/3-speakers model.speakers=nova/spk_dict.pt
   talker-rl speaker compare --run-dir runs/3-speakers        who can be told from whom, before and after"""
 
 ADD_TEXT = """\
@@ -19,7 +19,7 @@ network that makes it was never released, so it can only be borrowed (--cond-fro
 (--cond FILE) or left at zero (--cond zero, which costs words: listen). How much of the timbre comes from which depends
 on the model. bos_token is the text id that announces the speaker to the Talker: a row of the embedding that nothing
 uses yet (one is chosen and told), which the Talker knows nothing of until it is trained on it: see
-configs/stages/3-speakers.yaml. --bos-from SPEAKER takes an old speaker's instead: that one's prosody with the new
+stages/3-speakers. --bos-from SPEAKER takes an old speaker's instead: that one's prosody with the new
 timbre, and no training.
 
 The checkpoint is not written to. -o FILE.pt is used with model.speakers=FILE.pt, or by transformers' load_speakers;

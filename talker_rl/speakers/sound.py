@@ -161,7 +161,7 @@ def _likeness(heard: Heard, token2wav: Any, name: str, speakers: dict[str, Entry
     yield ("ok" if nearest == name else "warn"), (
         f"likeness: cosine of the sound to each reference: {told}; the reference's two halves to each other "
         f"{itself:.2f}" + ("" if nearest == name else f". It sounds more like {nearest}: codes carry some of the voice "
-                           "(train on it: configs/stages/3-speakers.yaml), or cond does: try another"))
+                           "(train on it: -c stages/3-speakers), or cond does: try another"))
     others = {n: float(torch.cosine_similarity(references[name], r, dim=0)) for n, r in references.items() if n != name}
     close = max(others, key=lambda n: others[n])
     if others[close] > itself:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from talker_rl.errors import ConfigError, StageError, is_disk_full
+from talker_rl.places import check_writable_file, check_writable_folder
 from talker_rl.speakers.entry import Entry
 
 SPEAKER_FILE = "spk_dict.pt"
@@ -25,7 +26,12 @@ def check_target(out: Path, folder: Path, overwrite: bool) -> None:
 
     Raises:
         ConfigError: it lies in the checkpoint, or is there already.
+        StageError: nothing can be written there.
     """
+    if out.suffix == ".pt":
+        check_writable_file(out)
+    else:  # a checkpoint that is there is replaced whole
+        check_writable_folder(out.parent if os.path.exists(out) else out)
     if out.resolve() == folder.resolve() or folder.resolve() in out.resolve().parents:
         raise ConfigError("The new speaker would be written into the checkpoint itself", where=str(out),
                           fix="give a file or a folder elsewhere")

@@ -20,6 +20,7 @@ from talker_rl.omni.adapter_check import WEIGHTS, adapter_settings, check_adapte
 from talker_rl.omni.checkpoint import read_config, resolve_model_path, speakers_of
 from talker_rl.omni.config import SPEAKING, ModelConfig
 from talker_rl.omni.files import content_hash, require_file
+from talker_rl.places import check_writable_folder
 from talker_rl.planning.command import size
 from talker_rl.run_dir import disk_full
 from talker_rl.stages import export_facts
@@ -124,6 +125,7 @@ def check_target(target: Path, source: Source, overwrite: bool) -> None:
     above = next(f for f in mine.parents if f.exists())
     if not above.is_dir():
         raise StageError("OUT lies below a file", where=f"{target} ({above} is no folder)", fix="choose a new folder")
+    check_writable_folder(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:

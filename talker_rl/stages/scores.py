@@ -10,6 +10,7 @@ from typing import Any
 
 from talker_rl.data.records import Candidate, ScoreRow, from_row, stable_hash, to_row
 from talker_rl.errors import StageError
+from talker_rl.figures import written
 from talker_rl.stages import rollouts, worker
 from talker_rl.stages.context import Context, Round
 from talker_rl.stages.flow import Leg, describe
@@ -180,7 +181,7 @@ def load_scores(ctx: Context, round_: Round) -> list[ScoreRow]:
     seconds = {c.candidate_id: c.duration for c in candidates}
     rewards, slope = remove_length([r.reward for r in rows], [seconds[r.candidate_id] for r in rows],
                                    [r.prompt_id for r in rows])
-    ctx.say(f"{round_.stage('scores')}: removed {slope:+.4f} of reward per second")
+    ctx.say(f"{round_.stage('scores')}: removed {written(slope, '{:+.4f}')} of reward per second")
     for row, reward in zip(rows, rewards, strict=True):
         row.components["reward_raw"] = row.reward
         row.reward = reward

@@ -10,6 +10,7 @@ from typing import Any
 from talker_rl.config import RunConfig
 from talker_rl.data.records import Candidate, Prompt, ScoreRow, derive_seed
 from talker_rl.errors import ConfigError, DataError
+from talker_rl.places import require_run
 from talker_rl.run_dir import read_json
 from talker_rl.stages.shards import ShardFolder
 
@@ -53,7 +54,9 @@ def canary_of(folder: Path) -> Any:
 
     Raises:
         DataError: the run has no scores.
+        StageError: there is no run.
     """
+    require_run(folder)
     from talker_rl.reward.service.canary import CanarySpec
     from talker_rl.stages.remote import item_of
 

@@ -189,32 +189,3 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         else:
             out[name] = json.dumps(value) if name == "loss" and value is not None else value
     return out
-
-
-def text_table(found: dict[str, Any]) -> str:
-    """The table for a terminal: WER and duration of every row, the differences to the baseline, who is on the front."""
-    baseline = found["baseline"]
-    front = {(p["arm"], p["variant"]) for p in found["pareto"] if p["front"]}
-    head = ("arm", "variant", "seed", "n", "WER", "95 %", f"- {baseline}", "95 %", "duration", "95 %",
-            f"|drift| - {baseline}'s", "95 %", "")
-    body = [
-        (row["arm"], row["variant"], "all" if row["seed"] is None else str(row["seed"]), str(row["n"]),
-         _percent(row["wer"], ""), _span(row["wer_ci95"], ""),
-         _percent(row["wer_diff_dpo"]), _span(row["wer_diff_dpo_ci95"]),
-         _percent(row["drift"]), _span(row["duration_ratio_ci95"] and [v - 1 for v in row["duration_ratio_ci95"]]),
-         _percent(row["drift_vs_dpo"]), _span(row["drift_vs_dpo_ci95"]),
-         "pareto" if row["seed"] is None and (row["arm"], row["variant"]) in front else "")
-        for row in found["rows"]
-    ]
-    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
-    lines = ["  ".join(text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths,
-             strict=True))).rstrip() for line in (head, *body)]
-    return "\n".join([*lines, "", *found["notes"]])
-
-
-def _percent(value: float | None, sign: str = "+") -> str:
-    return "" if value is None else f"{100 * value:{sign}.1f}"
-
-
-def _span(interval: Sequence[float] | None, sign: str = "+") -> str:
-    return "" if interval is None else f"{_percent(interval[0], sign)} .. {_percent(interval[1], sign)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from talker_rl.data.hard import CATEGORIES, FIGURES, SEED_CLASSES, hard_texts
 from talker_rl.data.prompts import read_prompts
 from talker_rl.errors import PromptError
+from talker_rl.places import check_writable_file
 from talker_rl.text.unwritten import describe_unwritten
 
 TEXT = f"""\
@@ -69,6 +70,8 @@ def run(arguments: Sequence[str]) -> int:
         top.error("--count must be 1 or more, --seed 0 or more")
     if not args.dry_run and (args.out is None or args.out.suffix != ".jsonl"):
         top.error("name the file to write: -o FILE.jsonl (or --dry-run)")
+    if not args.dry_run:
+        check_writable_file(args.out)
     others = [p.text for spec in args.apart_from for p in read_prompts(spec).prompts]
     rows = hard_texts(args.count, args.seed, args.lang, args.category, digits=args.digits, apart_from=others)
     if args.dry_run:
@@ -87,12 +90,7 @@ def run(arguments: Sequence[str]) -> int:
 def _write(path: Path, content: str, force: bool) -> None:
     from talker_rl.run_dir import atomic_write
 
-    try:
-        if path.exists() and not force and path.read_text(encoding="utf-8", errors="replace") != content:
-            raise PromptError("The file is there already and holds something else", where=str(path),
-                              fix="name another file, or add --force")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, content)
-    except OSError as error:
-        raise PromptError(f"Cannot write the file: {error.strerror or error}", where=str(path),
-                          fix="give the path of a file that can be written") from None
+    if path.exists() and not force and path.read_text(encoding="utf-8", errors="replace") != content:
+        raise PromptError("The file is there already and holds something else", where=str(path),
+                          fix="name another file, or add --force")
+    atomic_write(path, content)

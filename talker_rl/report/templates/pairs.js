@@ -99,7 +99,7 @@
         player(it.clip), make("div", { className: "said" }, ...it.tokens.map(token)));
     };
     const difference = pair.chosen.seconds - pair.rejected.seconds;
-    const about = `${pair.speaker} · margin ${pair.margin.toFixed(2)} · chosen ${difference >= 0 ? "+" : "−"}${Math.abs(difference).toFixed(2)} s`;
+    const about = `${pair.speaker} · margin ${pair.margin.toFixed(2)} · chosen ${Math.abs(difference) < 0.005 ? "" : difference > 0 ? "+" : "−"}${Math.abs(difference).toFixed(2)} s`;
     const el = make("article", { className: "card compare pair", tabIndex: -1 },
       make("div", { className: "text" }, `${pair.text} `, make("span", { className: "soft", textContent: `· ${about}` })),
       make("div", { className: "clips" }, ...SIDES.map(side)));

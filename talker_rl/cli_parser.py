@@ -1,0 +1,196 @@
+"""The options of every verb, and what their help says. Imports nothing heavy: every command parses them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from talker_rl import __version__
+from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_doctor_options, add_plan_options
+from talker_rl.reward.wer_verb import WER_EXAMPLES, add_wer_options
+from talker_rl.shipped import CONFIGS_EXAMPLES, add_configs_options
+from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
+from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options
+
+STAGES: dict[str, tuple[str, str]] = {
+    "prompts": ("read, check and keep disjoint the three prompt sets",
+                "talker-rl prompts -c demo prompts.train=my_texts.txt\n"
+                "  talker-rl prompts hard --help      texts that break Talkers, made by rules"),
+    "condition": ("compute what the Thinker gives the Talker, once a prompt",
+                  "talker-rl condition -c demo"),
+    "rollout": ("sample candidates of every train prompt",
+                "talker-rl rollout -c demo rollouts.num_candidates=16"),
+    "score": ("decode and judge every candidate", "talker-rl score -c demo workers=2"),
+    "pair": ("choose preference pairs (or completions to imitate) among the scored candidates",
+             "talker-rl pair -c demo pairs.length_match=3"),
+    "train": ("train every variant, and choose its checkpoint on dev",
+              "talker-rl train -c demo train.default.loss.type=ld_dpo"),
+    "eval": ("evaluate base and trained by a second recognizer", "talker-rl eval -c demo eval.seeds=4"),
+    "report": ("write report/index.html", "talker-rl report --run-dir runs/demo"),
+    "diagnose": ("measure length bias, drift and stopping of the trained variants of a finished run",
+                 "talker-rl diagnose --run-dir runs/demo --reward-noise 4"),
+}
+
+SWEEP_TEXT = """\
+Compare losses: a grid of variants, arms (ways of choosing pairs) and training seeds, one row each in a table.
+
+Prompts, candidates and scores are made once; every training takes the same number of steps and is evaluated on the same
+prompts from the same seeds. A claim needs every seed's paired-bootstrap interval to exclude 0. The folder holds
+ablation.json and .csv, report/, shared/ and arms/<arm>/; each arm is an ordinary run folder, for every other verb."""
+SWEEP_EXAMPLES = """\
+talker-rl sweep losses                                 the shipped ablation, on the micro model
+  talker-rl sweep losses --dry-run                       its grid, and how long it takes
+  talker-rl sweep losses 'seeds=[0,1,2]'                 one seed more: only that one is trained
+  talker-rl diagnose --run-dir runs/sweep/arms/biased    any verb on one arm"""
+
+SHOW_TEXT = """\
+Print the table that a run or a sweep ended with. Of several runs, or of one with several variants: a row each, figures
+with their 95 % intervals side by side, and below them the settings that differ. Of one that is not finished: what is
+done, and the command that goes on."""
+SHOW_EXAMPLES = """\
+talker-rl show runs/demo                     base against trained, once more
+  talker-rl show runs/demo runs/margin-0.2     which was better, and what was set otherwise
+  talker-rl show runs/sweep --json"""
+
+EPILOG = """\
+A run is one folder. Start the same command again after an interruption: only what is missing is done.
+
+examples:
+  talker-rl run -c demo                                   the whole circle on the micro model
+  talker-rl run -c demo --dry-run                         what it would do, and the decode budget
+  talker-rl run -c a.yaml -c b.yaml pairs.margin=0.1      later files and overrides win
+  talker-rl score --run-dir runs/demo                     one stage, with the run's own configuration
+  talker-rl show runs/demo runs/other                     their figures side by side
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser."""
+    top = argparse.ArgumentParser(
+        prog="talker-rl", description="Preference training of the Qwen2.5-Omni Talker: from prompts to a better voice.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"talker-rl {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    run = _verb(verbs, "run", "all stages in order", "talker-rl run -c demo --run-dir runs/demo")
+    _add_shared(run)
+    for name, (text, example) in STAGES.items():
+        stage = _verb(verbs, name, text, example)
+        _add_shared(stage)
+        if name in ("rollout", "score", "pair", "train"):
+            stage.add_argument("--round", type=int, metavar="N", help="on-policy round (default: the latest)")
+        if name == "diagnose":
+            stage.add_argument("--variant", nargs="+", action="extend", default=[], metavar="NAME",
+                               help="variants to look at (default: all of the run)")
+            stage.add_argument("--reward-noise", type=int, metavar="N", help="also decode some rollouts from N seeds "
+                               "each and score them all: how much of a reward is luck, and which pairs.margin follows")
+        if name == "eval":
+            stage.add_argument("--protocol", choices=("seed-tts-eval",), help="also score as seed-tts-eval does, by "
+                               "language (short for eval.protocol=...)")
+        if name == "pair":
+            stage.add_argument("--votes", metavar="FILE", help="votes exported by a page's blind A/B listening: make "
+                               "the pairs of round 1 of them (short for pairs.votes=FILE)")
+        if name == "score":
+            stage.add_argument("--endpoint", action="extend", nargs="+", default=[], metavar="URL",
+                               help="let reward services do it (talker-rl serve), with the same results; a token is "
+                               "taken from $TALKER_RL_TOKEN")
+
+    sweep = _verb(verbs, "sweep", "compare losses: a grid of variants, arms and seeds in one table", SWEEP_EXAMPLES)
+    sweep.description = SWEEP_TEXT
+    _add_shared(sweep)
+
+    show = _verb(verbs, "show", "the table of finished runs and sweeps again, several side by side", SHOW_EXAMPLES)
+    show.description = SHOW_TEXT
+    show.add_argument("folders", nargs="+", metavar="RUN", help="folder of a run or of a sweep")
+    show.add_argument("--json", action="store_true", help="print JSON: the figures, and the settings that differ")
+    show.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+
+    serve = _verb(verbs, "serve", "offer the scorer over HTTP, to rollout workers on other machines",
+                  "talker-rl serve -c demo --port 8020 --workers 2")
+    _add_config(serve)
+    serve.add_argument("--host", help="address to listen on (default 127.0.0.1; any other needs a token: "
+                       "service.token_file or $TALKER_RL_TOKEN)")
+    serve.add_argument("--port", type=int, help="port (default 8020; 0 takes a free one)")
+    serve.add_argument("--workers", type=int, metavar="N", help="decoder processes, and as many recognizer processes")
+    serve.add_argument("--device", help="device of decoder and recognizer, e.g. cuda:0 or cpu")
+    serve.add_argument("--canary", metavar="RUN", help="run folder with scores: its best candidate must be scored the "
+                       "same by every worker before it may work")
+    serve.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+
+    validate = _verb(verbs, "validate", "check configuration files and print them resolved",
+                     "talker-rl validate -c demo pairs.margin=0.1")
+    _add_config(validate)
+    validate.add_argument("--quiet", "-q", action="store_true", help="print nothing when all is well")
+    validate.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+
+    add_configs_options(_verb(verbs, "configs", "list the configurations that are shipped, print one, write one out",
+                              CONFIGS_EXAMPLES))
+
+    doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognizers, and forecast memory",
+                   DOCTOR_EXAMPLES)
+    _add_config(doctor)
+    add_doctor_options(doctor)
+
+    plan = _verb(verbs, "plan", "forecast time, memory, disk and GPU-hours of a run, before anything is loaded",
+                 PLAN_EXAMPLES)
+    _add_config(plan)
+    add_plan_options(plan)
+
+    add_export_options(_verb(verbs, "export", EXPORT_HELP, EXPORT_EXAMPLES))
+    add_speaker_options(_verb(verbs, "speaker", "list speakers, add one, tell them apart", SPEAKER_EXAMPLES))
+
+    wer = _verb(verbs, "wer", "error rates of transcripts against references, two files of key<TAB>text lines",
+                WER_EXAMPLES)
+    add_wer_options(wer)
+    wer.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+
+    micro = _verb(verbs, "micro", "the micro world: build it, check it, say where it is", "talker-rl micro check")
+    micro.add_argument("what", choices=("build", "check", "path", "voice"), help="build: train every part from a seed. "
+                       "check: print every figure it must meet. path: its folder. voice: codes of a further voice.")
+    micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of that (try: micro build --help)")
+    return top
+
+
+def _verb(verbs: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    return verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
+                            epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", "-c", action="append", default=[], metavar="YAML",
+                         help="configuration: a file, or a name that `talker-rl configs` lists; several are merged "
+                         "left to right")
+    command.add_argument("overrides", nargs="*", metavar="YAML|KEY=VALUE", help="configurations without -c, and single "
+                         "values, e.g. rollouts.num_candidates=4")
+
+
+def _add_shared(command: argparse.ArgumentParser) -> None:
+    _add_config(command)
+    command.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: runs/<name>); without a "
+                         "configuration that of the run there is used")
+    command.add_argument("--dry-run", action="store_true", help="print resolved configuration and plan, and stop")
+    command.add_argument("--force-stage", action="append", default=[], metavar="STAGE",
+                         help="delete a stage's result, and all that depends on it, and do it again")
+    command.add_argument("--quiet", "-q", action="store_true", help="no progress, only the result")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Overrides may stand before, between and after options, which argparse alone does not allow below a verb."""
+    command = parser()
+    if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"], ["voice"]):  # with options of their own
+        return argparse.Namespace(verb="micro", what=arguments[1], rest=arguments[2:])
+    if arguments[:2] == ["prompts", "hard"]:
+        return argparse.Namespace(verb="prompts hard", rest=arguments[2:], debug="--debug" in arguments)
+    args, rest = command.parse_known_args(arguments)
+    strange = [a for a in rest if a.startswith("-") or not hasattr(args, "overrides")]
+    if strange:
+        command.error(f"unrecognized arguments: {' '.join(strange)} (talker-rl {args.verb} --help)")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    if getattr(args, "endpoint", None):  # it takes all that follows: overrides are given back
+        urls = [a for a in args.endpoint if a.startswith(("http://", "https://"))]
+        args.overrides += [a for a in args.endpoint if a not in urls]
+        args.endpoint = urls
+    return args

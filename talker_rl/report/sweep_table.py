@@ -1,0 +1,45 @@
+"""The table of a sweep for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from talker_rl.figures import bare, relative, written
+
+
+def text_table(found: dict[str, Any]) -> str:
+    """WER and duration of every row, the differences to the baseline, who is on the front; from ``ablation.json``."""
+    baseline = found["baseline"]
+    front = {(p["arm"], p["variant"]) for p in found["pareto"] if p["front"]}
+    head = ("arm", "variant", "seed", "n", "WER", "95 %", f"- {baseline}, points", "95 %", "duration", "95 %",
+            f"|drift| - {baseline}'s, points", "95 %", "")
+    body = [
+        (row["arm"], row["variant"], "all" if row["seed"] is None else str(row["seed"]), str(row["n"]),
+         written(row["wer"], "{:.1%}"), _span(row["wer_ci95"], "{:.1%}"),
+         _points(row["wer_diff_dpo"]), _span(row["wer_diff_dpo_ci95"], "{:+.1%}"),
+         "" if row["drift"] is None else relative(row["drift"]), _ratio_span(row["duration_ratio_ci95"]),
+         _points(row["drift_vs_dpo"]), _span(row["drift_vs_dpo_ci95"], "{:+.1%}"),
+         "pareto" if row["seed"] is None and (row["arm"], row["variant"]) in front else "")
+        for row in found["rows"]
+    ]
+    return "\n".join([*columns((head, *body), left=2), "", *found["notes"]])
+
+
+def columns(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Rows of text as aligned lines; the first ``left`` columns lean left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(text.ljust(w) if i < left else text.rjust(w)
+                      for i, (text, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else bare(value, "{:+.1%}")
+
+
+def _span(interval: Sequence[float] | None, pattern: str) -> str:
+    return "" if interval is None else f"{bare(interval[0], pattern)} .. {bare(interval[1], pattern)}"
+
+
+def _ratio_span(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else " .. ".join(relative(value - 1) for value in interval)
