@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from talker_rl.errors import CheckpointError, ConfigError
+from talker_rl.names import model_name
 from talker_rl.omni.adapter_check import check_adapter, check_adapter_of, check_finite, meta_talker, target_problem
 from talker_rl.omni.config import LoraSettings
 from talker_rl.omni.layout import unwrap_talker
@@ -133,7 +134,13 @@ def resolve_adapter(spec: str | Path) -> Path:
 
 
 def save_lora(model: Any, folder: Path | str) -> None:
-    """Write the policy's adapter in PEFT's layout: ``peft.PeftModel.from_pretrained(talker, folder)`` loads it."""
+    """Write the policy's adapter in PEFT's layout: ``peft.PeftModel.from_pretrained(talker, folder)`` loads it.
+
+    It is made to be shared: it names its base, not where that lies here.
+    """
+    config = model.peft_config[POLICY]
+    if config.base_model_name_or_path:
+        config.base_model_name_or_path = model_name(config.base_model_name_or_path)
     model.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
 
 
