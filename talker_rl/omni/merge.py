@@ -21,10 +21,10 @@ import torch
 
 from talker_rl.errors import CheckpointError
 from talker_rl.names import model_name
-from talker_rl.omni.adapter_check import PREFIX, WEIGHTS
+from talker_rl.omni.adapter_files import PREFIX, WEIGHTS, adapter_weights
 from talker_rl.omni.checkpoint import load_omni
 from talker_rl.omni.config import ModelConfig
-from talker_rl.omni.files import DTYPES, INDEX, Span, read_spans, require_file, unreadable, weight_files
+from talker_rl.omni.files import DTYPES, INDEX, Span, read_spans, unreadable, weight_files
 from talker_rl.omni.lora import load_lora
 
 SPEAKERS = "spk_dict.pt"
@@ -82,10 +82,11 @@ def merged_tensors(base: Path, weights: Path, model: ModelConfig) -> set[str]:
     if not is_adapter(weights) or model.talker:
         return {name for file in weight_files(base) for name in _spans(file) if name.startswith("talker.")}
     names = set()
-    for key in _spans(require_file(weights, WEIGHTS, "the adapter's weights")):
+    for key in _spans(adapter_weights(weights)):
         module = key.removeprefix(PREFIX)
         inside, lora, _ = module.partition(".lora_")
-        names.add(f"talker.{inside}.weight" if lora else f"talker.{module}")
+        if ".base_layer." not in module:  # (the base's own, which stays)
+            names.add(f"talker.{inside}.weight" if lora else f"talker.{module}")
     return names
 
 

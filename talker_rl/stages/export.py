@@ -17,10 +17,10 @@ from talker_rl.data.records import stable_hash
 from talker_rl.errors import CheckpointError, ConfigError, StageError, is_disk_full
 from talker_rl.names import hub_name, model_name
 from talker_rl.omni import merge
-from talker_rl.omni.adapter_check import WEIGHTS, adapter_settings, check_adapter_of, check_finite
+from talker_rl.omni.adapter_check import adapter_settings, adapter_weights, check_adapter_of, check_finite
 from talker_rl.omni.checkpoint import read_config, resolve_model_path, speakers_of
 from talker_rl.omni.config import SPEAKING, ModelConfig
-from talker_rl.omni.files import content_hash, require_file
+from talker_rl.omni.files import content_hash
 from talker_rl.planning.command import size
 from talker_rl.run_dir import disk_full, read_json
 from talker_rl.stages import export_facts
@@ -190,7 +190,7 @@ def _export_adapter(source: Source, target: Path, base_name: str, args: argparse
         raise ConfigError("The adapter belongs to other Talker weights than the base's", where="model.talker",
                           fix="use --merge OUT, which puts both into the checkpoint")
     config = adapter_settings(source.weights)
-    weights = require_file(source.weights, WEIGHTS, "the adapter's weights")
+    weights = adapter_weights(source.weights)
     if args.dry_run:
         print(f"{target}: the adapter of {source.weights}, for {base_name}")
         _list([(weights.name, "copied", weights.stat().st_size)], weights.stat().st_size)
