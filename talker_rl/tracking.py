@@ -21,6 +21,7 @@ import numpy as np
 from talker_rl.config import RunConfig
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import ConfigError
+from talker_rl.names import without_places
 from talker_rl.report.model import ReportData
 from talker_rl.run_dir import read_json
 
@@ -97,7 +98,8 @@ class WandbTracker(_Logger):
         super().__init__(wandb, wandb.init(
             project=target.project, group=target.run, name=f"{target.run}/{target.stage}", id=target.id,
             config=target.config, dir=target.run_folder, mode=mode, resume="allow" if mode == "online" else None,
-            reinit="create_new", settings=wandb.Settings(console="off"),
+            # The command line, the host and where things lie are this machine's own: a run is often made public.
+            reinit="create_new", settings=wandb.Settings(console="off", x_disable_meta=True, disable_git=True, host=""),
         ))  # fmt: skip
 
     def finish(self) -> None:
@@ -227,8 +229,8 @@ class Tracking:
         def target(first_step: int) -> Target:
             manifest = read_json(path / "manifest.json")
             identity = stable_hash(str(path), manifest["created"], name, manifest["stages"][name]["started"])[:12]
-            return Target(config.tracking.project, config.name, name, identity, config.resolved(), path, path / name,
-                          first_step)
+            return Target(config.tracking.project, config.name, name, identity, without_places(config.resolved()),
+                          path, path / name, first_step)
 
         tracker = StageTracker(self, target)
         try:

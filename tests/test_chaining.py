@@ -104,7 +104,7 @@ def test_stage_2_begins_where_stage_1_ended(
         assert row["duration_ratio_to_start"] == pytest.approx(row["duration_mean"] / table[0]["duration_mean"])
     assert [cells[0] for cells in round_rows(summary)] == ["round", "0", "1", "2"]
     page = (two / "report/index.html").read_text()
-    assert "Round by round" in page and f"{one}" in page
+    assert "Round by round" in page and f"<dt>begins with</dt><dd>{one.name}</dd>" in page and f"{one}" not in page
     assert cli.main(["eval", "--run-dir", str(two), "-q"]) == 0
     assert "round 0 is the policy as the run began" in capsys.readouterr().out
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 
 from talker_rl.errors import DataError
-from talker_rl.evaluation import prosody
 from talker_rl.evaluation.bootstrap import bootstrap_ci, ratio_of_sums
 from talker_rl.evaluation.prosody import f0_stats
 from talker_rl.evaluation.summary import compare, variant_summary
@@ -91,19 +87,6 @@ def test_f0_of_a_known_tone() -> None:
     assert stats is not None
     assert stats.mean_hz == pytest.approx(200, rel=0.02)
     assert stats.spread_semitones == pytest.approx(4 / np.sqrt(12), rel=0.08)
-
-
-def test_two_processes_never_compile_yin_together() -> None:
-    """numba's cache does not survive it: calls of a function of which both wrote a part end in a segmentation fault."""
-    prosody._librosa.cache_clear()
-    tone = np.sin(np.arange(24_000) / 20).astype(np.float32)
-    with ThreadPoolExecutor(1) as other:
-        with open(prosody.compile_lock(), "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            waiting = other.submit(f0_stats, tone)
-            with pytest.raises(TimeoutError):
-                waiting.result(0.5)
-        assert waiting.result(300) is not None
 
 
 def test_f0_of_silence_is_none() -> None:

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from talker_rl.errors import CheckpointError
-from talker_rl.reward.asr.base import Transcript
+from talker_rl.errors import CheckpointError, ConfigError, DataError
+from talker_rl.reward.asr.base import Failure, GuardedRecognizer, Transcript, is_transient
 from talker_rl.reward.asr.whisper_recognizer import WhisperRecognizer, parse, plausible
+from talker_rl.reward.recognizer_config import RecognizerConfig
 
 RATE = 16_000
 
 
-def write_model(folder, alignment_heads=True):
+def write_model(folder, alignment_heads=True, **generation_settings):
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
@@ -62,7 +63,7 @@ def write_model(folder, alignment_heads=True):
         settings["alignment_heads"] = [[0, 0], [1, 1]]
     else:
         settings["suppress_tokens"] += range(ids["<|notimestamps|>"] + 1, len(tokenizer))
-    for name, value in settings.items():  # GenerationConfig.update ignores names it does not know
+    for name, value in (settings | generation_settings).items():  # GenerationConfig.update ignores unknown names
         setattr(generation, name, value)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -119,3 +120,96 @@ def test_a_hub_name_is_not_looked_up(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot open"):
         WhisperRecognizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("alignment_heads", [True, False])
+def test_more_than_whisper_hears_at_once(alignment_heads, tmp_path):
+    """35 s, beside what is short: a transcript each, the short ones' as they are alone."""
+    folder = write_model(tmp_path / "w", alignment_heads=alignment_heads)
+    recognizer = WhisperRecognizer(str(folder), config=RecognizerConfig(type="whisper", path=str(folder), batch_size=3))
+    first, long, last = recognizer.transcribe([noise(0), noise(2, 35.0), noise(1, 29.9)], "en")
+    assert all(isinstance(result, Transcript) for result in (first, long, last))
+    assert [first] == recognizer.transcribe([noise(0)], "en")
+    if not alignment_heads:
+        assert long.spans == [] and "alignment heads" in (long.spans_fault or "alignment heads")
+
+
+@pytest.mark.parametrize("alignment_heads", [True, False])
+def test_a_whisper_without_time_marks_hears_thirty_seconds(alignment_heads, tmp_path):
+    folder = write_model(tmp_path / "w", alignment_heads=alignment_heads)
+    file = folder / "generation_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in settings.items() if k != "no_timestamps_token_id"}))
+    recognizer = WhisperRecognizer(str(folder))
+    short, long = recognizer.transcribe([noise(0, 2.0), noise(2, 31.0)], "en")
+    assert isinstance(short, Transcript) and short.spans == []
+    assert isinstance(long, Failure) and (long.code, long.retryable) == ("too_long", False)
+    assert "31.0 s" in long.message and "30 s at most" in long.message
+
+
+def test_an_english_whisper_is_not_asked_for_chinese(tmp_path):
+    recognizer = WhisperRecognizer(str(write_model(tmp_path / "w", is_multilingual=False)))
+    assert isinstance(recognizer.transcribe([noise(0)], "en")[0], Transcript)
+    for lang in ("zh", "mixed"):
+        with pytest.raises(ConfigError, match="hears no zh.*English only") as raised:
+            recognizer.transcribe([noise(0)], lang)
+        assert f"reward.recognizer.{lang}.path" in raised.value.fix
+
+
+def test_a_multilingual_whisper_that_has_lost_a_language(tmp_path):
+    folder = write_model(tmp_path / "w", lang_to_id={"<|zh|>": 259})
+    with pytest.raises(ConfigError, match="hears no en"):
+        WhisperRecognizer(str(folder)).transcribe([noise(0)], "en")
+
+
+@pytest.mark.parametrize("missing", ["is_multilingual", "lang_to_id", "task_to_id", "the file"])
+def test_a_whisper_that_does_not_say_what_it_hears(missing, tmp_path):
+    folder = write_model(tmp_path / "w")
+    file = folder / "generation_config.json"
+    if missing == "the file":
+        file.unlink()
+    else:
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != missing}))
+    with pytest.raises(CheckpointError, match="does not say which languages") as raised:
+        WhisperRecognizer(str(folder))
+    assert "copy generation_config.json" in raised.value.fix
+
+
+@pytest.mark.parametrize(("error", "again"), [
+    (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+    (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB; expected size"), True), (MemoryError(), True),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True), (OSError("Input/output error"), True),
+    (ConnectionResetError(), True), (RuntimeError("poisoned"), True), (TimeoutError(), True),
+    (ValueError("You have passed more than 3000 mel input features"), False), (IndexError("index out of range"), False),
+    (KeyError("text"), False), (TypeError("NoneType"), False), (AssertionError(), False), (ZeroDivisionError(), False),
+    (RuntimeError("The size of tensor a (448) must match the size of tensor b (500)"), False),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False), (RecursionError(), False),
+    (RuntimeError("expected scalar type Float but found Half"), False), (NotImplementedError(), False),
+    (ConfigError("no recognizer"), False), (DataError("no such code"), False),
+])  # fmt: skip
+def test_what_fails_again_is_not_asked_again(error, again):
+    from talker_rl.reward.service.worker import one_by_one
+
+    class Raising(GuardedRecognizer):
+        def _recognize(self, audios, lang):
+            raise error
+
+    assert is_transient(error) == again
+
+    def raising(items):
+        raise error
+
+    [failure] = one_by_one(raising, ["item"])
+    assert failure.retryable == again
+    if not isinstance(error, ConfigError | DataError):
+        [failure] = Raising(RecognizerConfig(path="micro:reward")).transcribe([noise(0)], "en")
+        assert (failure.code, failure.retryable) == ("recognizer_error", again)
+
+
+def test_a_recognizer_that_answers_too_little_does_so_again():
+    class Silent(GuardedRecognizer):
+        def _recognize(self, audios, lang):
+            return []
+
+    [failure] = Silent(RecognizerConfig(path="micro:reward")).transcribe([noise(0)], "en")
+    assert (failure.code, failure.retryable) == ("result_count", False)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ..errors import DataError
 from .completions import REASONS as NO_COMPLETION
+from .messages import without_folders
 from .pairs import REASONS, pairs_hash
 from .records import Completion, Pair, Prompt, from_row, to_row
 
@@ -79,7 +80,8 @@ def export_pairs(
 
     Returns: the folder.
     """
-    messages = {p.prompt_id: json.dumps(p.messages, ensure_ascii=False) for p in prompts if p.messages is not None}
+    messages = {p.prompt_id: json.dumps(without_folders(p.messages), ensure_ascii=False)
+                for p in prompts if p.messages is not None}
     rows = []
     for pair in pairs:
         row = to_row(pair)
@@ -153,7 +155,7 @@ def _card(pairs: Sequence[Pair], reasons: Mapping[str, int], source: Mapping[str
         "`prompt` (= `text`) is the reply text, `chosen` and `rejected` are its codec ids (one code is 20 ms; the stop",
         "id comes last where the sequence ended by itself). `*_reward` are the scores, `margin` is their difference in",
         "the unit that ranked them, `*_seconds` leave the stop out, `*_length` count it. `messages` is the chat before",
-        "the reply as JSON, null for the default system prompt and instruction.",
+        "the reply as JSON, null for the default system prompt and instruction; `sha256` says which files are meant.",
         "",
         f"- pairs: {len(pairs)} of {len({p.prompt_id for p in pairs})} prompts",
         f"- content hash: `{pairs_hash(pairs)}`",

@@ -116,6 +116,16 @@ def identity(messages: Any) -> Any:
     return {key: identity(value) if key == "content" else value for key, value in messages.items()}
 
 
+def without_folders(messages: list[Message]) -> list[Message]:
+    """The messages as they can be shared: files by their names, beside their SHA-256."""
+    def named(part: dict[str, Any]) -> dict[str, Any]:
+        kind = part["type"]
+        return part if kind == "text" else {**part, kind: Path(part[kind]).name}
+
+    return [m if isinstance(m["content"], str) else {**m, "content": [named(part) for part in m["content"]]}
+            for m in messages]
+
+
 def files_are_noted(messages: list[Message]) -> bool:
     """Whether every file's SHA-256 is in its part."""
     parts = [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]

@@ -23,20 +23,26 @@ from pydantic import ValidationError
 
 from talker_rl.errors import CheckpointError, told
 from talker_rl.file_hash import cached_hash
+from talker_rl.omni import adapter_files
+from talker_rl.omni.adapter_files import PREFIX, SETTINGS, WEIGHTS, adapter_weights, restoring
 from talker_rl.omni.config import LoraSettings
 from talker_rl.omni.files import read_headers, read_tensors, require_file
 from talker_rl.omni.layout import unwrap_talker
 from talker_rl.omni.published import stored_as_floats
 
-SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-"""What peft writes before a tensor's name."""
+__all__ = ["PREFIX", "SETTINGS", "WEIGHTS", "adapter_settings", "adapter_weights", "check_adapter", "check_adapter_of",
+           "check_base_tensors", "check_finite", "meta_talker", "target_problem"]
 
-FREE = {"alpha_pattern", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode",
-        "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "modules_to_save",
-        "peft_type", "peft_version", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_rslora"}
+FREE = {"alpha_pattern", "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules",
+        "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout",
+        "modules_to_save", "peft_type", "peft_version", "r", "rank_pattern", "revision", "target_modules", "task_type",
+        "use_rslora"}
 """Settings that say no more than which tensors there are, of which shape and scale; the others must be peft's
 defaults: they change the layers, the base or its biases, or import modules."""
+
+KEEPING = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+"""Ways to begin a LoRA (``init_lora_weights``) that leave the base's weights as they are: the adapter is of the
+published base. All others of peft's (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take a part out of it first."""
 
 
 _sound: set[tuple[str, ...]] = set()
@@ -82,22 +88,28 @@ def check_adapter(talker: Any, folder: Path) -> None:
 
 def _check(cls: type, config: Any, folder: Path) -> None:
     settings = adapter_settings(folder)
-    weights = require_file(folder, WEIGHTS, "the adapter's weights")
+    weights = adapter_weights(folder)
     files = cached_hash(folder / SETTINGS), cached_hash(weights)
     key = (cls.__qualname__, config.to_json_string(use_diff=False), *files)
     if key in _sound:
         return
-    header = read_headers(weights)
+    with restoring(folder):
+        header = read_headers(weights)
+    adapter_files.refuse_other_names(folder, header, settings)
     talker = _on_meta(cls, config)
     modules = {name for name, _ in talker.named_modules()}  # before there are layers of LoRA in it
+    own = {name: tuple(value.shape) for name, value in talker.named_parameters()}
     expected = _expected(talker, settings, folder / SETTINGS)
-    problem = _difference(expected, {name: shape for name, (_, shape) in header.items()}, modules)
+    found = {name: shape for name, (_, shape) in header.items()
+             if name in expected or own.get(_base_tensor(name)) != shape}  # (the base's: compared where it is loaded)
+    problem = _difference(expected, found, modules)
     if problem is None:
         problem = next((f"{WEIGHTS} holds {name!r} as {dtype}, which is no precision of weights"
                         for name, (dtype, _) in header.items() if not stored_as_floats(dtype)), None)
     if problem:
+        base = settings.get("base_model_name_or_path") or "it names none"
         raise CheckpointError(problem, where=str(weights), fix="load it on the model that it was trained on, with the "
-                              f"{SETTINGS} that was saved with it: {settings.get('base_model_name_or_path')}")
+                              f"{SETTINGS} that was saved with it: {base}")
     _sound.add(key)
 
 
@@ -107,7 +119,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, cannot be read, or is of another kind of adapter.
     """
-    file = require_file(folder, SETTINGS, "the adapter's settings")
+    file = require_file(folder, SETTINGS, "the adapter's settings", adapter_files.without_settings(folder))
     try:
         settings = json.loads(file.read_text())
         if not isinstance(settings, dict) or "peft_type" not in settings:
@@ -117,7 +129,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
                               fix="restore it: it was saved with the adapter's weights") from error
     if settings["peft_type"] != "LORA":
         raise CheckpointError(f"{SETTINGS} is of a {repr(settings['peft_type'])}, not of a LoRA", where=str(file),
-                              fix="give a LoRA adapter")
+                              fix="give a LoRA adapter: other kinds cannot be trained on or merged here")
     return settings
 
 
@@ -127,11 +139,48 @@ def check_finite(folder: Path) -> None:
     Raises:
         CheckpointError: the file is damaged, or a tensor, which it names, is not finite.
     """
-    weights = require_file(folder, WEIGHTS, "the adapter's weights")
-    for name, value in read_tensors([weights]).items():
+    weights = adapter_weights(folder)
+    with restoring(folder):
+        held = read_tensors([weights])
+    for name, value in held.items():
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{WEIGHTS}: {name} is not finite", where=str(weights),
                                   fix="choose another checkpoint of the training")
+
+
+def check_base_tensors(talker: Any, folder: Path) -> None:
+    """Whether the weights of the base that peft saved beside a LoRA (of embeddings, by default) are the Talker's own:
+    loading the adapter would replace them, and merging it would not.
+
+    Raises:
+        CheckpointError: one is not; it is named.
+    """
+    own = dict(unwrap_talker(talker).named_parameters())
+    weights = adapter_weights(folder)
+    names = {name: own[base] for name in read_headers(weights) if (base := _base_tensor(name)) in own}
+    if not names:
+        return
+    held = read_tensors([weights])
+    for name, value in names.items():
+        mine, other = value.detach().cpu(), held[name]
+        same = torch.equal(other.to(mine.dtype), mine) or torch.equal(mine.to(other.dtype), other)
+        if not same and _is_base_layer(name, folder):
+            raise CheckpointError(
+                f"{WEIGHTS} brings {name}, a weight of its base, with other values than this Talker's",
+                where=str(weights), fix="name the model that it was trained on as model.path: "
+                f"{adapter_settings(folder).get('base_model_name_or_path') or 'it names none'}")
+
+
+def _is_base_layer(name: str, folder: Path) -> bool:
+    """Whether a tensor is the base's by its settings, and no module that was trained as a whole."""
+    trained = adapter_settings(folder).get("modules_to_save") or []
+    module = _base_tensor(name).rpartition(".")[0]
+    return not any(module == m or module.endswith(f".{m}") for m in trained)
+
+
+def _base_tensor(name: str) -> str:
+    """``base_model.model.x.base_layer.weight`` -> ``x.weight``: the base's parameter that a tensor would be."""
+    return name.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
 def target_problem(talker: Any, targets: Collection[str] | str, *, partly: bool = False) -> str | None:
@@ -167,8 +216,12 @@ def _expected(talker: Any, settings: dict[str, Any], file: Path) -> dict[str, tu
     from peft.utils import get_peft_model_state_dict
 
     def refused(problem: str) -> CheckpointError:
-        return CheckpointError(f"{SETTINGS} is not of a LoRA that can be used here: {problem}", where=str(file),
-                               fix="restore it as it was saved with the weights, or give a plain LoRA of the Talker")
+        changes = "changes the base" in problem
+        return CheckpointError(
+            f"{SETTINGS} is not of a LoRA that can be used here: {problem}", where=str(file),
+            fix="save it again where it was trained, with path_initial_model_for_weight_conversion (peft then makes a "
+            "plain LoRA of it); or merge it there" if changes else
+            "restore it as it was saved with the weights, or give a plain LoRA of the Talker")
 
     problem = _unsupported(settings) or _mistyped(settings) or target_problem(
         talker, settings.get("target_modules") or [],
@@ -179,7 +232,8 @@ def _expected(talker: Any, settings: dict[str, Any], file: Path) -> dict[str, tu
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
             warnings.simplefilter("ignore")
-            config = LoraConfig(**{k: v for k, v in settings.items() if k in known and k != "peft_type"})
+            plain = {"init_lora_weights": True, "eva_config": None}  # how it began changes no name and no shape
+            config = LoraConfig(**{k: v for k, v in (settings | plain).items() if k in known and k != "peft_type"})
             model = get_peft_model(talker, config)
             tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     except Exception as error:  # peft checks little: what it raises depends on where it stumbles over the settings
@@ -194,8 +248,12 @@ def _unsupported(settings: dict[str, Any]) -> str | None:
     defaults = vars(LoraConfig())
     for key, value in settings.items():
         if key == "init_lora_weights":
-            if value is not True and value is not False and value != "gaussian":
-                return f"{key} is {repr(value)}: such a one changes the base"
+            word = value.lower() if str(value).lower() in ("gaussian", "mica") else value  # (as peft itself reads it)
+            if not any(word is way or (isinstance(way, str) and word == way) for way in KEEPING):
+                changing = str(value).lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))
+                return f"{key} is {repr(value)}" + (
+                    ": such a one changes the base's weights before it is trained, and fits no other base" if changing
+                    else ", which peft does not know")
         elif key == "task_type":
             if value not in (None, "CAUSAL_LM"):
                 return f"{key} is {repr(value)}: peft would wrap the Talker as another kind of model"

@@ -30,14 +30,14 @@ CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "
 """Files in which transformers looks for ``auto_map``."""
 
 
-def require_file(folder: Path, name: str, purpose: str) -> Path:
-    """The file, or a CheckpointError that names it and says what it holds."""
+def require_file(folder: Path, name: str, purpose: str, fix: str | None = None) -> Path:
+    """The file, or a CheckpointError that names it, says what it holds and what to do (``fix``)."""
     file = folder / name
     if not file.is_file():
         raise CheckpointError(
             f"{name} is missing: it holds {purpose}",
             where=str(folder),
-            fix="complete the folder (download the checkpoint again, or copy the file there)",
+            fix=fix or "complete the folder (download the checkpoint again, or copy the file there)",
         )
     return file
 

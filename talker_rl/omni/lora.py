@@ -15,7 +15,16 @@ from typing import Any
 import torch
 
 from talker_rl.errors import CheckpointError, ConfigError
-from talker_rl.omni.adapter_check import check_adapter, check_adapter_of, check_finite, meta_talker, target_problem
+from talker_rl.names import model_name
+from talker_rl.omni import adapter_files
+from talker_rl.omni.adapter_check import (
+    check_adapter,
+    check_adapter_of,
+    check_base_tensors,
+    check_finite,
+    meta_talker,
+    target_problem,
+)
 from talker_rl.omni.config import LoraSettings
 from talker_rl.omni.layout import unwrap_talker
 
@@ -96,6 +105,7 @@ def load_lora(
     for adapter in dict.fromkeys(Path(path) for path in (folder, reference) if path is not None):
         check_adapter(talker, adapter)
         check_finite(adapter)
+        check_base_tensors(talker, adapter)
     with _peft_alone():
         model = PeftModel.from_pretrained(talker, str(folder), adapter_name=POLICY, is_trainable=trainable)
     if reference is not None:
@@ -122,18 +132,26 @@ def resolve_adapter(spec: str | Path) -> Path:
     if (folder / "adapter_config.json").is_file():
         return folder
     trained = sorted(file.parent for file in folder.glob("train/*/adapter_config.json"))
-    if len(trained) == 1:
-        return trained[0]
-    if trained:
-        raise CheckpointError("This run trained several adapters", where=str(folder),
-                              fix=f"name one: {', '.join(map(str, trained))}")
+    inside = trained or sorted(file.parent for file in folder.glob("*/adapter_config.json"))  # as peft saves named ones
+    if len(inside) == 1:
+        return inside[0]
+    if inside:
+        raise CheckpointError("This run trained several adapters" if trained else "This folder holds several adapters",
+                              where=str(folder), fix=f"name one: {', '.join(map(str, inside))}")
+    adapter_files.refuse_other_folders(folder)
     raise CheckpointError("There is no adapter here (adapter_config.json), and no run that has finished one",
                           where=str(folder),
                           fix="give a PEFT folder, or the folder of a finished run: this stage comes after it")
 
 
 def save_lora(model: Any, folder: Path | str) -> None:
-    """Write the policy's adapter in PEFT's layout: ``peft.PeftModel.from_pretrained(talker, folder)`` loads it."""
+    """Write the policy's adapter in PEFT's layout: ``peft.PeftModel.from_pretrained(talker, folder)`` loads it.
+
+    It is made to be shared: it names its base, not where that lies here.
+    """
+    config = model.peft_config[POLICY]
+    if config.base_model_name_or_path:
+        config.base_model_name_or_path = model_name(config.base_model_name_or_path)
     model.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
 
 

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from talker_rl.errors import CheckpointError
-from talker_rl.omni.adapter_check import PREFIX, WEIGHTS
+from talker_rl.names import model_name
+from talker_rl.omni.adapter_files import PREFIX, WEIGHTS, adapter_weights
 from talker_rl.omni.checkpoint import load_omni
 from talker_rl.omni.config import ModelConfig
-from talker_rl.omni.files import DTYPES, INDEX, Span, read_spans, require_file, unreadable, weight_files
+from talker_rl.omni.files import DTYPES, INDEX, Span, read_spans, unreadable, weight_files
 from talker_rl.omni.lora import load_lora
 
 SPEAKERS = "spk_dict.pt"
@@ -81,10 +82,11 @@ def merged_tensors(base: Path, weights: Path, model: ModelConfig) -> set[str]:
     if not is_adapter(weights) or model.talker:
         return {name for file in weight_files(base) for name in _spans(file) if name.startswith("talker.")}
     names = set()
-    for key in _spans(require_file(weights, WEIGHTS, "the adapter's weights")):
+    for key in _spans(adapter_weights(weights)):
         module = key.removeprefix(PREFIX)
         inside, lora, _ = module.partition(".lora_")
-        names.add(f"talker.{inside}.weight" if lora else f"talker.{module}")
+        if ".base_layer." not in module:  # (the base's own, which stays)
+            names.add(f"talker.{inside}.weight" if lora else f"talker.{module}")
     return names
 
 
@@ -200,11 +202,28 @@ def write_checkpoint(
             added += _write_wide(source, copy, merged, talker, rounding)
             continue
         shutil.copyfile(source, copy)
+        if entry.how == "copy" and copy.suffix == ".json":
+            _forget_place(copy)
         if entry.how == "merge":
             _overwrite(copy, merged, talker, rounding)
     if added:
         _grow_index(target / INDEX, added)
     return rounding
+
+
+def _forget_place(file: Path) -> None:
+    """Where a configuration or tokenizer was once loaded from is of no use to others, and tells of a machine."""
+    if b"name_or_path" not in (content := file.read_bytes()):
+        return
+    try:
+        held = json.loads(content)
+    except ValueError:  # (as it is: nothing here reads it)
+        return
+    places = {key: value for key in ("_name_or_path", "name_or_path")
+              if isinstance(held, dict) and isinstance(value := held.get(key), str) and value}
+    named = {key: model_name(value) for key, value in places.items()}
+    if named != places:
+        file.write_text(json.dumps(held | named, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _overwrite(file: Path, merged: set[str], talker: Mapping[str, torch.Tensor], rounding: Rounding) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from talker_rl.data.records import Candidate, from_row, stable_hash
 from talker_rl.errors import TalkerRLError
+from talker_rl.names import without_paths
 from talker_rl.report.audio import data_uri, file_uri
 from talker_rl.report.collect import PairToHear, Run
 
@@ -86,7 +87,8 @@ def _decode_missing(pairs: Sequence[tuple[Run, PairToHear]], notes: list[str]) -
         try:
             found |= _decode(run, mine)
         except TalkerRLError as error:
-            notes.append(f"The speech of {run.arm} cannot be decoded here: {error.what} ({error.where}).")
+            told = without_paths(f"{error.what} ({error.where})")  # a page is made to be shared
+            notes.append(f"The speech of {run.arm} cannot be decoded here: {told}.")
     return found
 
 

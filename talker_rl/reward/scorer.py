@@ -119,7 +119,7 @@ class Scorer:
             answers = self.recognizer.transcribe(sounds, lang)
             if len(answers) != len(members):
                 message = f"{len(answers)} results for {len(members)} inputs"
-                answers = [Failure("result_count", message, retryable=True)] * len(members)
+                answers = [Failure("result_count", message)] * len(members)
             heard.update(zip(members, answers, strict=True))
         for i, answer in heard.items():
             results[i] = self._finish(items[i], answer)

@@ -15,17 +15,18 @@ from typing import Any
 
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import CheckpointError, ConfigError, StageError, is_disk_full
+from talker_rl.names import hub_name, model_name
 from talker_rl.omni import merge
-from talker_rl.omni.adapter_check import WEIGHTS, adapter_settings, check_adapter_of, check_finite
+from talker_rl.omni.adapter_check import adapter_settings, adapter_weights, check_adapter_of, check_finite
 from talker_rl.omni.checkpoint import read_config, resolve_model_path, speakers_of
 from talker_rl.omni.config import SPEAKING, ModelConfig
-from talker_rl.omni.files import content_hash, require_file
+from talker_rl.omni.files import content_hash
 from talker_rl.places import check_writable_folder
 from talker_rl.planning.command import size
-from talker_rl.run_dir import disk_full
+from talker_rl.run_dir import disk_full, read_json
 from talker_rl.stages import export_facts
 from talker_rl.stages.export_check import policy_of
-from talker_rl.train.card import RunFacts, Usage, hub_name, model_card
+from talker_rl.train.card import RunFacts, Usage, model_card
 
 LINEAGE = "export.json"
 """What the folder was made of, for programs; it also marks a folder that --overwrite may replace."""
@@ -84,12 +85,18 @@ def run(args: argparse.Namespace) -> int:
                               fix="give two folders beside each other")
     if source.adapter:
         check_adapter_of(read_config(source.base), source.weights)
-    name = args.base_name or hub_name(source.model.path) or hub_name(str(source.base)) or str(source.base.resolve())
+    name = args.base_name or _base_name(source)
     if "merge" in targets:
         _export_merged(source, targets["merge"], name, args)
     if "adapter" in targets:
         _export_adapter(source, targets["adapter"], name, args)
     return 0
+
+
+def _base_name(source: Source) -> str:
+    """The base's name on the hub, or its folder's: what is exported is for other machines."""
+    named = model_name(source.model.path)
+    return named if named == "micro" else hub_name(str(source.base)) or named
 
 
 def _source(args: argparse.Namespace) -> Source:
@@ -102,13 +109,25 @@ def _source(args: argparse.Namespace) -> Source:
     weights = Path(args.adapter_dir)
     if not weights.is_dir():
         raise CheckpointError("no such folder", where=str(weights), fix="give a PEFT adapter's folder, or --run-dir")
-    path = args.model
-    if not path and merge.is_adapter(weights):
-        path = adapter_settings(weights).get("base_model_name_or_path")
-    if not path or not isinstance(path, str):
-        raise ConfigError("The base is not known", where=str(weights), fix="name it: --model PATH")
+    path = args.model or _base_of(weights)
     model = ModelConfig(path=path)
     return Source(weights, model, resolve_model_path(path), weights.resolve().name)
+
+
+def _base_of(weights: Path) -> str:
+    """Where the base of an adapter is, from the run that the adapter lies in or from its own settings."""
+    named = adapter_settings(weights).get("base_model_name_or_path") if merge.is_adapter(weights) else None
+    if not named or not isinstance(named, str):
+        raise ConfigError("The base is not known", where=str(weights), fix="name it: --model PATH")
+    for above in weights.resolve().parents[:4]:
+        if (above / "manifest.json").is_file():
+            path = read_json(above / "manifest.json").get("config", {}).get("model", {}).get("path")
+            if isinstance(path, str) and model_name(path) == named:
+                return path
+    if named != "micro" and not hub_name(named) and not Path(named).expanduser().is_dir():
+        raise ConfigError(f"The adapter names its base {named!r}, and not where it is", where=str(weights),
+                          fix="name its folder: --model PATH")
+    return named
 
 
 def check_target(target: Path, source: Source, overwrite: bool) -> None:
@@ -173,7 +192,7 @@ def _export_adapter(source: Source, target: Path, base_name: str, args: argparse
         raise ConfigError("The adapter belongs to other Talker weights than the base's", where="model.talker",
                           fix="use --merge OUT, which puts both into the checkpoint")
     config = adapter_settings(source.weights)
-    weights = require_file(source.weights, WEIGHTS, "the adapter's weights")
+    weights = adapter_weights(source.weights)
     if args.dry_run:
         print(f"{target}: the adapter of {source.weights}, for {base_name}")
         _list([(weights.name, "copied", weights.stat().st_size)], weights.stat().st_size)
@@ -212,7 +231,7 @@ def _other_base(source: Source, base_hash: str) -> list[str]:
     trained_on = source.run.base_hash if source.run else None
     if trained_on is None or trained_on == base_hash:
         return []
-    return [f"WARNING: {source.base} is not what the run was trained on (content hash {trained_on})"]
+    return [f"WARNING: {_base_name(source)} is not what the run was trained on (content hash {trained_on})"]
 
 
 def _finish(
@@ -233,8 +252,9 @@ def _finish(
     (folder / LINEAGE).write_text(json.dumps(lineage, indent=1, ensure_ascii=False) + "\n")
     text = export_facts.example_text(run) if run else EXAMPLE_TEXT
     known = run and (run.config.prompts.speaker or (run.config.prompts.speakers or [""])[-1])
-    usage = Usage(folder=str(target), base=base_name, speaker=known or speakers[0], system=model.system_prompt,
-                  user=model.instruction.replace("{text}", text), own_speakers=bool(model.speakers),
+    usage = Usage(folder=target.resolve().name, base=base_name, speaker=known or speakers[0],
+                  system=model.system_prompt, user=model.instruction.replace("{text}", text),
+                  own_speakers=bool(model.speakers),
                   dtype="torch.float32" if widened else Usage.dtype)
     facts = export_facts.facts(run, usage, weights, lineage) if run else RunFacts(
         usage, weights, lineage=[f"base: `{base_name}` (content hash `{lineage['base_hash']}`)",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from talker_rl.config import RunConfig, load_data
 from talker_rl.data.records import Prompt
 from talker_rl.errors import DataError, StageError
+from talker_rl.names import recognizer_name
 from talker_rl.run_dir import read_json
 from talker_rl.stages.context import SETS, Round, train_stage
 from talker_rl.stages.shards import ShardFolder
@@ -121,15 +121,10 @@ def facts(run: Run, usage: Usage, weights: list[str], lineage: dict[str, Any]) -
         usage=usage, weights=weights,
         evaluation=read_json(evaluation) if evaluation.is_file() else None,
         before="before this run" if started else "base",
-        judge=f"{_names(run.config.reward.evaluator.label)}, which rewarded nothing",
+        judge=f"{recognizer_name(run.config.reward.evaluator)}, which rewarded nothing",
         diagnostics=read_json(diagnostics) if diagnostics.is_file() else None,
         data=_data_lines(run), lineage=_lineage_lines(run, lineage),
     )
-
-
-def _names(label: str) -> str:
-    """Recognizers' names without the folders of this machine."""
-    return re.sub(r"\S*/", "", label)
 
 
 def _data_lines(run: Run) -> list[str]:
@@ -146,7 +141,7 @@ def _data_lines(run: Run) -> list[str]:
             entry = stages.get(round_.stage(name))
             if entry and entry.get("counts"):
                 lines.append(f"{round_.stage(name)}: {_counts(entry['counts'])}")
-    lines.append(f"rewarded by {_names(run.config.reward.recognizer.label)}")
+    lines.append(f"rewarded by {recognizer_name(run.config.reward.recognizer)}")
     return lines
 
 

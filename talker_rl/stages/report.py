@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
+
 from talker_rl.data.records import Candidate, Completion, Pair, Prompt, ScoreRow, from_row
+from talker_rl.names import folder_name, model_name, recognizer_name, without_places
 from talker_rl.report.clips import spaced
 from talker_rl.report.model import Clip, Comparison, ReportData
 from talker_rl.report.page import write_report
@@ -56,7 +59,7 @@ def collect(ctx: Context) -> ReportData:
         before_after=_before_after(ctx, variant, base, trained),
         pair_clips=_trained_on(ctx, variant),
         facts=_facts(ctx, variant, choice),
-        config_yaml=ctx.config.to_yaml(),
+        config_yaml=yaml.safe_dump(without_places(ctx.config.resolved()), sort_keys=False, allow_unicode=True),
     )
 
 
@@ -137,13 +140,13 @@ def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]
     learned = cfg.train[variant].data
     completions = ctx.run.stages[Round(1).data_stage(learned)]["counts"] if learned else {}
     return {
-        "model": cfg.model.path,
-        **({"begins with": cfg.model.adapter} if cfg.model.adapter else {}),
+        "model": f"{model_name(cfg.model.path)} (content hash {ctx.model_input()['model']})",
+        **({"begins with": folder_name(cfg.model.adapter)} if cfg.model.adapter else {}),
         **({"completions": f"{completions['completions']} of {completions['prompts']} prompts ({learned})"}
            if learned else {}),
         "variant": f"{variant}: {cfg.train[variant].loss['type']}, round {choice['round']}, step {choice['step']}",
-        "recognizer that rewards": cfg.reward.recognizer.label,
-        "recognizer that evaluates": cfg.reward.evaluator.label,
+        "recognizer that rewards": recognizer_name(cfg.reward.recognizer),
+        "recognizer that evaluates": recognizer_name(cfg.reward.evaluator),
         "candidates": f"{cfg.rollouts.num_candidates} a prompt, {cfg.iterations} round(s)"
         + (f", reference {cfg.reference}" if cfg.iterations > 1 else ""),
         "time": f"{seconds / 60:.1f} min in all stages",

@@ -6,11 +6,11 @@ One builder for the folder that training leaves and for what ``talker-rl export`
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from ..names import folder_name, hub_name, model_name, without_places
 
 _SHOWN = (
     "loss",
@@ -35,7 +35,7 @@ import torch
 {imports}from transformers import AutoTokenizer, Qwen2_5OmniForConditionalGeneration
 from transformers.utils import cached_file
 
-base = {base}  # a folder, or a name on the hub
+base = {base}  # {place}
 model = Qwen2_5OmniForConditionalGeneration.from_pretrained(base, dtype={dtype}, device_map="auto")
 {adapter}tokenizer = AutoTokenizer.from_pretrained(base)
 with open(cached_file(base, "chat_template.json")) as file:
@@ -59,9 +59,9 @@ class Usage:
     """What the code block of a card needs: it speaks with plain transformers."""
 
     folder: str
-    """Folder or hub name of what the card is of."""
+    """Name of the folder that the card is of."""
     base: str
-    """Folder or hub name of the base."""
+    """The base's name on the hub, or of its folder; ``micro`` for the shipped one."""
     speaker: str
     system: str
     """System prompt."""
@@ -108,7 +108,7 @@ def model_card(
         merged: the folder is a whole checkpoint with the trained weights in it.
     """
     name = result["name"] if result else "adapter"
-    base = facts.usage.base if facts else settings["base_model"]
+    base = facts.usage.base if facts else model_name(settings["base_model"])
     lines = ["---", _front_matter(name, base, facts, adapter and not merged), "---", "",
              f"# Talker variant: {name}", "", _summary(settings, adapter, merged), "",
              *_use(facts, adapter, merged)]
@@ -120,15 +120,6 @@ def model_card(
     if result:
         lines += [*_numbers(result), "## Settings", "", *_json(settings["config"])]
     return "\n".join(lines)
-
-
-def hub_name(path: str) -> str | None:
-    """``owner/name`` of a hub name, or of a folder in the hub's cache; else None."""
-    cached = re.search(r"models--([^/]+)--([^/]+)/snapshots/", f"{path}/")
-    if cached:
-        return f"{cached[1]}/{cached[2]}"
-    plain = re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) and not Path(path).exists()
-    return path if plain else None
 
 
 def _front_matter(name: str, base: str, facts: RunFacts | None, adapter: bool) -> str:
@@ -180,8 +171,13 @@ def speaking_code(usage: Usage, *, adapter: bool) -> str:
     own = _LOAD_ADAPTER + _LOAD_SPEAKERS * usage.own_speakers if adapter else ""
     quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in vars(usage).items()}
     quoted["dtype"] = usage.dtype
-    return _CODE.format(imports="from peft import PeftModel\n" * adapter, adapter=own.format(**quoted),
-                        **(quoted if adapter else quoted | {"base": quoted["folder"]}))
+    imports, place = "from peft import PeftModel\n" * adapter, "a folder, or a name on the hub"
+    if not adapter:
+        quoted["base"] = quoted["folder"]
+    elif usage.base == "micro":
+        quoted["base"], place = 'str(checkpoint_dir() / "omni")', "the model that talker_rl ships"
+        imports += "from talker_rl.micro import checkpoint_dir\n"
+    return _CODE.format(imports=imports, adapter=own.format(**quoted), place=place, **quoted)
 
 
 def _evaluation(facts: RunFacts) -> list[str]:
@@ -238,13 +234,18 @@ def _lineage(result: Mapping[str, Any] | None, settings: Mapping[str, Any], fact
     if facts:
         lines += [f"- {line}" for line in facts.lineage]
     else:
-        lines.append(f"- base model: `{settings['base_model']}` (hash `{settings['model_hash']}`)")
-        start = settings["start_adapter"]
-        lines.append(f"- reference: {settings.get('reference') or ('the starting adapter' if start else 'the base')}"
-                     + (f"; begun from `{start}`" if start else ""))
+        lines.append(f"- base model: `{model_name(settings['base_model'])}` (hash `{settings['model_hash']}`)")
+        start, reference = settings["start_adapter"], settings.get("reference")
+        other = reference if reference in (None, "the base") else _policy(reference, settings["reference_hash"])
+        lines.append(f"- reference: {other or ('the starting adapter' if start else 'the base')}"
+                     + (f"; begun from {_policy(start, settings['start_adapter_hash'])}" if start else ""))
     if result:
         lines.append(f"- step kept: {result['step']} of {result['steps']} ({result['selected_by']})")
     return [*lines, ""]
+
+
+def _policy(adapter: str, digest: str | None) -> str:
+    return f"`{folder_name(adapter)}` (hash `{digest}`)"
 
 
 def _numbers(result: Mapping[str, Any]) -> list[str]:
@@ -259,7 +260,7 @@ def _numbers(result: Mapping[str, Any]) -> list[str]:
 
 
 def _json(value: Any) -> list[str]:
-    return ["```json", json.dumps(value, indent=2, sort_keys=True), "```", ""]
+    return ["```json", json.dumps(without_places(value), indent=2, sort_keys=True), "```", ""]
 
 
 def _number(value: float | None) -> str:

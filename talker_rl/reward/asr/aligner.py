@@ -15,7 +15,7 @@ import numpy as np
 
 from ...errors import CheckpointError
 from ..config import AlignerConfig
-from .base import SAMPLE_RATE, Failure, file_fingerprint, torch_threads, trim
+from .base import SAMPLE_RATE, Failure, file_fingerprint, is_transient, torch_threads, trim
 from .funasr_loading import open_model
 from .names import model_folder
 
@@ -61,7 +61,7 @@ class Aligner:
             with self._lock, torch_threads(self.config.threads):
                 times = self._times(audio, flat)
         except (RuntimeError, IndexError, ValueError) as error:
-            return Failure("aligner_error", f"{type(error).__name__}: {error}", retryable=True)
+            return Failure("aligner_error", f"{type(error).__name__}: {error}", retryable=is_transient(error))
         if len(times) != len(flat):
             return Failure("aligner_error", f"{len(times)} times for {len(flat)} pieces")
         ends = np.cumsum([len(group) for group in pieces])

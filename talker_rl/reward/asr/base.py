@@ -8,6 +8,7 @@ one, so that a poisoned item takes none along. An item's result is a `Transcript
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,6 +54,23 @@ class Failure:
     code: str
     message: str
     retryable: bool = False
+
+
+_OF_THE_MACHINE = re.compile(r"out of memory|alloc|cuda|cudnn|cublas|nccl|hip|device-side", re.IGNORECASE)
+_OF_THE_INPUT = re.compile(r"\b(sizes?|shapes?|dimensions?|dtype|indices|expected|must)\b", re.IGNORECASE)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed later: memory, a device or a file that was not there. What a library says of
+    its input (a wrong value, type or shape) it will say again, however often it is asked."""
+    if isinstance(error, TalkerRLError | NotImplementedError | RecursionError | UnicodeError):
+        return False
+    if isinstance(error, MemoryError | OSError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    return bool(_OF_THE_MACHINE.search(text)) or not _OF_THE_INPUT.search(text)
 
 
 class Recognizer(Protocol):
@@ -160,12 +178,12 @@ class GuardedRecognizer:
         except Exception as error:
             if len(batch) > 1:
                 return [r for sound in batch for r in self._guarded([sound], lang)]
-            return [Failure("recognizer_error", f"{type(error).__name__}: {error}", retryable=True)]
+            return [Failure("recognizer_error", f"{type(error).__name__}: {error}", retryable=is_transient(error))]
         if len(heard) == len(batch):
             return heard
         if len(batch) > 1:  # FunASR answers once for several inputs when none has a token
             return [r for sound in batch for r in self._guarded([sound], lang)]
-        return [Failure("result_count", f"{len(heard)} results for one input", retryable=True)]
+        return [Failure("result_count", f"{len(heard)} results for one input")]
 
 
 def _at_least(audio: np.ndarray, seconds: float) -> np.ndarray:

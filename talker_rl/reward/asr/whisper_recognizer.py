@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, ConfigError
 from ..recognizer_config import RecognizerConfig, RecognizerSettings
 from .base import SAMPLE_RATE, Failure, GuardedRecognizer, Transcript, file_fingerprint, transcript_of
 from .names import model_folder
@@ -27,10 +27,12 @@ class WhisperRecognizer(GuardedRecognizer):
     tokens. Language (zh, en) and task are given, not guessed: else accented speech is translated. A transcript that no
     voice could have spoken in the time is a Failure `hallucination`, not a word error rate. Word times come from
     cross-attention and need `alignment_heads` in the generation config; without them the transcript has no times and
-    pauses are null.
+    pauses are null. What is longer than the 30 s that Whisper hears at once it hears piece by piece, for which it
+    marks the times of segments itself; a model that does not know these marks is a Failure `too_long`.
 
     Raises:
-        CheckpointError: folder or a file of it missing, or not a speech-to-text model.
+        CheckpointError: folder or a file of it missing, not a speech-to-text model, or one whose generation config
+            does not say which languages it knows.
     """
 
     def __init__(self, path: str, device: str = "cpu", config: RecognizerSettings | None = None) -> None:
@@ -54,8 +56,11 @@ class WhisperRecognizer(GuardedRecognizer):
             ) from error
         self._pipeline.model.eval()
         generation = self._pipeline.model.generation_config
-        self._times = getattr(generation, "alignment_heads", None) is not None
-        self._multilingual = bool(getattr(generation, "is_multilingual", False))
+        self._marks = getattr(generation, "no_timestamps_token_id", None) is not None
+        self._times = self._marks and bool(getattr(generation, "alignment_heads", None))
+        self._multilingual = self._is_multilingual(generation)
+        self._languages = getattr(generation, "lang_to_id", None) or {}
+        self._window = self._pipeline.feature_extractor.n_samples
         self._hash: str | None = None
 
     def fingerprint(self) -> str:
@@ -64,7 +69,43 @@ class WhisperRecognizer(GuardedRecognizer):
             self._hash = file_fingerprint("whisper", self.folder, self.config.identity(path=False))
         return self._hash
 
+    def _is_multilingual(self, generation: Any) -> bool:
+        """Whether language and task are given with each utterance; an English-only model takes neither."""
+        stated = getattr(generation, "is_multilingual", None)
+        if stated is None or (stated and not (getattr(generation, "lang_to_id", None)
+                                              and getattr(generation, "task_to_id", None))):
+            raise CheckpointError(
+                "generation_config.json does not say which languages this Whisper knows (is_multilingual, lang_to_id, "
+                "task_to_id), so it would guess, or translate", where=str(self.folder),
+                fix="copy generation_config.json from the Whisper that it was made from, e.g. openai/whisper-large-v3")
+        return bool(stated)
+
+    def _check_language(self, lang: str) -> None:
+        """Raise where the model cannot hear a language: its words would be made up, and each an error."""
+        known = ["en"] if not self._multilingual else [x for x in _LANGUAGES if f"<|{x}|>" in self._languages]
+        wanted = list(_LANGUAGES) if lang == "mixed" else [lang]
+        if missing := [x for x in wanted if x not in known]:
+            raise ConfigError(
+                f"This Whisper hears no {' and no '.join(missing)}, and a text is in {lang!r}: it knows "
+                f"{'English only' if known == ['en'] else ', '.join(known) or 'neither zh nor en'}",
+                where=str(self.folder), fix="name a multilingual one (whisper-large-v3), or another recognizer for "
+                f"this language: reward.recognizer.{lang}.path")
+
     def _recognize(self, audios: list[np.ndarray], lang: str) -> list[Transcript | Failure]:
+        self._check_language(lang)
+        found: list[Transcript | Failure | None] = [None] * len(audios)
+        long = [len(audio) > self._window for audio in audios]
+        for kind in set(long):  # apart: what is long is heard in another way
+            at = [i for i, is_long in enumerate(long) if is_long == kind]
+            for i, heard in zip(at, self._hear([audios[i] for i in at], lang, kind), strict=True):
+                found[i] = heard
+        return [heard for heard in found if heard is not None]
+
+    def _hear(self, audios: list[np.ndarray], lang: str, long: bool) -> list[Transcript | Failure]:
+        if long and not self._marks:
+            most = self._window / SAMPLE_RATE
+            return [Failure("too_long", f"{len(audio) / SAMPLE_RATE:.1f} s of speech: this Whisper has no time marks "
+                            f"(no_timestamps_token_id) and hears {most:g} s at most") for audio in audios]
         generate: dict[str, Any] = {"do_sample": False, "num_beams": 1, "condition_on_prev_tokens": False}
         if self._multilingual:
             generate["task"] = "transcribe"
@@ -73,7 +114,7 @@ class WhisperRecognizer(GuardedRecognizer):
         outputs = self._pipeline(
             [{"raw": audio, "sampling_rate": SAMPLE_RATE} for audio in audios],
             batch_size=len(audios),
-            return_timestamps="word" if self._times else None,
+            return_timestamps="word" if self._times else True if long else None,
             generate_kwargs=generate,
         )
         seconds = [len(audio) / SAMPLE_RATE for audio in audios]

@@ -25,7 +25,7 @@ import numpy as np
 
 from ...errors import DataError, TalkerRLError
 from ...omni.config import ModelConfig, Token2WavConfig
-from ..asr.base import Failure
+from ..asr.base import Failure, is_transient
 from ..asr.registry import RoutedRecognizer
 from ..config import RewardConfig
 from ..scorer import ScoreItem, Scorer, ScoreResult
@@ -170,7 +170,7 @@ def one_by_one(function: Callable[[Sequence[T]], Sequence[R | Failure]], items: 
         return [result for item in items for result in one_by_one(function, [item])]
     own = isinstance(error, DataError)  # such as a code that the decoder has no row for
     message = error.what if isinstance(error, TalkerRLError) else f"{type(error).__name__}: {error}"
-    return [Failure("bad_item" if own else "scorer_error", message, retryable=not own)]
+    return [Failure("bad_item" if own else "scorer_error", message, retryable=is_transient(error))]
 
 
 def _failure(failure: Failure) -> dict[str, Any]:
