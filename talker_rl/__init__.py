@@ -1,3 +1,44 @@
-"""talker_rl: preference and RL fine-tuning of the Qwen2.5-Omni Talker."""
+"""talker_rl: preference and RL fine-tuning of the Qwen2.5-Omni Talker.
+
+The names below are what a script needs (README.md shows them in fifteen lines). They are resolved on first use, so
+that ``import talker_rl``, and the help of the command line, import no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from talker_rl.data.records import Candidate, Prompt
+    from talker_rl.losses import PairBatch, build_loss
+    from talker_rl.omni.checkpoint import load_omni
+    from talker_rl.omni.conditioning import compute_conditioning
+    from talker_rl.omni.config import ModelConfig, SamplingConfig
+    from talker_rl.omni.layout import TalkerExample, collate
+    from talker_rl.omni.logps import token_logps
+    from talker_rl.omni.rollouts import sample_candidates
+    from talker_rl.omni.token2wav import decode
+    from talker_rl.reward.config import RecognizerConfig, RewardConfig
+    from talker_rl.reward.scorer import ScoreItem, Scorer
+
+_HOME = {
+    "Candidate": "data.records", "Prompt": "data.records", "PairBatch": "losses", "build_loss": "losses",
+    "load_omni": "omni.checkpoint", "compute_conditioning": "omni.conditioning", "ModelConfig": "omni.config",
+    "SamplingConfig": "omni.config", "TalkerExample": "omni.layout", "collate": "omni.layout",
+    "token_logps": "omni.logps", "sample_candidates": "omni.rollouts", "decode": "omni.token2wav",
+    "RecognizerConfig": "reward.config", "RewardConfig": "reward.config", "ScoreItem": "reward.scorer",
+    "Scorer": "reward.scorer",
+}
+
+__all__ = ["Candidate", "ModelConfig", "PairBatch", "Prompt", "RecognizerConfig", "RewardConfig", "SamplingConfig",
+           "ScoreItem", "Scorer", "TalkerExample", "build_loss", "collate", "compute_conditioning", "decode",
+           "load_omni", "sample_candidates", "token_logps"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"talker_rl.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
