@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from talker_rl.cli_parser import parse
 from talker_rl.errors import ConfigError, DataError, TalkerRLError, disk_full, is_disk_full
+from talker_rl.progress import quiet_logs
 from talker_rl.shipped import split
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. A user's mistake is one message, never a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = parse(arguments)
+    quiet_logs()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # each of its warnings was looked at
