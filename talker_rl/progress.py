@@ -49,6 +49,21 @@ def quiet_logs() -> None:
             os.environ.setdefault(name, "1")
 
 
+class Pace:
+    """Which of the lines that others make of their progress are told: all on a terminal, else one now and then."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def due(self, *, last: bool = False) -> bool:
+        """Whether to tell one now; the last of the work always is."""
+        now = time.monotonic()
+        if not (last or on_terminal() or now - self.last >= SECONDS):
+            return False
+        self.last = now
+        return True
+
+
 class Lines:
     """What stands in for a bar in a log: how much is done, at which rate, and how long the rest takes."""
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pipeline_helpers import write_world
@@ -75,6 +76,31 @@ def test_work_that_is_cut_off_says_how_far_it_came(capsys: pytest.CaptureFixture
     progress.note("a word")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("cut: 2 of 4 shards (50%)") and lines[1] == "a word" and len(lines) == 2
+
+
+def test_training_tells_a_log_now_and_then_its_evaluations_and_its_end(
+    clock: list[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from talker_rl.train.callbacks import ProgressLine
+
+    def train() -> list[str]:
+        line = ProgressLine("dpo")
+        state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=100)
+        line.on_train_begin(None, state, None)
+        for step in range(1, 101):
+            clock[0] += 1
+            state.global_step = step
+            line.on_log(None, state, None, {"loss": 0.5, "rewards/margins": -0.000001})
+            if step == 50:
+                line.on_log(None, state, None, {"eval_loss": 0.4})
+        return capsys.readouterr().err.splitlines()
+
+    lines = train()
+    assert [" ".join(line.split()[:4]).split("  ")[0] for line in lines] == [
+        "dpo step 30/100 loss", "dpo eval step 50/100", "dpo step 80/100 loss", "dpo step 100/100 loss"]
+    assert lines[0] == "dpo step 30/100  loss 0.5000  margin 0.0000  70 s left"
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
+    assert len(train()) == 101
 
 
 def test_a_terminal_gets_a_bar() -> None:
