@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from talker_rl.cli_parser import parse
 from talker_rl.errors import ConfigError, DataError, TalkerRLError, disk_full, is_disk_full
+from talker_rl.progress import quiet_logs
 from talker_rl.shipped import split
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. A user's mistake is one message, never a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = parse(arguments)
+    quiet_logs()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # each of its warnings was looked at
@@ -171,9 +173,9 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
         print(f"\n# run folder: {run_dir}")
         print(describe(config))
         return 0
+    _check_places(args, config, run_dir)
     if args.verb == "run" and not args.quiet:
         print(describe(config), flush=True)
-    _check_places(args.verb, config, run_dir)
     from talker_rl.run_dir import RunDir
     from talker_rl.stages.context import Context, device_name
     from talker_rl.stages.pool import WorkerPool
@@ -201,15 +203,15 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
-def _check_places(verb: str, config: RunConfig, run_dir: Path) -> None:
+def _check_places(args: argparse.Namespace, config: RunConfig, run_dir: Path) -> None:
     """Whether what the verb goes on from is there, and its folder can be written; nothing is created before."""
     from talker_rl.places import check_writable_folder, require_adapter, require_free, require_run
 
-    if verb in FROM_THE_START:
+    if args.verb in FROM_THE_START and not args.force_stage:
         require_free(run_dir)
     else:
         require_run(run_dir, fix="do what comes before, or all of it: talker-rl run")
-    if verb == "run":
+    if args.verb == "run":
         require_adapter(config.model.adapter)
     check_writable_folder(run_dir)
 
@@ -233,7 +235,7 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.dry_run:
         print(f"{config.to_yaml()}\n# sweep folder: {folder}\n{describe_sweep(config)}")
         return 0
-    require_free(folder)
+    require_free(folder, sweep=True)
     require_adapter(config.run.model.adapter)
     check_writable_folder(folder)
     if not args.quiet:

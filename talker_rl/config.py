@@ -275,7 +275,8 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     """
     data, where = read_files(files), ", ".join(map(str, files)) or "overrides"
     if data.keys() & {"variants", "arms"}:
-        raise ConfigError("This is the configuration of a sweep", where=where, fix=f"talker-rl sweep {files[-1]}")
+        raise ConfigError("This is the configuration of a sweep", where=where,
+                          fix=f"talker-rl sweep {files[-1]} (--dry-run shows its grid)")
     return load_data(data, overrides, where)
 
 

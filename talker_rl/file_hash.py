@@ -53,13 +53,13 @@ def _read(path: Path, told: int | None) -> str:
     with open(path, "rb") as stream:
         if told is None:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-        from tqdm import tqdm
+        from talker_rl.progress import bar
 
         digest = hashlib.sha256()
-        with tqdm(total=told, desc=f"hashing {path.name}, once", unit="B", unit_scale=True, leave=False) as bar:
+        with bar(total=told, desc=f"hashing {path.name}, once", unit="B", unit_scale=True, leave=False) as shown:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
-                bar.update(len(chunk))
+                shown.update(len(chunk))
         return digest.hexdigest()
 
 

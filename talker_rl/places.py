@@ -80,17 +80,18 @@ def nearest_run(folder: Path, *, sweeps: bool = False) -> Path | None:
     return next((path for path, name in found.items() if near and name == near[0] and path.parent != folder), None)
 
 
-def require_free(folder: Path) -> None:
-    """Raise where a new run would lie among files of another kind; hidden files do not count.
+def require_free(folder: Path, *, sweep: bool = False) -> None:
+    """Raise where a new run (or sweep) would lie among files of another kind; hidden files do not count.
 
     Raises:
-        StageError: the folder holds something, and no run.
+        StageError: the folder holds something, and no run (or sweep) that could go on.
     """
-    if is_run(folder) or is_sweep(folder) or not folder.is_dir():
+    if (is_sweep if sweep else is_run)(folder):
         return
     held = sorted(path.name for path in _entries(folder) if not path.name.startswith("."))
     if held:
-        raise StageError(f"This folder holds other files ({', '.join(held[:3])}{', ...' * (len(held) > 3)}) and no run",
+        raise StageError(f"This folder holds other files ({', '.join(held[:3])}{', ...' * (len(held) > 3)}) and no "
+                         + ("sweep" if sweep else "run"),
                          where=str(folder), fix="give a folder that is empty or not there yet: --run-dir DIR")
 
 

@@ -83,6 +83,10 @@ def test_a_run_does_not_begin_among_other_files(tmp_path: Path, capsys: pytest.C
     (folder / "chapter.txt").rename(folder / ".hidden")
     assert cli.main(["prompts", "-c", str(config), "--run-dir", str(folder), "-q"]) == 0
     require_free(folder)  # a run by now
+    with pytest.raises(StageError, match="and no sweep"):
+        require_free(folder, sweep=True)
+    assert cli.main(["run", "-c", str(config), "--run-dir", str(tmp_path / "x"), "--force-stage", "scores"]) == 1
+    assert "There is no run here" in capsys.readouterr().err and not (tmp_path / "x").exists()
     require_free(tmp_path / "none")
 
 

@@ -72,6 +72,9 @@ def test_extends_takes_names_and_files_beside_it_first() -> None:
     Path("below/smoke").write_text("seed: 5\n")
     Path("below/my.yaml").write_text("extends: smoke\n")
     assert load_config(["below/my.yaml"]).seed == 5
+    Path("my.yaml").write_text("extends: dmo\n")
+    with pytest.raises(ConfigError, match="did you mean demo"):
+        load_config(["my.yaml"])
     Path("s.yaml").write_text("run: {extends: [smoke]}\nvariants: {dpo: {}}\narms: {a: {}}\n")
     assert load_sweep(["s.yaml"]).run.model.device == "cpu"
 

@@ -241,13 +241,13 @@ def _request_from_dict(row: dict) -> RenderRequest:
 
 
 def _main(folder: str, progress: bool) -> None:
-    from tqdm import tqdm
+    from talker_rl.progress import bar
 
     here = Path(folder)
     rows = json.loads((here / "requests.json").read_text("utf-8"))
     renderer = Renderer()
     with open(here / "audio.i16", "wb") as audio, open(here / "rendered.jsonl", "w", encoding="utf-8") as out:
-        for row in tqdm(rows, desc="espeak", disable=not progress, mininterval=2.0):
+        for row in bar(rows, desc="espeak", disable=not progress, mininterval=2.0):
             r = renderer.render(_request_from_dict(row))
             audio.write((np.clip(r.audio, -1, 1) * 32767).round().astype(np.int16).tobytes())
             spans = [[w.word, w.start, w.end] for w in r.words]

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import Qwen2_5OmniDiTConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniToken2WavDiTModel
 
 from talker_rl.errors import TrainingError
 from talker_rl.micro.mel import FRAMES_PER_CODE, MEL_DIM
 from talker_rl.micro.vocoder import warmup_cosine
+from talker_rl.progress import bar
 
 BLOCK = 24
 COND_DIM = 192
@@ -227,7 +227,7 @@ def fit_speaker_encoder(
         proj.bias += columns @ encoder(ref_mels).mean(0)
         columns.zero_()
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=learning_rate, weight_decay=0.01)
-    for _ in tqdm(range(steps), desc="speaker encoder", mininterval=5.0, disable=steps < 20):
+    for _ in bar(range(steps), desc="speaker encoder", mininterval=5.0, disable=steps < 20):
         loss = speaker_loss(model, *next(voices))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

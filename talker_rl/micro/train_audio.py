@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 from transformers import Qwen2_5OmniToken2WavConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
     Qwen2_5OmniToken2WavBigVGANModel,
@@ -42,6 +41,7 @@ from talker_rl.micro.fast_snake import accelerate
 from talker_rl.micro.files import save_json, save_tensors, save_torch
 from talker_rl.micro.mel import log_mel
 from talker_rl.micro.vocoder import fit_vocoder, segments, vocode, vocoder_config
+from talker_rl.progress import bar, note
 
 CODEC_SENTENCES = 600
 VOCODER_SENTENCES = 600
@@ -95,14 +95,14 @@ def train_vocoder(
     if resume:
         model.load_state_dict(load_file(str(out / "vocoder.safetensors")))
     if not accelerate(model):
-        tqdm.write("no C compiler: the vocoder trains several times slower")
+        note("no C compiler: the vocoder trains several times slower")
     audios, mels = data or audio_and_mels(render_corpus(sentences, seed * 1000 + 2))
     generator = torch.Generator().manual_seed(seed)
-    bar = tqdm(total=steps, desc="vocoder", mininterval=5.0)
+    shown = bar(total=steps, desc="vocoder", mininterval=5.0)
 
     def on_step(step: int, loss: float) -> None:
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        shown.update()
+        shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if step % SNAPSHOT_STEPS == 0 or step == steps:
             save_tensors(model.state_dict(), out / "vocoder.safetensors")
             write_token2wav(out)
@@ -123,7 +123,7 @@ def finetune_vocoder(
     rendered = render_corpus(sentences, seed * 1000 + 4)
     audios, mels = audio_and_mels(rendered)
     decoded = []
-    for i, r in enumerate(tqdm(rendered, desc="DiT mels", mininterval=5.0)):
+    for i, r in enumerate(bar(rendered, desc="DiT mels", mininterval=5.0)):
         codes, voice = codec.encode_mel(mels[i])[None], voices[r.speaker]
         points = 2 + i % 2
         decoded.append(
@@ -165,11 +165,11 @@ def train_dit(
         model.load_state_dict(load_file(str(out / "dit.safetensors")))
     train = slice(HELD_OUT, None)
     batches = crops(mels[train], codes[train], speakers[train], conds, batch, generator)
-    bar = tqdm(total=steps, desc="DiT", mininterval=5.0)
+    shown = bar(total=steps, desc="DiT", mininterval=5.0)
 
     def on_step(step: int, loss: float, average: Qwen2_5OmniToken2WavDiTModel) -> None:
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        shown.update()
+        shown.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if step % SNAPSHOT_STEPS == 0 or step == steps:
             save_tensors(average.state_dict(), out / "dit.safetensors")
             write_token2wav(out)

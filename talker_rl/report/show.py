@@ -129,18 +129,19 @@ def _told(unfinished: dict[str, Any]) -> str:
 def comparison(rows: Sequence[Shown]) -> str:
     """A row a run and variant, figures with their 95 % intervals; below it the settings that differ."""
     labels = names_of(rows)
-    head = ("run", "variant", "n", "WER, base", "WER [95 %]", "change [95 %]", "pause error [change's 95 %]",
+    head = ("run", "variant", "n", "WER, base", "WER [95 %]", "change [95 %]", "pause error", "change [95 %]",
             "duration", "cap hits")
     body = []
     for label, row in zip(labels, rows, strict=True):
         found, base, trained = row.summary, row.summary["base"], row.summary["trained"]
-        pauses = found.get("pause_error_diff_ci95")
+        pauses = [side.get("pause_error") for side in (base, trained)]
         body.append((
             label, row.variant + " *" * (row.best and _siblings(row, rows) > 1), str(found["n"]),
             written(base["wer"], "{:.2%}"),
             f"{written(trained['wer'], '{:.2%}')} {span(trained.get('wer_ci95'), '{:.2%}')}".rstrip(),
             changed(found["wer_diff"], found.get("wer_diff_ci95"), "{:.2%}"),
-            f"{written(trained.get('pause_error'), '{:.3f}')} {span(pauses, '{:+.3f}')}".rstrip(),
+            written(pauses[1], "{:.3f}"),
+            "" if None in pauses else changed(pauses[1] - pauses[0], found.get("pause_error_diff_ci95"), "{:.3f}"),
             written(found.get("duration_ratio"), "{:.3f}"), written(trained.get("cap_hit_rate"), "{:.2%}")))
     notes = ["Changes are paired over texts and seeds, each against the base of its own run."]
     if any(row.best and _siblings(row, rows) > 1 for row in rows):

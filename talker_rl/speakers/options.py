@@ -78,7 +78,7 @@ def _command(what: Any, name: str, text: str, example: str) -> argparse.Argument
                               epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter)
     if name != "compare":
         command.add_argument("--config", "-c", action="append", default=[], metavar="YAML",
-                             help="configuration file: its model, token2wav and reward.recognizer")
+                             help="configuration, a file or a name: its model, token2wav and reward.recognizer")
         command.add_argument("--model", metavar="PATH", help='short for model.path=: "micro", a folder or a hub name')
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. model.device=cuda")
     command.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)

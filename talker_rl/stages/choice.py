@@ -13,6 +13,7 @@ from typing import Any, Literal
 from talker_rl.data.records import to_row
 from talker_rl.errors import StageError
 from talker_rl.evaluation.summary import variant_summary
+from talker_rl.figures import written
 from talker_rl.run_dir import atomic_write, read_json, timed
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context, choice_stage, train_stage
@@ -78,7 +79,7 @@ def run(ctx: Context, variant: str, index: int) -> Path:
         ctx.write_json(f"{stage}/choice.json", choice)
     start = table[0]
     ctx.say(f"{stage}: step {best['step']} of {', '.join(str(s) for s in checkpoints)}: dev WER "
-            f"{start['wer']:.1%} -> {best['wer']:.1%}, reward {start['reward']:.3f} -> {best['reward']:.3f}")
+            f"{start['wer']:.1%} -> {best['wer']:.1%}, reward {written(start['reward'])} -> {written(best['reward'])}")
     if sign * best[cfg.metric] >= sign * start[cfg.metric]:
         ctx.say(f"{stage}: WARNING: step {best['step']} is no better on dev than the policy that training began with")
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts={"step": best["step"]})

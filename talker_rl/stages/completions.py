@@ -7,6 +7,7 @@ from typing import Literal
 from talker_rl.data.prompt_files import parse_source
 from talker_rl.data.records import Candidate, Completion
 from talker_rl.errors import DataError, StageError
+from talker_rl.figures import written
 from talker_rl.file_hash import cached_hash
 from talker_rl.run_dir import timed
 from talker_rl.stages.context import Context, Round
@@ -58,6 +59,6 @@ def run(ctx: Context, round_: Round, data: Literal["best_of_n", "file"]) -> None
     rewards = [c.reward for c in found if c.reward is not None]
     ctx.say(f"{stage}: {len(found)} completions of {len({c.prompt_id for c in found})} of {len(prompts)} prompts, "
             f"{sum(c.seconds for c in found):.0f} s of speech"
-            + (f", mean reward {sum(rewards) / len(rewards):.3f}" if rewards else ""))
+            + (f", mean reward {written(sum(rewards) / len(rewards))}" if rewards else ""))
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
                    counts={"completions": len(found), "prompts": len(prompts), "no_completion": reasons})

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from talker_rl.config import RunConfig
 from talker_rl.data.records import Prompt, derive_seed, from_row, stable_hash
 from talker_rl.omni.config import SPEAKING
+from talker_rl.progress import bar
 from talker_rl.reward.config import RecognizerConfig
 from talker_rl.run_dir import RunDir, atomic_write, read_json
 from talker_rl.stages.flow import Leg, flow
@@ -81,10 +82,8 @@ class Context:
         return {path: pick(resolved, path) for path in DEPENDS[kind]}
 
     def progress(self, items: Iterable[T], total: int, label: str, unit: str = "shard") -> Iterable[T]:
-        """A progress bar around an iterable."""
-        from tqdm import tqdm
-
-        return tqdm(items, total=total, desc=label, unit=unit, disable=self.quiet, leave=True)
+        """Progress of an iterable: a bar, or lines where there is no terminal."""
+        return bar(items, total=total, desc=label, unit=unit, disable=self.quiet)
 
     def fill(
         self,

@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+from talker_rl.progress import bar
 from talker_rl.stages.pool import WorkerPool, at_once
 from talker_rl.stages.shards import ShardFolder
 
@@ -92,8 +93,8 @@ class _Flow:
         finally:
             for future in self.under:
                 future.cancel()
-            for bar in bars:
-                bar.close()
+            for shown in bars:
+                shown.close()
         return time.monotonic() - start
 
     def _submit(self) -> bool:
@@ -128,9 +129,7 @@ class _Flow:
             self.ready[at + 1].append(i)
 
     def _bars(self) -> list[Any]:
-        from tqdm import tqdm
-
-        return [tqdm(total=len(leg.missing), desc=leg.stage, unit="shard", position=k, disable=self.quiet, leave=True)
+        return [bar(total=len(leg.missing), desc=leg.stage, unit="shard", position=k, disable=self.quiet)
                 for k, leg in enumerate(self.legs)]
 
     def _show(self, bars: list[Any], at: int, seconds: float) -> None:
@@ -138,14 +137,14 @@ class _Flow:
         bars[at].update()
         if len(self.legs) == 1:
             return
-        for k, (bar, leg) in enumerate(zip(bars, self.legs, strict=True)):
+        for k, (shown, leg) in enumerate(zip(bars, self.legs, strict=True)):
             state = f"{leg.rows / seconds:.1f} rows/s"
             if self.waiting[k]:
                 if k and not self.ready[k] and not any(a == k for a, _ in self.under.values()):
                     state += f", waits for {self.legs[k - 1].stage}"
                 elif k + 1 < len(self.legs) and len(self.ready[k + 1]) >= BACKLOG:
                     state += f", waits for {self.legs[k + 1].stage}"
-            bar.set_postfix_str(state)
+            shown.set_postfix_str(state)
 
 
 def describe(legs: Sequence[Leg], seconds: float) -> str:

@@ -107,7 +107,7 @@ def _finish(ctx: Context, leg: Leg, seconds: float) -> None:
     _count_failures(ctx, leg.stage, done, failures, len(done))
     rewards = [r.reward for r in done if r.reward is not None]
     if leg.rows or not ctx.run.is_done(leg.stage):
-        ctx.say(f"{leg.stage}: {len(rewards)} scores, mean reward {sum(rewards) / max(1, len(rewards)):.3f}, "
+        ctx.say(f"{leg.stage}: {len(rewards)} scores, mean reward {written(sum(rewards) / max(1, len(rewards)))}, "
                 f"{sum(failures.values())} failures")
     ctx.run.finish(leg.stage, content=leg.folder.content(), seconds=seconds,
                    counts={"ok": len(rewards), "failed": dict(failures)})

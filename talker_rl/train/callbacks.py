@@ -13,6 +13,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from talker_rl.figures import written
+from talker_rl.progress import Pace
+
 _WALL_CLOCK = ("runtime", "_per_second")
 """Parts of the names of metrics that differ from run to run."""
 
@@ -73,11 +76,12 @@ class Track(TrainerCallback):
 
 
 class ProgressLine(TrainerCallback):
-    """A short line on stderr at each log."""
+    """A short line on stderr at each log; where there is no terminal, now and then, at evaluations and at the end."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._started = (0, time.monotonic())
+        self._pace = Pace()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._started = (state.global_step, time.monotonic())
@@ -88,6 +92,8 @@ class ProgressLine(TrainerCallback):
         prefix = "eval_" if "eval_loss" in logs else ""
         if f"{prefix}loss" not in logs:
             return
+        if not self._pace.due(last=bool(prefix) or state.global_step >= state.max_steps):
+            return
         parts = [f"{self.name} {'eval ' if prefix else ''}step {state.global_step}/{state.max_steps}"]
         for name, label in (
             ("loss", "loss"),
@@ -96,7 +102,7 @@ class ProgressLine(TrainerCallback):
             ("logps/chosen_drift", "chosen drift"),
         ):
             if prefix + name in logs:  # completions have no accuracy and no margin
-                parts.append(f"{label} {logs[prefix + name]:.4f}")
+                parts.append(f"{label} {written(logs[prefix + name], '{:.4f}')}")
         steps = state.global_step - self._started[0]
         if steps and not prefix:
             left = (state.max_steps - state.global_step) * (time.monotonic() - self._started[1]) / steps

@@ -17,6 +17,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from ..data.pairs import pairs_hash
 from ..data.records import Pair, stable_hash
 from ..errors import ConfigError, StageError
+from ..progress import Pace
 from . import callbacks as cb
 from .arguments import TalkerDPOConfig, build_arguments
 from .card import model_card
@@ -296,8 +297,10 @@ def _data_facts(train_pairs: Sequence[Pair], held_out: Sequence[Pair], limit: di
 
 
 def _reference_line(name: str) -> Any:
+    pace = Pace()
+
     def show(done: int, total: int) -> None:
-        if done == total or done % 256 < 16:
+        if done == total or (done % 256 < 16 and pace.due()):
             print(f"{name} reference log-probs {done}/{total}", file=sys.stderr, flush=True)
 
     return show
