@@ -141,9 +141,11 @@ def _config_of_run(run_dir: Path, overrides: list[str]) -> RunConfig:
 
 def _validate(args: argparse.Namespace) -> int:
     from talker_rl.config import load_config
+    from talker_rl.stages.feasible import check_config
 
     files, overrides = split(args.config, args.overrides)
     config = load_config(files, overrides)
+    check_config(config)
     if not args.quiet:
         print(config.to_yaml(), end="")
         print(f"# ok: {', '.join(files) or 'defaults'}")
@@ -168,6 +170,10 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
     run_dir = Path(args.run_dir or Path("runs") / config.name)
     from talker_rl.stages.plan import describe
 
+    if args.verb in ("run", "rollout", "score", "pair"):
+        from talker_rl.stages.feasible import check_config
+
+        check_config(config)
     if args.dry_run:
         print(config.to_yaml(), end="")
         print(f"\n# run folder: {run_dir}")

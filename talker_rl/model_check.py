@@ -34,7 +34,13 @@ def one_line(error: TalkerRLError) -> str:
 
 def check_model(folder: Path) -> Iterator[Finding]:
     """Everything that can be said of the folder."""
+    from talker_rl.omni.config_json import read_config
+    from talker_rl.omni.other_folders import OMNI, model_type
+
     said = set()
+    if model_type(folder) not in (None, OMNI):  # whatever else it lacks
+        yield from guarded(lambda: iter([read_config(folder)]))
+        return
     for check in (_files, _code, _config, _weights, _tokens, _speakers):
         for finding in guarded(check, folder):
             if finding not in said:  # several checks read config.json
@@ -114,12 +120,21 @@ def _config(folder: Path) -> Iterator[Finding]:
 def _weights(folder: Path) -> Iterator[Finding]:
     from talker_rl.omni.checkpoint import read_config
     from talker_rl.omni.files import INDEX, read_headers, read_index, require_file, weight_files
+    from talker_rl.omni.other_folders import completing
     from talker_rl.omni.published import stored_dtype, stored_name, stored_shapes
 
     index = read_index(folder)
     held: dict[str, tuple[str, str, tuple[int, ...]]] = {}
     whole = True
-    for file in weight_files(folder) if index is None else [folder / shard for shard in sorted(set(index.values()))]:
+    files = weight_files(folder) if index is None else [folder / shard for shard in sorted(set(index.values()))]
+    missing = [file for file in files if not file.is_file()]
+    if len(missing) > 1:  # as one finding
+        whole = False
+        names = ", ".join(file.name for file in missing[:3]) + ", ..." * (len(missing) > 3)
+        yield "fail", (f"{len(missing)} of the {len(files)} files that {INDEX} lists are missing ({names}); "
+                       f"{completing(folder)}")
+        files = [file for file in files if file not in missing]
+    for file in files:
         try:
             header = read_headers(require_file(folder, file.name, f"weights that {INDEX} lists"))
         except CheckpointError as error:

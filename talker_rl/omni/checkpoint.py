@@ -20,6 +20,7 @@ from talker_rl.errors import CheckpointError, ConfigError, told
 from talker_rl.omni.config import ModelConfig
 from talker_rl.omni.config_json import read_config
 from talker_rl.omni.files import INDEX, content_hash, open_tensors, shards_of
+from talker_rl.omni.other_folders import refuse_other
 from talker_rl.omni.published import stored_as_floats, stored_name
 from talker_rl.omni.quantization import four_bit
 from talker_rl.omni.quiet import quiet_transformers
@@ -95,6 +96,7 @@ def resolve_model_path(path: str, patterns: Sequence[str] = HUB_PATTERNS) -> Pat
         raise CheckpointError("the model's path is empty", where="model.path",
                               fix='give a folder, "micro" or a hub name owner/name')
     folder = Path(path).expanduser()
+    refuse_other(folder)
     if folder.is_dir():
         return folder
     looks_like_hub_name = path.count("/") == 1 and not path.startswith((".", "/", "~"))

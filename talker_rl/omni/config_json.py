@@ -12,6 +12,7 @@ from typing import Any
 
 from talker_rl.errors import CheckpointError, told
 from talker_rl.omni.files import read_json, refuse_code, require_file
+from talker_rl.omni.other_folders import other_model
 from talker_rl.omni.quiet import quiet_transformers
 
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
@@ -48,10 +49,12 @@ def read_config(folder: Path) -> Any:
     refuse_code(folder)
     raw = read_json(file)
     if raw.get("model_type") != "qwen2_5_omni":
+        what = other_model(raw.get("model_type"))
         raise CheckpointError(
-            f"config.json is not a Qwen2.5-Omni's: model_type is {raw.get('model_type')!r}, not 'qwen2_5_omni'",
+            f"config.json is not a Qwen2.5-Omni's: model_type is {raw.get('model_type')!r}, not 'qwen2_5_omni'"
+            + (f" ({what})" if what else ""),
             where=str(file),
-            fix="give a Qwen2.5-Omni checkpoint",
+            fix="give a Qwen2.5-Omni checkpoint (Qwen/Qwen2.5-Omni-7B or Qwen/Qwen2.5-Omni-3B)",
         )
     for place, section in _objects(raw):
         if section.get("quantization_config"):

@@ -20,6 +20,7 @@ import torch
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import CheckpointError, told
 from talker_rl.file_hash import cached_hash
+from talker_rl.omni.other_folders import completing
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -37,7 +38,7 @@ def require_file(folder: Path, name: str, purpose: str, fix: str | None = None) 
         raise CheckpointError(
             f"{name} is missing: it holds {purpose}",
             where=str(folder),
-            fix=fix or "complete the folder (download the checkpoint again, or copy the file there)",
+            fix=fix or completing(folder),
         )
     return file
 
@@ -142,7 +143,7 @@ def shards_of(folder: Path, prefix: str = "") -> dict[Path, set[str] | None]:
         raise CheckpointError(
             f"neither {SINGLE} nor {INDEX} is there" + (" (this is a LoRA adapter)" if adapter else ""),
             where=str(folder),
-            fix="name the base model here and load the adapter on top" if adapter else "complete the folder",
+            fix="name the base model here and load the adapter on top" if adapter else completing(folder),
         )
     return {folder / SINGLE: None}
 

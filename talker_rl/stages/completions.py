@@ -11,6 +11,7 @@ from talker_rl.figures import written
 from talker_rl.file_hash import cached_hash
 from talker_rl.run_dir import timed
 from talker_rl.stages.context import Context, Round
+from talker_rl.stages.feasible import advice
 from talker_rl.stages.rollouts import prompts_of
 from talker_rl.stages.scores import load_scores
 from talker_rl.stages.shards import ShardFolder
@@ -47,12 +48,14 @@ def run(ctx: Context, round_: Round, data: Literal["best_of_n", "file"]) -> None
         else:
             prompts = prompts_of(ctx, round_.index)
             candidates = ShardFolder(ctx.run.path / round_.stage("rollouts")).read_all(Candidate)
-            found, reasons = select_completions(prompts, candidates, load_scores(ctx, round_), ctx.config.completions)
+            scores = load_scores(ctx, round_)
+            found, reasons = select_completions(prompts, candidates, scores, ctx.config.completions)
         for reason, count in reasons.items():
             ctx.say(f"{stage}: {count} left out: {REASONS[reason]}")
         if not found:
-            raise StageError("No candidate is good enough to imitate", where=str(ctx.run.path / stage),
-                             fix="sample more candidates, or lower completions.min_reward")
+            why, fix = advice(ctx.config, reasons, scores, ctx.config.completions.reward_key, "completions.min_reward")
+            raise StageError(f"No candidate is good enough to imitate ({why})", where=str(ctx.run.path / stage),
+                             fix=fix)
         folder.write(0, found, Completion)
         export_completions(found, ctx.run.path / stage, reasons=reasons,
                            source={"run": ctx.config.name, **ctx.model_input()})

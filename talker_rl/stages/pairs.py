@@ -9,6 +9,7 @@ from talker_rl.errors import DataError, StageError
 from talker_rl.file_hash import cached_hash
 from talker_rl.run_dir import timed
 from talker_rl.stages.context import Context, Round
+from talker_rl.stages.feasible import advice
 from talker_rl.stages.rollouts import prompts_of
 from talker_rl.stages.scores import load_scores
 from talker_rl.stages.shards import ShardFolder
@@ -43,15 +44,18 @@ def run(ctx: Context, round_: Round) -> None:
         if votes is not None:
             pairs, reasons = import_votes(votes, prompts, candidates)
         else:
-            pairs, reasons = select_pairs(prompts, candidates, load_scores(ctx, round_), ctx.config.pairs)
+            scores = load_scores(ctx, round_)
+            pairs, reasons = select_pairs(prompts, candidates, scores, ctx.config.pairs)
         source = "prompts" if votes is None else "votes"
         for reason, count in sorted(reasons.items()):
             if count:
                 ctx.say(f"{stage}: {count} {source} give no pair: {REASONS.get(reason, reason)}")
-        if not pairs:
+        if not pairs and votes is not None:
             raise StageError("No prompt gives a pair", where=str(ctx.run.path / stage),
-                             fix="sample more candidates, or lower pairs.margin" if votes is None
-                             else "vote for one side of some pairs")
+                             fix="vote for one side of some pairs")
+        if not pairs:
+            why, fix = advice(ctx.config, reasons, scores, ctx.config.pairs.reward_key, "pairs.min_chosen_reward")
+            raise StageError(f"No prompt gives a pair ({why})", where=str(ctx.run.path / stage), fix=fix)
         folder.write(0, pairs, Pair)
         export_pairs(pairs, ctx.run.path / stage, prompts=prompts, reasons=reasons,
                      source={"run": ctx.config.name, **ctx.model_input()})

@@ -14,6 +14,7 @@ from talker_rl.stages import (
     completions,
     conditioning,
     evaluate,
+    feasible,
     pairs,
     prompts,
     rollouts,
@@ -33,13 +34,14 @@ def start_of(ctx: Context, round_: Round, variant: str | None) -> tuple[Path | N
 
 
 def check_start(ctx: Context) -> None:
-    """Whether the adapter that the run begins with, or those that it will make, fit the model: before hours of work
-    and not after.
+    """Whether the run can give something to learn from, and whether the adapter that it begins with, or those that it
+    will make, fit the model: before hours of work and not after.
 
     Raises:
         CheckpointError: the adapter is not there, damaged, or of another geometry.
-        ConfigError: a variant's ``lora.target_modules`` names what cannot be trained.
+        ConfigError: a variant's ``lora.target_modules`` names what cannot be trained, or no text can give a pair.
     """
+    feasible.check_config(ctx.config)
     from talker_rl.omni.checkpoint import read_config, resolve_model_path
     from talker_rl.omni.lora import check_adapter_of
 
@@ -50,8 +52,19 @@ def check_start(ctx: Context) -> None:
         train.check_lora(ctx.config, config)
 
 
+def check_texts(ctx: Context) -> None:
+    """Whether the train texts can be said within the token limit; tells where some cannot.
+
+    Raises:
+        ConfigError: none can.
+    """
+    if told := feasible.check_texts(ctx.config, ctx.prompts("train")):
+        ctx.say(f"prompts: {told}")
+
+
 def run_rollouts(ctx: Context, round_: Round) -> None:
     """Sample a round's candidates from the policy it begins with."""
+    check_texts(ctx)
     rollouts.run(ctx, round_, *start_of(ctx, round_, round_.variant))
 
 
@@ -113,6 +126,8 @@ def run_verb(ctx: Context, verb: str, index: int | None = None) -> Any:
         return evaluate_and_track(ctx)
     if verb == "report":
         return report(ctx)
+    if verb in ("rollout", "score", "pair"):
+        feasible.check_config(ctx.config)
     for round_ in rounds_of(ctx.config, index or _latest_round(ctx)):
         if round_.index > ctx.config.iterations:
             raise StageError(f"There is no round {round_.index}", where=f"iterations: {ctx.config.iterations}",
@@ -160,6 +175,7 @@ def run_all(ctx: Context) -> dict[str, Any]:
     train.check_arguments(ctx)
     check_start(ctx)
     prompts.run(ctx)
+    check_texts(ctx)
     evaluate.check(ctx)
     conditioning.run(ctx)
     for index in range(1, ctx.config.iterations + 1):

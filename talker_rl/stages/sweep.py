@@ -114,6 +114,7 @@ class Sweep:
         """What all arms have in common."""
         self._record(ctx)
         prompts.run(ctx)
+        pipeline.check_texts(ctx)
         conditioning.run(ctx)
         pipeline.run_samples(ctx, Round(1))
         evaluate.run_base(ctx)

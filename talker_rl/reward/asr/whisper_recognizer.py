@@ -88,8 +88,8 @@ class WhisperRecognizer(GuardedRecognizer):
             raise ConfigError(
                 f"This Whisper hears no {' and no '.join(missing)}, and a text is in {lang!r}: it knows "
                 f"{'English only' if known == ['en'] else ', '.join(known) or 'neither zh nor en'}",
-                where=str(self.folder), fix="name a multilingual one (whisper-large-v3), or another recognizer for "
-                f"this language: reward.recognizer.{lang}.path")
+                where=str(self.folder), fix="name a multilingual one (whisper-large-v3), or another recognizer for it: "
+                f"reward.recognizer.{lang}.path")
 
     def _recognize(self, audios: list[np.ndarray], lang: str) -> list[Transcript | Failure]:
         self._check_language(lang)

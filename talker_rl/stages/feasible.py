@@ -1,0 +1,237 @@
+"""Whether a configuration can give pairs or completions at all: told before the work, and, where none came out, why.
+
+Only what cannot be otherwise is refused. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from talker_rl.config import RunConfig
+from talker_rl.data.pairs import REASONS, rank_value
+from talker_rl.data.records import CODE_RATE_HZ, Prompt, ScoreRow
+from talker_rl.errors import ConfigError
+from talker_rl.reward.combine import BUILT_IN_COMPONENTS
+from talker_rl.reward.normalize import tokens_of
+from talker_rl.reward.stability import speaking_units
+
+FASTEST = 15.0
+"""Syllables per second that nobody speaks: quick speech has 8."""
+STOPS = (8292, 8294)
+ALIKE = 0.01
+"""A temperature, or a probability to keep, at or below which every draw is the best id."""
+
+_SHARES = {"pause_error", "pause_error_scorable", "pause_precision", "pause_recall", "pause_f1",
+           "pause_scorable_share", "cap_hit", "clipping", "gate"}
+"""Components that lie within [0, 1]; all built-in ones are 0 or more."""
+_OF_THE_TEXT = {"ref_words", "pause_marks"}
+"""Components that are the same for all candidates of a prompt."""
+
+
+def check_config(config: RunConfig) -> None:
+    """Refuse settings with which no text can give a pair, or a completion, that a variant is to learn from.
+
+    Raises:
+        ConfigError: names the setting and what to set it to.
+    """
+    learns = {variant.data for variant in config.train.values()}
+    if not learns & {None, "best_of_n"}:
+        return
+    if None in learns and not config.pairs.votes:
+        _check_differing(config)
+        _check_key(config, "pairs")
+        _check_pairs(config)
+    if "best_of_n" in learns:
+        _check_key(config, "completions")
+        _check_minimum(config, "completions.min_reward", config.completions.reward_key, config.completions.min_reward)
+    _check_ending(config)
+
+
+def check_texts(config: RunConfig, prompts: Sequence[Prompt]) -> str | None:
+    """Refuse a token limit in which no train text can be said; what to tell where only some cannot.
+
+    Raises:
+        ConfigError: names the limit that is needed.
+    """
+    if not prompts or not {variant.data for variant in config.train.values()} & {None, "best_of_n"}:
+        return None
+    limit = config.rollouts.sampling.max_new_tokens
+    needed = sorted(codes_needed(prompt.text) for prompt in prompts)
+    if needed[0] > limit:
+        raise ConfigError(
+            f"No train text can be said in {limit} codes ({limit / CODE_RATE_HZ:.2g} s): the shortest needs "
+            f"{needed[0]} even at {FASTEST:g} syllables per second, so every candidate would be cut",
+            where="rollouts.sampling.max_new_tokens",
+            fix=f"set max_new_tokens to {_usual(needed[-1])} or more (1024 is the default)")
+    cut = sum(count > limit for count in needed)
+    if not cut:
+        return None
+    return (f"{cut} of {len(needed)} train texts cannot be said in {limit} codes, and give nothing: raise "
+            f"rollouts.sampling.max_new_tokens to {_usual(needed[-1])}")
+
+
+def codes_needed(text: str) -> int:
+    """Ids, the stop included, that a text takes at the least."""
+    return math.ceil(speaking_units(tokens_of(text)) * CODE_RATE_HZ / FASTEST) + 1
+
+
+def _usual(least: int) -> int:
+    """A limit that leaves time to speak, from the codes that are needed at the least: a fifth of that pace."""
+    return 5 * least
+
+
+def _check_differing(config: RunConfig) -> None:
+    """Candidates of a prompt must differ, or there is nothing to prefer."""
+    s, at = config.rollouts.sampling, "rollouts.sampling"
+    alike = {
+        f"{at}.do_sample": not s.do_sample, f"{at}.top_k": s.top_k == 1, f"{at}.top_p": s.top_p <= ALIKE,
+        f"{at}.temperature": s.temperature <= ALIKE, f"{at}.min_p": (s.min_p or 0) >= 1 - ALIKE,
+        f"{at}.epsilon_cutoff": (s.epsilon_cutoff or 0) >= 0.5,
+    }
+    for key, is_alike in alike.items():
+        if is_alike:
+            name = key.rpartition(".")[2]
+            raise ConfigError(
+                f"All candidates of a text would be alike: {name} is {getattr(s, name)}, so every code is the most "
+                "probable one, and a pair needs two that differ", where=key,
+                fix="set rollouts.sampling.do_sample=true" if name == "do_sample" else
+                f"leave {name} out of rollouts.sampling (its default: {type(s).model_fields[name].default})")
+
+
+def _check_key(config: RunConfig, section: str) -> None:
+    key = getattr(config, section).reward_key
+    name = key.lstrip("-")
+    known = ["reward", *BUILT_IN_COMPONENTS, *(c.name for c in config.reward.components)]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ConfigError(
+            f"{section}.reward_key is {key!r}, and no score has such a component"
+            + (f"; did you mean {near[0]!r}?" if near else ""), where=f"{section}.reward_key",
+            fix=f"one of: {', '.join(known)}; a minus before it where less is better")
+    if name in _OF_THE_TEXT:
+        raise ConfigError(
+            f"{section}.reward_key is {key!r}, which the text decides: it is the same for all its candidates",
+            where=f"{section}.reward_key", fix="rank by what differs between candidates, e.g. reward or -wer")
+
+
+def _reach(config: RunConfig, key: str) -> tuple[float, float]:
+    """Least and largest rank value that a key can have; infinite where it is not known."""
+    name, own = key.lstrip("-"), {c.name: c.weight for c in config.reward.components}
+    low, high = -math.inf, math.inf
+    if name == "reward":
+        if config.reward.remove_length:  # moves rewards by what durations explain
+            return low, high
+        low, high = (min(max(bound, config.reward.clip[0]), config.reward.clip[1]) for bound in (0.0, 1.0))
+    elif name in _SHARES or own.get(name, 0.0) > 0:
+        low, high = 0.0, 1.0
+    elif name in BUILT_IN_COMPONENTS and name != "max_inner_silence":
+        low = 0.0
+    return (0.0 - high, 0.0 - low) if key.startswith("-") else (low, high)
+
+
+def _check_pairs(config: RunConfig) -> None:
+    pairs, sampling = config.pairs, config.rollouts.sampling
+    low, high = _reach(config, pairs.reward_key)
+    span = high - low
+    over_limit = pairs.demote_over_limit  # such pairs need no margin
+    if pairs.length_normalized == "off" and not over_limit:
+        if span == 0:
+            raise ConfigError(f"Every reward is {low:g}: reward.clip {list(config.reward.clip)} leaves no other value",
+                              where="reward.clip", fix="leave it out: rewards lie within [0, 1]")
+        if pairs.margin > span + 1e-12:
+            raise ConfigError(
+                f"No candidate can beat another by {pairs.margin:g}: {pairs.reward_key} lies within "
+                f"[{low:g}, {high:g}]", where="pairs.margin",
+                fix=f"lower pairs.margin: at most {span:g} can be reached, 0.05 is the default")
+    if pairs.length_normalized == "off":
+        _check_minimum(config, "pairs.min_chosen_reward", pairs.reward_key, pairs.min_chosen_reward)
+    longest = sampling.max_new_tokens - 1 - max(1, sampling.min_new_tokens or 0)
+    if pairs.chosen_longer_by is not None and pairs.chosen_longer_by > longest:
+        raise ConfigError(
+            f"No chosen can be longer than its rejected by {pairs.chosen_longer_by} codes: candidates have "
+            f"{max(1, sampling.min_new_tokens or 0)} to {sampling.max_new_tokens - 1} codes",
+            where="pairs.chosen_longer_by", fix=f"lower it below {max(longest, 0) + 1}, or raise "
+            "rollouts.sampling.max_new_tokens")
+
+
+def _check_minimum(config: RunConfig, where: str, key: str, least: float | None) -> None:
+    low, high = _reach(config, key)
+    if least is not None and least > high + 1e-12:
+        raise ConfigError(f"No candidate can reach {where} {least:g}: {key} is {high:g} at the most", where=where,
+                          fix=f"lower it to {high:g} or less" + (
+                              f" ({key} is 0 at its best, and negative else)" if key.startswith("-") else ""))
+
+
+def _check_ending(config: RunConfig) -> None:
+    """A candidate must be able to end by itself: one that is cut is never chosen."""
+    s = config.rollouts.sampling
+    limit = "rollouts.sampling.max_new_tokens"
+    if set(STOPS) <= set(s.suppress_tokens or []):
+        raise ConfigError("No candidate can end by itself: suppress_tokens holds both stop ids, so every one is cut",
+                          where="rollouts.sampling.suppress_tokens", fix=f"take {STOPS[1]} out of it")
+    if s.max_new_tokens <= (s.min_new_tokens or 0):
+        raise ConfigError(
+            f"No candidate can end by itself: min_new_tokens {s.min_new_tokens} forbids a stop before the limit of "
+            f"{s.max_new_tokens}, so every one is cut", where=limit,
+            fix="raise max_new_tokens above min_new_tokens (1024 is the default)")
+    least = math.ceil(CODE_RATE_HZ / FASTEST) + 1
+    if s.max_new_tokens < least:
+        raise ConfigError(f"No text can be said in {s.max_new_tokens} codes ({s.max_new_tokens / CODE_RATE_HZ:g} s): "
+                          "every candidate would be cut", where=limit,
+                          fix="set max_new_tokens to what the texts take, 50 codes per second (1024 is the default)")
+
+
+_FIXES = {
+    "no_candidates": "sample again: --force-stage rollouts",
+    "not_scored": "score again: --force-stage scores",
+    "one_scored": "mend what made the others fail, or sample more (rollouts.num_candidates)",
+    "duplicates": "let candidates differ: rollouts.sampling.do_sample=true, with a higher temperature, top_k or top_p",
+    "all_truncated": "raise rollouts.sampling.max_new_tokens: all were cut at {limit} codes ({seconds:.3g} s)",
+    "over_limit": "raise the prompts' max_seconds, or set pairs.demote_over_limit=false",
+    "length_outlier": "raise pairs.max_length_sd",
+    "below_minimum": "lower {minimum}: {best} is the best that was reached",
+    "no_margin": "lower pairs.margin ({margin:g}): the largest difference within a prompt is {widest}",
+    "length_mismatch": "raise pairs.length_match",
+    "not_longer": "lower pairs.chosen_longer_by",
+}
+
+
+def advice(
+    config: RunConfig, reasons: Mapping[str, int], scores: Iterable[ScoreRow], key: str, minimum: str
+) -> tuple[str, str]:
+    """Why nothing came out, in a few words, and what helps against the most frequent reasons.
+
+    Args:
+        reasons: prompts without a pair or completion by reason.
+        scores: of the candidates.
+        key: what ranked them.
+        minimum: the setting that asks for a least rank value.
+    """
+    rows = list(scores)
+    by_prompt: dict[str, list[float]] = {}
+    for row in rows:
+        if (value := rank_value(row, key)) is not None:
+            by_prompt.setdefault(row.prompt_id, []).append(value)
+    widest = max((max(v) - min(v) for v in by_prompt.values()), default=0.0)
+    best = max((max(v) for v in by_prompt.values()), default=math.nan)
+    limit = config.rollouts.sampling.max_new_tokens
+    facts = {"limit": limit, "seconds": limit / CODE_RATE_HZ, "margin": config.pairs.margin, "minimum": minimum,
+             "widest": f"{widest:.3g}" + " (all are equal)" * (widest == 0), "best": f"{best:.3g}"}
+    found = [(reason, count) for reason, count in Counter(dict(reasons)).most_common() if count]
+    fixes = [_failures(rows, key) if reason == "all_failed" else _FIXES[reason].format(**facts)
+             for reason, _ in found[:2] if reason == "all_failed" or reason in _FIXES]
+    told = "; ".join(f"{count} x {REASONS.get(reason, reason)}" for reason, count in found)
+    return told or "there is no prompt", "; ".join(fixes) or "look at the stages before this one"
+
+
+def _failures(rows: Sequence[ScoreRow], key: str) -> str:
+    """Why scores failed, the most frequent code first."""
+    codes = Counter(row.error_code or "unknown" for row in rows if row.status != "ok")
+    if not codes:
+        return f"rank by another component: {key} has no value for any candidate"
+    code, count = codes.most_common(1)[0]
+    message = next(row.error_message for row in rows if row.error_code == code) or ""
+    return f"mend what made scores fail: {count} x {code} ({message[:120]})"
