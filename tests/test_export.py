@@ -96,8 +96,8 @@ def code_of(folder: Path) -> str:
     return found[1]
 
 
-def test_the_readme_shows_the_code_of_the_cards() -> None:
-    readme = Path(__file__).resolve().parents[1] / "README.md"
+def test_the_docs_show_the_code_of_the_cards() -> None:
+    readme = Path(__file__).resolve().parents[1] / "docs" / "EXPORT.md"
     usage = Usage("exports/my-7b", "", "Chelsie", SPEECH_SYSTEM_PROMPT, "Please say: hello.")
     assert speaking_code(usage, adapter=False) in readme.read_text()
 
