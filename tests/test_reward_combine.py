@@ -143,6 +143,7 @@ def test_the_share_of_right_words_pays_for_all_but_the_words_themselves():
     assert half.value == pytest.approx(0.7 * (1 - math.tanh(1.5)) + 0.3 * 0.5)
     assert half.terms == pytest.approx({"wer": 1 - math.tanh(1.5), "pause": 0.5})
     assert combiner.combine(counted(4, 0, 4, 0, pause_error=0.0)).terms["pause"] == 0.0
+    assert combiner.combine({"wer": 1.0, "pause_error": 0.0}).terms["pause"] == 0.0  # no counts: the WER says so
 
 
 def test_a_gate_on_what_could_not_be_measured_does_not_let_it_pass():

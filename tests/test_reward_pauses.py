@@ -283,7 +283,8 @@ def eight_bits(audio):
         lambda a: a + hiss(len(a) / RATE, -32),
         lambda a: a + (0.01 * np.sin(2 * np.pi * 50 * np.arange(len(a)) / RATE)).astype(np.float32),  # mains hum
         lambda a: eight_bits(a + hiss(len(a) / RATE, -45)),
-        lambda a: np.concatenate([a, hiss(30, -40)])[: len(a)] + hiss(len(a) / RATE, -40),
+        lambda a: eight_bits(a + hiss(len(a) / RATE, -52)),
+        lambda a: a + hiss(len(a) / RATE, -40) * (np.arange(len(a)) > 1200) * (np.arange(len(a)) < len(a) - 1200),
     ],
 )
 def test_offsets_noise_and_8_bit_sound_leave_the_pauses(change):
@@ -307,6 +308,23 @@ def test_speech_without_a_pause_has_no_floor():
     swell = 10 ** (-(10 - 10 * np.cos(2 * np.pi * 5 * t)) / 20)
     syllables = (0.5 * swell * np.sin(2 * np.pi * 180 * t)).astype(np.float32)
     assert find_silences(syllables, RATE, PauseConfig()).runs == []
+
+
+def test_noise_between_words_is_found_under_padding_of_zeros():
+    audio, spans = speech([0.0, 0.3, 0.0, 0.5], lead=0.3, tail=0.6)
+    noisy = np.concatenate([quiet(2), audio + hiss(len(audio) / RATE, -40), quiet(2)])
+    moved = [(s + 2, e + 2) for s, e in spans]
+    result = score("a b, c d. e", noisy, moved)
+    assert (result.hits, result.false_pauses) == (2, 0)
+    found = find_silences(noisy, RATE, PauseConfig())
+    assert found.lead == pytest.approx(2.3, abs=0.03) and found.tail == pytest.approx(2.6, abs=0.03)
+
+
+def test_the_end_of_a_word_that_dies_away_is_no_floor():
+    t = np.arange(RATE) / RATE
+    dying = (0.5 * np.exp(-6 * t) * np.sin(2 * np.pi * 200 * t)).astype(np.float32)
+    found = find_silences(np.concatenate([tone(0.4), dying, quiet(0.5)]), RATE, PauseConfig())
+    assert found.tail < 0.5 + 0.5  # 35 dB below after 0.67 s, not 12
 
 
 def test_a_click_in_silence_is_no_speech():

@@ -16,6 +16,8 @@ _FLOOR = 1e-10
 
 _CLICK_SECONDS = 0.05
 _RANGE_DB = 60.0
+_STEADY_DB = 8.0
+_DIGITAL_DB = -120.0
 _ABOVE_FLOOR_DB = 3.0
 """Steady noise fluctuates by less from frame to frame."""
 
@@ -96,8 +98,9 @@ def silence_threshold(levels: np.ndarray, config: PauseConfig) -> float:
     and what hardly exceeds it is silent.
 
     * loud: the loudest level that lasts 50 ms (a click is no speech).
-    * floor: the quietest level that is not exceeded for `floor_seconds`. Within speech every syllable exceeds it, so
-      speech without a pause has no floor worth the name, and is told by lying close to loud.
+    * floor: the quietest level that is kept steadily (within 8 dB) for `floor_seconds`; digital silence that was put
+      around the sound aside. Within speech every syllable exceeds it and a word's end falls, so speech without a pause
+      has no floor, or one that lies close to loud.
     * speech frames: those nearer to loud than to the floor (taken as at most 60 dB lower); their
       `level_percentile` is the level of speech.
     * the threshold: `level_below_db` below speech; or, where the floor lies above that and `floor_margin_db` or more
@@ -108,14 +111,23 @@ def silence_threshold(levels: np.ndarray, config: PauseConfig) -> float:
     """
     sustained = median_filter(levels, size=max(1, round(_CLICK_SECONDS / config.hop_seconds)), mode="nearest")
     loud = float(sustained.max())
-    width = min(len(levels), max(1, round(config.floor_seconds / config.hop_seconds)))
-    floor = float(np.lib.stride_tricks.sliding_window_view(levels, width).max(axis=1).min())
+    floor = _floor(levels, max(1, round(config.floor_seconds / config.hop_seconds)))
     spoken = levels[levels >= (loud + max(floor, loud - _RANGE_DB)) / 2]
     speech = float(np.percentile(spoken, config.level_percentile)) if len(spoken) else loud
     threshold = speech - config.level_below_db
     if threshold - _ABOVE_FLOOR_DB < floor <= speech - config.floor_margin_db:
         threshold = floor + max(_ABOVE_FLOOR_DB, (speech - floor) / 4)
     return threshold
+
+
+def _floor(levels: np.ndarray, width: int) -> float:
+    """The quietest level that ``width`` frames keep steadily; -inf where none do."""
+    heard = np.flatnonzero(levels > _DIGITAL_DB)
+    inner = levels[heard[0] : heard[-1] + 1] if len(heard) else levels
+    windows = np.lib.stride_tricks.sliding_window_view(inner, min(width, len(inner)))
+    loudest = windows.max(axis=1)
+    steady = loudest[loudest - windows.min(axis=1) <= _STEADY_DB]
+    return float(steady.min()) if len(steady) else -math.inf
 
 
 def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:

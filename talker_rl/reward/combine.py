@@ -211,10 +211,11 @@ def applies(component: str, components: Components) -> bool:
 
 
 def share_right(components: Components) -> float:
-    """Share of the text's words that were recognized, in [0, 1]; 1 where the components do not count words."""
+    """Share of the text's words that were recognized, in [0, 1]. Where the components do not count words all are taken
+    as right, unless the WER says that nothing can be."""
     words, wrong = components.get("ref_words"), ("substitutions", "deletions")
     if not words:
-        return 1.0
+        return 0.0 if (components.get("wer") or 0.0) >= 1.0 else 1.0
     return min(1.0, max(0.0, 1.0 - sum(components.get(name) or 0.0 for name in wrong) / words))
 
 
