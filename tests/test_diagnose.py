@@ -234,6 +234,9 @@ def test_mistakes_are_told(
     assert cli.main([*base, "--reward-noise", "1"]) == 1
     assert "at least two decodes" in capsys.readouterr().err
     assert cli.main(["diagnose", "-c", str(config), "--run-dir", str(tmp_path / "new"), "-q"]) == 1
+    assert "There is no run here" in capsys.readouterr().err
+    assert cli.main(["prompts", "-c", str(config), "--run-dir", str(tmp_path / "new"), "-q"]) == 0
+    assert cli.main(["diagnose", "-c", str(config), "--run-dir", str(tmp_path / "new"), "-q"]) == 1
     assert "not finished" in capsys.readouterr().err
 
 

@@ -169,6 +169,9 @@ def test_serve_tells_a_users_mistake_in_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("TALKER_RL_TOKEN", raising=False)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "manifest.json").write_text('{"stages": {}}')
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for arguments, told in (
@@ -176,7 +179,8 @@ def test_serve_tells_a_users_mistake_in_one_message(
             (["--port", port], "Cannot listen"),
             (["--workers", "0"], "decoders"),
             (["service.max_seconds=999"], "takes no item of max_seconds"),
-            (["--canary", str(tmp_path)], "is not finished"),
+            (["--canary", str(tmp_path)], "There is no run in this folder"),
+            (["--canary", str(begun)], "is not finished"),
         ):
             assert cli.main(["serve", *arguments]) in (1, 2)
             err = capsys.readouterr().err

@@ -167,6 +167,10 @@ def test_a_missing_package_is_told_before_any_work(
     monkeypatch.setitem(sys.modules, to, None)
     smoke = str(Path(__file__).resolve().parents[1] / "configs" / "smoke.yaml")
     args = [verb, "-c", smoke, f"tracking.to={to}", "-q", "--run-dir", str(tmp_path / "run")]
+    if verb != "run":  # which goes on with a run
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "manifest.json").write_text(
+            '{"format": 1, "stages": {}, "commands": [], "parents": {}}')
     assert cli.main(args) == 2
     err = capsys.readouterr().err
     assert f"{to} is not installed" in err and f"pip install 'talker-rl[{to}]'" in err
