@@ -1,7 +1,7 @@
 """How close a time comes to what the device allows: counted FLOPs and bytes against rates measured on it.
 
 The ceilings are this device's own: the rate of a large copy (bytes read and written), and of large matrix products in
-each precision. Counts are what the work needs at the least: weights once a forward, every layer's input and output
+each precision. Counts are what the work needs at the least: weights once per forward, every layer's input and output
 once, nothing twice.
 """
 

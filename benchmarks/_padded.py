@@ -1,7 +1,7 @@
 """Preference training in right-padded rows: the forward under TRL's trainer, and a plain loop that stands in for TRL.
 
-The loop does what TRL's DPOTrainer does by default: one forward a batch over chosen and rejected, each row with its own
-prefix, the head over every completion position, the reference by a second forward with the adapter off; AdamW, a
+The loop does what TRL's DPOTrainer does by default: one forward per batch over chosen and rejected, each row with its
+own prefix, the head over every completion position, the reference by a second forward with the adapter off; AdamW, a
 linear schedule, gradients clipped to 1. It has none of the Trainer's logging, so it is no slower than TRL. It exists
 because a machine that has a GPU need not have TRL.
 """

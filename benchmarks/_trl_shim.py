@@ -1,4 +1,4 @@
-"""TRL's own DPOTrainer over a Talker, as an able engineer would set it up: one right-padded forward a batch.
+"""TRL's own DPOTrainer over a Talker, as an able engineer would set it up: one right-padded forward per batch.
 
 TRL reads token ids from the input to the labels, and a Talker reads sums of Thinker states and codec embeddings. So
 ``prompt_ids`` is one number, the index of a conditioning, and the backbone under ``base_model`` turns the rows

@@ -16,7 +16,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "prompts": ("read, check and keep disjoint the three prompt sets",
                 "talker-rl prompts -c demo prompts.train=my_texts.txt\n"
                 "  talker-rl prompts hard --help      texts that break Talkers, made by rules"),
-    "condition": ("compute what the Thinker gives the Talker, once a prompt",
+    "condition": ("compute what the Thinker gives the Talker, once per prompt",
                   "talker-rl condition -c demo"),
     "rollout": ("sample candidates of every train prompt",
                 "talker-rl rollout -c demo rollouts.num_candidates=16"),

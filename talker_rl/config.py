@@ -62,7 +62,7 @@ class SetLangs(Settings):
 class PromptsConfig(SpeakerSettings):
     """Three prompt sets, disjoint by text."""
 
-    train: str = Field("micro:train", description="A .txt (one text a line), .jsonl, .csv, .tsv or .parquet file, a "
+    train: str = Field("micro:train", description="A .txt (one text per line), .jsonl, .csv, .tsv or .parquet file, a "
                        "list of seed-tts-eval (.lst), a folder of datasets.save_to_disk (folder:split), a hub dataset "
                        "hf:owner/name[@revision][:config][:split], or micro:train. #column behind it names the column "
                        "of the texts.")
@@ -70,8 +70,8 @@ class PromptsConfig(SpeakerSettings):
     eval: str = Field("micro:eval", description="Likewise, for the final figures.")
     speaker: str | None = Field(None, description="Speaker of prompts that name none; null is the checkpoint's first.")
     lang: Lang | SetLangs | None = Field(
-        None, description="Language of prompts that name none: zh, en or mixed; one for the three sets, or one a set: "
-        "{eval: zh}. null: by the script of their letters, and texts in other scripts are skipped."
+        None, description="Language of prompts that name none: zh, en or mixed; one for the three sets, or one per "
+        "set: {eval: zh}. null: by the script of their letters, and texts in other scripts are skipped."
     )
     limit: SetLimits = Field(default_factory=SetLimits, description="Prompts used of each set.")
     columns: dict[str, str] | None = Field(

@@ -1,4 +1,4 @@
-"""One folder a run: the manifest, the states of its stages, and writes that survive a kill.
+"""One folder per run: the manifest, the states of its stages, and writes that survive a kill.
 
 A stage is named by its folder inside the run (``rollouts``, ``round2/default/scores``, ``eval/base``). What it
 produced is described by its *key*: the hash of the configuration it depends on and of its inputs. The same key means

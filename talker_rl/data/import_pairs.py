@@ -190,9 +190,9 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"not JSON: {error}", where=f"{path}, line {number}", fix="one object a line") from None
+            raise DataError(f"not JSON: {error}", where=f"{path}, line {number}", fix="one object per line") from None
         if not isinstance(row, dict):
-            raise DataError("the line is no object", where=f"{path}, line {number}", fix="one object a line")
+            raise DataError("the line is no object", where=f"{path}, line {number}", fix="one object per line")
         yield row
 
 

@@ -1,7 +1,7 @@
 """Where prompts come from: lines, tables and datasets, read as rows that :mod:`talker_rl.data.prompts` checks.
 
-    texts.txt                       one text a line
-    texts.jsonl                     one object a line (fields of a prompt), or a bare string
+    texts.txt                       one text per line
+    texts.jsonl                     one object per line (fields of a prompt), or a bare string
     texts.csv, .tsv, .parquet       a table; other columns than a prompt's fields are left aside
     meta.lst                        a list of seed-tts-eval: its infer_text, under the utterance's name
     saved_dataset[:split]           a folder written by ``datasets.save_to_disk``
@@ -277,7 +277,7 @@ _QUOTES = {
 
 @contextmanager
 def _cells_of_any_size() -> Iterator[None]:
-    """Lift the csv module's limit of 131,072 characters a cell, which is the whole process's, for one row."""
+    """Lift the csv module's limit of 131,072 characters per cell, which is the whole process's, for one row."""
     before = csv.field_size_limit(2**31 - 1)
     try:
         yield

@@ -179,7 +179,7 @@ def _fix_for(skips: list[Skip]) -> str:
         return ("say which field holds the text, e.g. prompts.columns.text=prompt or #prompt behind the file; of a "
                 "chat or preference data set write the words that the Talker shall speak as `text`")
     if most and most[0][0] == "not_json":
-        return 'write one JSON object a line, {"text": "..."}; a file of plain texts is called .txt'
+        return 'write one JSON object per line, {"text": "..."}; a file of plain texts is called .txt'
     if most and most[0][0] == "not_utf8":
         return "save the file as UTF-8, e.g. with iconv -t utf-8"
     if most and most[0][0] == "other_script":

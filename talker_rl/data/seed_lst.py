@@ -51,7 +51,7 @@ def read_lst(path: Path) -> list[ListedUtterance]:
         found[item.utt] = item
     if not found:
         raise PromptError("The list holds no utterance", where=str(path),
-                          fix="write one utt|prompt_text|prompt_wav|infer_text line an utterance")
+                          fix="write one utt|prompt_text|prompt_wav|infer_text line per utterance")
     return list(found.values())
 
 

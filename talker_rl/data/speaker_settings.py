@@ -31,7 +31,7 @@ class SpeakerSettings(BaseModel):
     )
     speaker_assignment: Assignment | SetSpeakers | None = Field(
         None, description="Who speaks which text: as_given (null as well), shuffled (one of `speakers` by seed) or all "
-        "(each text by each of them, after `limit`); one word for the three sets, or one a set: {train: shuffled, "
+        "(each text by each of them, after `limit`); one word for the three sets, or one per set: {train: shuffled, "
         "eval: all}."
     )
     instructions: list[str] | None = Field(

@@ -17,7 +17,7 @@ def icc1(values: np.ndarray, confidence: float = 0.95) -> tuple[float, tuple[flo
     """ICC(1), one-way random effects, with its F-based interval (Shrout & Fleiss 1979; McGraw & Wong 1996).
 
     Args:
-        values: (n, k), a row a candidate, a column a decode; n, k >= 2.
+        values: (n, k), a row per candidate, a column per decode; n, k >= 2.
         confidence: of the interval.
 
     Returns: the share of variance that lies between candidates, and its interval; None where nothing varies.
@@ -44,7 +44,7 @@ def noise_margin(values: np.ndarray, share: float = 0.05) -> float:
     lose a word now and then, so the noise has heavy tails.
 
     Args:
-        values: (n, k), a row a candidate; k >= 2.
+        values: (n, k), a row per candidate; k >= 2.
     """
     differences = [np.abs(values[:, i] - values[:, j]) for i, j in combinations(range(values.shape[1]), 2)]
     return float(np.quantile(np.concatenate(differences), 1 - share, method="inverted_cdf"))

@@ -23,7 +23,7 @@ def drift(dev_rows: Sequence[Row], kl_per_code: Mapping[int, float], notes: Note
         dev_rows: the utterances that the choice of the checkpoint scored, with ``step``; step 0 is the reference.
         kl_per_code: step -> mean of log pi - log ref on the policy's own samples.
 
-    Returns: a row a step: ``duration_mean, duration_p50, duration_p95`` (seconds), ``ratio_to_reference`` (of means),
+    Returns: a row per step: ``duration_mean, duration_p50, duration_p95`` (seconds), ``ratio_to_reference`` (of means),
         ``seconds_per_unit`` (all seconds over all words or Chinese characters), ``kl_per_code``, ``wer``, ``n``.
     """
     by_step: dict[int, list[Row]] = defaultdict(list)

@@ -65,7 +65,7 @@ def summarize(
 
 def text_lines(summary: Row) -> list[str]:
     """The figures one looks at first, as lines of text."""
-    fits = [f"{name} {_number(fit['slope_per_second'], '+.3f')} a second (R2 {_number(fit['r2'], '.2f')})"
+    fits = [f"{name} {_number(fit['slope_per_second'], '+.3f')} per second (R2 {_number(fit['r2'], '.2f')})"
             for name, fit in summary["implicit_reward"].items() if fit]
     pairs = summary["within_pairs"]["held_out"] or summary["within_pairs"]["train"] or {}
     last: Row = next((row for row in summary["drift"] if row["step"] == summary["step"]), {})

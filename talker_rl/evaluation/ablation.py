@@ -1,4 +1,4 @@
-"""The table of an ablation: one row an arm, variant and training seed, with paired-bootstrap intervals over prompts.
+"""The table of an ablation: one row per arm, variant and training seed, with paired-bootstrap intervals over prompts.
 
 All figures are of utterances of the same prompts and sampling seeds. A row with ``seed: None`` pools a variant's
 training seeds: a prompt's utterances under all of them are resampled together, since they share their text. A claim

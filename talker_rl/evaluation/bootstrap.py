@@ -26,7 +26,7 @@ def bootstrap_ci(
     """Percentile interval of ``statistic`` with all arrays resampled by the same indices.
 
     Args:
-        data: arrays of shape (P,), one entry a prompt (the unit that is resampled).
+        data: arrays of shape (P,), one entry per prompt (the unit that is resampled).
         statistic: takes the arrays and ``axis``; vectorized.
         resamples: bootstrap resamples.
         confidence: coverage.

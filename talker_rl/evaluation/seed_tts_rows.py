@@ -1,7 +1,7 @@
 """seed-tts-eval's figures of evaluated rows: one variant's, or trained beside base with an interval over prompts.
 
 A row needs ``prompt_id, seed, status, lang, text`` and ``heard``, what the evaluator wrote. The mean is over all
-utterances; seed-tts-eval itself has one a text (``eval.seeds: 1``).
+utterances; seed-tts-eval itself has one per text (``eval.seeds: 1``).
 """
 
 from __future__ import annotations

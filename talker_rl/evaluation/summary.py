@@ -1,6 +1,6 @@
 """Figures of an evaluation: one variant by itself, and trained against base, paired by prompt and seed.
 
-Rows are dictionaries, one an utterance: ``prompt_id, seed, status`` and, where status is ``ok``, the scorer's
+Rows are dictionaries, one per utterance: ``prompt_id, seed, status`` and, where status is ``ok``, the scorer's
 component columns (``wer, substitutions, deletions, insertions, ref_words, pause_error, pause_error_scorable,
 pause_scorable_share, duration, cap_hit``), ``reward_errors`` (word errors by the training recognizer),
 ``reference_seconds`` (None where no clean rendering is known), ``speaker_similarity, f0_mean, f0_spread``.

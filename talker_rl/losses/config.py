@@ -1,4 +1,4 @@
-"""One configuration class a loss, and ``parse_loss``: from a dictionary to one of them.
+"""One configuration class per loss, and ``parse_loss``: from a dictionary to one of them.
 
 A new loss is one file with a function ``my_loss(batch, config) -> LossOutput`` and one class here (or anywhere that is
 imported first):

@@ -14,7 +14,7 @@ from talker_rl.losses.types import LossOutput, PairBatch
 def random_keys(batch: PairBatch) -> tuple[Tensor, Tensor]:
     """A uniform number for each completion token; the tokens with the smallest are kept. ((B, T_w), (B, T_l)).
 
-    One row of numbers a pair serves both sides, since only the longer side loses tokens. They belong to the n-th
+    One row of numbers per pair serves both sides, since only the longer side loses tokens. They belong to the n-th
     completion token and not to a position, so the draw does not depend on where or how wide the padding is.
     """
     masks = (batch.chosen_mask, batch.rejected_mask)

@@ -36,7 +36,7 @@ SAMPLE_RATE = 24_000
 CODE_SAMPLES = 480
 """Samples of one code: 20 ms at 24 kHz."""
 PEAK = 0.7
-"""Peak of each voice's calibration words; one gain a voice, never one an utterance."""
+"""Peak of each voice's calibration words; one gain a voice, never one per utterance."""
 DITHER_DBFS = -70.0
 _TRIM_DBFS = -55.0
 _CACHED_PIECES = 1000

@@ -107,7 +107,7 @@ def resolve_model_path(path: str, patterns: Sequence[str] = HUB_PATTERNS) -> Pat
 
 @lru_cache
 def _hub_snapshot(name: str, patterns: tuple[str, ...]) -> Path:
-    """A hub model's files: asked for once a process, since each worker resolves its model for every task."""
+    """A hub model's files: asked for once per process, since each worker resolves its model for every task."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -195,7 +195,7 @@ class Token2WavConfig(_Settings):
 
     @property
     def passes(self) -> int:
-        """DiT passes an utterance, a guided one counted twice: what decoding costs."""
+        """DiT passes per utterance, a guided one counted twice: what decoding costs."""
         return EVALUATIONS[self.solver or "rk4"] * (self.num_steps - 1) * branches(self.guidance_scale)
 
 

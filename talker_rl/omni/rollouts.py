@@ -48,7 +48,7 @@ def sample_candidates(
 
     Args:
         talker: a Talker, with or without an adapter.
-        conditionings: one a prompt.
+        conditionings: one per prompt.
         seeds: the seeds of each prompt's candidates.
         sampling: options.
         batch_size: candidates decoded together.

@@ -28,7 +28,7 @@ class Histories:
     Args:
         start_ids: the ids that stand for the prefix.
         rows: most rows at a time.
-        steps: most codes a row.
+        steps: most codes per row.
     """
 
     def __init__(self, start_ids: tuple[int, ...], rows: int, steps: int, device: torch.device) -> None:

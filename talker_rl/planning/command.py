@@ -95,7 +95,7 @@ def _text(job: Job, lines: list[Line], rates: Rates | None) -> str:
     table = ["  ".join(cell.ljust(w) if i < 2 or i >= 7 else cell.rjust(w)
                        for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
     notes = [f"lengths: {at.codes:.0f} ids ({at.seconds:.1f} s) an utterance, prefix {at.prefix:.0f} positions, reply "
-             f"{at.reply:.0f}, {job.pairs_per_prompt:.2f} pairs a prompt"
+             f"{at.reply:.0f}, {job.pairs_per_prompt:.2f} pairs per prompt"
              + ("" if rates else ": assumed (--seconds, or --rates of a run)")]
     if rates:
         notes.append(f"measured: {rates.source} ({rates.geometry}, {rates.hardware})"

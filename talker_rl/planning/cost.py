@@ -26,7 +26,7 @@ class Lengths:
     """Of the average utterance."""
 
     codes: float
-    """T: ids of a completion, the stop included; 50 a second."""
+    """T: ids of a completion, the stop included; 50 per second."""
     prefix: float
     """P."""
     reply: float
@@ -71,7 +71,7 @@ def conditioning(geo: Geometry, prompts: float, at: Lengths, batch: int, generat
 
 
 def rollouts(geo: Geometry, prompts: float, candidates: int, at: Lengths, rows: int, dtype: str) -> list[Work]:
-    """A prefill a prompt, then a step a code for ``rows`` rows at a time: the weights are read once a step."""
+    """A prefill per prompt, then a step per code for ``rows`` rows at a time: the weights are read once per step."""
     talker, per_position = geo.talker, geo.talker.weights + geo.projection
     prefill = Work(prompts * (2 * per_position * at.prefix + attention(talker, causal(at.prefix))), dtype,
                    launches=prompts * talker.layers / 8)

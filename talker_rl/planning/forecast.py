@@ -32,7 +32,7 @@ class Job:
     lengths: Lengths
     pairs_per_prompt: float
     devices: int
-    """GPUs, or cores, one a worker."""
+    """GPUs, or cores, one per worker."""
 
     @cached_property
     def peaks(self) -> dict[str, float]:
@@ -160,7 +160,7 @@ def _samples(job: Job, index: int, prompts: int, policies: int) -> Iterator[Stag
 
 
 def _records(job: Job, cfg: TrainConfig, prompts: float) -> float:
-    """Pairs or completions that a variant is trained on, at most; of a file, one a prompt."""
+    """Pairs or completions that a variant is trained on, at most; of a file, one per prompt."""
     each = {None: job.pairs_per_prompt, "best_of_n": job.config.completions.max_per_prompt, "file": 1}
     return prompts * each[cfg.data]
 

@@ -26,7 +26,7 @@ def add_plan_options(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--geometry", metavar="NAME", help="qwen2.5-omni-7b, qwen2.5-omni-3b, micro, or a folder or hub "
                       "name with a config.json (default: model.path)")
     plan.add_argument("--prompts", type=int, metavar="N", help="train prompts (default: those of the configuration)")
-    plan.add_argument("--candidates", type=int, metavar="N", help="candidates a prompt")
+    plan.add_argument("--candidates", type=int, metavar="N", help="candidates per prompt")
     plan.add_argument("--seconds", type=float, metavar="S", help="of speech an utterance (default: as in the measured "
                       "run, else 5)")
     plan.add_argument("--gpus", type=int, default=1, metavar="G", help="GPUs to divide the work among (default 1)")

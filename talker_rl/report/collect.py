@@ -30,9 +30,9 @@ class Trained:
     name: str
     """Folder name: ``<variant>`` or, in a sweep, ``<variant>-s<seed>``."""
     curve: Rows = field(default_factory=list)
-    """A row a checkpoint spoken on dev: ``step, wer, pause_error, duration_mean, duration_ratio, ...``."""
+    """A row per checkpoint spoken on dev: ``step, wer, pause_error, duration_mean, duration_ratio, ...``."""
     rows: Rows = field(default_factory=list)
-    """Evaluation rows, one an utterance."""
+    """Evaluation rows, one per utterance."""
     summary: dict[str, Any] | None = None
     """``eval/<name>/summary.json``."""
     diagnostics: dict[str, Any] | None = None

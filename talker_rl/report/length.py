@@ -83,7 +83,7 @@ def by_variant(trained: list[Trained]) -> dict[str, list[Trained]]:
 
 
 def one_line_each(count: int) -> dict[str, Any]:
-    """The y axis of a chart with a line a variant, the first on top."""
+    """The y axis of a chart with a line per variant, the first on top."""
     return {"type": "category", "range": [count - 0.4, -0.6], "title": None, "automargin": True}
 
 
@@ -215,7 +215,7 @@ def _reward_against_length(trained: list[Trained]) -> Figure:
                 r2 = "" if fit.get("r2") is None else f", R² {fit['r2']:.2f}"
                 fig.add_scatter(x=ends, y=[fit["intercept"] + fit["slope_per_second"] * end for end in ends],
                                 mode="lines", line={"color": color, "width": 2.5}, legendgroup=name,
-                                name=f"{written(fit['slope_per_second'], '{:+.3f}')} a second{r2}")
+                                name=f"{written(fit['slope_per_second'], '{:+.3f}')} per second{r2}")
         if fig.data:
             views[label_of(one)] = fig
     return Figure("Implicit reward against length", views, NO_DIAGNOSTICS)
@@ -272,7 +272,7 @@ def _pair_lengths(run: Run, *, many: bool) -> Figure:
 
 
 def within_pairs(trained: list[Trained]) -> Table:
-    """A row a variant, seed and set of pairs."""
+    """A row per variant, seed and set of pairs."""
     rows = []
     for one in trained:
         for name, found in ((one.diagnostics or {}).get("within_pairs") or {}).items():

@@ -44,7 +44,7 @@ class ReportData:
     train_log: list[dict[str, Any]] = field(default_factory=list)
     """Rows of train/<variant>/log.jsonl: ``step`` and metrics."""
     dev_log: list[dict[str, Any]] = field(default_factory=list)
-    """One row a checkpoint tried on dev: ``step, wer, reward, duration_ratio``."""
+    """One row per checkpoint tried on dev: ``step, wer, reward, duration_ratio``."""
     pairs: list[dict[str, Any]] = field(default_factory=list)
     """Pair records: ``margin, chosen_seconds, rejected_seconds, ...``."""
     skipped: dict[str, int] = field(default_factory=dict)

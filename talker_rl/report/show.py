@@ -127,7 +127,7 @@ def _told(unfinished: dict[str, Any]) -> str:
 
 
 def comparison(rows: Sequence[Shown]) -> str:
-    """A row a run and variant, figures with their 95 % intervals; below it the settings that differ."""
+    """A row per run and variant, figures with their 95 % intervals; below it the settings that differ."""
     labels = names_of(rows)
     head = ("run", "variant", "n", "WER, base", "WER [95 %]", "change [95 %]", "pause error", "change [95 %]",
             "duration", "cap hits")

@@ -129,7 +129,7 @@ def _to_base(run: Run) -> Callable[[dict[str, Any]], float | None]:
 
 
 def _p_eos(run: Run, colors: dict[str, str], many: bool) -> Figure:
-    """Mean P(EOS) at the last positions, a line a variant: a healthy Talker is sure at the end and only there."""
+    """Mean P(EOS) at the last positions, a line per variant: a healthy Talker is sure at the end and only there."""
     fig = charts.figure("position from the end, codes", "mean P(stop)", showlegend=False)
     fig.update_layout(yaxis={"type": "log", "exponentformat": "power"})
     for variant, seeds in by_variant(run.trained).items():

@@ -66,7 +66,7 @@ class ScoreClient:
         expected: fingerprint parts that every service must have (`fingerprint.settings_parts`, `part_hash`).
         fingerprint: of the scorer that the run began with; None takes the first service's.
         concurrency: requests under way at once.
-        request_items: items a request.
+        request_items: items per request.
         attempts, patience: a request is given up after so many tries, or when that many seconds have gone by.
         item_retries: how often an item is sent again that failed by the machine's fault.
         hedge_after: after so many seconds without an answer a second service is asked as well; None never does.

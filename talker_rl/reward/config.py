@@ -254,7 +254,7 @@ class ServiceConfig(BaseModel):
     )
     decoders: int = Field(default=1, ge=1, description="Worker processes that turn codes into speech.")
     recognizers: int = Field(default=1, ge=1, description="Worker processes that recognize and score it.")
-    batch_items: int = Field(default=8, ge=1, description="Most utterances a batch; alike lengths share one.")
+    batch_items: int = Field(default=8, ge=1, description="Most utterances per batch; alike lengths share one.")
     batch_seconds: float = Field(default=120.0, gt=0, description="Most seconds of speech a batch.")
     batch_wait: float = Field(
         default=0.01, ge=0, le=1, description="Seconds that a batch which is not full waits for company."
@@ -270,7 +270,7 @@ class ServiceConfig(BaseModel):
     )
     start_timeout: float = Field(default=900.0, gt=0, description="Likewise for a worker that loads its models.")
     max_body_mib: float = Field(default=16.0, gt=0, description="Largest request body.")
-    max_items: int = Field(default=64, ge=1, description="Most items a request.")
+    max_items: int = Field(default=64, ge=1, description="Most items per request.")
     max_seconds: float = Field(default=60.0, gt=0, description="Longest utterance, as codes or as audio.")
     cache_items: int = Field(default=4096, ge=0, description="Answers kept for items that are asked again.")
 

@@ -1,4 +1,4 @@
-"""Settings of recognizers: one for all utterances, or one a language. Imports no model library."""
+"""Settings of recognizers: one for all utterances, or one per language. Imports no model library."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class RecognizerSettings(BaseModel):
 
 
 class RecognizerConfig(RecognizerSettings):
-    """Which recognizer listens: one, or one a language.
+    """Which recognizer listens: one, or one per language.
 
     ``{path: SenseVoiceSmall}`` hears everything. ``{zh: {path: paraformer-zh}, en: {path: whisper-large-v3}}`` sends
     each utterance to its language's; settings beside the languages hold for all of them, and a ``path`` beside them is

@@ -56,7 +56,7 @@ def stability_components(
 ) -> dict[str, float | None]:
     """All stability columns of one utterance; None where a column does not apply (no codes, no reference).
 
-    ``rate`` is syllables of the text a second of speech, ends without silence; ``duration`` is that of the codes.
+    ``rate`` is syllables of the text per second of speech, ends without silence; ``duration`` is that of the codes.
     """
     duration = len(codes) / CODES_PER_SECOND if codes is not None else len(audio) / sample_rate
     finite = np.isfinite(audio)

@@ -1,6 +1,6 @@
 """``talker-rl wer REF HYP``: error rates of a file of transcripts against a file of references, with the alignments.
 
-A file holds one ``key<TAB>text`` line an utterance. Loads jiwer and nothing heavier. How texts become tokens here is
+A file holds one ``key<TAB>text`` line per utterance. Loads jiwer and nothing heavier. How texts become tokens here is
 the tool's own, simpler rule (:func:`clean`, :func:`tokens_of`), not :mod:`talker_rl.reward.normalize`: punctuation
 counts, so that the figures are comparable with those of other tools on the same files.
 """
@@ -148,7 +148,7 @@ def read_texts(path: Path, *, bare_keys: bool = False) -> KeyedTexts:
             found.bare.append(key)
         found.texts[key] = _spoken(key, text, found)
     if not found.texts:
-        raise DataError("The file holds no utterance", where=str(path), fix="write one key<TAB>text line an utterance")
+        raise DataError("The file holds no utterance", where=str(path), fix="write one key<TAB>text line per utterance")
     found.repeated.extend(repeated)
     return found
 

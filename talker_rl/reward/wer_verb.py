@@ -18,8 +18,8 @@ talker-rl wer reference.tsv heard.tsv --metric cer --detail
 
 def add_wer_options(wer: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    wer.add_argument("reference", metavar="REF", help="what should have been said: one key<TAB>text line an utterance; "
-                     "with --protocol also a list of seed-tts-eval (.lst)")
+    wer.add_argument("reference", metavar="REF", help="what should have been said: one key<TAB>text line per "
+                     "utterance; with --protocol also a list of seed-tts-eval (.lst)")
     wer.add_argument("hypothesis", metavar="HYP", help="what was heard, matched by key; a missing key, or "
                      "one without a text, is empty. Tags (<|zh|>) are taken out, and told")
     wer.add_argument("--metric", choices=("wer", "cer"), default="wer", help="wer: words, each CJK character one. "

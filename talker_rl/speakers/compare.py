@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Side:
-    """One policy's utterances, one a text and speaker."""
+    """One policy's utterances, one per text and speaker."""
 
     rows: list[Row]
     """All evaluation rows."""

@@ -123,7 +123,7 @@ def _policy_folder(ctx: Context, choice: dict[str, Any], variant: str, index: in
 
 
 def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a step: WER, reward, duration and what else the report draws."""
+    """One row per step: WER, reward, duration and what else the report draws."""
     table = []
     for step in sorted({row["step"] for row in rows}):
         mine = [row for row in rows if row["step"] == step]

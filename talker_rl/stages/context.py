@@ -222,7 +222,7 @@ class Round:
 
 
 def rounds_of(config: RunConfig, index: int) -> list[Round]:
-    """The rounds that run at this index: one for all variants first, one a variant then."""
+    """The rounds that run at this index: one for all variants first, one per variant then."""
     return [Round(1)] if index == 1 else [Round(index, variant) for variant in config.train]
 
 

@@ -33,7 +33,7 @@ from talker_rl.stages.train import is_held_out
 Row = dict[str, Any]
 
 SHARD = 64
-"""Pairs or samples a shard."""
+"""Pairs or samples per shard."""
 
 MAX_PAIRS = 256
 """Pairs that are looked at, at every checkpoint: enough for a mean margin within 6 % of its spread, at a cost that does
@@ -45,7 +45,7 @@ def run(ctx: Context, variants: Sequence[str] = (), noise_decodes: int | None = 
 
     Args:
         variants: names; all of the run's where empty.
-        noise_decodes: measure the reward's noise with so many decodes a candidate; None takes what was measured before.
+        noise_decodes: measure the reward's noise with so many decodes per candidate; None takes what was measured.
 
     Raises:
         StageError: no such variant, or it is not trained, chosen and evaluated yet.

@@ -79,7 +79,7 @@ def policy_of(run: Path, weights: Path, model: ModelConfig) -> Policy | None:
 
 
 def _samples(run: Path) -> TalkerBatch | None:
-    """The first finished candidates, one a prompt, of the first round."""
+    """The first finished candidates, one per prompt, of the first round."""
     if not (run / "rollouts" / "index.json").is_file():
         return None
     chosen: dict[str, Candidate] = {}

@@ -1,4 +1,4 @@
-"""Worker processes for shards: started once a run, one thread each; with one worker the work is done here.
+"""Worker processes for shards: started once per run, one thread each; with one worker the work is done here.
 
 What a task returns does not depend on where it ran, so the number of workers never changes a result.
 """

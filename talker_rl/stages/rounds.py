@@ -13,7 +13,7 @@ FIGURES = ("wer", "pause_error", "duration_mean", "duration_ratio", "cap_hit_rat
 
 
 def table(ctx: Context, variant: str) -> list[dict[str, Any]]:
-    """A row a round, the first (round 0) being the policy as the run began.
+    """A row per round, the first (round 0) being the policy as the run began.
 
     Returns: ``round, step`` (kept; 0: the round was undone), ``pairs`` (or completions) that the round made,
         ``reward`` (mean), ``FIGURES``, and against round 0 on the same prompts and seeds ``wer_diff, wer_diff_ci95,

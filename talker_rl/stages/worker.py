@@ -57,13 +57,13 @@ class ScoreTask:
     prompts: list[dict[str, Any]]
     candidates: list[dict[str, Any]]
     seed: int
-    """Root of the decoder's seeds: one a prompt, so that a prompt's candidates differ in their codes only."""
+    """Root of the decoder's seeds: one per prompt, so that a prompt's candidates differ in their codes only."""
     audio: AudioSpec | None = None
     mode: Literal["score", "dev", "eval"] = "score"
     """score: score rows by the reward recognizer. dev: flat rows by it. eval: flat rows by the evaluator, with the
     reward recognizer's errors beside."""
     extras: int = 0
-    """In flat rows: on so many candidates a prompt, speaker similarity and F0."""
+    """In flat rows: on so many candidates per prompt, speaker similarity and F0."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ def _omni(model_json: str, hashes: tuple[str, ...]) -> Any:
 
 
 def omni_of(model: dict[str, Any]) -> Any:
-    """Talker and token2wav of a model, loaded once a process, and again when its files have changed."""
+    """Talker and token2wav of a model, loaded once per process, and again when its files have changed."""
     from talker_rl.omni.checkpoint import part_hash
 
     settings = ModelConfig(**model)
@@ -101,7 +101,7 @@ def _scorer(reward_json: str, recognizer_json: str) -> Any:
 
 
 def scorer_of(reward: dict[str, Any], which: str) -> Any:
-    """Scorer with the reward's ``recognizer`` or ``evaluator``, loaded once a process."""
+    """Scorer with the reward's ``recognizer`` or ``evaluator``, loaded once per process."""
     config = RewardConfig(**reward)
     return _scorer(config.model_dump_json(), getattr(config, which).model_dump_json())
 

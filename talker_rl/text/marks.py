@@ -25,6 +25,8 @@ _HYPHEN = regex.compile("[-‐‑−]")
 _ALLOWS = regex.compile(r"(?V1)[\p{Ps}\p{Pe}\p{Pi}\p{Pf}\p{Quotation_Mark}~〜∼/|·•‧・*_]")
 _CHUNK = rf"[^\s{CJK}]*"
 _BEFORE, _AFTER = regex.compile(f"{_CHUNK}$"), regex.compile(_CHUNK)
+_LONGEST = 200
+"""Characters of an address that are looked at, on each side."""
 _ADDRESS = regex.compile(r"://|@|\\|^www\.|\w/\w.*[./?=]|\w\.\w.*/|[?&]\w+=|^[\"'(]*(?:[A-Za-z]:)?[./~]*/\w")
 _DOMAIN = regex.compile(r"\w\.\w")
 
@@ -62,7 +64,8 @@ def mark_between(text: str, start: int, end: int) -> tuple[Mark, bool]:
 def _inside(text: str, start: int, end: int) -> tuple[Mark, bool]:
     """Between two words that no space separates: mostly inside an address, a number, a compound."""
     gap, figures = text[start:end], text[start - 1].isdigit() and text[end].isdigit()
-    chunk = _BEFORE.search(text, 0, start).group() + _AFTER.match(text, start).group()  # type: ignore[union-attr]
+    before, after = text[max(0, start - _LONGEST) : start], text[start : start + _LONGEST]
+    chunk = _BEFORE.search(before).group() + _AFTER.match(after).group()  # type: ignore[union-attr]
     if _ADDRESS.search(chunk):
         return "none", False
     if ".." in gap:

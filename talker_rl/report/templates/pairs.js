@@ -5,7 +5,7 @@
   const $ = (id) => document.getElementById(id);
   const list = $("list"), blind = $("blind"), filters = $("filters"), search = $("search"), runs = $("run"), help = $("help");
   const SIDES = ["chosen", "rejected"];
-  const CHUNK = 12; // cards a step: what is not on the screen is not in the page
+  const CHUNK = 12; // cards per step: what is not on the screen is not in the page
 
   let clips = null;
   function clip(id) { // the speech is most of the page: it is read when the first clip is wanted

@@ -13,7 +13,7 @@ from .names import obtain
 
 
 def build_recognizer(config: RecognizerSettings) -> Recognizer:
-    """The configured recognizer: loaded, or where there is one a language, loaded when its language is first heard.
+    """The configured recognizer: loaded, or where there is one per language, loaded when its language is first heard.
 
     Raises:
         ConfigError: unknown type. CheckpointError: its folder is missing, incomplete or does not fit.
@@ -40,7 +40,7 @@ def build_recognizer(config: RecognizerSettings) -> Recognizer:
 
 
 class RoutedRecognizer:
-    """A recognizer a language behind the `Recognizer` protocol; languages of equal settings share one model."""
+    """A recognizer per language behind the `Recognizer` protocol; languages of equal settings share one model."""
 
     def __init__(self, config: RecognizerConfig) -> None:
         self.config = config

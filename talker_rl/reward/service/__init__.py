@@ -1,6 +1,6 @@
 """The scorer over HTTP: `talker-rl serve`. The service knows nothing of training.
 
-    app         routes, errors, the answers' form        guard     token, body limits, one log line a request
+    app         routes, errors, the answers' form        guard     token, body limits, one log line per request
     protocol    what goes over the wire                   openrlhf  the adapter for OpenRLHF's reward requests
     engine      admission, cache, deadlines, queues       metrics   Prometheus
     queues      batches by length                         canary    is a worker right?

@@ -111,7 +111,7 @@ class Guard:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, message, and what ``extra`` carried. Never headers, bodies or tokens."""
+    """One JSON object per line: time, level, message, and what ``extra`` carried. Never headers, bodies or tokens."""
 
     _own = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
