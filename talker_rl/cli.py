@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # each of its warnings was looked at
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        return _dispatch(args, arguments)
+        code = _dispatch(args, arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return 0
     except TalkerRLError as error:
         if getattr(args, "debug", False):
             raise
@@ -52,6 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {refused}", file=sys.stderr)
         return 1
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is printed any more (``talker-rl ... | head``); nothing more is printed then."""
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in watch.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:

@@ -158,3 +158,12 @@ def test_micro_path_is_the_folder_that_holds_the_model(
     assert capsys.readouterr().out.strip() == str(tmp_path)
     monkeypatch.setenv("TALKER_RL_MICRO_DIR", str(tmp_path / "missing"))
     assert cli.main(["micro", "path"]) == 1
+
+
+@pytest.mark.parametrize("verb", [["configs", "demo"], ["validate", "-c", "demo"], ["configs"]])
+def test_a_reader_that_has_seen_enough_is_no_error(verb: list[str]) -> None:
+    """``talker-rl ... | head -1``."""
+    code = "import sys; from talker_rl.cli import main; sys.exit(main())"
+    done = subprocess.run(["bash", "-c", '"$@" | (exec <&-; sleep 0.1); echo "${PIPESTATUS[0]}"', "_", sys.executable,
+                           "-c", code, *verb], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,10 +46,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.writelines(f"note: {note}\n" for note in notes)
     if args.out:
         atomic_write(Path(args.out), full)
-    try:
-        print(figures if args.out else full, end="", flush=True)
-    except BrokenPipeError:  # `... --detail | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(figures if args.out else full, end="")
     return 0
 
 
