@@ -232,11 +232,13 @@ def test_other_kinds_are_named(settings: dict[str, Any], message: str, tmp_path:
 def test_an_adapter_of_another_name_lies_in_a_folder_of_its_own(tmp_path: Path) -> None:
     folder, expected = saved(tmp_path / "adapter", adapter_name="speech")
     assert not (folder / SETTINGS).exists()
-    assert resolve_adapter(folder) == folder / "speech"
+    with pytest.raises(CheckpointError, match="no adapter here .*, but inside") as raised:
+        resolve_adapter(folder)
+    assert raised.value.fix == f"name it: {folder / 'speech'}"
     assert torch.allclose(logps(load_lora(tiny_omni().talker, folder / "speech").eval()), expected, atol=1e-5)
     assert str(folder / "speech") in (refused(folder).fix or "")
     shutil.copytree(folder / "speech", folder / "other")
-    with pytest.raises(CheckpointError, match="holds several adapters") as raised:
+    with pytest.raises(CheckpointError, match="but inside this folder") as raised:
         resolve_adapter(folder)
     assert "speech" in (raised.value.fix or "") and "other" in (raised.value.fix or "")
 

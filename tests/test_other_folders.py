@@ -193,3 +193,15 @@ def test_what_is_not_recognized_says_what_is_missing(tmp_path: Path) -> None:
     assert resolve_model_path(str(tmp_path)) == tmp_path
     with pytest.raises(CheckpointError, match="config.json is missing"):
         read_config(tmp_path)
+
+
+def test_a_recognizers_folder_in_the_hubs_cache(tmp_path: Path) -> None:
+    from talker_rl.reward.asr.names import model_folder
+
+    model = tmp_path / "models--openai--whisper-large-v3"
+    snapshot = model / "snapshots/0123abc"
+    snapshot.mkdir(parents=True)
+    for place in (model, model / "snapshots"):
+        with pytest.raises(CheckpointError, match="hub cache's folder of openai/whisper-large-v3") as raised:
+            model_folder(str(place), ["config.json"])
+        assert str(snapshot) in (raised.value.fix or "")

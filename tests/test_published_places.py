@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from pipeline_helpers import write_world
 from sharded_checkpoint import write_sharded
 
@@ -268,3 +269,28 @@ def test_the_base_is_asked_for_where_only_its_name_is_known(tmp_path: Path) -> N
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "omni"}))
     with pytest.raises(ConfigError, match="names its base 'omni'"):
         _base_of(tmp_path)
+
+
+def test_a_sweep_publishes_no_place(tmp_path: Path) -> None:
+    home = tmp_path / MARKER
+    write_world(home, eval={"seeds": 1}, train={"args": {
+        "max_steps": 2, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 2,
+        "lr_scheduler_type": "constant"}})
+    (home / "sweep.yaml").write_text(yaml.safe_dump({
+        "name": "tiny", "run": {"extends": ["config.yaml"]}, "variants": {"dpo": {}}, "seeds": [0],
+        "arms": {"natural": {"variants": ["dpo"]}}}))
+    assert cli.main(["sweep", str(home / "sweep.yaml"), "--run-dir", str(home / "sweep"), "-q", "--debug"]) == 0
+    table = [home / "sweep/ablation.json", home / "sweep/ablation.csv"]
+    assert all(file.is_file() for file in table) and telling(*table, home / "sweep/report") == []
+
+
+def test_speakers_hold_no_place(tmp_path: Path) -> None:
+    from talker_rl.micro import checkpoint_dir
+    from talker_rl.omni.speaker_table import load_speakers
+    from talker_rl.speakers.store import save
+
+    folder = checkpoint_dir() / "omni"
+    for out in (tmp_path / MARKER / "mine.pt", tmp_path / MARKER / "omni"):
+        save(load_speakers(folder), out, folder)
+        files = [out] if out.is_file() else [out / "spk_dict.pt", *out.glob("*.json")]
+        assert telling(*files) == []

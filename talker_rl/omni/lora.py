@@ -132,12 +132,15 @@ def resolve_adapter(spec: str | Path) -> Path:
     if (folder / "adapter_config.json").is_file():
         return folder
     trained = sorted(file.parent for file in folder.glob("train/*/adapter_config.json"))
-    inside = trained or sorted(file.parent for file in folder.glob("*/adapter_config.json"))  # as peft saves named ones
-    if len(inside) == 1:
-        return inside[0]
-    if inside:
-        raise CheckpointError("This run trained several adapters" if trained else "This folder holds several adapters",
-                              where=str(folder), fix=f"name one: {', '.join(map(str, inside))}")
+    if len(trained) == 1:
+        return trained[0]
+    if trained:
+        raise CheckpointError("This run trained several adapters", where=str(folder),
+                              fix=f"name one: {', '.join(map(str, trained))}")
+    inside = sorted(file.parent for file in folder.glob("*/adapter_config.json"))
+    if inside:  # as peft saves one of another name than `default`
+        raise CheckpointError("There is no adapter here (adapter_config.json), but inside this folder",
+                              where=str(folder), fix=f"name it: {', '.join(map(str, inside))}")
     adapter_files.refuse_other_folders(folder)
     raise CheckpointError("There is no adapter here (adapter_config.json), and no run that has finished one",
                           where=str(folder),

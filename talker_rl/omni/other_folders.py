@@ -98,13 +98,21 @@ def _file(path: Path) -> CheckpointError:
     return CheckpointError("a file is given where a model's folder is asked for", where=str(path), fix=fix)
 
 
-def _hub_cache(path: Path) -> CheckpointError | None:
-    """The hub's cache keeps a model as models--OWNER--NAME/{blobs,refs,snapshots/HASH}."""
+def hub_folder(path: Path) -> CheckpointError | None:
+    """What to say of a folder that the hub's cache keeps of one model, models--OWNER--NAME/{blobs,refs,snapshots};
+    None for any other, and for snapshots/HASH, which is the model."""
     model = next((f for f in (path, *path.parents[:2]) if f.name.startswith("models--")), None)
     if model is not None and path.parent.name != "snapshots":
         return _hub_model(path, model)
     if model is None and (path / "snapshots").is_dir() and ((path / "blobs").is_dir() or (path / "refs").is_dir()):
         return _hub_model(path, path)
+    return None
+
+
+def _hub_cache(path: Path) -> CheckpointError | None:
+    """The cache of one model, or of all."""
+    if (found := hub_folder(path)) is not None:
+        return found
     root = path / "hub" if (path / "hub").is_dir() else path
     kept = sorted(islice(root.glob("models--*"), _MOST))
     if not kept:

@@ -38,7 +38,7 @@ def add_export_options(export: argparse.ArgumentParser) -> None:
     export.add_argument("--merge", metavar="OUT", help="write a whole checkpoint there")
     export.add_argument("--adapter", metavar="OUT", help="write the PEFT adapter there")
     export.add_argument("--base-name", metavar="OWNER/NAME", help="the base's name on the hub, for the card and the "
-                        "adapter's configuration (default: from --model where it is one)")
+                        "adapter's configuration (default: from --model where it is one, else its folder's name)")
     export.add_argument("--talker-dtype", choices=("auto", "float32"), default="auto", help="precision in which "
                         "--merge stores the merged tensors; auto: the checkpoint's own, which rounds them")
     export.add_argument("--copy", action="store_true", help="copy unchanged shards, where hard links are the default")

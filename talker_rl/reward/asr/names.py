@@ -126,6 +126,10 @@ def model_folder(path: str, required: Sequence[str]) -> Path:
         )
     for name in required:
         if not (folder / name).is_file():
+            from ...omni.other_folders import hub_folder
+
+            if (found := hub_folder(folder)) is not None:
+                raise found
             raise CheckpointError(
                 f"the recognizer folder {path!r} is incomplete: {name} is missing",
                 where=str(folder / name),
