@@ -160,10 +160,13 @@ def test_micro_path_is_the_folder_that_holds_the_model(
     assert cli.main(["micro", "path"]) == 1
 
 
-@pytest.mark.parametrize("verb", [["configs", "demo"], ["validate", "-c", "demo"], ["configs"]])
-def test_a_reader_that_has_seen_enough_is_no_error(verb: list[str]) -> None:
+@pytest.mark.parametrize("verb", [["configs", "demo"], ["validate", "-c", "demo"], ["configs"],
+                                  ["wer", "a.tsv", "a.tsv", "--detail"]])
+def test_a_reader_that_has_seen_enough_is_no_error(verb: list[str], tmp_path: Path) -> None:
     """``talker-rl ... | head -1``."""
+    (tmp_path / "a.tsv").write_text("".join(f"{i}\tone two three\n" for i in range(1000)))
     code = "import sys; from talker_rl.cli import main; sys.exit(main())"
     done = subprocess.run(["bash", "-c", '"$@" | (exec <&-; sleep 0.1); echo "${PIPESTATUS[0]}"', "_", sys.executable,
-                           "-c", code, *verb], cwd=ROOT, capture_output=True, text=True)
+                           "-c", code, *verb], cwd=tmp_path, capture_output=True, text=True,
+                          env=dict(os.environ, PYTHONPATH=str(ROOT)))
     assert (done.stdout, done.stderr) == ("0\n", "")
