@@ -5,8 +5,9 @@
     python examples/own_reward.py        (scores two versions of one sentence)
 
 A component is `function(item, components, **kwargs) -> float | None`. It sees the item (text, sound, codes, seed) and
-the components so far, and is recorded under its name. With a weight it must lie in [0, 1]; null then makes the score a
-failure, never a number. It is paid by the share of words that were recognized: silence earns nothing by being even.
+the components so far, and is recorded under its name. With a weight it must lie in [0, 1]. Where it has no evidence it
+returns None, which makes a weighted score a failure, never a number. Where nothing was recognized the reward is its
+minimum whatever the component says: silence earns nothing by being even.
 """
 
 from __future__ import annotations

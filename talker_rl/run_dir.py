@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.data.records import stable_hash
-from talker_rl.errors import DataError, StageError, disk_full, is_disk_full
+from talker_rl.errors import DataError, StageError, TalkerRLError, disk_full, is_disk_full
 
 PACKAGES = ("talker-rl", "torch", "transformers", "trl", "peft", "accelerate", "funasr", "jiwer", "numpy", "pyarrow")
 
@@ -106,6 +106,7 @@ class RunDir:
 
     def __init__(self, path: Path | str, *, force: Iterable[str] = ()) -> None:
         self.path = Path(path)
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "a+")
         try:
@@ -136,8 +137,22 @@ class RunDir:
     def __enter__(self) -> RunDir:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
+        if kind is not None and issubclass(kind, TalkerRLError) and self._made:
+            self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        """Take away a folder that was made for this run, where nothing was done in it: a mistake is no run."""
+        own = {self.path / "manifest.json", self.path / ".lock"}
+        inside = list(self.path.rglob("*"))
+        if any(path.is_file() and path not in own for path in inside):
+            return
+        for file in own:
+            file.unlink(missing_ok=True)
+        for folder in (*sorted((path for path in inside if path.is_dir()), reverse=True), *self._made):
+            with contextlib.suppress(OSError):  # somebody else's file came in between
+                folder.rmdir()
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ from sharded_checkpoint import INDEX, parts_by_shard, write_sharded
 from talker_rl import cli
 from talker_rl.data.records import Candidate
 from talker_rl.errors import TalkerRLError
+from talker_rl.figures import span
 from talker_rl.omni import merge
 from talker_rl.omni.checkpoint import load_omni, quiet_transformers
 from talker_rl.omni.conditioning_cache import ConditioningCache
@@ -248,7 +249,8 @@ def test_the_card_says_where_it_comes_from(world: Path, tmp_path: Path) -> None:
         manifest["config_hash"], manifest["stages"]["prompts"]["inputs"]["prompts.train"], f"seed {manifest['seed']}",
         manifest["stages"]["round1/train/default"]["inputs"]["model"], "train prompts: 4 of",
         '"type": "dpo"', '"max_steps": 2',
-        f"[{low:+.2%}, {high:+.2%}]", "round 1: from the base, reference the base", "log-probs of 4 of the run's",
+        f" points {span((low, high), '{:+.2%}')} |",
+        "round 1: from the base, reference the base", "log-probs of 4 of the run's",
         f"transformers {manifest['commands'][-1]['versions']['transformers']}",
     ):
         assert expected in card.text, expected

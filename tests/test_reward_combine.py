@@ -137,7 +137,7 @@ def test_more_right_words_never_earn_less_and_nothing_earns_the_minimum():
     assert seen > 3000  # most of the sets are told apart, not clipped alike
 
 
-def test_the_share_of_right_words_pays_for_all_but_the_words_themselves():
+def test_the_share_of_right_words_pays_for_pauses_and_rate():
     combiner = Combiner(RewardConfig(gates=[]))
     half = combiner.combine(counted(4, 2, 2, 0, pause_error=0.0))
     assert half.value == pytest.approx(0.7 * (1 - math.tanh(1.5)) + 0.3 * 0.5)

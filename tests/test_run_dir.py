@@ -187,3 +187,27 @@ def test_records_survive_parquet_and_columns_of_nulls_keep_their_type(tmp_path: 
         {"wer": 0.25, "cer": None}, 0.5, "empty", None)
     assert folder.read(1, Prompt) == prompts
     assert str(schema_of(ScoreRow).field("error_code").type) == "string"
+
+
+def test_a_run_in_which_nothing_was_done_leaves_no_folder(tmp_path: Path) -> None:
+    """A prompt file that is not there, told once the folder was made, is no run; a stage that finished is one."""
+    path = tmp_path / "runs" / "new"
+    with pytest.raises(StageError), RunDir(path) as run:
+        run.record_command({"seed": 0}, ["talker-rl"], "cpu")
+        run.begin("prompts", {}, {})
+        raise StageError("no such file")
+    assert list(tmp_path.iterdir()) == []
+    path.mkdir(parents=True)
+    with pytest.raises(StageError), RunDir(path):  # a folder of the user's own stays
+        raise StageError("no such file")
+    assert path.is_dir()
+    other = tmp_path / "runs" / "other"
+    with pytest.raises(StageError), RunDir(other) as run:
+        run.begin("prompts", {}, {})
+        (other / "prompts" / "shard-00000.parquet").write_bytes(b"x")
+        raise StageError("later")
+    assert (other / "manifest.json").is_file()
+    with pytest.raises(KeyboardInterrupt), RunDir(tmp_path / "third") as run:
+        run.save()
+        raise KeyboardInterrupt
+    assert (tmp_path / "third" / "manifest.json").is_file()

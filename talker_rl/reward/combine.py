@@ -7,9 +7,10 @@ Every term lies within [0, 1] and so does the reward:
     wer    1 - tanh(k * WER)             pause  right * (1 - pause_error)
     cer    1 - tanh(k * CER)             rate   right * (1 - tanh(excess / scale)), excess >= 0: how far, in natural
                                                 log, speech is slower or faster than the free range
-                                         own    right * value
+                                         own    its value
 right is the share of the text's words that were recognized. What is said of words that nobody heard is no evidence: a
-silent or noisy candidate has no false pause and no wrong rate, and must not be paid for it (docs/REWARD.md).
+silent or noisy candidate has no false pause and no wrong rate, and must not be paid for it. A component of one's own
+judges by evidence of its own, and says null where it has none (docs/REWARD.md).
 
 A term of non-zero weight whose component is null makes the score a Failure: leaving it out would make that candidate's
 reward a different quantity from its neighbors'.
@@ -149,7 +150,7 @@ class Combiner:
                     raise ComponentError(
                         "component_invalid", f"component {spec.name!r} is {value:g}; with a weight it must be in [0, 1]"
                     )
-                weights[spec.name], terms[spec.name] = spec.weight, value * right
+                weights[spec.name], terms[spec.name] = spec.weight, value
         gate = self._gate(components)
         value = gate * sum(weights[k] * terms[k] for k in weights) / sum(weights.values())
         return Combined(min(max(value, low), high), terms, gate)

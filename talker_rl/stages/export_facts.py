@@ -10,6 +10,7 @@ from talker_rl.config import RunConfig, load_data
 from talker_rl.data.records import Prompt
 from talker_rl.errors import DataError, StageError
 from talker_rl.names import recognizer_name
+from talker_rl.places import require_run
 from talker_rl.run_dir import read_json
 from talker_rl.stages.context import SETS, Round, train_stage
 from talker_rl.stages.shards import ShardFolder
@@ -71,8 +72,7 @@ def open_run(path: Path, variant: str | None) -> Run:
         StageError: no such run or variant, or it is not trained yet.
         DataError: a file of the run is missing or damaged.
     """
-    if not (path / "manifest.json").is_file():
-        raise StageError("There is no run in this folder", where=str(path), fix="give the one with manifest.json")
+    require_run(path)
     try:
         run = _open(path, variant)
         _ = run.base_hash, _data_lines(run), run.lineage  # what the card needs is there before anything is written

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..figures import changed, written
 from ..names import folder_name, hub_name, model_name, without_places
 
 _SHOWN = (
@@ -189,19 +190,18 @@ def _evaluation(facts: RunFacts) -> list[str]:
              f"{found['n']} utterances of {found['prompts']} held-out texts, the same seeds for both, heard by "
              f"{facts.judge}. Intervals are 95 %, by a paired bootstrap over texts.", "",
              f"| | {facts.before} | trained | difference |", "|---|---|---|---|"]
-    rows = [("corpus WER", "wer", found["wer_diff_ci95"], ".2%"), ("mean WER", "wer_mean", None, ".2%"),
-            *((label, key, found.get(f"{key}_diff_ci95"), ".3f") for label, key in
+    rows = [("corpus WER", "wer", found["wer_diff_ci95"], "{:.2%}"), ("mean WER", "wer_mean", None, "{:.2%}"),
+            *((label, key, found.get(f"{key}_diff_ci95"), "{:.3f}") for label, key in
               (("pause error", "pause_error"), ("speaker similarity", "speaker_similarity"),
                ("F0 spread, semitones", "f0_spread"))),
-            ("duration, s", "duration_mean", None, ".2f"), ("cut at the limit", "cap_hit_rate", None, ".2%"),
-            ("held-out codes, nats per code", "nll", found.get("nll_diff_ci95"), ".4f")]
-    for label, key, interval, form in rows:
+            ("duration, s", "duration_mean", None, "{:.2f}"), ("cut at the limit", "cap_hit_rate", None, "{:.2%}"),
+            ("held-out codes, nats per code", "nll", found.get("nll_diff_ci95"), "{:.4f}")]
+    for label, key, interval, pattern in rows:
         before, after = base.get(key), trained.get(key)
         if before is None or after is None:
             continue
-        sign = f"+{form}"
-        inside = f" [{interval[0]:{sign}}, {interval[1]:{sign}}]" if interval else ""
-        lines.append(f"| {label} | {before:{form}} | {after:{form}} | {after - before:{sign}}{inside} |")
+        lines.append(f"| {label} | {written(before, pattern)} | {written(after, pattern)} | "
+                     f"{changed(after - before, interval, pattern)} |")
     interval = found["wer_diff_ci95"]
     if interval and interval[0] <= 0 <= interval[1]:
         lines += ["", "The interval of the WER includes 0: no claim of an improvement is made."]
