@@ -71,6 +71,22 @@ def test_marks_of_ordinary_prose() -> None:
         ("上午10：30开会，比分3：2", ["会"]),
         ("from 10 - 20 people, 1990–2000, 3~5 days", ["people", "2000"]),
         ("नमस्ते। यह ठीक है", ["नमस्ते"]),
+        ("共100，200，300个", ["100", "200"]),
+        ("He lives in the U.S. It's big. He has a Ph.D. That's rare", ["s", "big", "d"]),
+        ("He lives in the U.S. Yes. O.K. Let's go", ["s", "yes", "k"]),
+        ("It takes 5 min. by car, 30 sec. on foot", ["car"]),
+        ("Max. speed is 50. The min. age is 18. No. of items", ["50", "18"]),
+        ("See Fig. A, vol. II or ch. IV of it", ["a"]),
+        ("Asst. Prof. Kim, Det. Kim and Sec. Kerry", ["kim"]),
+        ("Boston, Mass. originally. Calif. and Warner Bros. Pictures", ["boston", "originally"]),
+        ("It was jan. 5 or Feb. 2. Then it rained", ["2"]),
+        ("He left.[1] Then she came.[12][13] Why", ["left", "came"]),
+        ("\"Hello.\"He left", ["hello"]),
+        ("don＇t ｗｗｗ．ｅｘａｍｐｌｅ．ｃｏｍ ３．５ 好．真好﹖是", ["好", "好"]),
+        ("Ｈｅｌｌｏ． Really‽ Yes", ["hello", "really"]),
+        ("好···真好", ["好"]),
+        ("1. Milk. 2. Eggs. 3. Salt", ["milk", "eggs"]),
+        ("a. one\nb. two\nIV. three\n(1). four", ["one", "two", "three"]),
     ],
 )
 def test_where_a_pause_is_asked_for(text: str, after: list[str]) -> None:
@@ -121,6 +137,7 @@ def test_what_nobody_sees_is_no_border_and_no_other_text(between: str) -> None:
         ("等⋯⋯等", "等……等", True),
         ("Ｏne   TWO", "one two", True),
         ("cafe\u0301", "café", True),
+        ("don＇t", "don't", True),
         ("a\u00a0b", "a b", True),
         ("you go.", "you go?", False),
         ("eat, grandma", "eat grandma", False),
@@ -139,4 +156,6 @@ def test_splitting_and_marks_agree_on_full_stops() -> None:
         marks = normalize(text.text).marks
         for i in strong_after:
             assert i < 0 or i == len(marks) - 1 or marks[i] != "none", (text.text, i)
+    for text in ("好．真好", "好｡真好", "好﹖真好", "Ｈｅｌｌｏ． Ｗｏｒｌｄ", "Really‽ Yes", "好⋯⋯真好"):
+        assert len(_sentence_ends(text)) == 1, text
     assert split_text("Dr. Lee is in. No. 7 is free.", max_words=5) == ["Dr. Lee is in.", "No. 7 is free."]

@@ -30,6 +30,8 @@ READINGS = [  # text, a perfect reading as recognizers write it, a worse one tha
     ("Meet me at 10:30 tomorrow", "meet me at ten thirty tomorrow", "meet me at ten dirty tomorrow"),
     ("他住在3号楼", "他住在三号楼", "他住在山号楼"),
     ("價格是20元", "价格是二十元", "价格是二元"),
+    ("Henry VIII ruled", "henry the eighth ruled", "henry the fate ruled"),
+    ("Dr Lee ran ten km", "doctor lee ran ten kilometers", "doctor lee ran ten killers"),
 ]
 
 
@@ -46,6 +48,12 @@ READINGS = [  # text, a perfect reading as recognizers write it, a worse one tha
         ("mail anna@example.org", {"symbols", "addresses"}),
         ("open notes.txt", {"addresses"}),
         ("學習", {"traditional"}),
+        ("於是他走了，後來", {"traditional"}),
+        ("甄嬛和王玥、彭珮", set()),
+        ("Henry VIII and World War II", {"figures"}),
+        ("I mix civil paint in CHAPTER", set()),
+        ("see x.com", {"addresses"}),
+        ("Mrs Lee ran 5 km", {"abbreviations", "figures"}),
         ("头发和头髮", {"traditional"}),
         ("我用Python写", {"latin"}),
         ("well-known (really) “so” / it's — yes… 😀 ~", set()),
@@ -57,8 +65,8 @@ def test_kinds(text: str, kinds: set[str]) -> None:
 
 
 def test_traditional_characters() -> None:
-    assert all(map(is_traditional, "學習漢語詞彙們龍體廳"))
-    assert not any(map(is_traditional, "学习汉语词汇们龙体后里面干发a1の"))
+    assert all(map(is_traditional, "學習漢語詞彙們龍體廳後於徵裏説爲衆"))
+    assert not any(map(is_traditional, "学习汉语词汇们龙体后里面干发玥珺嬛璟囧a1の"))
 
 
 @pytest.mark.parametrize(("text", "perfect", "worse"), READINGS)

@@ -14,12 +14,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import regex
+
 from talker_rl.text.abbreviations import is_abbreviated, is_list_number
 from talker_rl.text.marks import is_cjk
 from talker_rl.text.tokens import tokens_of
 
 _CLOSING = "\"'”’」』）)】》]"
-_SENTENCE = re.compile(rf"(?:[。！？；…⋯]+|[!?;]+|\.+)(?:[。！？；…⋯!?.])*[{re.escape(_CLOSING)}]*|\n+")
+_ENDS = r"(?V1)[[\p{Sentence_Terminal}…⋯；]--[.!?]]"
+_SENTENCE = regex.compile(rf"(?:{_ENDS}+|[!?;]+|\.+)(?:{_ENDS}|[!?.])*[{re.escape(_CLOSING)}]*|\n+")
+_END = regex.compile(_ENDS)
 _CLAUSE = re.compile(rf"(?:——|(?<!\d)[，：—]|[，：—](?!\d)|、|[,:](?=\s)|–(?=\s))[{re.escape(_CLOSING)}]*")
 _SPACE = re.compile(r"\s+")
 
@@ -71,9 +75,9 @@ def _sentence_ends(text: str) -> list[int]:
     return [m.end() for m in _SENTENCE.finditer(text) if m.end() < len(text) and _ends_sentence(text, m)]
 
 
-def _ends_sentence(text: str, match: re.Match[str]) -> bool:
+def _ends_sentence(text: str, match: regex.Match[str]) -> bool:
     mark, rest = match.group(), text[match.end() :]
-    if mark[0] in "。！？；…⋯\n" or "\n" in rest[: len(rest) - len(rest.lstrip())]:
+    if _END.match(mark) or mark[0] == "\n" or "\n" in rest[: len(rest) - len(rest.lstrip())]:
         return True
     before = text[: match.start()]
     if mark.rstrip(_CLOSING) == "." and (is_abbreviated(before, rest) or is_list_number(before)):

@@ -11,8 +11,13 @@ _INVISIBLE = regex.compile(r"[\p{Cf}\p{Default_Ignorable_Code_Point}]")
 _APOSTROPHES = "’‘ʼ`´′ʹ‛＇"
 _ELLIPSES = "⋯⋮⋰⋱᠁"
 """Ellipses to which NFKC has no three dots."""
-_BEFORE_NFKC = str.maketrans({**dict.fromkeys(_APOSTROPHES, "'"), **dict.fromkeys(_ELLIPSES, "…")})
-_WIDE = regex.compile(r"(?V1)(?<!\d)[[\p{EA=F}\p{EA=W}]&&\p{Po}]|[[\p{EA=F}\p{EA=W}]&&\p{Po}](?!\d)")
+_BEFORE_NFKC = str.maketrans({**dict.fromkeys(_APOSTROPHES, "'"), **dict.fromkeys(_ELLIPSES, "…"), "∶": ":"})
+_LATIN = r"[\p{Latin}\d]"
+_WIDE = regex.compile(
+    r"(?V1)[[[\p{EA=F}\p{EA=W}\p{EA=H}]&&\p{Terminal_Punctuation}]--[．：]]"  # ，。！？ separate whatever follows
+    rf"|(?<!{_LATIN})．|．(?!{_LATIN})|(?<!\d)：|：(?!\d)")  # ３．５, ｗｗｗ．ａ．ｃｏｍ and 10：30 are one word
+_RAISED = regex.compile(r"(?<=[\d\p{L}.!?。！？])(?=[¼-¾⅐-⅞²³¹⁰⁴-⁹])")
+_MANY_DOTS = regex.compile("[·・‧•]{3,}")
 
 
 def plain_breaks(text: str) -> str:
@@ -34,10 +39,12 @@ def clean_text(text: str) -> str:
 def normal_form(text: str) -> str:
     """What tokens and marks are read from: visible, NFKC, one apostrophe, one ellipsis (three dots), case kept.
 
-    A wide mark (！, ：) gets a space behind it unless it stands between figures (10：30): it separates as a Latin one
-    with its space does, which NFKC alone would lose.
+    A wide mark (！, ，) gets a space behind it: it separates as a Latin one with its space does, which NFKC alone would
+    lose (100，200 is no 100,200); not so in 10：30 and ３．５. A fraction or a raised figure is no part of the number
+    before it (1½, 10²).
     """
     text = visible(plain_breaks(text))
     if not text.isascii():
         text = _WIDE.sub(lambda m: m.group() + " ", text)
+        text = _MANY_DOTS.sub("…", _RAISED.sub(" ", text))
     return unicodedata.normalize("NFKC", text.translate(_BEFORE_NFKC))

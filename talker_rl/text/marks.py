@@ -68,8 +68,9 @@ def _inside(text: str, start: int, end: int) -> tuple[Mark, bool]:
     chunk = _BEFORE.search(before).group() + _AFTER.match(after).group()  # type: ignore[union-attr]
     if _ADDRESS.search(chunk):
         return "none", False
-    if ".." in gap:
-        return "strong", True
+    if ".." in gap or (_ENDS.match(gap) and len(gap) > 1 and all(_ALLOWS.match(c) for c in gap[1:])
+                       and not is_abbreviated(text[:start], text[end:])):
+        return "strong", True  # an ellipsis, or an end before a bracket: "Hello."He left, left.[1]
     if any(c in "?!" or (_ENDS.match(c) and c != ".") for c in gap):
         return ("none", False) if _DOMAIN.search(chunk) or figures else ("strong", True)
     if _LONG_DASH.search(gap):
@@ -78,8 +79,7 @@ def _inside(text: str, start: int, end: int) -> tuple[Mark, bool]:
         return "weak", True
     if _SHORT_DASH.search(gap) and not figures:
         return "none", True
-    closed = len(gap) > 1 and gap[-1] in ".:" and not gap[0].isalnum() and gap[0] not in ".:"
-    return "none", closed or any(_ALLOWS.match(c) and c not in "/_*'" for c in gap)
+    return "none", any(_ALLOWS.match(c) and c not in "/_*'" for c in gap)
 
 
 def _of_char(text: str, at: int) -> tuple[Mark, bool]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import regex
 
@@ -21,7 +21,7 @@ from talker_rl.text.tokens import scan
 Kind = Literal["figures", "symbols", "abbreviations", "addresses", "traditional", "latin"]
 
 WHAT: dict[Kind, str] = {
-    "figures": "figures (a recognizer writes number words)",
+    "figures": "figures or Roman numbers (a recognizer writes number words)",
     "symbols": "symbols that are spoken ($, %, &, +)",
     "abbreviations": "abbreviations that are read out (Dr., No.)",
     "addresses": "addresses or file names (the dot is spoken)",
@@ -31,8 +31,11 @@ WHAT: dict[Kind, str] = {
 FIX = ("write them as they are spoken (\"one hundred and twenty dollars\", 一百二十, 学习, \"Doctor Lee\"); "
        "pairs whose order hangs on them are not made unless pairs.unwritten is true")
 
-_SPOKEN = regex.compile(r"[\p{Sc}%‰&@#§°+=×÷±√∞≈≠≤≥℃℉№]")
-_DOTTED = regex.compile(r"[\p{L}\d_]{2,}(?:[.@]|://)[\p{L}\d_]{2,}")
+_SPOKEN = regex.compile(r"[\p{Sc}%‰&@#§°+=×÷±√∞≈≠≤≥<>℃℉№]")
+_DOTTED = regex.compile(r"[\p{L}\d_]+(?:[.@]|://)[\p{L}\d_]{2,}")
+_ROMAN = regex.compile(r"(?=[IVXLC]{2})C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
+_READ_OUT = frozenset("dr mr mrs ltd km kg cm mm ml mph kph".split())
+"""Abbreviations that are read out where they have no full stop either."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,13 @@ def describe_unwritten(texts: Iterable[str], of: str) -> list[str]:
 
 def _kind(form: str, start: int, end: int, chinese: bool) -> Kind | None:
     token = form[start:end]
-    if any(c.isdigit() for c in token):
+    if any(c.isdigit() for c in token) or (_ROMAN.fullmatch(token) and not form.isupper()):
         return "figures"
     if is_cjk(token[0]):
         return "traditional" if is_traditional(token[0]) else None
     stopped = form[end : end + 1] == "." and not form[end + 1 : end + 2].isalnum()
+    if token.lower() in _READ_OUT:
+        return "abbreviations"
     if stopped and len(token) > 1 and is_abbreviated(form[:end], form[end + 1 :]):
         return "abbreviations"
     return "latin" if chinese else None
@@ -128,14 +133,12 @@ def _kind(form: str, start: int, end: int, chinese: bool) -> Kind | None:
 
 @cache
 def is_traditional(char: str) -> bool:
-    """Whether a Chinese character is written in traditional texts alone: it is in Big5 and not in GB 2312."""
-    try:
-        char.encode("gb2312")
-        return False
-    except UnicodeEncodeError:
-        pass
-    try:
-        char.encode("big5")
-        return True
-    except UnicodeEncodeError:
-        return False
+    """Whether a Chinese character has another, simplified form (OpenCC's table)."""
+    return bool(_simplifier().convert(char) != char)
+
+
+@cache
+def _simplifier() -> Any:
+    from opencc import OpenCC
+
+    return OpenCC("t2s")
