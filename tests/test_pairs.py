@@ -383,3 +383,34 @@ def test_a_pair_whose_order_hangs_on_what_recognizers_do_not_write_is_made_only_
     longer = [ScoreRow("p", s.candidate_id, "ok", s.reward, s.components | {"duration": float(k)})
               for k, s in enumerate(scores)]
     assert len(select_pairs([prompt("p")], candidates, longer, PairsConfig(reward_key="-duration"))[0]) == 1
+
+
+def test_silence_does_not_bend_rewards_without_length() -> None:
+    candidates = [candidate("p", k, n) for k, n in enumerate((10, 10, 10, 50, 150))]
+    counts = [SILENT, SILENT | {"wer": 1.0}, SILENT, HEARD, HEARD | {"substitutions": 0.0, "deletions": 0.0}]
+    scores = [score("p", k, r, **c) for k, (r, c) in enumerate(zip((0.0, 0.0, 0.0, 0.296, 0.5), counts, strict=True))]
+    cfg = PairsConfig(length_normalized="residual", strategy="all_margin", max_pairs_per_prompt=9, margin=0.0)
+    pairs, _ = select_pairs([prompt("p")], candidates, scores, cfg)
+    assert pairs and ("p-3", "p-4") not in [(p.chosen_id, p.rejected_id) for p in pairs]
+
+
+def test_per_second_never_prefers_fewer_right_words() -> None:
+    whole = {"ref_words": 5.0, "substitutions": 0.0, "deletions": 0.0, "insertions": 0.0}
+    candidates = [candidate("p", 0, 160), candidate("p", 1, 6)]
+    scores = [score("p", 0, 0.35, **whole), score("p", 1, 0.079, **whole | {"deletions": 3.0})]
+    pairs, reasons = select_pairs([prompt("p")], candidates, scores, PairsConfig(length_normalized="per_second"))
+    assert (pairs, reasons) == ([], {"fewer_words": 1})
+    scores[1] = score("p", 1, 0.079, **whole)
+    assert select_pairs([prompt("p")], candidates, scores, PairsConfig(length_normalized="per_second"))[0]
+    with pytest.raises(ValueError, match="smallest for the longest speech"):
+        PairsConfig(length_normalized="per_second", reward_key="-wer")
+
+
+def test_what_a_recognizer_hears_in_noise_is_not_chosen_by_a_component() -> None:
+    yeah = {"ref_words": 5.0, "substitutions": 1.0, "deletions": 4.0, "insertions": 0.0, "duration": 0.4}
+    half = {"ref_words": 5.0, "substitutions": 2.0, "deletions": 1.0, "insertions": 0.0, "duration": 2.0}
+    candidates = [candidate("p", 0, 20), candidate("p", 1, 100)]
+    scores = [score("p", 0, 0.0, **yeah), score("p", 1, 0.2, **half)]
+    for key in ("-substitutions", "-duration"):
+        pairs, _ = select_pairs([prompt("p")], candidates, scores, PairsConfig(reward_key=key, margin=0))
+        assert pairs == []

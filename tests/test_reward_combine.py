@@ -142,8 +142,35 @@ def test_the_share_of_right_words_pays_for_pauses_and_rate():
     half = combiner.combine(counted(4, 2, 2, 0, pause_error=0.0))
     assert half.value == pytest.approx(0.7 * (1 - math.tanh(1.5)) + 0.3 * 0.5)
     assert half.terms == pytest.approx({"wer": 1 - math.tanh(1.5), "pause": 0.5})
-    assert combiner.combine(counted(4, 0, 4, 0, pause_error=0.0)).terms["pause"] == 0.0
+    assert combiner.combine(counted(4, 0, 4, 0, pause_error=0.0)).value == 0.0
     assert combiner.combine({"wer": 1.0, "pause_error": 0.0}).terms["pause"] == 0.0  # no counts: the WER says so
+
+
+@pytest.mark.parametrize(
+    ("weights", "low"),
+    [({"wer": 0.7, "pause": 0.3}, True), ({"wer": 1, "pause": 0}, True), ({"wer": 0.5, "cer": 0.5}, False),
+     ({"wer": 0, "pause": 0, "cer": 1}, False), ({"wer": 0, "pause": 0, "rate": 1}, False)],
+)
+def test_no_word_of_the_text_is_as_bad_as_silence_where_words_count(weights, low):
+    """ "yeah", heard in noise, is not better than all words with others said after them."""
+    combiner = Combiner(RewardConfig(weights=weights, gates=[]))
+    yeah = combiner.combine(counted(3, 0, 1, 0, pause_error=0.0, rate=4.0) | {"cer": 0.9}).value
+    run_on = combiner.combine(counted(3, 3, 0, 12, pause_error=0.0, rate=4.0)).value
+    assert (yeah == 0.0) is (low or weights.get("rate") == 1) and run_on > 0.0
+
+
+def test_a_gate_on_what_is_known_only_after_the_reward_is_refused():
+    for name in ("unwritten", "reward_written", "gate"):
+        with pytest.raises(ConfigError, match="only after the reward"):
+            Combiner(RewardConfig(gates=[{"component": name, "max": 0}]))
+
+
+def test_silence_does_not_bend_the_removal_of_length():
+    rewards, slope = remove_length([0.0, 0.3, 1.0], [0.2, 1.0, 3.0], ["p"] * 3, [True, False, False])
+    assert slope == pytest.approx(0.35) and rewards[0] == 0.0
+    assert rewards[1] == pytest.approx(rewards[2])
+    bent, _ = remove_length([0.0, 0.3, 1.0], [0.2, 1.0, 3.0], ["p"] * 3)
+    assert bent[1] > bent[2]  # as it was: half-right speech beat perfect speech
 
 
 def test_a_gate_on_what_could_not_be_measured_does_not_let_it_pass():

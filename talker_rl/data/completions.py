@@ -14,8 +14,8 @@ from ..errors import DataError
 from .checks import as_id
 from .config import CompletionsConfig
 from .import_pairs import BadRow, codes_in, read_rows
-from .pairs import index_scores, rank_value
-from .records import CODE_RATE_HZ, Candidate, Completion, Prompt, ScoreRow, nothing_recognized, stable_hash
+from .pairs import index_scores, is_silent, rank_value, written_reward
+from .records import CODE_RATE_HZ, Candidate, Completion, Prompt, ScoreRow, stable_hash
 from .texts import clean_text
 
 REASONS: dict[str, str] = {
@@ -23,6 +23,7 @@ REASONS: dict[str, str] = {
     "all_truncated": "no candidate of the prompt ended by itself",
     "all_failed": "no finished candidate has a usable score",
     "nothing_recognized": "nothing was recognized in any finished candidate of the prompt",
+    "unwritten": "which is best hangs on words that recognizers do not write (completions.unwritten)",
     "below_minimum": "no candidate reaches completions.min_reward",
     "unknown_prompt": "rows of the file whose text is not among the train prompts",
     "no_speaker": "rows of the file that name no speaker, where several train prompts have that text",
@@ -55,16 +56,34 @@ def select_completions(
         scored = [(c, rank_value(score_of[c.candidate_id], cfg.reward_key)) for c in unique.values()
                   if c.candidate_id in score_of]
         ranked = sorted((-value, c.candidate_id, c) for c, value in scored if value is not None)
-        heard = [item for item in ranked if not nothing_recognized(score_of[item[1]].components)]
-        good = [item for item in heard if cfg.min_reward is None or -item[0] >= cfg.min_reward - 1e-12]
+        heard = [item for item in ranked if not is_silent(score_of[item[1]], cfg.reward_key)]
+        told = _told_by_what_is_written(heard, score_of, cfg)
+        good = [item for item in told if cfg.min_reward is None or -item[0] >= cfg.min_reward - 1e-12]
         if not good:
             reasons["no_candidates" if not group else "all_truncated" if not finished else
-                    "all_failed" if not ranked else "nothing_recognized" if not heard else "below_minimum"] += 1
+                    "all_failed" if not ranked else "nothing_recognized" if not heard else
+                    "unwritten" if not told else "below_minimum"] += 1
         for rank, (worth, candidate_id, candidate) in enumerate(good[: cfg.max_per_prompt], 1):
             reward = score_of[candidate_id].reward
             found.append(_completion(prompt, candidate.codes_with_stop, candidate_id,
                                      -worth if reward is None else reward, rank, len(ranked)))
     return found, dict(sorted(reasons.items()))
+
+
+_Ranked = tuple[float, str, Candidate]
+"""(minus the rank value, candidate id, candidate)."""
+
+
+def _told_by_what_is_written(
+    ranked: list[_Ranked], score_of: dict[str, ScoreRow], cfg: CompletionsConfig
+) -> list[_Ranked]:
+    """The candidates in the order of the words that recognizers write; none where which is best hangs on the others."""
+    written = {item[1]: written_reward(score_of[item[1]], cfg.reward_key, cfg.unwritten) for item in ranked}
+    if None in written.values():  # the text has no such words
+        return ranked
+    ordered = sorted(ranked, key=lambda item: (-(written[item[1]] or 0.0), item[0], item[1]))
+    best = [item for item in ordered if written[item[1]] == written[ordered[0][1]]] if ordered else []
+    return ordered if len({item[0] for item in best}) == 1 else []
 
 
 def import_completions(path: str | Path, prompts: Sequence[Prompt]) -> tuple[list[Completion], dict[str, int]]:

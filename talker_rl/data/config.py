@@ -88,6 +88,9 @@ class PairsConfig(BaseModel):
             raise ValueError("prefer_min_edit chooses the rejected itself: use strategy best_vs_worst or all_margin")
         if self.chosen_longer_by and self.length_match is not None and self.chosen_longer_by > self.length_match:
             raise ValueError("no pair can be longer by chosen_longer_by and within length_match: lower one of them")
+        if self.length_normalized == "per_second" and self.reward_key.startswith("-"):
+            raise ValueError(f"{self.reward_key} per second is smallest for the longest speech: use residual, or a "
+                             "reward_key of which more is better")
         if not self.reward_key.lstrip("-"):
             raise ValueError("reward_key is empty: write `reward` or the name of a component")
         return self
@@ -108,6 +111,8 @@ class CompletionsConfig(BaseModel):
         "prompt, however bad."
     )
     max_per_prompt: int = Field(1, ge=1, description="Best-of-N: at most so many completions of one prompt.")
+    unwritten: bool = Field(False, description="Also take the best where that hangs on words that recognizers do not "
+                            "write as the text has them, as pairs.unwritten.")
     file: str | None = Field(
         None, description="For data: file, a .jsonl or .parquet file with rows {text, speaker?, codes}, of texts that "
         "are among the train prompts; null is the file that prompts.train names."

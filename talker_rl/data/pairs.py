@@ -25,6 +25,7 @@ from .records import (
     ScoreRow,
     derive_seed,
     nothing_recognized,
+    nothing_right,
     stable_hash,
 )
 
@@ -40,6 +41,7 @@ REASONS: dict[str, str] = {
     "length_outlier": "no finished candidate lies within max_length_sd of the prompt's mean length",
     "below_minimum": "no candidate reaches min_chosen_reward",
     "no_margin": "no candidate beats another by the margin",
+    "fewer_words": "by reward per second only candidates with fewer right words are better",
     "unwritten": "the order hangs on figures, symbols or characters that recognizers do not write (pairs.unwritten)",
     "length_mismatch": "candidates differ enough in reward, but not within length_match codes",
     "not_longer": "candidates differ enough in reward, but none that is better is longer by chosen_longer_by codes",
@@ -60,6 +62,8 @@ class _Ranked:
     """Demoted: longer than its prompt allows."""
     silent: bool = False
     """Nothing was recognized in it."""
+    right: float | None = None
+    """Words of the text that were recognized; None where they were not counted."""
     written: float | None = None
     """Its reward with the words left out that recognizers do not write; None where the text has none of them."""
 
@@ -188,7 +192,8 @@ def _usable(
         value = rank_value(row, cfg.reward_key)
         if value is not None:
             ranked.append(_Ranked(candidate, value if row.reward is None else row.reward, value,
-                                  silent=nothing_recognized(row.components), written=_written(row, cfg)))
+                                  silent=is_silent(row, cfg.reward_key), right=_right(row),
+                                  written=written_reward(row, cfg.reward_key, cfg.unwritten)))
     if len(ranked) < 2:
         return [], "all_failed" if not ranked else "one_scored"
     if cfg.dedup:
@@ -205,9 +210,21 @@ _OF_WORDS = ("reward", "-wer", "-cer", "-substitutions", "-deletions", "-inserti
 """Keys whose order follows from word errors."""
 
 
-def _written(row: ScoreRow, cfg: PairsConfig) -> float | None:
-    """The reward without the words that recognizers do not write; -inf where nothing else is left to judge."""
-    if cfg.unwritten or cfg.reward_key not in _OF_WORDS or not row.components.get("unwritten"):
+def is_silent(row: ScoreRow, key: str) -> bool:
+    """Whether a candidate may not be chosen or imitated since nothing was recognized in it; where a component ranks,
+    nothing of the text."""
+    return nothing_recognized(row.components) or (key != "reward" and nothing_right(row.components))
+
+
+def _right(row: ScoreRow) -> float | None:
+    counts = [row.components.get(name) for name in ("ref_words", "substitutions", "deletions")]
+    return None if None in counts else counts[0] - counts[1] - counts[2]  # type: ignore[operator]
+
+
+def written_reward(row: ScoreRow, key: str, unwritten: bool) -> float | None:
+    """The reward without the words that recognizers do not write; -inf where nothing else is left to judge, None where
+    the order does not follow from word errors, or such words count (``unwritten``), or there are none."""
+    if unwritten or key not in _OF_WORDS or not row.components.get("unwritten"):
         return None
     value = row.components.get("reward_written")
     return -math.inf if value is None else value
@@ -231,14 +248,18 @@ def _normalize_lengths(usable: dict[str, list[_Ranked]], cfg: PairsConfig) -> di
         }
     # Within-prompt slope: texts differ in length and difficulty, only siblings are comparable.
     covariance = variance = 0.0
-    for ranked in usable.values():
+    fitted = {prompt_id: [r for r in ranked if not r.silent] for prompt_id, ranked in usable.items()}
+    for ranked in (group for group in fitted.values() if group):  # silence says nothing of how length pays
         mean_s = math.fsum(r.candidate.duration for r in ranked) / len(ranked)
         mean_v = math.fsum(r.value for r in ranked) / len(ranked)
         covariance += math.fsum((r.candidate.duration - mean_s) * (r.value - mean_v) for r in ranked)
         variance += math.fsum((r.candidate.duration - mean_s) ** 2 for r in ranked)
     slope = covariance / variance if variance > 0 else 0.0
+    mean_of = {prompt_id: math.fsum(r.candidate.duration for r in group) / max(1, len(group))
+               for prompt_id, group in fitted.items()}
     return {
-        prompt_id: [replace(r, value=r.value - slope * r.candidate.duration) for r in ranked]
+        prompt_id: [r if r.silent else replace(r, value=r.value - slope * (r.candidate.duration - mean_of[prompt_id]))
+                    for r in ranked]
         for prompt_id, ranked in usable.items()
     }
 
@@ -275,6 +296,10 @@ def _choose(
     ]
     if not apart:
         return [], "no_margin"
+    if cfg.length_normalized == "per_second":  # a fragment is short; it is not better for it
+        apart = [(b, w) for b, w in apart if b.right is None or w.right is None or w.over_limit or b.right >= w.right]
+        if not apart:
+            return [], "fewer_words"
     apart = [(better, worse) for better, worse in apart if _in_the_words(better, worse)]
     if not apart:
         return [], "unwritten"

@@ -98,6 +98,15 @@ def nothing_recognized(components: dict[str, float | None]) -> bool:
     return words - (components.get("deletions") or 0.0) + (components.get("insertions") or 0.0) <= 0.0
 
 
+def nothing_right(components: dict[str, float | None]) -> bool:
+    """Whether score components say that no word of the text was recognized, though others may have been: what a
+    recognizer hears in noise. False where they count no words."""
+    words = components.get("ref_words")
+    if not words:
+        return False
+    return words - (components.get("substitutions") or 0.0) - (components.get("deletions") or 0.0) <= 0.0
+
+
 @dataclass
 class ScoreRow:
     """The score of one candidate: a value with components, or a failure. Never both."""

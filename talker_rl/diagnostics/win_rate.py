@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from talker_rl.data.records import nothing_recognized
 from talker_rl.diagnostics.fits import Notes, Row, is_constant
 
 
 def preferences(base: Sequence[Row], trained: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Who wins each (prompt, seed) that both spoke, and by how much the trained one is longer.
 
-    The lower WER of the evaluator wins, then the larger reward; a tie in both is 0.5.
+    The lower WER of the evaluator wins, then the larger reward; a tie in both is 0.5. Speech in which nothing was
+    recognized loses against any other: its WER of 1 is less than that of a text said twice over.
 
     Returns: preference for trained, (N,) in {0, 0.5, 1}; duration trained minus base, (N,) seconds.
     """
@@ -23,7 +25,9 @@ def preferences(base: Sequence[Row], trained: Sequence[Row]) -> tuple[np.ndarray
         other = before.get((row["prompt_id"], row["seed"]))
         if other is None or row["status"] != "ok":
             continue
-        better = np.sign(other["wer"] - row["wer"])
+        better = float(nothing_recognized(other)) - float(nothing_recognized(row))
+        if better == 0:
+            better = np.sign(other["wer"] - row["wer"])
         if better == 0 and row["reward"] is not None and other["reward"] is not None:
             better = np.sign(row["reward"] - other["reward"])
         found.append((0.5 + 0.5 * better, row["duration"] - other["duration"]))

@@ -1,6 +1,8 @@
 """From components to one reward: weighted terms, gates, clip; and the removal of length, done over a whole set.
 
-    reward = clip(prod(gates) * sum(w_k * term_k) / sum(w_k)),   the lower end of clip where nothing was recognized
+    reward = clip(prod(gates) * sum(w_k * term_k) / sum(w_k))
+
+and the lower end of clip where nothing was recognized; or no word of the text, where WER counts and CER does not.
 
 Every term lies within [0, 1] and so does the reward:
 
@@ -27,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import nothing_recognized
+from ..data.records import nothing_recognized, nothing_right
 from ..errors import ConfigError
 from .config import ComponentConfig, RewardConfig
 
@@ -40,6 +42,9 @@ BUILT_IN_COMPONENTS = (
     "duration duration_ratio rate lead_silence tail_silence max_inner_silence repeated_run repeated_ngram "
     "cap_hit clipping non_finite gate unwritten reward_written"
 ).split()
+
+
+_AFTER_THE_REWARD = ("gate", "unwritten", "reward_written")
 
 
 class ComponentError(Exception):
@@ -102,6 +107,9 @@ class Combiner:
             self.own.append((component, load_function(component.import_path)))
         names = [*BUILT_IN_COMPONENTS, *(c.name for c in config.components)]
         for gate in config.gates:
+            if gate.component in _AFTER_THE_REWARD:
+                raise ConfigError(f"a gate on {gate.component!r}, which is known only after the reward",
+                                  where="reward.gates", fix="gate another component, or filter the texts")
             if gate.component not in names:
                 raise ConfigError(
                     f"a gate names the unknown component {gate.component!r}",
@@ -138,7 +146,8 @@ class Combiner:
         """
         config = self.config
         low, high = config.clip
-        if nothing_recognized(components):
+        by_words = config.weights.wer > 0 and config.weights.cer == 0
+        if nothing_recognized(components) or (by_words and nothing_right(components)):
             return Combined(low, {}, self._gate(components))
         right = share_right(components)
         weights = {k: w for k, w in config.weights.model_dump().items() if w > 0}
@@ -221,19 +230,21 @@ def share_right(components: Components) -> float:
 
 
 def remove_length(
-    rewards: Sequence[float | None], durations: Sequence[float], prompt_ids: Sequence[str]
+    rewards: Sequence[float | None], durations: Sequence[float], prompt_ids: Sequence[str],
+    silent: Sequence[bool] | None = None,
 ) -> tuple[list[float | None], float]:
     """Rewards without their linear dependence on duration, and the slope that was removed (reward per second).
 
     One slope for the whole set, from deviations within prompts (candidates of a prompt share its text, so a long text
     being harder is no length bias); subtracted around each prompt's mean duration, so prompt means stay. A reward of
-    None (a failure) stays None and is not fitted. Slope 0 where no prompt has two durations.
+    None (a failure) stays None and is not fitted; likewise a candidate in which nothing was recognized (``silent``)
+    keeps its minimum: silence says nothing of how length pays. Slope 0 where no prompt has two durations.
 
     This needs all candidates: call it once on a finished set, never on a batch, or a score depends on its neighbors.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for i, (reward, prompt_id) in enumerate(zip(rewards, prompt_ids, strict=True)):
-        if reward is not None:
+        if reward is not None and not (silent and silent[i]):
             groups[prompt_id].append(i)
     deviation = np.zeros(len(rewards))
     centered = np.zeros(len(rewards))

@@ -7,9 +7,9 @@ measured on the sound. See `PauseConfig` for every threshold.
 
 FN: marked boundaries without a pause, among them those that cannot be scored; FP: pauses at unmarked boundaries;
 out_of_bounds: hits whose duration does not suit their mark. `pause_error_scorable` leaves unscorable marks out. Where
-marks + FP = 0 the error is 0 if anything was judged, and 1 if nothing was: silence has no false pause, and is not
-perfect for it. A pause where the text has a bracket, a quote or the like (`NormalizedText.free`) is neither a hit nor
-false, unless it is longer than any mark allows.
+marks + FP = 0 the error is 0 if a word of the text was recognized, and 1 if none was: silence has no false pause, and
+is not perfect for it. A pause where the text has a bracket, a quote or the like (`NormalizedText.free`) is neither a
+hit nor false, unless it is longer than any mark allows.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def score_pauses(
 
     boundaries = [_boundary(i, marks[i], hits, spans, silences, reference_spans) for i in range(len(marks) - 1)]
     scorable = found = spurious = out = 0
-    judged = any(b.pause is not None for b in boundaries) or (len(hits) == 1 and hits[0] is not None)
+    heard = any(hit is not None for hit in hits)
+    judged = any(b.pause is not None for b in boundaries) or (len(hits) == 1 and heard)
     for b in boundaries:
         if b.pause is None:
             continue
@@ -143,7 +144,7 @@ def score_pauses(
 
     def error(marked: int) -> float:
         cost = (marked - found) + spurious + config.out_of_bounds_cost * out
-        return cost / (marked + spurious) if marked + spurious else 0.0 if judged else 1.0
+        return cost / (marked + spurious) if marked + spurious else 0.0 if heard else 1.0
 
     return PauseScore(total, scorable, found, spurious, out, error(total), error(scorable) if judged else None,
                       boundaries)

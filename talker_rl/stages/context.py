@@ -37,6 +37,7 @@ DEPENDS: dict[str, tuple[str, ...]] = {
     "scores": ("token2wav", "seed"),
     "pairs": ("pairs", "reward.remove_length"),
     "best_of_n": ("completions.reward_key", "completions.min_reward", "completions.max_per_prompt",
+                  "completions.unwritten",
                   "reward.remove_length"),
     "file": (),
     "likelihood": (*MODEL_KEYS,),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from talker_rl.data.records import Candidate, ScoreRow, from_row, stable_hash, to_row
+from talker_rl.data.records import Candidate, ScoreRow, from_row, nothing_recognized, stable_hash, to_row
 from talker_rl.errors import StageError
 from talker_rl.figures import written
 from talker_rl.stages import rollouts, worker
@@ -180,7 +180,7 @@ def load_scores(ctx: Context, round_: Round) -> list[ScoreRow]:
     candidates = ShardFolder(ctx.run.path / round_.stage("rollouts")).read_all(Candidate)
     seconds = {c.candidate_id: c.duration for c in candidates}
     rewards, slope = remove_length([r.reward for r in rows], [seconds[r.candidate_id] for r in rows],
-                                   [r.prompt_id for r in rows])
+                                   [r.prompt_id for r in rows], [nothing_recognized(r.components) for r in rows])
     ctx.say(f"{round_.stage('scores')}: removed {written(slope, '{:+.4f}')} of reward per second")
     for row, reward in zip(rows, rewards, strict=True):
         row.components["reward_raw"] = row.reward

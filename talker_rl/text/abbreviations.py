@@ -31,7 +31,7 @@ SUFFIXES = _words("inc ltd pty co corp llc plc ave blvd rd hwy est etc")
 
 _WORD = regex.compile(r"\p{Latin}[\p{Latin}.]*$")
 _ITEM_NUMBER = regex.compile(r"(?:\n|[.!?。！？]\s)[ \t]*\(?\d{1,3}\)?$")
-_ITEM_LABEL = regex.compile(r"\n[ \t]*(?:\p{Ll}|[ivx]+|[IVX]{2,})$")
+_ITEM_LABEL = regex.compile(r"\n[ \t]*(?:[ivx]{2,}|[IVX]{2,})$")
 _NEAR = 24
 """Characters before a full stop that decide."""
 _DOTTED = regex.compile(r"(?:\p{Latin}\.)+\p{Latin}|ph\.d|m\.sc|b\.sc", regex.IGNORECASE)
@@ -55,7 +55,7 @@ Don't) what stands before its apostrophe, with or without the n."""
 
 
 def is_list_number(before: str) -> bool:
-    """Whether the full stop behind this text numbers an item of a list: ``1. Open the door.``, ``b. Close it.``"""
+    """Whether the full stop behind this text numbers an item of a list: ``1. Open the door.``, ``IV. Close it.``"""
     near = before[-_NEAR:] if len(before) > _NEAR else f"\n{before}"
     if _ITEM_LABEL.search(near):
         return True
