@@ -36,6 +36,37 @@ def sampled(prompt: Prompt, *rows: tuple[list[int], float | None, str]) -> tuple
     return candidates, scores
 
 
+@pytest.mark.parametrize(
+    ("written", "taken"), [((0.8, 0.8), None), ((0.9, 0.8), 0), ((0.7, 0.8), 1), ((None, None), None)],
+)
+def test_which_is_best_does_not_hang_on_what_recognizers_do_not_write(
+    written: tuple[float | None, float | None], taken: int | None
+) -> None:
+    """"120" read as words costs four errors, and left out one: the worse reading ranks higher."""
+    prompt = Prompt("It costs 120 now.", "Ann")
+    candidates, scores = sampled(prompt, ([1, 2], 0.2, "eos"), ([3, 4], 0.6, "eos"))
+    for row, value in zip(scores, written, strict=True):
+        row.components |= {"unwritten": 1.0, "reward_written": value}
+    found, reasons = select_completions([prompt], candidates, scores, CompletionsConfig())
+    assert [c.origin for c in found] == ([] if taken is None else [candidates[taken].candidate_id])
+    assert reasons == ({"unwritten": 1} if taken is None else {})
+    found, _ = select_completions([prompt], candidates, scores, CompletionsConfig(unwritten=True))
+    assert [c.origin for c in found] == [candidates[1].candidate_id]
+
+
+def test_silence_is_never_imitated() -> None:
+    prompt = Prompt("one two.", "Ann")
+    candidates, scores = sampled(prompt, ([1, 2], 0.9, "eos"), ([3, 4], 0.1, "eos"))
+    counts = {"ref_words": 2.0, "substitutions": 0.0, "insertions": 0.0}
+    scores[0].components |= counts | {"deletions": 2.0}
+    scores[1].components |= counts | {"deletions": 1.0}
+    for key in ("reward", "-substitutions"):
+        found, _ = select_completions([prompt], candidates, scores, CompletionsConfig(reward_key=key))
+        assert [c.origin for c in found] == [candidates[1].candidate_id]
+    found, reasons = select_completions([prompt], candidates[:1], scores[:1], CompletionsConfig())
+    assert (found, reasons) == ([], {"nothing_recognized": 1})
+
+
 def test_the_best_finished_candidates_are_imitated_and_cut_ones_never() -> None:
     first, second, third = PROMPTS
     candidates, scores = [], []

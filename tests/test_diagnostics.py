@@ -187,6 +187,17 @@ def test_preference_is_by_wer_then_reward_and_failures_do_not_vote() -> None:
     assert longer == pytest.approx([-0.5, 0.2, 0.1, -0.2])
 
 
+def test_silence_loses_against_a_text_said_twice_over() -> None:
+    """Its WER of 1 is less than 2, and it said nothing."""
+    counts = {"ref_words": 1.0, "substitutions": 0.0}
+    base = [{"prompt_id": "p", "seed": 0, "status": "ok", "wer": 2.0, "reward": 0.3, "duration": 1.0, **counts,
+             "deletions": 0.0, "insertions": 2.0}]
+    silent = [base[0] | {"wer": 1.0, "reward": 0.0, "deletions": 1.0, "insertions": 0.0}]
+    assert preferences(base, silent)[0].tolist() == [0.0]
+    assert preferences(silent, base)[0].tolist() == [1.0]
+    assert preferences(silent, silent)[0].tolist() == [0.5]
+
+
 # -- 6 drift ----------------------------------------------------------------------------------------------------------
 
 

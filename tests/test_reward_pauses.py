@@ -239,7 +239,8 @@ def test_thresholds_come_from_the_config():
     assert score("a, b c", audio, spans, config=PauseConfig(weak_bounds=(0.3, 0.5))).out_of_bounds == 1
     noisy = audio + np.random.default_rng(0).normal(0, 0.001, len(audio)).astype(np.float32)  # about -47 dB re speech
     assert score("a, b c", noisy, spans).hits == 1
-    assert score("a, b c", noisy, spans, config=PauseConfig(level_below_db=60)).hits == 0
+    assert score("a, b c", noisy, spans, config=PauseConfig(level_below_db=60)).hits == 1  # the noise is the floor
+    assert score("a, b c", noisy, spans, config=PauseConfig(level_below_db=60, floor_margin_db=50)).hits == 0
 
 
 RNG = np.random.default_rng(14)
@@ -325,6 +326,34 @@ def test_the_end_of_a_word_that_dies_away_is_no_floor():
     dying = (0.5 * np.exp(-6 * t) * np.sin(2 * np.pi * 200 * t)).astype(np.float32)
     found = find_silences(np.concatenate([tone(0.4), dying, quiet(0.5)]), RATE, PauseConfig())
     assert found.tail < 0.5 + 0.5  # 35 dB below after 0.67 s, not 12
+
+
+@pytest.mark.parametrize(("seconds", "dbfs"), [(0.3, -26), (0.3, -18), (0.26, -20)])
+@pytest.mark.parametrize("ends", [0.0, 0.3])
+def test_a_long_consonant_is_no_pause(seconds, dbfs, ends):
+    parts = [quiet(ends), tone(0.5), hiss(seconds, dbfs - 3), tone(0.5), quiet(ends)]
+    found = find_silences(np.concatenate(parts), RATE, PauseConfig())
+    assert found.inner == []
+
+
+@pytest.mark.parametrize("dbfs", [-35, -30])
+def test_short_pauses_are_found_in_noise_without_silent_ends(dbfs):
+    audio, _ = speech([0.2] * 5, lead=0.0, tail=0.0)
+    found = find_silences(audio + hiss(len(audio) / RATE, dbfs), RATE, PauseConfig())
+    assert [e - s for s, e in found.inner] == pytest.approx([0.2] * 5, abs=0.03)
+
+
+@pytest.mark.parametrize("dbfs", [-40, -30])
+def test_dither_or_a_dropout_does_not_hide_pauses_in_noise(dbfs):
+    audio, _ = speech([0.5, 0.4], lead=0.3, tail=0.6)
+    noisy = audio + hiss(len(audio) / RATE, dbfs)
+    dither = (RNG.integers(-1, 2, RATE // 2) / 32768).astype(np.float32)
+    around = np.concatenate([dither, noisy, dither])
+    assert [e - s for s, e in find_silences(around, RATE, PauseConfig()).inner] == pytest.approx([0.5, 0.4], abs=0.03)
+    dropped = noisy.copy()
+    dropped[: RATE // 4] = 0
+    inner = find_silences(dropped, RATE, PauseConfig()).inner
+    assert [e - s for s, e in inner][-2:] == pytest.approx([0.5, 0.4], abs=0.03)
 
 
 def test_a_click_in_silence_is_no_speech():

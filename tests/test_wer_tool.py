@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from talker_rl import cli
+from talker_rl.errors import DataError
 from talker_rl.reward.wer_tool import KeyedTexts, clean, columns_of, compare, read_texts, tokens_of
 
 # Each line: key, reference, hypothesis (None: no line), then by hand
@@ -262,6 +263,17 @@ def test_what_recognizers_write_beside_speech_is_taken_out_and_told(
     assert told in out and ("0.0%" in out or "0.00%" in out)
 
 
+@pytest.mark.parametrize(("heard", "sign"), [("🎼one two😊", "🎼"), ("▁one ▁two", "▁"), ("one’s two", "’")])
+def test_emoji_and_pieces_are_taken_out_and_told(
+    tmp_path: Path, heard: str, sign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r").write_text("a\tone two\n" if sign != "’" else "a\tone's two\n")
+    (tmp_path / "h").write_text(f"a\t{heard}\n", encoding="utf-8")
+    assert cli.main(["wer", str(tmp_path / "r"), str(tmp_path / "h")]) == 0
+    out = capsys.readouterr().out
+    assert "0.00%" in out.splitlines()[0] and f"with {sign} or the like" in out
+
+
 @pytest.mark.parametrize("noise", ["[noise]", "<sil>", "[LAUGHTER]", "<NOISE>", "</laugh>"])
 def test_what_looks_like_no_speech_is_counted_and_told(
     tmp_path: Path, noise: str, capsys: pytest.CaptureFixture[str]
@@ -285,3 +297,30 @@ def test_a_bare_key_was_heard_as_nothing(
     (tmp_path / "h").write_text("a one two\nb three\n")
     assert cli.main(["wer", str(tmp_path / "r"), str(tmp_path / "h"), *more]) == 1
     assert "where a space follows the key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("hello world (u1)", "a trn file"), ('{"key": "u1", "text": "hello"}', "JSON"), ("u1,hello world", "CSV"),
+        ("u1 hello world", "where a space follows the key"),
+    ],
+)
+def test_the_format_of_another_tool_is_named(tmp_path: Path, line: str, told: str) -> None:
+    (tmp_path / "h").write_text(line + "\n")
+    with pytest.raises(DataError, match="no tab") as caught:
+        read_texts(tmp_path / "h", bare_keys=True)
+    assert told in str(caught.value)
+
+
+def test_utf_16_is_named_and_a_curly_apostrophe_is_an_apostrophe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "h").write_bytes("u1\tone\n".encode("utf-16"))
+    with pytest.raises(DataError, match="-f utf-16 -t utf-8"):
+        read_texts(tmp_path / "h")
+    (tmp_path / "r").write_text("a\tdon't stop\n")
+    (tmp_path / "h").write_text("a\tdon’t stop\n", encoding="utf-8")
+    assert cli.main(["wer", str(tmp_path / "r"), str(tmp_path / "h")]) == 0
+    out = capsys.readouterr().out
+    assert "0.00%" in out and "with ’ or the like" in out

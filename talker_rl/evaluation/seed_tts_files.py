@@ -19,7 +19,7 @@ def read_references(path: Path) -> KeyedTexts:
         DataError, PromptError: the file cannot be read, or a line of it.
     """
     if path.suffix.lower() != ".lst":
-        return read_texts(path)
+        return read_texts(path, keep_symbols=True)
     return KeyedTexts({item.utt: visible(item.text) for item in read_lst(path)}, [])
 
 
@@ -29,7 +29,7 @@ def compare_files(reference: Path, hypothesis: Path, lang: str) -> tuple[list[Sc
     A key whose transcript is empty was heard as silence (WER 1); a key without any transcript is left out, as upstream
     leaves out an utterance without sound.
     """
-    wanted, heard = read_references(reference), read_texts(hypothesis, bare_keys=True)
+    wanted, heard = read_references(reference), read_texts(hypothesis, bare_keys=True, keep_symbols=True)
     scored = [score(key, text, heard.texts[key], lang) for key, text in wanted.texts.items() if key in heard.texts]
     return scored, notes_on("reference", wanted) + notes_on("hypothesis", heard) + named(
         ("repeated in the reference, the first text is kept", wanted.repeated),

@@ -17,7 +17,8 @@ _FLOOR = 1e-10
 _CLICK_SECONDS = 0.05
 _RANGE_DB = 60.0
 _STEADY_DB = 8.0
-_DIGITAL_DB = -120.0
+_DIGITAL_DB = -85.0
+"""Zeros, and the dither of 16 bits."""
 _ABOVE_FLOOR_DB = 3.0
 """Steady noise fluctuates by less from frame to frame."""
 
@@ -98,9 +99,9 @@ def silence_threshold(levels: np.ndarray, config: PauseConfig) -> float:
     and what hardly exceeds it is silent.
 
     * loud: the loudest level that lasts 50 ms (a click is no speech).
-    * floor: the quietest level that is kept steadily (within 8 dB) for `floor_seconds`; digital silence that was put
-      around the sound aside. Within speech every syllable exceeds it and a word's end falls, so speech without a pause
-      has no floor, or one that lies close to loud.
+    * floor: the quietest level that is kept steadily (within 8 dB) for `hit_seconds` at a time and for `floor_seconds`
+      in all; silence that was put around the sound aside. Within speech every syllable exceeds it, a word's end falls,
+      and one long consonant is not enough, so speech without a pause has no floor, or one that lies close to loud.
     * speech frames: those nearer to loud than to the floor (taken as at most 60 dB lower); their
       `level_percentile` is the level of speech.
     * the threshold: `level_below_db` below speech; or, where the floor lies above that and `floor_margin_db` or more
@@ -111,7 +112,8 @@ def silence_threshold(levels: np.ndarray, config: PauseConfig) -> float:
     """
     sustained = median_filter(levels, size=max(1, round(_CLICK_SECONDS / config.hop_seconds)), mode="nearest")
     loud = float(sustained.max())
-    floor = _floor(levels, max(1, round(config.floor_seconds / config.hop_seconds)))
+    floor = _floor(levels, max(1, round(config.hit_seconds / config.hop_seconds)),
+                   config.floor_seconds / config.hop_seconds)
     spoken = levels[levels >= (loud + max(floor, loud - _RANGE_DB)) / 2]
     speech = float(np.percentile(spoken, config.level_percentile)) if len(spoken) else loud
     threshold = speech - config.level_below_db
@@ -120,14 +122,19 @@ def silence_threshold(levels: np.ndarray, config: PauseConfig) -> float:
     return threshold
 
 
-def _floor(levels: np.ndarray, width: int) -> float:
-    """The quietest level that ``width`` frames keep steadily; -inf where none do."""
+def _floor(levels: np.ndarray, width: int, frames: float) -> float:
+    """The quietest level that ``width`` frames at a time keep steadily, and ``frames`` in all; -inf where there is
+    none."""
     heard = np.flatnonzero(levels > _DIGITAL_DB)
     inner = levels[heard[0] : heard[-1] + 1] if len(heard) else levels
     windows = np.lib.stride_tricks.sliding_window_view(inner, min(width, len(inner)))
     loudest = windows.max(axis=1)
-    steady = loudest[loudest - windows.min(axis=1) <= _STEADY_DB]
-    return float(steady.min()) if len(steady) else -math.inf
+    steady = np.sort(loudest[loudest - windows.min(axis=1) <= _STEADY_DB])
+    ordered = np.sort(inner)
+    at_most = np.searchsorted(ordered, steady + _ABOVE_FLOOR_DB, side="right")
+    below = np.searchsorted(ordered, steady - _STEADY_DB, side="left")
+    enough = steady[at_most - below >= frames]
+    return float(enough[0]) if len(enough) else -math.inf
 
 
 def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:

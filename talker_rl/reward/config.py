@@ -51,7 +51,8 @@ class PauseConfig(BaseModel):
         default=35.0, gt=0.0, description="A frame this far below the speech level is silent."
     )
     floor_seconds: float = Field(
-        default=0.25, gt=0.0, description="The noise floor is the quietest level not exceeded for so long."
+        default=0.5, gt=0.0, description="The noise floor is the quietest level that is kept for so long in all, "
+        "steadily for hit_seconds at a time."
     )
     floor_margin_db: float = Field(
         default=12.0, gt=0.0,

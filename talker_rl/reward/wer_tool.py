@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import regex
+
 from talker_rl.errors import DataError
 from talker_rl.text.characters import visible
 from talker_rl.text.files import raw_lines
@@ -28,6 +30,9 @@ SUBWORD_MARKS = ("@@ ", "@ ", "@@", "@")
 """Longest first and in this order: a mark before a space joins two pieces (``hel@@ lo`` is ``hello``)."""
 GAP = "*"
 _TAG = re.compile(r"<\|[^|<>\n]{0,40}\|>")
+_SYMBOL = regex.compile(r"[\p{So}\p{Sk}▁--[`^´]]", regex.VERSION1)
+_APOSTROPHE = "’‘ʼ＇"
+_APOSTROPHES = str.maketrans(dict.fromkeys(_APOSTROPHE, "'"))
 _NOISE = re.compile(r"\[[A-Za-z_ ]{2,20}\]|<(?!s>|/s>|unk>)/?[A-Za-z_]{2,20}>", re.IGNORECASE)
 _CJK = "\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
@@ -45,6 +50,8 @@ class KeyedTexts:
     """Keys whose tags (``<|zh|>``) were taken out, with the first tag of each."""
     invisible: list[str] = field(default_factory=list)
     """Keys whose invisible characters were taken out."""
+    symbols: dict[str, str] = field(default_factory=dict)
+    """Keys whose emoji (SenseVoice's events and moods), ``▁`` or curly apostrophes were taken out or made plain."""
     bracketed: dict[str, str] = field(default_factory=dict)
     """Keys whose text holds what looks like no speech (``[noise]``, ``<sil>``) and is counted, with the first."""
     bare: list[str] = field(default_factory=list)
@@ -104,7 +111,7 @@ class Result:
         }
 
 
-def read_texts(path: Path, *, bare_keys: bool = False) -> KeyedTexts:
+def read_texts(path: Path, *, bare_keys: bool = False, keep_symbols: bool = False) -> KeyedTexts:
     """Read a file of ``key<TAB>text`` lines (UTF-8); blank lines are passed over, ``key<TAB>`` is an empty text.
 
     What recognizers write beside speech is taken out (tags such as SenseVoice's ``<|zh|><|NEUTRAL|>``), and so are
@@ -113,6 +120,7 @@ def read_texts(path: Path, *, bare_keys: bool = False) -> KeyedTexts:
     Args:
         path: the file.
         bare_keys: take a line that is a key alone for an utterance in which nothing was heard.
+        keep_symbols: leave emoji and apostrophes as they are, for a protocol that says what becomes of them.
 
     Raises:
         DataError: the file cannot be read, is not UTF-8, holds no utterance, or a line lacks its key or its tab.
@@ -129,16 +137,15 @@ def read_texts(path: Path, *, bare_keys: bool = False) -> KeyedTexts:
         try:
             line = raw.decode()
         except UnicodeDecodeError as error:
+            source = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "ENCODING"
             raise DataError(f"The line is not UTF-8: {error.reason} at byte {error.start + 1}", where=where,
-                            fix="convert the file, e.g. with iconv -t utf-8") from None
+                            fix=f"convert the file, e.g. with iconv -f {source} -t utf-8") from None
         if not line.strip(" "):
             continue
         key, tab, text = line.partition("\t")
         key = key.strip()
         if not tab and not (bare_keys and len(line.split()) == 1):
-            spaced = ", e.g. with sed 's/ /\\t/' where a space follows the key" if " " in line.strip() else ""
-            raise DataError(f"The line has no tab: {line.strip():.60}", where=where,
-                            fix=f"write key<TAB>text{spaced}; an utterance without words is key<TAB>")
+            raise DataError(f"The line has no tab: {line.strip():.60}", where=where, fix=_as_tabs(line.strip()))
         if not key:
             raise DataError("The line has no key before the tab", where=where, fix="write key<TAB>text")
         if key in found.texts:
@@ -146,14 +153,27 @@ def read_texts(path: Path, *, bare_keys: bool = False) -> KeyedTexts:
             continue
         if not tab:
             found.bare.append(key)
-        found.texts[key] = _spoken(key, text, found)
+        found.texts[key] = _spoken(key, text, found, keep_symbols)
     if not found.texts:
         raise DataError("The file holds no utterance", where=str(path), fix="write one key<TAB>text line per utterance")
     found.repeated.extend(repeated)
     return found
 
 
-def _spoken(key: str, text: str, found: KeyedTexts) -> str:
+def _as_tabs(line: str) -> str:
+    """How a line of another format becomes key<TAB>text."""
+    if line.startswith(("{", "[")):
+        return "this looks like JSON: write key<TAB>text, e.g. with jq -r '[.key, .text] | @tsv'"
+    if re.search(r"\s\([^()\s]+\)$", line):
+        return ("this looks like a trn file, text (key): write key<TAB>text, e.g. with "
+                "sed -E 's/(.*) \\((.*)\\)$/\\2\\t\\1/'")
+    if re.fullmatch(r"[^\s,]+,.*", line):
+        return "this looks like CSV: write key<TAB>text"
+    spaced = ", e.g. with sed 's/ /\\t/' where a space follows the key" if " " in line else ""
+    return f"write key<TAB>text{spaced}; an utterance without words is key<TAB>"
+
+
+def _spoken(key: str, text: str, found: KeyedTexts, keep_symbols: bool) -> str:
     """The text without tags and invisible characters; what was noticed is noted."""
     seen = visible(text)
     if seen != text:
@@ -162,6 +182,10 @@ def _spoken(key: str, text: str, found: KeyedTexts) -> str:
     if plain != seen:
         tag = _TAG.search(seen)
         found.tagged[key] = tag.group() if tag else ""
+    words = plain if keep_symbols else _SYMBOL.sub(" ", plain).translate(_APOSTROPHES)
+    if words != plain:
+        found.symbols[key] = next(a for a in plain if a in _APOSTROPHE or _SYMBOL.match(a))
+        plain = words
     if noise := _NOISE.search(plain):
         found.bracketed[key] = noise.group()
     return plain
@@ -179,6 +203,7 @@ def notes_on(side: str, found: KeyedTexts) -> list[str]:
 
     return named(
         (f"texts of the {side} with tags such as {example(found.tagged)}, taken out", list(found.tagged)),
+        (f"texts of the {side} with {example(found.symbols)} or the like, taken out or read as '", list(found.symbols)),
         (f"texts of the {side} with invisible characters, taken out", found.invisible),
         (f"texts of the {side} with {example(found.bracketed)} or the like, counted as words: take it out where it is "
          "no speech", list(found.bracketed)),
