@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.config import RunConfig
-from talker_rl.errors import CheckpointError
-from talker_rl.model_check import Finding, check_attention, check_model, check_talker, guarded
+from talker_rl.errors import CheckpointError, TalkerRLError
+from talker_rl.model_check import Finding, check_attention, check_model, check_talker, guarded, one_line
 from talker_rl.run_dir import versions
 
 MIN_FREE_GIB = 2.0
@@ -102,6 +102,9 @@ def _model(config: RunConfig) -> Iterator[Finding]:
         adapter = resolve_adapter(config.model.adapter)
         check_adapter_of(read_config(folder), adapter)
         yield "ok", f"model.adapter {adapter} fits the Talker"
+    if _device_fault(config) is not None:
+        yield "warn", "not loaded: the device is not there"
+        return
     if config.model.thinker_quantization:
         from talker_rl.omni.quantization import four_bit
 
@@ -139,6 +142,9 @@ def _memory(config: RunConfig) -> Iterator[Any]:
     from talker_rl.planning.geometry import measure
     from talker_rl.planning.memory import stage_peaks
 
+    if _device_fault(config) is not None:
+        yield "warn", "not forecast: the device is not there"
+        return
     device = str(pick_device(config.model.device))
     try:
         geometry = measure(config.model.path, read_config(resolve_model_path(config.model.path)))
@@ -167,6 +173,18 @@ def _free_memory(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def _settings(config: RunConfig) -> Iterator[Finding]:
+    """Settings that are refused before any work."""
+    from talker_rl.stages.feasible import check_learning
+    from talker_rl.stages.named import reward_faults
+
+    faults = list(reward_faults(config))
+    yield from (("fail", one_line(fault)) for fault in faults)
+    check_learning(config)
+    if not faults:
+        yield "ok", "something to learn from can come out; the reward's gates and components are there"
+
+
 def _recognizers(config: RunConfig) -> Iterator[Finding]:
     import numpy as np
 
@@ -175,7 +193,13 @@ def _recognizers(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.reward.asr.registry import build_recognizer
     from talker_rl.reward.config import shared_languages
     from talker_rl.reward.normalize import LANGUAGES
+    from talker_rl.stages.named import aligner_faults, recognizer_faults
 
+    faults = [*recognizer_faults(config, "recognizer", here=True), *recognizer_faults(config, "evaluator", here=True),
+              *aligner_faults(config, here=True)]
+    yield from (("fail", one_line(fault)) for fault in faults)
+    if faults:
+        return  # which loading would only say once more
     noise = np.random.default_rng(0).normal(0, 0.05, 16_000).astype(np.float32)
     for which in ("recognizer", "evaluator"):
         settings = getattr(config.reward, which)
@@ -217,12 +241,14 @@ def _prompts(config: RunConfig) -> Iterator[Finding]:
 
 def _training(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.omni.checkpoint import read_config, resolve_model_path
+    from talker_rl.stages.named import loss_faults
     from talker_rl.stages.train import check_lora
     from talker_rl.train.arguments import build_arguments
 
     if config.model.adapter is None:  # else its own modules are trained on
         with suppress(CheckpointError):  # the model's check says why
             check_lora(config, read_config(resolve_model_path(config.model.path)))
+    yield from (("fail", one_line(fault)) for fault in loss_faults(config))
     for variant, cfg in config.train.items():
         build_arguments(cfg.args, f"runs/{config.name}")
         yield "ok", f"variant {variant}: {cfg.loss['type']}, {'LoRA' if cfg.lora else 'full weights'}"
@@ -235,13 +261,24 @@ def _tracking(config: RunConfig) -> Iterator[Finding]:
     yield "ok", config.tracking.to
 
 
+def _device_fault(config: RunConfig) -> TalkerRLError | None:
+    """Why ``model.device`` cannot be used: told of the machine, and not by each check that would use it."""
+    from talker_rl.stages.named import device_faults
+
+    return next(device_faults(config, here=True), None)
+
+
 def _machine(config: RunConfig) -> Iterator[Finding]:
     import torch
 
     from talker_rl.stages.context import device_name
 
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-    yield "ok", f"device {device_name(config.model.device)}, {cores} cores, {threads} torch threads"
+    device = f"device {device_name(config.model.device)}, "
+    if (fault := _device_fault(config)) is not None:
+        device = ""
+        yield "fail", one_line(fault)
+    yield "ok", f"{device}{cores} cores, {threads} torch threads"
     if config.workers > cores:
         yield "warn", f"workers: {config.workers} on {cores} cores; they would wait for each other"
     folder = Path("runs") if Path("runs").exists() else Path(".")
@@ -253,6 +290,6 @@ MODEL_CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = {
     "python": _python, "packages": _packages, "machine": _machine, "model": _model, "memory": _memory,
 }
 CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = MODEL_CHECKS | {
-    "speech": _speech_libraries, "prompts": _prompts, "recognizers": _recognizers, "training": _training,
+    "settings": _settings, "speech": _speech_libraries, "prompts": _prompts, "recognizers": _recognizers, "training": _training,
     "tracking": _tracking,
 }

@@ -17,6 +17,7 @@ from talker_rl.errors import ConfigError
 from talker_rl.reward.combine import BUILT_IN_COMPONENTS
 from talker_rl.reward.normalize import tokens_of
 from talker_rl.reward.stability import speaking_units
+from talker_rl.stages import named
 
 FASTEST = 15.0
 """Syllables per second that nobody speaks: quick speech has 8."""
@@ -31,12 +32,26 @@ _OF_THE_TEXT = {"ref_words", "pause_marks"}
 """Components that are the same for all candidates of a prompt."""
 
 
-def check_config(config: RunConfig) -> None:
-    """Refuse settings with which no text can give a pair, or a completion, that a variant is to learn from.
+PAIRING = ("run", "rollout", "score", "pair")
+"""Verbs that are of no use where nothing to learn from can come out."""
+
+
+def check_config(config: RunConfig, verb: str = "run", *, here: bool = False, remote: bool = False) -> None:
+    """Refuse what the verb could not do: settings with which no text can give a pair, or a completion, that a variant
+    is to learn from; then what is named and is not there. Arguments as for :func:`named.faults`.
 
     Raises:
         ConfigError: names the setting and what to set it to.
+        CheckpointError: a recognizer's folder is missing or incomplete.
     """
+    if verb in PAIRING:
+        check_learning(config)
+    for fault in named.faults(config, verb, here=here, remote=remote):
+        raise fault
+
+
+def check_learning(config: RunConfig) -> None:
+    """The first half of :func:`check_config`."""
     learns = {variant.data for variant in config.train.values()}
     if not learns & {None, "best_of_n"}:
         return
@@ -103,7 +118,10 @@ def _check_differing(config: RunConfig) -> None:
 
 def _check_key(config: RunConfig, section: str) -> None:
     key = getattr(config, section).reward_key
-    name = key.lstrip("-")
+    name = key.removeprefix("-")
+    if name.startswith("-"):
+        raise ConfigError(f"{section}.reward_key is {key!r}, with more than one minus", where=f"{section}.reward_key",
+                          fix=f"write {name.lstrip('-')} where more is better, -{name.lstrip('-')} where less is")
     known = ["reward", *BUILT_IN_COMPONENTS, *(c.name for c in config.reward.components)]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)

@@ -17,7 +17,7 @@ from ...errors import CheckpointError
 from ..config import AlignerConfig
 from .base import SAMPLE_RATE, Failure, file_fingerprint, is_transient, torch_threads, trim
 from .funasr_loading import open_model
-from .names import model_folder
+from .names import REQUIRED, model_folder
 
 Span = tuple[float, float]
 
@@ -32,7 +32,7 @@ class Aligner:
 
     def __init__(self, config: AlignerConfig) -> None:
         self.config = config
-        self.folder = model_folder(config.path, ["config.yaml", "model.pt"])
+        self.folder = model_folder(config.path, REQUIRED["aligner"])
         self._opened = open_model(self.folder, config.device, config.threads)
         if self._opened.kind != "MonotonicAligner":
             raise CheckpointError(f"a {self._opened.kind} aligns no text", where=str(self.folder),

@@ -22,7 +22,7 @@ import numpy as np
 from ..recognizer_config import RecognizerConfig, RecognizerSettings
 from .base import SAMPLE_RATE, UNKNOWN, GuardedRecognizer, Transcript, file_fingerprint, transcript_of
 from .funasr_loading import open_model
-from .names import model_folder
+from .names import REQUIRED, model_folder
 
 _UNK_WORD = "zzunkzz"
 """Stands for `<unk>` inside FunASR: a word of letters, so that its post-processing keeps text and times together."""
@@ -50,7 +50,7 @@ class FunASRRecognizer(GuardedRecognizer):
 
     def __init__(self, path: str, device: str = "cpu", config: RecognizerSettings | None = None) -> None:
         super().__init__(config or RecognizerConfig(type="funasr", path=path, device=device))
-        self.folder: Path = model_folder(path, ["config.yaml", "model.pt"])
+        self.folder: Path = model_folder(path, REQUIRED["funasr"])
         opened = open_model(self.folder, self.config.device, self.config.threads)
         self._model, self._time_scale = opened.auto, opened.time_scale
         self._runtime = {"frontend": opened.frontend, "tokenizer": _keep_unknown(opened.tokenizer)}
