@@ -1,4 +1,4 @@
-"""The command line: a verb a stage, ``run`` for all of them. Parses before it imports anything heavy."""
+"""The command line: a verb per stage, ``run`` for all of them. Parses before it imports anything heavy."""
 
 from __future__ import annotations
 

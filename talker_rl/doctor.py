@@ -1,4 +1,4 @@
-"""``talker-rl doctor``: what would stop a run, found before it starts. One line a finding, with the fix."""
+"""``talker-rl doctor``: what would stop a run, found before it starts. One line per finding, with the fix."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIN_FREE_GIB = 2.0
 LOADED_BYTES = 4 * 2**30
 """Checkpoints below this are loaded, which takes seconds."""
 PLANNED_SECONDS = 5.0
-"""Of speech an utterance, for which memory is forecast; `talker-rl plan --seconds` takes others."""
+"""Of speech per utterance, for which memory is forecast; `talker-rl plan --seconds` takes others."""
 SUPPORTED = {"torch": ((2, 11), (2, 14)), "transformers": ((5, 17), (5, 24)), "trl": ((1, 16), (1, 17)),
              "peft": ((0, 21), (0, 22)), "funasr": ((1, 4), (1, 5))}
 """Package -> (from, below): the ranges of pyproject.toml."""
@@ -290,6 +290,6 @@ MODEL_CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = {
     "python": _python, "packages": _packages, "machine": _machine, "model": _model, "memory": _memory,
 }
 CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = MODEL_CHECKS | {
-    "settings": _settings, "speech": _speech_libraries, "prompts": _prompts, "recognizers": _recognizers, "training": _training,
-    "tracking": _tracking,
+    "settings": _settings, "speech": _speech_libraries, "prompts": _prompts, "recognizers": _recognizers,
+    "training": _training, "tracking": _tracking,
 }

@@ -36,7 +36,7 @@ NOT_THERE = [
     ("model.device=cuda1", "model.device", "unknown device 'cuda1'"),
     (CUSTOM % "nope:f", "train.default.loss", "`nope` cannot be imported"),
     (CUSTOM % "broken_module:f", "train.default.loss", "ZeroDivisionError"),
-    ("train.default.loss={type: mix, parts: [{weight: 1, loss: {type: custom, import_path: 'nope:f'}}]}",
+    ("train.default.loss={type: mix, terms: [{weight: 1, loss: {type: custom, import_path: 'nope:f'}}]}",
      "train.default.loss", "`nope` cannot be imported"),
 ]  # fmt: skip
 ON_THIS_MACHINE = [
@@ -77,7 +77,7 @@ def test_a_gpu_is_asked_for_only_where_the_work_is_done(override: str, where: st
     ("model.device=nothing", ["run", "condition", "rollout", "score"], ["pair", "report", "prompts"]),
 ])  # fmt: skip
 def test_a_stage_is_refused_only_for_what_it_needs(override: str, verbs: list[str], others: list[str]) -> None:
-    config = load_data({}, [override, "reward.evaluator.path=micro:eval"] if "evaluator" not in override else [override])
+    config = load_data({"reward": {} if "evaluator" in override else {"evaluator": {"path": "micro:eval"}}}, [override])
     for verb in verbs:
         with pytest.raises((ConfigError, CheckpointError)):
             check_config(config, verb)
@@ -96,6 +96,7 @@ def test_services_have_the_recognizer_that_rewards() -> None:
 ])  # fmt: skip
 def test_a_run_is_refused_before_its_plan_and_leaves_no_folder(override: str, tmp_path: Path, capsys: Any) -> None:
     world, run = write_world(tmp_path), tmp_path / "runs/new"
+    capsys.readouterr()
     assert cli.main(["run", "-c", str(world), "--run-dir", str(run), override, "prompts.limit.train=4"]) != 0
     told = capsys.readouterr()
     assert told.err.startswith("error: ") and "plan" not in told.out

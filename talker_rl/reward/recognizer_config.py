@@ -37,7 +37,7 @@ class RecognizerSettings(BaseModel):
     batch_size: int = Field(
         default=1,
         ge=1,
-        description="Utterances a forward. Above 1 they are padded together, which moves floats by about 1e-6 and may "
+        description="Utterances per forward. Above 1 they are padded together, which moves floats by about 1e-6 and may "
         "flip a token: then a result can depend on its neighbors.",
     )
     min_seconds: float = Field(

@@ -46,7 +46,7 @@ class Known:
 
 @dataclass
 class Heard:
-    """What came of the same codes with two entries: float32 at 24 kHz, one array an utterance."""
+    """What came of the same codes with two entries: float32 at 24 kHz, one array per utterance."""
 
     known: list[Known]
     own: list[np.ndarray]

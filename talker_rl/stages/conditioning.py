@@ -11,7 +11,7 @@ from talker_rl.stages.context import SETS, Context
 from talker_rl.stages.shards import chunks
 
 SHARD_SIZE = 128
-"""Prompts a shard. A shard is computed whole or not at all: sums in a batch depend on its widths by 1e-7, and an
+"""Prompts per shard. A shard is computed whole or not at all: sums in a batch depend on its widths by 1e-7, and an
 interrupted run must give the same tensors."""
 REASONS = 10
 """Reasons that are printed; the file has all."""

@@ -54,7 +54,7 @@ class Policy:
             raise StageError(f"The written checkpoint is not the trained policy: a log-prob differs by "
                              f"{float(difference.max()):.2g}", where=str(folder), fix="this is a bug: please report it")
         line = (f"log-probs of {len(mask)} of the run's samples, {int(mask.sum())} codes: training moved them by "
-                f"{float(trained.mean()):.2g} a code, merging and storing by {float(difference.mean()):.2g} (largest "
+                f"{float(trained.mean()):.2g} per code, merging and storing by {float(difference.mean()):.2g} (largest "
                 f"{float(difference.max()):.2g})")
         if not exact and float(difference.mean()) > float(trained.mean()):
             line += ("; WARNING: rounding changes more than the training did, so export with --talker-dtype float32, "

@@ -1,7 +1,7 @@
 """Whether what a configuration names is there: functions of one's own, recognizers' folders, devices, prompt files.
 
-Asked before any work, since most of it is first used after hours of sampling. Nothing is loaded and no network is asked;
-torch is imported only where devices are compared with the machine's, or a loss of one's own is named.
+Asked before any work, since most of it is first used after hours of sampling. Nothing is loaded; torch is imported only
+where devices are compared with the machine's, or a loss of one's own is named.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def faults(config: RunConfig, verb: str = "run", *, here: bool = True, remote: b
 
 def missing(config: RunConfig) -> list[str]:
     """What is told of known models that are not on this machine: they will be downloaded when first needed."""
-    told = []
+    told: list[str] = []
     for which in ("recognizer", "evaluator"):
         for where, settings in _routes(config, which):
             if settings.type in REQUIRED and settings.path in KNOWN:

@@ -147,7 +147,7 @@ def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]
         "variant": f"{variant}: {cfg.train[variant].loss['type']}, round {choice['round']}, step {choice['step']}",
         "recognizer that rewards": recognizer_name(cfg.reward.recognizer),
         "recognizer that evaluates": recognizer_name(cfg.reward.evaluator),
-        "candidates": f"{cfg.rollouts.num_candidates} a prompt, {cfg.iterations} round(s)"
+        "candidates": f"{cfg.rollouts.num_candidates} per prompt, {count(cfg.iterations, 'round')}"
         + (f", reference {cfg.reference}" if cfg.iterations > 1 else ""),
         "time": f"{seconds / 60:.1f} min in all stages",
         "commit": f"{(code['commit'] or 'unknown')[:12]}{' with uncommitted changes' if code['diff'] else ''}",

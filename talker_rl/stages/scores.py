@@ -19,7 +19,7 @@ from talker_rl.stages.shards import ShardFolder
 
 
 def run(ctx: Context, round_: Round) -> None:
-    """Write ``scores/`` of a round: one shard a shard of rollouts, so that a batch never crosses one.
+    """Write ``scores/`` of a round: one shard per shard of rollouts, so that a batch never crosses one.
 
     Raises:
         StageError: more scores failed than reward.max_failure_rate allows.

@@ -121,7 +121,7 @@ def timed_pieces(best: Sequence[int], blank: int, stride: float) -> list[tuple[i
 
     Args:
         best: the likeliest id of each frame.
-        stride: seconds a frame.
+        stride: seconds per frame.
     """
     found, at = [], 0
     for piece, run in groupby(best):
