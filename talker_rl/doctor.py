@@ -14,6 +14,7 @@ from typing import Any
 
 from talker_rl.config import RunConfig
 from talker_rl.errors import CheckpointError, TalkerRLError
+from talker_rl.figures import count
 from talker_rl.model_check import Finding, check_attention, check_model, check_talker, guarded, one_line
 from talker_rl.run_dir import versions
 
@@ -45,7 +46,7 @@ def examine(config: RunConfig, model_only: bool = False, as_json: bool = False) 
     if as_json:
         print(json.dumps({"ok": not failed, "problems": failed, "findings": found}, indent=1, ensure_ascii=False))
     else:
-        print(f"\n{failed} problem{'s' if failed != 1 else ''}" if failed else "\nready")
+        print(f"\n{count(failed, 'problem')}" if failed else "\nready")
     return 1 if failed else 0
 
 
@@ -131,7 +132,8 @@ def _finite(omni: Any) -> Iterator[Finding]:
         if bad:
             source = omni.settings.talker if part == "talker" and omni.settings.talker else omni.path
             yield "fail", (f"{source}: {stored_name(f'{part}.{bad[0]}')} holds NaN or infinity in "
-                           f"{omni.settings.dtype if part != 'token2wav' else 'float32'} ({len(bad)} such tensors)")
+                           f"{omni.settings.dtype if part != 'token2wav' else 'float32'} "
+                           f"({count(len(bad), 'such tensor')})")
 
 
 def _memory(config: RunConfig) -> Iterator[Any]:
@@ -231,7 +233,7 @@ def _prompts(config: RunConfig) -> Iterator[Finding]:
     for name in ("train", "dev", "eval"):
         found = read_prompts(**config.prompts.reading(name), speakers=speakers)
         sets[name] = found
-        yield "ok", f"{len(found.prompts)} {name} prompts in {found.source}"
+        yield "ok", f"{count(len(found.prompts), f'{name} prompt')} in {found.source}"
         for line in found.describe():
             yield "warn", line
     drop_shared_pieces(sets)  # as the stage does

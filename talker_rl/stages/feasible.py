@@ -14,6 +14,7 @@ from talker_rl.config import RunConfig
 from talker_rl.data.pairs import REASONS, rank_value
 from talker_rl.data.records import CODE_RATE_HZ, Prompt, ScoreRow
 from talker_rl.errors import ConfigError
+from talker_rl.figures import count
 from talker_rl.reward.combine import BUILT_IN_COMPONENTS
 from talker_rl.reward.normalize import tokens_of
 from talker_rl.reward.stability import speaking_units
@@ -77,14 +78,15 @@ def check_texts(config: RunConfig, prompts: Sequence[Prompt]) -> str | None:
     needed = sorted(codes_needed(prompt.text) for prompt in prompts)
     if needed[0] > limit:
         raise ConfigError(
-            f"No train text can be said in {limit} codes ({limit / CODE_RATE_HZ:.2g} s): the shortest needs "
+            f"No train text can be said in {count(limit, 'code')} ({limit / CODE_RATE_HZ:.2g} s): the shortest needs "
             f"{needed[0]} even at {FASTEST:g} syllables per second, so every candidate would be cut",
             where="rollouts.sampling.max_new_tokens",
             fix=f"set max_new_tokens to {_usual(needed[-1])} or more (1024 is the default)")
     cut = sum(count > limit for count in needed)
     if not cut:
         return None
-    return (f"{cut} of {len(needed)} train texts cannot be said in {limit} codes, and give nothing: raise "
+    return (f"{cut} of {count(len(needed), 'train text')} cannot be said in {count(limit, 'code')}, and give nothing: "
+            f"raise "
             f"rollouts.sampling.max_new_tokens to {_usual(needed[-1])}")
 
 
@@ -169,7 +171,7 @@ def _check_pairs(config: RunConfig) -> None:
     longest = sampling.max_new_tokens - 1 - max(1, sampling.min_new_tokens or 0)
     if pairs.chosen_longer_by is not None and pairs.chosen_longer_by > longest:
         raise ConfigError(
-            f"No chosen can be longer than its rejected by {pairs.chosen_longer_by} codes: candidates have "
+            f"No chosen can be longer than its rejected by {count(pairs.chosen_longer_by, 'code')}: candidates have "
             f"{max(1, sampling.min_new_tokens or 0)} to {sampling.max_new_tokens - 1} codes",
             where="pairs.chosen_longer_by", fix=f"lower it below {max(longest, 0) + 1}, or raise "
             "rollouts.sampling.max_new_tokens")
@@ -197,7 +199,8 @@ def _check_ending(config: RunConfig) -> None:
             fix="raise max_new_tokens above min_new_tokens (1024 is the default)")
     least = math.ceil(CODE_RATE_HZ / FASTEST) + 1
     if s.max_new_tokens < least:
-        raise ConfigError(f"No text can be said in {s.max_new_tokens} codes ({s.max_new_tokens / CODE_RATE_HZ:g} s): "
+        raise ConfigError(f"No text can be said in {count(s.max_new_tokens, 'code')} "
+                          f"({s.max_new_tokens / CODE_RATE_HZ:g} s): "
                           "every candidate would be cut", where=limit,
                           fix="set max_new_tokens to what the texts take, 50 codes per second (1024 is the default)")
 
@@ -207,7 +210,7 @@ _FIXES = {
     "not_scored": "score again: --force-stage scores",
     "one_scored": "mend what made the others fail, or sample more (rollouts.num_candidates)",
     "duplicates": "let candidates differ: rollouts.sampling.do_sample=true, with a higher temperature, top_k or top_p",
-    "all_truncated": "raise rollouts.sampling.max_new_tokens: all were cut at {limit} codes ({seconds:.3g} s)",
+    "all_truncated": "raise rollouts.sampling.max_new_tokens: all were cut at {count(limit, 'code')} ({seconds:.3g} s)",
     "over_limit": "raise the prompts' max_seconds, or set pairs.demote_over_limit=false",
     "length_outlier": "raise pairs.max_length_sd",
     "below_minimum": "lower {minimum}: {best} is the best that was reached",

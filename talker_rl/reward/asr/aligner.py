@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from talker_rl.figures import count
+
 from ...errors import CheckpointError
 from ..config import AlignerConfig
 from .base import SAMPLE_RATE, Failure, file_fingerprint, is_transient, torch_threads, trim
@@ -63,7 +65,7 @@ class Aligner:
         except (RuntimeError, IndexError, ValueError) as error:
             return Failure("aligner_error", f"{type(error).__name__}: {error}", retryable=is_transient(error))
         if len(times) != len(flat):
-            return Failure("aligner_error", f"{len(times)} times for {len(flat)} pieces")
+            return Failure("aligner_error", f"{count(len(times), 'time')} for {count(len(flat), 'piece')}")
         ends = np.cumsum([len(group) for group in pieces])
         return [(offset + times[end - len(group)][0], offset + times[end - 1][1])
                 for group, end in zip(pieces, ends, strict=True)]

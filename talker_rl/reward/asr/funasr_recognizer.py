@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from talker_rl.figures import count
+
 from ..recognizer_config import RecognizerConfig, RecognizerSettings
 from .base import SAMPLE_RATE, UNKNOWN, GuardedRecognizer, Transcript, file_fingerprint, transcript_of
 from .funasr_loading import open_model
@@ -111,7 +113,7 @@ def parse(result: dict[str, Any], time_scale: float = 1.0) -> Transcript:
     if times is None:
         return Transcript(tokens, [], "the model gives no times", text)
     if len(times) != len(words):
-        return Transcript(tokens, [], f"{len(times)} times for {len(words)} words", text)
+        return Transcript(tokens, [], f"{count(len(times), 'time')} for {count(len(words), 'word')}", text)
     timed = transcript_of(zip(map(_restore, words), _seconds(times, time_scale), strict=True))
     return Transcript(timed.tokens, timed.spans, text=text)
 
