@@ -251,7 +251,7 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
     files, overrides = split(args.config, args.overrides, sweep=True)
     stored = Path(args.run_dir or "") / "sweep.json"
     if not files and not args.run_dir:
-        raise TalkerRLError("No sweep is named", fix="name its file, e.g. talker-rl sweep losses, or the --run-dir of "
+        raise TalkerRLError("No sweep is named", fix="name it, e.g. talker-rl sweep losses, or the --run-dir of "
                             "one that has begun")
     if not files:
         require_sweep(stored.parent)

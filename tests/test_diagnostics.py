@@ -291,7 +291,7 @@ def test_failed_decodes_leave_their_candidate_out() -> None:
     notes: list[str] = []
     found = reward_noise(rows, notes)
     assert found is not None and (found["n_candidates"], found["icc"]) == (2, 1.0)
-    assert "1 candidates left out" in notes[0]
+    assert "1 candidate left out" in notes[0]
     assert reward_noise(rows[-2:], notes) is None and reward_noise([], notes) is None
 
 

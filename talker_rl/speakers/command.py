@@ -77,14 +77,14 @@ def _add(args: argparse.Namespace, config: RunConfig) -> int:
     from talker_rl.speakers.store import check_target, save
 
     folder, out = resolve_model_path(config.model.path), Path(args.out).expanduser()
+    check_target(out, folder, args.overwrite)
+    if args.wavs:
+        check_writable_folder(Path(args.wavs))
     for option in ("wav", "ref_mel", "codes"):
         if file := getattr(args, option):
             require_file(Path(file).expanduser(), _FILES[option], f"--{option.replace('_', '-')}")
     if args.cond and args.cond != "zero":
         require_file(Path(args.cond).expanduser(), _FILES["cond"], "--cond")
-    check_target(out, folder, args.overwrite)
-    if args.wavs:
-        check_writable_folder(Path(args.wavs))
     speakers = speakers_of(config.model)
     if args.name in speakers:
         raise ConfigError(f"There is a speaker {args.name!r} already", where="--name", fix="choose another name")

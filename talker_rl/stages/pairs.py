@@ -50,7 +50,8 @@ def run(ctx: Context, round_: Round) -> None:
         source = "prompt" if votes is None else "vote"
         for reason, n in sorted(reasons.items()):
             if n:
-                ctx.say(f"{stage}: {count(n, f'{source} gives', f'{source}s give')} no pair: {REASONS.get(reason, reason)}")
+                ctx.say(f"{stage}: {count(n, f'{source} gives', f'{source}s give')} no pair: "
+                        f"{REASONS.get(reason, reason)}")
         if not pairs and votes is not None:
             raise StageError("No prompt gives a pair", where=str(ctx.run.path / stage),
                              fix="vote for one side of some pairs")
