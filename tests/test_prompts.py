@@ -150,7 +150,7 @@ def test_sets_that_share_a_text_are_refused() -> None:
     with pytest.raises(PromptError, match="train and eval share 1 text"):
         check_disjoint({"train": prompts("one.", "Two."), "dev": prompts("three."),
                         "eval": prompts("two.", speaker="Bob")})
-    with pytest.raises(PromptError, match="occur twice"):
+    with pytest.raises(PromptError, match="1 prompt id occurs twice"):
         check_disjoint({"train": [Prompt(text="a", speaker="Ann", prompt_id="x"),
                                   Prompt(text="b", speaker="Ann", prompt_id="x")]})
     assert text_key("Ｏne   TWO") == text_key("one two")
