@@ -69,7 +69,7 @@ def test_a_dry_run_prints_plan_and_budget_and_writes_nothing(
 def test_no_verb_prints_the_help_with_all_verbs() -> None:
     done = subprocess.run([sys.executable, "-m", "talker_rl"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and not done.stdout
-    assert all(re.search(rf"^ +{verb.split()[0]} ", done.stderr, re.M) for verb in VERBS)
+    assert all(re.search(rf"^ +{verb}\b", done.stderr, re.M) for verb in VERBS)
 
 
 def test_strange_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
