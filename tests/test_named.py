@@ -14,6 +14,7 @@ from pipeline_helpers import write_world
 from talker_rl import cli, doctor
 from talker_rl.config import load_data
 from talker_rl.errors import CheckpointError, ConfigError
+from talker_rl.run_dir import read_json
 from talker_rl.stages import named
 from talker_rl.stages.feasible import check_config
 
@@ -128,6 +129,15 @@ def test_what_is_forced_is_not_deleted_for_a_command_that_is_refused(tmp_path: P
     for override in ("model.device=cuda:99", CUSTOM % "nope:f"):
         assert cli.main(["run", world, "--run-dir", str(run), "-q", "--force-stage", "prompts", override]) == 2
         assert (run / "prompts/index.json").is_file(), override
+
+
+def test_a_run_keeps_its_configuration_where_another_is_refused(tmp_path: Path, capsys: Any) -> None:
+    world, run = str(write_world(tmp_path)), tmp_path / "run"
+    assert cli.main(["prompts", world, "--run-dir", str(run), "-q"]) == 0
+    before = read_json(run / "manifest.json")["config"]
+    for override in ("prompts.dev=/nosuch.txt", "model.path=/nosuch"):
+        assert cli.main(["run", world, "--run-dir", str(run), "-q", override]) != 0
+        assert read_json(run / "manifest.json")["config"] == before
 
 
 def test_a_known_recognizer_that_is_not_here_is_a_note(monkeypatch: Any, capsys: Any) -> None:

@@ -210,7 +210,7 @@ _FIXES = {
     "not_scored": "score again: --force-stage scores",
     "one_scored": "mend what made the others fail, or sample more (rollouts.num_candidates)",
     "duplicates": "let candidates differ: rollouts.sampling.do_sample=true, with a higher temperature, top_k or top_p",
-    "all_truncated": "raise rollouts.sampling.max_new_tokens: all were cut at {count(limit, 'code')} ({seconds:.3g} s)",
+    "all_truncated": "raise rollouts.sampling.max_new_tokens: all were cut at {limit} codes ({seconds:.3g} s)",
     "over_limit": "raise the prompts' max_seconds, or set pairs.demote_over_limit=false",
     "length_outlier": "raise pairs.max_length_sd",
     "below_minimum": "lower {minimum}: {best} is the best that was reached",

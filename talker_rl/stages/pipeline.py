@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from talker_rl.errors import StageError
+from talker_rl.errors import StageError, TalkerRLError
 from talker_rl.report.model import ReportData
 from talker_rl.stages import (
     choice,
@@ -188,9 +188,13 @@ def track(ctx: Context, data: ReportData) -> None:
 
 def run_all(ctx: Context) -> dict[str, Any]:
     """The whole circle; finished stages and shards are kept. Returns the figures of ``eval/summary.json``."""
-    check_tracker(ctx.config)
-    train.check_arguments(ctx)
-    check_start(ctx)
+    try:
+        check_tracker(ctx.config)
+        train.check_arguments(ctx)
+        check_start(ctx)
+    except TalkerRLError:
+        ctx.run.keep_config()
+        raise
     if not ctx.quiet:  # only now: what is refused needs no plan
         print(describe(ctx.config), flush=True)
     prompts.run(ctx)
