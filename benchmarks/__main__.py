@@ -65,7 +65,7 @@ def compare_speeds(prog: str, names: Sequence[str], argv: Sequence[str]) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each side (default 5)")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, two repeats: minutes in all")
-    parser.add_argument("--threads", type=int, help="of torch (default: one a core)")
+    parser.add_argument("--threads", type=int, help="of torch (default: one per core)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
                         help="that both sides run on (default cpu); what speaks or recognizes with the micro model in "
                         "token2wav_reward and score stays on the CPU")  # fmt: skip

@@ -97,7 +97,7 @@ def lines(figures: dict[str, Any]) -> dict[str, bool]:
 
 
 def _sized(config: RunConfig, candidates: int) -> RunConfig:
-    """The configuration with as many candidates, 5 a prompt, and a sampling that the micro model speaks well with."""
+    """The configuration with as many candidates, 5 per prompt, and a sampling that the micro model speaks well with."""
     data = config.resolved()
     data["rollouts"] |= {"num_candidates": 5, "shard_size": 16}
     data["prompts"]["limit"] = {"train": -(-candidates // 5), "dev": 1, "eval": 1}

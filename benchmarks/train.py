@@ -1,4 +1,4 @@
-"""LoRA training: pairs a second against TRL's DPOTrainer with its defaults, which run the reference in every step.
+"""LoRA training: pairs per second against TRL's DPOTrainer with its defaults, which run the reference in every step.
 
 Both sides train the same pairs in the same order from the same start, in float32 and without gradient checkpointing;
 ours computes its reference log-probs in the time that is measured. The largest difference is of the losses by step.

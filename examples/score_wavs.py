@@ -1,4 +1,4 @@
-"""Score a folder of wavs against the texts they should say, with any recognizer: one CSV line a file.
+"""Score a folder of wavs against the texts they should say, with any recognizer: one CSV line per file.
 
     python examples/score_wavs.py FOLDER --recognizer SenseVoiceSmall > scores.csv
     python examples/score_wavs.py        (makes a folder of the micro model's speech first)

@@ -1,4 +1,4 @@
-"""The command line: a verb a stage, ``run`` for all of them. Parses before it imports anything heavy."""
+"""The command line: a verb per stage, ``run`` for all of them. Parses before it imports anything heavy."""
 
 from __future__ import annotations
 
@@ -159,12 +159,14 @@ def _config_of_run(run_dir: Path, overrides: list[str]) -> RunConfig:
 def _validate(args: argparse.Namespace) -> int:
     from talker_rl.config import load_config
     from talker_rl.stages.feasible import check_config
+    from talker_rl.stages.named import missing
 
     files, overrides = split(args.config, args.overrides)
     config = load_config(files, overrides)
     check_config(config)
     if not args.quiet:
         print(config.to_yaml(), end="")
+        print("".join(f"# note: {line}\n" for line in missing(config)), end="")
         print(f"# ok: {', '.join(files) or 'defaults'}")
     return 0
 
@@ -185,26 +187,25 @@ def _micro(args: argparse.Namespace) -> int:
 def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
     config = _config(args)
     run_dir = Path(args.run_dir or Path("runs") / config.name)
+    from talker_rl.stages.feasible import check_config
+    from talker_rl.stages.named import missing
     from talker_rl.stages.plan import describe
 
-    if args.verb in ("run", "rollout", "score", "pair"):
-        from talker_rl.stages.feasible import check_config
-
-        check_config(config)
+    endpoints = tuple(getattr(args, "endpoint", ()))
+    check_config(config, args.verb, remote=bool(endpoints))
     if args.dry_run:
         print(config.to_yaml(), end="")
+        print("".join(f"# note: {line}\n" for line in missing(config)), end="")
         print(f"\n# run folder: {run_dir}")
         print(describe(config))
         return 0
     _check_places(args, config, run_dir)
-    if args.verb == "run" and not args.quiet:
-        print(describe(config), flush=True)
+    check_config(config, args.verb, here=True, remote=bool(endpoints))  # before a stage to force is deleted
     from talker_rl.run_dir import RunDir
     from talker_rl.stages.context import Context, device_name
     from talker_rl.stages.pool import WorkerPool
 
     device = device_name(config.model.device)
-    endpoints = tuple(getattr(args, "endpoint", ()))
     with RunDir(run_dir, force=args.force_stage) as run, WorkerPool(config.workers) as pool:
         run.record_command(config.resolved(), ["talker-rl", *arguments], device)
         ctx = Context(config, run, pool, quiet=args.quiet, endpoints=endpoints)
@@ -243,26 +244,27 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
     from talker_rl.places import check_writable_folder, require_adapter, require_free, require_sweep
     from talker_rl.report.sweep_table import text_table
     from talker_rl.run_dir import read_json
+    from talker_rl.stages.feasible import check_config
     from talker_rl.stages.plan import describe_sweep
     from talker_rl.sweep_config import load_sweep, load_sweep_data
 
     files, overrides = split(args.config, args.overrides, sweep=True)
     stored = Path(args.run_dir or "") / "sweep.json"
     if not files and not args.run_dir:
-        raise TalkerRLError("No sweep is named", fix="name its file, e.g. talker-rl sweep losses, or the --run-dir of "
+        raise TalkerRLError("No sweep is named", fix="name it, e.g. talker-rl sweep losses, or the --run-dir of "
                             "one that has begun")
     if not files:
         require_sweep(stored.parent)
     config = load_sweep(files, overrides) if files else load_sweep_data(read_json(stored), overrides, str(stored))
     folder = Path(args.run_dir or Path("runs") / config.name)
+    for arm in config.arms:
+        check_config(config.arm_run(arm), here=not args.dry_run)
     if args.dry_run:
         print(f"{config.to_yaml()}\n# sweep folder: {folder}\n{describe_sweep(config)}")
         return 0
     require_free(folder, sweep=True)
     require_adapter(config.run.model.adapter)
     check_writable_folder(folder)
-    if not args.quiet:
-        print(describe_sweep(config), flush=True)
     from talker_rl.stages.context import device_name
     from talker_rl.stages.pool import WorkerPool
     from talker_rl.stages.sweep import Sweep

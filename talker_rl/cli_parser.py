@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from talker_rl import __version__
@@ -179,6 +180,9 @@ def _add_shared(command: argparse.ArgumentParser) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Overrides may stand before, between and after options, which argparse alone does not allow below a verb."""
     command = parser()
+    if not arguments:  # the list of verbs says more than that one is missing
+        command.print_help(sys.stderr)
+        raise SystemExit(2)
     if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"], ["voice"]):  # with options of their own
         return argparse.Namespace(verb="micro", what=arguments[1], rest=arguments[2:])
     if arguments[:2] == ["prompts", "hard"]:

@@ -94,9 +94,9 @@ class PromptsConfig(SpeakerSettings):
 class RolloutConfig(Settings):
     """How many candidates, of which prompts."""
 
-    num_candidates: int = Field(8, ge=2, description="Candidates a prompt.")
+    num_candidates: int = Field(8, ge=2, description="Candidates per prompt.")
     batch_size: int = Field(64, ge=1, description="Candidates a Talker forward.")
-    shard_size: int = Field(32, ge=1, description="Prompts a shard; what an interruption loses at most.")
+    shard_size: int = Field(32, ge=1, description="Prompts per shard; what an interruption loses at most.")
     prompts_per_round: int | None = Field(
         None, ge=1, description="Of the train prompts, how many a round: round 1 the first so many, round 2 the next, "
         "from the beginning again at the end. null: all of them in every round."

@@ -1,4 +1,4 @@
-"""``talker-rl doctor``: what would stop a run, found before it starts. One line a finding, with the fix."""
+"""``talker-rl doctor``: what would stop a run, found before it starts. One line per finding, with the fix."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.config import RunConfig
-from talker_rl.errors import CheckpointError
-from talker_rl.model_check import Finding, check_attention, check_model, check_talker, guarded
+from talker_rl.errors import CheckpointError, TalkerRLError
+from talker_rl.figures import count
+from talker_rl.model_check import Finding, check_attention, check_model, check_talker, guarded, one_line
 from talker_rl.run_dir import versions
 
 MIN_FREE_GIB = 2.0
 LOADED_BYTES = 4 * 2**30
 """Checkpoints below this are loaded, which takes seconds."""
 PLANNED_SECONDS = 5.0
-"""Of speech an utterance, for which memory is forecast; `talker-rl plan --seconds` takes others."""
+"""Of speech per utterance, for which memory is forecast; `talker-rl plan --seconds` takes others."""
 SUPPORTED = {"torch": ((2, 11), (2, 14)), "transformers": ((5, 17), (5, 24)), "trl": ((1, 16), (1, 17)),
              "peft": ((0, 21), (0, 22)), "funasr": ((1, 4), (1, 5))}
 """Package -> (from, below): the ranges of pyproject.toml."""
@@ -45,7 +46,7 @@ def examine(config: RunConfig, model_only: bool = False, as_json: bool = False) 
     if as_json:
         print(json.dumps({"ok": not failed, "problems": failed, "findings": found}, indent=1, ensure_ascii=False))
     else:
-        print(f"\n{failed} problem{'s' if failed != 1 else ''}" if failed else "\nready")
+        print(f"\n{count(failed, 'problem')}" if failed else "\nready")
     return 1 if failed else 0
 
 
@@ -102,6 +103,9 @@ def _model(config: RunConfig) -> Iterator[Finding]:
         adapter = resolve_adapter(config.model.adapter)
         check_adapter_of(read_config(folder), adapter)
         yield "ok", f"model.adapter {adapter} fits the Talker"
+    if _device_fault(config) is not None:
+        yield "warn", "not loaded: the device is not there"
+        return
     if config.model.thinker_quantization:
         from talker_rl.omni.quantization import four_bit
 
@@ -128,7 +132,8 @@ def _finite(omni: Any) -> Iterator[Finding]:
         if bad:
             source = omni.settings.talker if part == "talker" and omni.settings.talker else omni.path
             yield "fail", (f"{source}: {stored_name(f'{part}.{bad[0]}')} holds NaN or infinity in "
-                           f"{omni.settings.dtype if part != 'token2wav' else 'float32'} ({len(bad)} such tensors)")
+                           f"{omni.settings.dtype if part != 'token2wav' else 'float32'} "
+                           f"({count(len(bad), 'such tensor')})")
 
 
 def _memory(config: RunConfig) -> Iterator[Any]:
@@ -139,6 +144,9 @@ def _memory(config: RunConfig) -> Iterator[Any]:
     from talker_rl.planning.geometry import measure
     from talker_rl.planning.memory import stage_peaks
 
+    if _device_fault(config) is not None:
+        yield "warn", "not forecast: the device is not there"
+        return
     device = str(pick_device(config.model.device))
     try:
         geometry = measure(config.model.path, read_config(resolve_model_path(config.model.path)))
@@ -167,6 +175,18 @@ def _free_memory(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def _settings(config: RunConfig) -> Iterator[Finding]:
+    """Settings that are refused before any work."""
+    from talker_rl.stages.feasible import check_learning
+    from talker_rl.stages.named import reward_faults
+
+    faults = list(reward_faults(config))
+    yield from (("fail", one_line(fault)) for fault in faults)
+    check_learning(config)
+    if not faults:
+        yield "ok", "something to learn from can come out; the reward's gates and components are there"
+
+
 def _recognizers(config: RunConfig) -> Iterator[Finding]:
     import numpy as np
 
@@ -175,7 +195,13 @@ def _recognizers(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.reward.asr.registry import build_recognizer
     from talker_rl.reward.config import shared_languages
     from talker_rl.reward.normalize import LANGUAGES
+    from talker_rl.stages.named import aligner_faults, recognizer_faults
 
+    faults = [*recognizer_faults(config, "recognizer", here=True), *recognizer_faults(config, "evaluator", here=True),
+              *aligner_faults(config, here=True)]
+    yield from (("fail", one_line(fault)) for fault in faults)
+    if faults:
+        return  # which loading would only say once more
     noise = np.random.default_rng(0).normal(0, 0.05, 16_000).astype(np.float32)
     for which in ("recognizer", "evaluator"):
         settings = getattr(config.reward, which)
@@ -207,7 +233,7 @@ def _prompts(config: RunConfig) -> Iterator[Finding]:
     for name in ("train", "dev", "eval"):
         found = read_prompts(**config.prompts.reading(name), speakers=speakers)
         sets[name] = found
-        yield "ok", f"{len(found.prompts)} {name} prompts in {found.source}"
+        yield "ok", f"{count(len(found.prompts), f'{name} prompt')} in {found.source}"
         for line in found.describe():
             yield "warn", line
     drop_shared_pieces(sets)  # as the stage does
@@ -217,12 +243,14 @@ def _prompts(config: RunConfig) -> Iterator[Finding]:
 
 def _training(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.omni.checkpoint import read_config, resolve_model_path
+    from talker_rl.stages.named import loss_faults
     from talker_rl.stages.train import check_lora
     from talker_rl.train.arguments import build_arguments
 
     if config.model.adapter is None:  # else its own modules are trained on
         with suppress(CheckpointError):  # the model's check says why
             check_lora(config, read_config(resolve_model_path(config.model.path)))
+    yield from (("fail", one_line(fault)) for fault in loss_faults(config))
     for variant, cfg in config.train.items():
         build_arguments(cfg.args, f"runs/{config.name}")
         yield "ok", f"variant {variant}: {cfg.loss['type']}, {'LoRA' if cfg.lora else 'full weights'}"
@@ -235,13 +263,24 @@ def _tracking(config: RunConfig) -> Iterator[Finding]:
     yield "ok", config.tracking.to
 
 
+def _device_fault(config: RunConfig) -> TalkerRLError | None:
+    """Why ``model.device`` cannot be used: told of the machine, and not by each check that would use it."""
+    from talker_rl.stages.named import device_faults
+
+    return next(device_faults(config, here=True), None)
+
+
 def _machine(config: RunConfig) -> Iterator[Finding]:
     import torch
 
     from talker_rl.stages.context import device_name
 
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-    yield "ok", f"device {device_name(config.model.device)}, {cores} cores, {threads} torch threads"
+    device = f"device {device_name(config.model.device)}, "
+    if (fault := _device_fault(config)) is not None:
+        device = ""
+        yield "fail", one_line(fault)
+    yield "ok", f"{device}{cores} cores, {threads} torch threads"
     if config.workers > cores:
         yield "warn", f"workers: {config.workers} on {cores} cores; they would wait for each other"
     folder = Path("runs") if Path("runs").exists() else Path(".")
@@ -253,6 +292,6 @@ MODEL_CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = {
     "python": _python, "packages": _packages, "machine": _machine, "model": _model, "memory": _memory,
 }
 CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = MODEL_CHECKS | {
-    "speech": _speech_libraries, "prompts": _prompts, "recognizers": _recognizers, "training": _training,
-    "tracking": _tracking,
+    "settings": _settings, "speech": _speech_libraries, "prompts": _prompts, "recognizers": _recognizers,
+    "training": _training, "tracking": _tracking,
 }

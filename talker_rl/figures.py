@@ -9,6 +9,15 @@ from collections.abc import Sequence
 NONE = "–"
 
 
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """A number of things: ``1 text``, ``2 texts``.
+
+    Args:
+        plural: where it is not the noun and an s.
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def written(value: float | None, pattern: str = "{:.3f}", none: str = NONE) -> str:
     """A figure by a format; one with a sign and per cent (``{:+.1%}``) is a difference of rates: ``-7.1 points``."""
     if value is None:

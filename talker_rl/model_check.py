@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.errors import CheckpointError, TalkerRLError, told
+from talker_rl.figures import count
 
 Finding = tuple[str, str]
 """(``ok``, ``warn`` or ``fail``; what was found, one line)."""
@@ -142,7 +143,8 @@ def _weights(folder: Path) -> Iterator[Finding]:
             yield "fail", one_line(error)
             continue
         parts = sorted({name.split(".")[0] for name in header})
-        yield "ok", f"{file.name}: {file.stat().st_size / 2**30:.2f} GiB, {len(header)} tensors of {', '.join(parts)}"
+        yield "ok", (f"{file.name}: {file.stat().st_size / 2**30:.2f} GiB, {count(len(header), 'tensor')} of "
+                     f"{', '.join(parts)}")
         for name, (dtype, shape) in header.items():
             if index is None or index.get(name) == file.name:  # as the loader reads them
                 held[name] = (file.name, dtype, shape)
@@ -151,7 +153,7 @@ def _weights(folder: Path) -> Iterator[Finding]:
         absent = sorted(name for name, shard in index.items() if shard == file.name and name not in header)
         if absent:
             yield "fail", (f"{file.name} does not hold {absent[0]!r}, which {INDEX} places there "
-                           f"({len(absent)} such tensors)")
+                           f"({count(len(absent), 'such tensor')})")
         strange = sorted(name for name in header if index.get(name) != file.name)
         if strange:
             yield "warn", f"{file.name} holds {strange[0]!r}, which {INDEX} does not place there; it is not read"
@@ -161,7 +163,7 @@ def _weights(folder: Path) -> Iterator[Finding]:
     problems = list(_misfits(found, stored_shapes(read_config(folder), str(folder)), index is not None))
     yield from problems
     if not problems:
-        yield "ok", f"{len(found)} tensors, all of the names and shapes that config.json asks for"
+        yield "ok", f"{count(len(found), 'tensor')}, all of the names and shapes that config.json asks for"
     for part in ("thinker", "talker", "token2wav"):
         kinds = {dtype for name, (_, dtype, _) in found.items() if name.startswith(f"{part}.")}
         if kinds and kinds != {stored_dtype(f"{part}.")}:
@@ -185,21 +187,21 @@ def _misfits(
     missing = sorted(expected.keys() - found.keys() - {ROTARY})
     if missing:
         nowhere = f"{INDEX} does not list in a file that holds it" if listed else "no file holds"
-        yield "fail", f"config.json asks for {missing[0]!r}, which {nowhere} ({len(missing)} such tensors)"
+        yield "fail", f"config.json asks for {missing[0]!r}, which {nowhere} ({count(len(missing), 'such tensor')})"
     unexpected = sorted(found.keys() - expected.keys())
     if unexpected:
         yield "fail", (f"{found[unexpected[0]][0]} holds {unexpected[0]!r}, which config.json has no place for "
-                       f"({len(unexpected)} such tensors)")
+                       f"({count(len(unexpected), 'such tensor')})")
     misfit = [name for name, shape in expected.items() if name in found and found[name][2] != shape]
     if misfit:
         shard, _, shape = found[misfit[0]]
         yield "fail", (f"{shard}: {misfit[0]} has shape {list(shape)}, config.json asks for "
-                       f"{list(expected[misfit[0]])} ({len(misfit)} such tensors)")
+                       f"{list(expected[misfit[0]])} ({count(len(misfit), 'such tensor')})")
     strange = sorted(name for name, (_, dtype, _) in found.items() if not stored_as_floats(dtype))
     if strange:
         shard, dtype, _ = found[strange[0]]
         yield "fail", (f"{shard}: {strange[0]} is stored as {dtype}, which is no type of weights "
-                       f"({len(strange)} such tensors)")
+                       f"({count(len(strange), 'such tensor')})")
 
 
 def check_talker(config: Any, path: Path) -> Iterator[Finding]:

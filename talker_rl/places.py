@@ -63,7 +63,7 @@ def require_sweep(folder: Path) -> None:
         return
     near = nearest_run(folder, sweeps=True)
     raise StageError(_nothing("sweep", folder), where=str(folder), fix=f"did you mean {near}?" if near else
-                     "name the sweep's file, e.g. talker-rl sweep losses, or the --run-dir of one that has begun")
+                     "name the sweep, e.g. talker-rl sweep losses, or the --run-dir of one that has begun")
 
 
 def nearest_run(folder: Path, *, sweeps: bool = False) -> Path | None:

@@ -172,6 +172,13 @@ class RunDir:
                                           "device": device, "code": code_state(), "versions": versions()})
         self.save()
 
+    def keep_config(self) -> None:
+        """Undo what :meth:`record_command` noted of a configuration: the manifest describes what was done, not what was
+        refused."""
+        if self._config_before is not None:
+            self._set_config(self._config_before)
+            self.save()
+
     def _set_config(self, config: dict[str, Any]) -> None:
         self.manifest.update(config=config, config_hash=stable_hash(config), seed=config.get("seed"))
 
@@ -200,9 +207,7 @@ class RunDir:
             elif entry["state"] != "done" and not finished:
                 self.clear(name)  # nothing is lost
             else:
-                if self._config_before is not None:  # the manifest describes what was done, not what was refused
-                    self._set_config(self._config_before)
-                    self.save()
+                self.keep_config()
                 raise StageError(
                     f"Stage {name} was {'finished' if entry['state'] == 'done' else 'begun'} with another "
                     "configuration:\n    " + "\n    ".join(lines),

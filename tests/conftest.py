@@ -1,4 +1,4 @@
-"""Settings of all tests: no network, no telemetry, one thread a process."""
+"""Settings of all tests: no network, no telemetry, one thread per process."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def _write_pairs(folder: Path, count: int) -> None:
 
 
 def write_diagnostics(folder: Path, name: str, ratio: float) -> None:
-    """Diagnostics in which the implicit reward is exactly 2 a second."""
+    """Diagnostics in which the implicit reward is exactly 2 per second."""
     fit = {"slope_per_second": 2.0, "intercept": -1.0, "r2": 0.9, "pearson": 0.95, "spearman": 0.9, "n": 8}
     within = {"n": 4, "reward_length_corr": 0.8, "sign_agreement": 0.75, "n_lengths_differ": 4, "accuracy": 0.75,
               "accuracy_chosen_longer": 1.0, "accuracy_chosen_shorter": 0.5, "n_chosen_longer": 2,

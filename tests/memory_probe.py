@@ -130,7 +130,7 @@ class Probe:
         stages = {"sampling": self.rollouts, "decoding": self.scores, "training": self.training,
                   "conditioning": self.conditioning}
         load_omni(ModelConfig(path="micro", device="cpu"))  # what loading itself brings in is a library's
-        (stage,) = stages.keys() & options.keys()  # one a process: none finds what another one left in the heap
+        (stage,) = stages.keys() & options.keys()  # one per process: none finds what another one left in the heap
         return {stage: stages[stage](*options[stage])}
 
     def rollouts(self, rows: int, codes: int) -> dict[str, Any]:

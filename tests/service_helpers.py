@@ -80,7 +80,7 @@ def service_world(folder: Path, pace: float = 0.0, **service: Any) -> Path:
 def set_touchy(
     folder: Path, pace: float = 0.0, fingerprint: str = "touchy-1", raises_above: float = 1e9
 ) -> None:
-    """The touchy recognizer's settings, heeded at once: seconds a second of sound; longer than this it raises."""
+    """The touchy recognizer's settings, heeded at once: seconds per second of sound; longer than this it raises."""
     settings = {"pace": pace, "fingerprint": fingerprint, "raises_above": raises_above}
     temporary = folder / "touchy.tmp"
     temporary.write_text(json.dumps(settings))

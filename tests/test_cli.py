@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -63,6 +64,12 @@ def test_a_dry_run_prints_plan_and_budget_and_writes_nothing(
     # scores 2 x 40; choice (4 + 3) policies x 3 dev prompts; evaluation 2 Talkers x 4 texts x 2 seeds
     assert f"decode budget: {80 + 21 + 16} utterances x 4 DiT passes" in out
     assert not run.exists()
+
+
+def test_no_verb_prints_the_help_with_all_verbs() -> None:
+    done = subprocess.run([sys.executable, "-m", "talker_rl"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and not done.stdout
+    assert all(re.search(rf"^ +{verb}\b", done.stderr, re.M) for verb in VERBS)
 
 
 def test_strange_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

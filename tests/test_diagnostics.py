@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def pair(chosen: int, rejected: int, reward_w: float, reward_l: float, **more: Any) -> Row:
-    """A pair row whose log-ratios are given; reference log-probs are -10 a code."""
+    """A pair row whose log-ratios are given; reference log-probs are -10 per code."""
     row: Row = {"step": 1, "held_out": False, "chosen_codes": chosen, "rejected_codes": rejected}
     for side, codes, ratio in (("chosen", chosen, reward_w), ("rejected", rejected, reward_l)):
         row |= {f"{side}_seconds": codes / 50, f"ref_{side}_logp": -10.0 * codes,
@@ -39,7 +39,7 @@ def sample(seconds: float, ratio: float = 0.0, **more: Any) -> Row:
 
 
 def test_a_planted_slope_is_found_on_each_group() -> None:
-    """Log-ratio 3 a second on held-out pairs, -2 on trained ones, 0.5 on samples; beta 0.1."""
+    """Log-ratio 3 per second on held-out pairs, -2 on trained ones, 0.5 on samples; beta 0.1."""
     def rows(slope: float, held_out: bool) -> list[Row]:
         return [pair(w, v, 1 + slope * w / 50, 1 + slope * v / 50, held_out=held_out)
                 for w, v in ((50, 100), (150, 75), (200, 25))]
@@ -101,7 +101,7 @@ def test_the_heat_map_holds_each_pair_in_its_bin() -> None:
     assert found is not None
     assert found["chosen_edges"] == found["rejected_edges"] == pytest.approx([1.0, 2.0, 3.0])
     assert found["count"] == [[1, 2], [1, 0]]
-    # log pi(rejected) - log pi(chosen): the reference gives -10 a code, the ratios come on top
+    # log pi(rejected) - log pi(chosen): the reference gives -10 per code, the ratios come on top
     assert found["mean"][0] == pytest.approx([0.0, ((-1500 + 500 - 1) + (-1400 + 4 + 600)) / 2])
     assert found["mean"][1][0] == pytest.approx(-500 + 7 + 1500 - 2) and found["mean"][1][1] is None
     one = heatmap(rows[:1], [])
@@ -302,7 +302,7 @@ def test_failed_decodes_leave_their_candidate_out() -> None:
     notes: list[str] = []
     found = reward_noise(rows, notes)
     assert found is not None and (found["n_candidates"], found["icc"]) == (2, 1.0)
-    assert "1 candidates left out" in notes[0]
+    assert "1 candidate left out" in notes[0]
     assert reward_noise(rows[-2:], notes) is None and reward_noise([], notes) is None
 
 

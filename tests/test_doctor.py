@@ -61,7 +61,7 @@ def test_an_attention_that_is_not_installed_is_found_without_loading(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU is told")
 def test_a_device_that_is_not_there_is_a_line(unloaded: None, capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = failures(capsys, "--model", "micro", "model.device=cuda")
-    assert found == "memory: no CUDA device is there (model.device); use device: cpu or auto"
+    assert found == "machine: no CUDA device is there (model.device); use device: cpu or auto"
 
 
 def test_a_gpu_of_a_number_too_high_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_interval_covers_the_truth() -> None:
 
 
 def test_clustered_seeds_do_not_shrink_the_interval() -> None:
-    """Four identical seeds a prompt carry no more information than one."""
+    """Four identical seeds per prompt carry no more information than one."""
     one = [row(f"p{i}", 0, (i % 2, 0, 0), 4) for i in range(40)]
     four = [dict(r, seed=s) for r in one for s in range(4)]
     a, b = (variant_summary(rows, resamples=2000)["wer_ci95"] for rows in (one, four))

@@ -73,7 +73,7 @@ def test_only_tensors_whose_value_differs_are_counted(base: Path, trained: Path,
     kept = next(name for name in held if name.endswith("q_proj.lora_B.weight"))
     save_file({k: v * (k == kept or "lora_A" in k) for k, v in held.items()}, file)
     assert cli.main(["export", str(adapter), "--model", str(base), "--merge", str(out), "--debug"]) == 0
-    told = f"1 tensors of the Talker changed of the {len(held) // 2} that were merged, stored as BF16"
+    told = f"1 tensor of the Talker changed of the {len(held) // 2} that were merged, stored as BF16"
     for text in (capsys.readouterr().err, (out / "README.md").read_text(), (out / "export.json").read_text()):
         assert told in text
 

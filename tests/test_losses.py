@@ -92,7 +92,7 @@ def test_r_dpo():
     # T_w - T_l = 2 and -2; z = 1 + 0.3 * 2 = 1.6 and 0.2 - 0.6 = -0.4. Plus: the longer winner has less left to gain.
     per_token = {"type": "r_dpo", "beta": 0.4, "alpha": 0.3, "alpha_unit": "token"}
     check(build_loss(per_token)(batch()), [1.6, -0.4], [softplus(-1.6), softplus(0.4)])
-    # 2 codes at 50 a second are 0.04 s; alpha 15 a second is 0.3 a code, so the same numbers.
+    # 2 codes at 50 per second are 0.04 s; alpha 15 per second is 0.3 per code, so the same numbers.
     per_second = {"type": "r_dpo", "beta": 0.4, "alpha": 15.0, "alpha_unit": "second", "code_rate": 50}
     check(build_loss(per_second)(batch()), [1.6, -0.4], [softplus(-1.6), softplus(0.4)])
 

@@ -110,7 +110,7 @@ def test_missing_and_misshapen_tensors_are_named(folder):
     content = json.loads(index.read_text())
     del content["weight_map"]["talker.codec_head.weight"]
     index.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="1 tensors missing, the first is 'codec_head.weight'"):
+    with pytest.raises(CheckpointError, match="1 tensor missing, the first is 'codec_head.weight'"):
         load(folder)
     content["weight_map"]["talker.codec_head.weight"] = file.name
     index.write_text(json.dumps(content))

@@ -121,7 +121,7 @@ def test_git_lfs_pointers(tmp_path: Path) -> None:
     for file in folder.glob("*.safetensors"):
         file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4977222960\n")
     error = refused(folder)
-    assert "are Git LFS pointers" in error.what and "lfs pull" in (error.fix or "")
+    assert "1 file is a Git LFS pointer" in error.what and "lfs pull" in (error.fix or "")
     (folder / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5000\n")
     assert "config.json" in refused(folder).what
 

@@ -168,7 +168,7 @@ def test_max_length_sd_takes_the_next_best():
 
 
 def test_length_normalized_ranking():
-    # Reward is 0.01 a code plus a quality that only p-1 has: raw ranking picks the longest, the residual the good one.
+    # Reward is 0.01 per code plus a quality that only p-1 has: raw ranking picks the longest, the residual the best.
     lengths = [100, 110, 120, 130]
     rewards = [1.00, 1.10 + 0.05, 1.20, 1.30]
     assert pick(rewards, lengths)[0] == [("p-3", "p-0")]

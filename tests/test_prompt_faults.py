@@ -193,5 +193,5 @@ def test_the_doctor_tells_what_is_skipped_and_reads_as_the_stage_does(tmp_path: 
     config = load_config([], [*sets, "prompts.max_words=2"])
     told = list(_prompts(config))
     assert [level for level, _ in told] == ["ok", "warn", "warn", "warn", "ok", "ok", "ok"]
-    assert "1 x not_utf8" in told[1][1] and "1 x other_script" in told[2][1] and "1 long texts" in told[3][1]
+    assert "1 x not_utf8" in told[1][1] and "1 x other_script" in told[2][1] and "1 long text of" in told[3][1]
     assert told[-1][1] == "the three sets share no text", "the piece that dev holds is left out of train"

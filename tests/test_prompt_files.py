@@ -140,7 +140,7 @@ def test_long_texts_become_pieces_that_name_their_parent(tmp_path: Path) -> None
     found = read_prompts(str(tmp_path / "p.jsonl"), max_words=3)
     assert [(p.text, p.prompt_id, p.reference_seconds, p.category) for p in found.prompts] == [
         ("One two.", f"{whole.prompt_id}_1", None, "c"), ("Three four. Five.", f"{whole.prompt_id}_2", None, "c")]
-    assert found.split == 1 and "1 long texts" in found.describe()[0]
+    assert found.split == 1 and "1 long text of" in found.describe()[0]
     assert texts(tmp_path / "p.jsonl", max_words=3, limit=1) == ["One two."]
     assert texts(tmp_path / "p.jsonl", max_chars=100) == [whole.text]
     sets = {"train": found, "eval": PromptSet("eval", [Prompt("one two.", "Ann")])}
@@ -149,7 +149,7 @@ def test_long_texts_become_pieces_that_name_their_parent(tmp_path: Path) -> None
     (tmp_path / "own.jsonl").write_text(json.dumps({"text": "One two.", "speaker": "Ann", "prompt_id": "x_1"}))
     own = {"train": read_prompts(str(tmp_path / "own.jsonl"), max_words=3), "eval": sets["eval"]}
     assert drop_shared_pieces(own) == 0, "an id of the user's own that ends like a piece's"
-    with pytest.raises(PromptError, match="share 1 texts"):
+    with pytest.raises(PromptError, match="share 1 text"):
         check_disjoint({name: s.prompts for name, s in own.items()})
     (tmp_path / "one.jsonl").write_text(json.dumps({"text": "One two. One two.", "speaker": "Ann"}))
     with pytest.raises(PromptError, match="Every piece of prompts.train"):

@@ -51,8 +51,8 @@ def test_a_table_with_images_and_long_texts_is_conditioned(tmp_path: Path, capsy
     run = ["-c", empty(tmp_path), "--run-dir", str(tmp_path / "run")]
     assert main(["prompts", *run, *settings]) == 0
     told = capsys.readouterr().err
-    assert "columns left aside: mood" in told and "1 long texts" in told
-    assert "1 pieces of long texts left out" in told  # "music bottle." is a dev prompt
+    assert "columns left aside: mood" in told and "1 long text of" in told
+    assert "1 piece of long texts left out" in told  # "music bottle." is a dev prompt
     assert main(["condition", *run, *settings]) == 0
     stored = ConditioningCache(tmp_path / "run" / "conditioning", strict=True).load()
     assert len(stored) == 5  # two pieces, the prompt with an image, dev and eval

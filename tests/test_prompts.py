@@ -147,10 +147,10 @@ def test_sets_that_share_a_text_are_refused() -> None:
         return [Prompt(text=t, speaker=speaker) for t in texts]
 
     check_disjoint({"train": prompts("one.", "two."), "dev": prompts("three."), "eval": prompts("four.")})
-    with pytest.raises(PromptError, match="train and eval share 1 texts"):
+    with pytest.raises(PromptError, match="train and eval share 1 text"):
         check_disjoint({"train": prompts("one.", "Two."), "dev": prompts("three."),
                         "eval": prompts("two.", speaker="Bob")})
-    with pytest.raises(PromptError, match="occur twice"):
+    with pytest.raises(PromptError, match="1 prompt id occurs twice"):
         check_disjoint({"train": [Prompt(text="a", speaker="Ann", prompt_id="x"),
                                   Prompt(text="b", speaker="Ann", prompt_id="x")]})
     assert text_key("Ｏne   TWO") == text_key("one two")
@@ -162,7 +162,7 @@ def test_what_nobody_sees_is_taken_out_and_told(tmp_path: Path, mark: str) -> No
     found = read_prompts(str(tmp_path / "p.txt"), default_speaker="Ann")
     assert [p.text for p in found.prompts] == ["one two.", "three."]
     assert found.counts() == {"duplicate": 1} and found.invisible == 1
-    assert any("1 texts" in line and "invisible characters" in line for line in found.describe())
+    assert any("1 text of" in line and "invisible characters" in line for line in found.describe())
     plain = Prompt(text="one two.", speaker="Ann")
     assert found.prompts[0].prompt_id == plain.prompt_id
 
@@ -175,6 +175,6 @@ def test_what_nobody_sees_is_taken_out_and_told(tmp_path: Path, mark: str) -> No
     ],
 )
 def test_a_text_of_train_is_found_in_eval_however_it_is_written(train: str, held_out: str) -> None:
-    with pytest.raises(PromptError, match="train and eval share 1 texts"):
+    with pytest.raises(PromptError, match="train and eval share 1 text"):
         check_disjoint({"train": [Prompt(text=train, speaker="Ann")], "dev": [],
                         "eval": [Prompt(text=held_out, speaker="Ann")]})

@@ -51,7 +51,7 @@ def service(config: Path) -> Any:
 
 @pytest.fixture(autouse=True)
 def pace(config: Path) -> Iterator[Callable[[float], None]]:
-    """Sets how slowly the recognizer hears, seconds a second of sound; quick again afterwards."""
+    """Sets how slowly the recognizer hears, seconds per second of sound; quick again afterwards."""
     yield lambda seconds: set_touchy(config.parent, pace=seconds)
     set_touchy(config.parent)
 

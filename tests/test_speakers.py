@@ -321,3 +321,19 @@ def test_micro_voice_gives_a_recording_and_codes(tmp_path: Path) -> None:
         assert slower > 1.2 if row["speaker"] == "Nova" else abs(slower - 1) < 0.1
     sound, rate = soundfile.read(str(tmp_path / "reference.wav"))
     assert rate == 24_000 and 3 < len(sound) / rate <= 6
+
+
+def test_a_file_that_is_not_there_is_named_and_so_is_the_nearest(tmp_path: Path, capsys: Any) -> None:
+    soundfile.write(str(tmp_path / "nova.wav"), np.zeros(100), 24_000)
+    given = {"--wav": "novva.wav", "--ref-mel": "mel.safetensors", "--cond": "cond.safetensors", "--codes": "c.jsonl"}
+    for option, name in given.items():
+        options = {"--wav": "nova.wav", "--cond": "zero", option: name}
+        if option == "--ref-mel":
+            del options["--wav"]
+        files = [part if part == "zero" or part.startswith("-") else str(tmp_path / part)
+                 for both in options.items() for part in both]
+        command = ["speaker", "add", "--model", "micro", "--name", "Nova", *files, "-o", str(tmp_path / "s.pt")]
+        assert cli.main(command) == 1
+        told = capsys.readouterr().err
+        assert "does not exist" in told and f"{option}: {tmp_path / name}" in told
+        assert option != "--wav" or f"did you mean {tmp_path / 'nova.wav'}?" in told

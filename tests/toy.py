@@ -43,7 +43,7 @@ def variety(item: Any, components: dict[str, Any]) -> float:
 
 
 def count_calls(item: Any, components: dict[str, Any], file: str = "") -> float:
-    """As ``variety``; leaves one line a call in a file, which tells a test that scoring has begun."""
+    """As ``variety``; leaves one line per call in a file, which tells a test that scoring has begun."""
     with Path(file).open("a") as log:
         log.write(f"{item.id}\n")
     return variety(item, components)

@@ -53,7 +53,7 @@ def make_pairs(n: int, seed: int = 0, prompts: int | None = None) -> tuple[list[
 
 
 def make_config(**changes: Any) -> TrainConfig:
-    """Six steps of four pairs, a log line a step, a checkpoint every three."""
+    """Six steps of four pairs, a log line per step, a checkpoint every three."""
     args = {
         "max_steps": 6,
         "per_device_train_batch_size": 4,

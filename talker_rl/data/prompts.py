@@ -29,6 +29,7 @@ from talker_rl.data.texts import (
     unspeakable_reason,
 )
 from talker_rl.errors import PromptError
+from talker_rl.figures import count
 from talker_rl.text.characters import visible
 from talker_rl.text.unwritten import describe_unwritten
 
@@ -75,11 +76,11 @@ class PromptSet:
     def describe_skips(self, most: int = 10) -> list[str]:
         """One line a reason: how many, which lines."""
         lines = []
-        for reason, count in sorted(self.counts().items()):
+        for reason, n in sorted(self.counts().items()):
             at = [str(s.line) for s in self.skips if s.reason == reason]
             more = ", ..." if len(at) > most else ""
             has = next(f"; they have {s.text}" for s in self.skips if s.reason == reason) if reason == "no_text" else ""
-            lines.append(f"{count} x {reason} ({REASONS[reason]}{has}): lines {', '.join(at[:most])}{more} of "
+            lines.append(f"{n} x {reason} ({REASONS[reason]}{has}): lines {', '.join(at[:most])}{more} of "
                          f"{self.source}")
         return lines
 
@@ -89,10 +90,12 @@ class PromptSet:
         if self.unused:
             lines.append(f"columns left aside: {', '.join(self.unused)} of {self.source}")
         if self.invisible:
-            lines.append(f"{self.invisible} texts of {self.source} held invisible characters (soft hyphens, zero-width "
+            lines.append(f"{count(self.invisible, 'text')} of {self.source} held invisible characters (soft hyphens, "
+                         f"zero-width "
                          "spaces, byte order marks): taken out")
         if self.split:
-            lines.append(f"{self.split} long texts of {self.source} were split: {len(self.prompts)} prompts in all")
+            lines.append(f"{count(self.split, 'long text')} of {self.source} split: "
+                         f"{count(len(self.prompts), 'prompt')} in all")
         return lines + describe_unwritten((p.text for p in self.prompts), self.source)
 
 
@@ -292,12 +295,13 @@ def check_disjoint(sets: dict[str, list[Prompt]]) -> None:
             shared = sorted(keys[first].keys() & keys[second].keys())
             if shared:
                 raise PromptError(
-                    f"The prompt sets {first} and {second} share {len(shared)} texts",
+                    f"The prompt sets {first} and {second} share {count(len(shared), 'text')}",
                     where=f"for instance {keys[first][shared[0]]!r}",
                     fix=f"remove them from prompts.{first}",
                 )
     counts = Counter(p.prompt_id for prompts in sets.values() for p in prompts)
     twice = [prompt_id for prompt_id, n in counts.items() if n > 1]
     if twice:
-        raise PromptError(f"{len(twice)} prompt ids occur twice", where=f"for instance {twice[0]}",
+        raise PromptError(f"{count(len(twice), 'prompt id occurs', 'prompt ids occur')} "
+                          f"twice", where=f"for instance {twice[0]}",
                           fix="leave prompt_id out: it is derived from text, speaker and messages")

@@ -1,4 +1,4 @@
-"""The lists of the seed-tts-eval test sets (``meta.lst``, ``hardcase.lst``): one utterance a line, fields between bars.
+"""The lists of the seed-tts-eval test sets (``meta.lst``, ``hardcase.lst``): an utterance per line, in fields.
 
     utt|prompt_text|prompt_wav|infer_text[|infer_wav]      utt|infer_text      utt.wav|infer_text|prompt_wav
 

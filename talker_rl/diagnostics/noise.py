@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from talker_rl.diagnostics.fits import Notes, Row, is_constant
+from talker_rl.figures import count
 
 
 def icc1(values: np.ndarray, confidence: float = 0.95) -> tuple[float, tuple[float, float]] | None:
@@ -67,7 +68,8 @@ def reward_noise(rows: Iterable[Row], notes: Notes) -> Row | None:
     complete = [found for found in by_candidate.values()
                 if len(found) == decodes and all(row["reward"] is not None for row in found)]
     if len(complete) < len(by_candidate):
-        notes.append(f"reward_noise: {len(by_candidate) - len(complete)} candidates left out: not scored every time")
+        notes.append(f"reward_noise: {count(len(by_candidate) - len(complete), 'candidate')} left out: not scored "
+                     f"every time")
     if len(complete) < 2 or decodes < 2:
         notes.append("reward_noise: it needs two candidates that are scored in two decodes")
         return None

@@ -71,8 +71,8 @@ def runaway(samples: Sequence[Row], rows: Sequence[Row], base: Sequence[Row], no
         ``early_eos_rate``: share that stopped before half of the base's mean duration of the same prompt.
         ``silence_share``: mean share of an utterance that is silence before, after and in its longest inner pause.
         ``repetition``: mean share of repeated code n-grams.
-        ``below_p1``, ``above_p99``: share whose seconds a text unit lie outside the base's 1st to 99th percentile; one
-        percent each is what an unchanged policy has.
+        ``below_p1``, ``above_p99``: share whose seconds per text unit lie outside the base's 1st to 99th percentile;
+        one percent each is what an unchanged policy has.
     """
     result: Row = {"cap_hit_rate": _mean([row["end_reason"] == "max_tokens" for row in samples])}
     ends = [row["p_eos_last"] for row in samples if row["end_reason"] == "eos" and row["p_eos_last"]]

@@ -8,7 +8,7 @@ from talker_rl.diagnostics.fits import Notes, Row
 from talker_rl.diagnostics.length_bias import heatmap, implicit_reward, margin_curves, within_pairs
 from talker_rl.diagnostics.stability import drift, limits, runaway
 from talker_rl.diagnostics.win_rate import preferences, win_rate
-from talker_rl.figures import written
+from talker_rl.figures import count, written
 
 
 def summarize(
@@ -71,7 +71,8 @@ def text_lines(summary: Row) -> list[str]:
     last: Row = next((row for row in summary["drift"] if row["step"] == summary["step"]), {})
     wins, ends, noise = summary["win_rate"] or {}, summary["runaway"], summary["reward_noise"]
     lines = [
-        f"{summary['variant']}, step {summary['step']}: {summary['n_pairs']} pairs, {summary['n_samples']} samples",
+        f"{summary['variant']}, step {summary['step']}: {count(summary['n_pairs'], 'pair')}, "
+        f"{count(summary['n_samples'], 'sample')}",
         f"  implicit reward   {', '.join(fits) or '-'}",
         f"  pair accuracy     {_number(pairs.get('accuracy'), '.0%')}; chosen longer "
         f"{_number(pairs.get('accuracy_chosen_longer'), '.0%')}, shorter "

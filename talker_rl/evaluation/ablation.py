@@ -104,7 +104,7 @@ def _wer_diff(before: Sequence[Row], after: Sequence[Row], resamples: int) -> tu
 
 
 def _durations(*sides: Sequence[Row]) -> list[Any]:
-    """(P,) seconds a prompt, of the utterances that were scored in all sides."""
+    """(P,) seconds per prompt, of the utterances that were scored in all sides."""
     sums = [per_prompt(rows, lambda row: (row["duration"],)) for rows in paired(*sides)]
     return [np.array([float(side[prompt][0]) for prompt in sums[0]]) for side in sums]
 

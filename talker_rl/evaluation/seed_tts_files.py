@@ -7,6 +7,7 @@ from typing import Any
 
 from talker_rl.data.seed_lst import read_lst
 from talker_rl.evaluation.seed_tts_eval import NAME, Scored, figures, score
+from talker_rl.figures import count
 from talker_rl.reward.wer import ErrorCounts
 from talker_rl.reward.wer_tool import KeyedTexts, Utterance, alignment_text, named, notes_on, read_texts
 from talker_rl.text.characters import visible
@@ -51,10 +52,10 @@ def as_text(scored: list[Scored], lang: str, notes: list[str], *, detail: bool =
     found = figures(scored)
     below = found["wer_below_50"]
     lines = [
-        f"{NAME}, {lang}: {found['utterances']} utterances, every one weighs the same",
+        f"{NAME}, {lang}: {count(found['utterances'], 'utterance')}, every one weighs the same",
         f"substitutions {found['substitution_rate']:.3%}   deletions {found['deletion_rate']:.3%}   "
         f"insertions {found['insertion_rate']:.3%}",
-        f"above 50 %: {found['above_50']} utterances; the mean of the others: "
+        f"above 50 %: {count(found['above_50'], 'utterance')}; the mean of the others: "
         + ("none" if below is None else f"{below:.3%}"),
         *(f"note: {note}" for note in notes),
         f"WER: {found['wer_percent']}%",

@@ -14,7 +14,7 @@ from typing import Any
 from talker_rl.errors import DataError
 from talker_rl.evaluation.seed_tts_eval import LANGUAGES, NAME, Scored, figures, score
 from talker_rl.evaluation.summary import Row, diff_ci, paired
-from talker_rl.figures import changed
+from talker_rl.figures import changed, count
 
 OWN_RECOGNIZERS = {"zh": "paraformer-zh", "en": "whisper-large-v3"}
 """seed-tts-eval's: with another one, figures keep its scoring but compare with no published ones."""
@@ -90,7 +90,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         entry = found[lang]
         is_own = entry.get("own_recognizer", entry.get("own_recogniser"))  # (older runs spell it so)
         own = "" if is_own else " (not seed-tts-eval's: compare with no published figure)"
-        text = f"{NAME} {lang}: WER {entry['wer_percent']}% of {entry['utterances']} utterances"
+        text = f"{NAME} {lang}: WER {entry['wer_percent']}% of {count(entry['utterances'], 'utterance')}"
         if "base" in entry:
             text += f", base {entry['base']['wer_percent']}% of {entry['base']['utterances']}"
             if (interval := entry["wer_diff_ci95"]) is not None:

@@ -1,7 +1,7 @@
 """A quick anti-aliased activation for training the vocoder on a CPU.
 
 transformers' module runs two depthwise resampling convolutions and five elementwise passes, and their
-gradients; they are most of a training step. ``fast_snake.c`` does the same in one pass a row. Where there is no
+gradients; they are most of a training step. ``fast_snake.c`` does the same in one pass per row. Where there is no
 C compiler, training uses the module itself, several times slower.
 """
 

@@ -41,7 +41,7 @@ def word_targets(group: Sequence[Example], prefixes: Sequence[int], length: int)
     """For each position the word being spoken and the one after it, (2, B, T) of lexicon indices, -100 where unknown.
 
     The end counts as a word. Knowing the next word is what a Talker finds hardest: it must find its place in the text,
-    and the codes alone tell it only once a word. This loss tells it at every code.
+    and the codes alone tell it only once per word. This loss tells it at every code.
     """
     import torch
 

@@ -22,6 +22,7 @@ import torch
 from pydantic import ValidationError
 
 from talker_rl.errors import CheckpointError, told
+from talker_rl.figures import count
 from talker_rl.file_hash import cached_hash
 from talker_rl.omni import adapter_files
 from talker_rl.omni.adapter_files import PREFIX, SETTINGS, WEIGHTS, adapter_weights, restoring
@@ -301,7 +302,7 @@ def _difference(
                 f"that {SETTINGS} asks for)")
     extra = [name for name in found if name not in expected]
     if extra:
-        return f"{WEIGHTS} holds {extra[0]!r}, which {SETTINGS} does not ask for ({len(extra)} such tensors)"
+        return f"{WEIGHTS} holds {extra[0]!r}, which {SETTINGS} does not ask for ({count(len(extra), 'such tensor')})"
     return None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.errors import CheckpointError
+from talker_rl.figures import count
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -42,7 +43,7 @@ def adapter_weights(folder: Path) -> Path:
     parts = sorted(f.name for f in folder.glob("adapter_model-*-of-*.safetensors"))
     if parts:
         raise CheckpointError(
-            f"the adapter's weights are in {len(parts)} files ({parts[0]}, ...), which peft does not load",
+            f"the adapter's weights are in {count(len(parts), 'file')} ({parts[0]}, ...), which peft does not load",
             where=str(folder), fix="join them, in their folder: python -c 'import glob; from safetensors.torch import "
             "load_file, save_file; save_file({k: v for f in sorted(glob.glob(\"adapter_model-*\")) for k, v in "
             f'load_file(f).items()}}, "{WEIGHTS}")\'')

@@ -17,6 +17,7 @@ import torch
 
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import CheckpointError, ConfigError, told
+from talker_rl.figures import count
 from talker_rl.omni.config import ModelConfig
 from talker_rl.omni.config_json import read_config
 from talker_rl.omni.files import INDEX, content_hash, open_tensors, shards_of
@@ -274,7 +275,7 @@ def _check_floats(
         file = _file_of(f"{part}.{wrong[0]}", source, shards)
         raise CheckpointError(
             f"{file.name}: the {part}'s {wrong[0]!r} is stored as {dtypes[wrong[0]]}, which is no type of weights "
-            f"({len(wrong)} such tensors)",
+            f"({count(len(wrong), 'such tensor')})",
             where=str(source),
             fix="restore the checkpoint; quantized ones cannot be trained",
         )
@@ -297,7 +298,8 @@ def _check_loaded(
         if names:
             file = _file_of(f"{part}.{names[0]}", source, shards)
             raise CheckpointError(
-                f"{file.name} and config.json do not fit: the {part} has {len(names)} tensors {what}, the first is "
+                f"{file.name} and config.json do not fit: the {part} has {count(len(names), 'tensor')} {what}, the "
+                f"first is "
                 f"{names[0]!r}",
                 where=str(source),
                 fix="restore the checkpoint; config.json and the weights must be of one model",

@@ -15,6 +15,7 @@ from typing import Any
 
 from talker_rl.data.records import Prompt, stable_hash
 from talker_rl.errors import DataError, PromptError, StageError, TalkerRLError, is_disk_full
+from talker_rl.figures import count
 from talker_rl.omni.checkpoint import Omni
 from talker_rl.omni.conditioning import Conditioning, compute_conditioning, conditioning_key
 from talker_rl.omni.config import ConditioningConfig
@@ -66,7 +67,7 @@ class ConditioningCache:
         missing = [p for p in wanted if p not in self._entries]
         if missing:
             raise DataError(
-                f"{len(missing)} prompts have no conditioning, the first is {missing[0]}",
+                f"{count(len(missing), 'prompt has', 'prompts have')} no conditioning, the first is {missing[0]}",
                 where=str(self.folder),
                 fix="run the conditioning stage again",
             )

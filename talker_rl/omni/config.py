@@ -156,7 +156,7 @@ EVALUATIONS = {"rk4": 4, "midpoint": 2, "euler": 1}
 
 
 def branches(guidance_scale: float) -> int:
-    """Rows of the DiT an utterance: with and without conditions, or with them alone; upstream's threshold."""
+    """Rows of the DiT per utterance: with and without conditions, or with them alone; upstream's threshold."""
     return 2 if guidance_scale >= 1e-5 else 1
 
 

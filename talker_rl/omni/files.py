@@ -19,6 +19,7 @@ import torch
 
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import CheckpointError, told
+from talker_rl.figures import count
 from talker_rl.file_hash import cached_hash
 from talker_rl.omni.other_folders import completing
 
@@ -174,7 +175,7 @@ def open_tensors(shards: Mapping[Path, set[str] | None], prefix: str = "") -> It
             if absent:
                 raise CheckpointError(
                     f"{file.name} does not hold {absent[0]!r}, which {INDEX} places there"
-                    + (f" ({len(absent)} such tensors)" if len(absent) > 1 else ""),
+                    + (f" ({count(len(absent), 'such tensor')})" if len(absent) > 1 else ""),
                     where=str(file),
                     fix=f"restore {file.name} and {INDEX}; they must be of one checkpoint",
                 )

@@ -88,7 +88,7 @@ def sample_mels(
     speakers: Sequence[dict[str, Any]],
     noise: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Integrate the flow from the noise: one natural-log amplitude mel (frames, mel_dim) an utterance.
+    """Integrate the flow from the noise: one natural-log amplitude mel (frames, mel_dim) per utterance.
 
     Args:
         net, schedule: of `network`.

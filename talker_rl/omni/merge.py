@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from talker_rl.errors import CheckpointError
+from talker_rl.figures import count
 from talker_rl.names import model_name
 from talker_rl.omni.adapter_files import PREFIX, WEIGHTS, adapter_weights
 from talker_rl.omni.checkpoint import load_omni
@@ -133,13 +134,14 @@ def entries(base: Path, merged: set[str], *, widen: bool = False) -> list[Entry]
         spans = _spans(file)
         mine = left & spans.keys()
         left -= mine
-        count = file.stat().st_size
+        held = file.stat().st_size
         if widen and mine:
             header, sizes = _wide_header(file, spans, mine)
-            count = len(header) + sum(sizes.values())
-        found.append(Entry(file.name, "merge" if mine else "keep", count))
+            held = len(header) + sum(sizes.values())
+        found.append(Entry(file.name, "merge" if mine else "keep", held))
     if left:
-        raise CheckpointError(f"{len(left)} trained tensors are not in the checkpoint, the first is {min(left)!r}",
+        raise CheckpointError(f"{count(len(left), 'trained tensor is', 'trained tensors are')} not in the checkpoint, "
+                              f"the first is {min(left)!r}",
                               where=str(base), fix="export onto the model that was trained (--model)")
     shards = {entry.name for entry in found}
     for file in sorted(base.iterdir()):

@@ -12,6 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from talker_rl.errors import CheckpointError
+from talker_rl.figures import count
 from talker_rl.names import hub_name
 
 OMNI = "qwen2_5_omni"
@@ -43,7 +44,8 @@ def refuse_other(path: Path) -> None:
     pointers = [f.name for f in path.iterdir() if f.suffix in (".safetensors", ".json", ".pt") and _is_pointer(f)]
     if pointers:
         raise CheckpointError(
-            f"{len(pointers)} files are Git LFS pointers, not their contents ({', '.join(sorted(pointers)[:3])})",
+            f"{count(len(pointers), 'file is a Git LFS pointer', 'files are Git LFS pointers')}, without contents "
+            f"({', '.join(sorted(pointers)[:3])})",
             where=str(path), fix=f"fetch the contents: git -C {path} lfs pull (with git-lfs installed)")
     if not (path / "config.json").is_file():
         found = _hub_cache(path) or _another_kind(path) or _too_high(path) or _other_format(path)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from talker_rl.errors import DataError
+from talker_rl.figures import count
 from talker_rl.omni.config import Token2WavConfig
 from talker_rl.omni.flow import network, sample_mels
 from talker_rl.omni.vocoder import vocode
@@ -51,7 +52,8 @@ def decode(
     """
     cfg = cfg or Token2WavConfig()
     if not len(codes) == len(speakers) == len(seeds):
-        raise DataError(f"{len(codes)} utterances, {len(speakers)} speakers, {len(seeds)} seeds")
+        raise DataError(f"{count(len(codes), 'utterance')}, {count(len(speakers), 'speaker')}, "
+                        f"{count(len(seeds), 'seed')}")
     dit, vocoder = token2wav.code2wav_dit_model, token2wav.code2wav_bigvgan_model
     check_codes(dit, codes)
     out: list[np.ndarray] = [np.empty(0, np.float32)] * len(codes)
@@ -98,7 +100,8 @@ def check_codes(dit: Any, codes: Sequence[Sequence[int]]) -> None:
         bad = [c for c in sequence if not 0 <= c < rows]
         if bad:
             raise DataError(
-                f"invalid code {bad[0]}: the table has {rows} rows", where=f"utterance {i}", fix="strip stop ids first"
+                f"invalid code {bad[0]}: the table has "
+                f"{count(rows, 'row')}", where=f"utterance {i}", fix="strip stop ids first"
             )
         if len(sequence) > longest:
-            raise DataError(f"{len(sequence)} codes, the DiT takes {longest}", where=f"utterance {i}")
+            raise DataError(f"{count(len(sequence), 'code')}, the DiT takes {longest}", where=f"utterance {i}")

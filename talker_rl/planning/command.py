@@ -17,7 +17,7 @@ from talker_rl.planning.rates import Rates, dump_rates, load_rates, read_run
 from talker_rl.stages.plan import set_sizes
 
 ASSUMED_SECONDS = 5.0
-"""Of speech an utterance, where neither an option nor a measured run says more."""
+"""Of speech per utterance, where neither an option nor a measured run says more."""
 
 
 def run(args: argparse.Namespace, config: RunConfig) -> str:
@@ -94,7 +94,7 @@ def _text(job: Job, lines: list[Line], rates: Rates | None) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     table = ["  ".join(cell.ljust(w) if i < 2 or i >= 7 else cell.rjust(w)
                        for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
-    notes = [f"lengths: {at.codes:.0f} ids ({at.seconds:.1f} s) an utterance, prefix {at.prefix:.0f} positions, reply "
+    notes = [f"lengths: {at.codes:.0f} ids ({at.seconds:.1f} s) per utterance, prefix {at.prefix:.0f} positions, reply "
              f"{at.reply:.0f}, {job.pairs_per_prompt:.2f} pairs per prompt"
              + ("" if rates else ": assumed (--seconds, or --rates of a run)")]
     if rates:

@@ -63,7 +63,7 @@ def tail(prefix: float, codes: float) -> float:
 
 
 def conditioning(geo: Geometry, prompts: float, at: Lengths, batch: int, generate: bool, dtype: str) -> list[Work]:
-    """Prompt and reply through the Thinker's text model; where it writes the reply itself, a forward a token."""
+    """Prompt and reply through the Thinker's text model; where it writes the reply itself, a forward per token."""
     positions = at.prefix + at.reply
     flops = prompts * (2 * geo.thinker.weights * positions + attention(geo.thinker, causal(positions)))
     forwards = prompts / batch * (1 + (at.reply if generate else 0))

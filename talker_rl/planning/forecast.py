@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from talker_rl.config import RunConfig
+from talker_rl.figures import count
 from talker_rl.planning import cost, memory
 from talker_rl.planning.cost import Lengths
 from talker_rl.planning.geometry import Geometry
@@ -114,7 +115,7 @@ def _stages(job: Job) -> Iterator[Stage]:
     everything = sum(sizes.values())
     generate = config.conditioning.mode == "generate"
     yield Stage(
-        "conditioning", f"{everything} prompts",
+        "conditioning", f"{count(everything, 'prompt')}",
         cost.conditioning(geo, everything, at, config.conditioning.batch_size, generate, config.model.dtype),
         job.devices if job.machine.is_cpu else 1, peaks["conditioning"],
         memory.cache_on_disk(geo, config, everything, at),
@@ -131,7 +132,7 @@ def _stages(job: Job) -> Iterator[Stage]:
     judged = 1 + len(config.eval.talkers) + variants
     spoken = judged * sizes["eval"] * config.eval.seeds
     yield Stage(
-        "evaluation", f"{judged} Talkers: {spoken} utterances",
+        "evaluation", f"{count(judged, 'Talker')}: {count(spoken, 'utterance')}",
         _spoken(job, judged * sizes["eval"], config.eval.seeds)
         + _heard(job, "recognizer", spoken) + _heard(job, "evaluator", spoken),
         job.devices, peaks["evaluation"],
@@ -145,13 +146,13 @@ def _samples(job: Job, index: int, prompts: int, policies: int) -> Iterator[Stag
     config, geo, at, cfg = job.config, job.geometry, job.lengths, job.config.rollouts
     sampled = policies * prompts * cfg.num_candidates
     yield Stage(
-        "rollouts", f"round {index}: {sampled} candidates",
+        "rollouts", f"round {index}: {count(sampled, 'candidate')}",
         cost.rollouts(geo, policies * prompts, cfg.num_candidates, at, _rows(job, cfg.num_candidates),
                       config.model.dtype),
         job.devices, job.peaks["rollouts"], sampled * at.codes * memory.ROLLOUT_BYTES_A_CODE, policies,
     )  # fmt: skip
     yield Stage(
-        "scores", f"round {index}: {sampled} utterances",
+        "scores", f"round {index}: {count(sampled, 'utterance')}",
         cost.decode(geo, sampled, at, config.token2wav) + _heard(job, "recognizer", sampled), job.devices,
         job.peaks["scores"],
         sampled * memory.SCORE_BYTES + memory.audio_on_disk(config, policies * prompts, cfg.num_candidates, at),
@@ -185,7 +186,7 @@ def _training(job: Job, index: int, prompts: float, policies: int) -> Stage:
     one = len(variants) == 1  # alone it has all cores
     parallel = (job.devices if job.machine.is_cpu else 1) if one else min(job.devices, len(variants))
     total = sum(cfg.steps(_records(job, cfg, prompts)) for cfg in variants)
-    label = f"round {index}: {total} steps, {len(variants)} variant" + "s" * (not one)
+    label = f"round {index}: {count(total, 'step')}, {count(len(variants), 'variant')}"
     return Stage("training", label, works, parallel, job.peaks["training"], disk, len(variants))
 
 
@@ -198,7 +199,8 @@ def _choice(job: Job, index: int, prompts: float) -> Stage:
     texts = tried * job.sizes["dev"]
     spoken = texts * config.dev.num_candidates
     works = _spoken(job, texts, config.dev.num_candidates) + _heard(job, "recognizer", spoken)
-    return Stage("choice", f"round {index}: {tried} policies, {spoken} utterances", works, job.devices,
+    return Stage("choice", f"round {index}: {count(tried, 'policy', 'policies')}, "
+                           f"{count(spoken, 'utterance')}", works, job.devices,
                  job.peaks["choice"], spoken * memory.SCORE_BYTES, len(config.train))
 
 

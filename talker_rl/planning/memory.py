@@ -55,8 +55,8 @@ ROLLOUT_BYTES_A_CODE = 5.3
 SCORE_BYTES = 180
 EVAL_BYTES = 1050
 PAIR_BYTES = 250
-"""Of parquet (zstd) a code, candidate, utterance and pair: measured on a micro run of 1,500 candidates, 156 codes each
-(docs/PLAN.md)."""
+"""Of parquet (zstd) per code, candidate, utterance and pair: measured on a micro run of 1,500 candidates, 156 codes
+each (docs/PLAN.md)."""
 AUDIO_BYTES_A_SECOND = {"opus": 4_500, "flac": 29_000}
 """Opus measured in the same run; flac assumed at 60 % of 16 bits at 24 kHz."""
 

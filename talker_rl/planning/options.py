@@ -27,11 +27,11 @@ def add_plan_options(plan: argparse.ArgumentParser) -> None:
                       "name with a config.json (default: model.path)")
     plan.add_argument("--prompts", type=int, metavar="N", help="train prompts (default: those of the configuration)")
     plan.add_argument("--candidates", type=int, metavar="N", help="candidates per prompt")
-    plan.add_argument("--seconds", type=float, metavar="S", help="of speech an utterance (default: as in the measured "
+    plan.add_argument("--seconds", type=float, metavar="S", help="of speech per utterance (default: as in the measured "
                       "run, else 5)")
     plan.add_argument("--gpus", type=int, default=1, metavar="G", help="GPUs to divide the work among (default 1)")
-    plan.add_argument("--hardware", metavar="NAME", help="h200, a100, or cpu: one core a worker (default: the measured "
-                      "one, else cpu for micro and h200 for all others)")
+    plan.add_argument("--hardware", metavar="NAME", help="h200, a100, or cpu: one core per worker (default: the "
+                      "measured one, else cpu for micro and h200 for all others)")
     plan.add_argument("--tflops", type=float, metavar="X", help="what a device sustains, in place of an assumed share "
                       "of its peak")
     plan.add_argument("--bandwidth", type=float, metavar="GB/S", help="likewise, of its memory")

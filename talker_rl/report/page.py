@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from talker_rl.figures import bare, changed, span, written
+from talker_rl.figures import bare, changed, count, span, written
 from talker_rl.report import charts
 from talker_rl.report.audio import data_uri
 from talker_rl.report.blocks import Figure, one_view
@@ -66,7 +66,8 @@ def headline(summary: dict[str, Any] | None) -> str:
         told = f"95 % interval {low} to {high}"
         sure = "" if interval[0] > 0 or interval[1] < 0 else " The interval includes 0: no claim can be made."
     return (
-        f"Corpus WER {base:.1%} before, {trained:.1%} after, on {summary['n']} utterances of {summary['prompts']} "
+        f"Corpus WER {base:.1%} before, {trained:.1%} after, on {count(summary['n'], 'utterance')} of "
+        f"{summary['prompts']} "
         f"texts that were not trained on (difference {written(trained - base, '{:+.1%}')}, {told}).{sure}"
     )
 

@@ -1,4 +1,4 @@
-"""Client of the reward service: several endpoints, bounded retries, one scorer a run.
+"""Client of the reward service: several endpoints, bounded retries, one scorer per run.
 
 An answer is taken only if it is whole: the asked ids in the asked order, each a score or a failure, from the one scorer
 that this client began with. Everything else is tried again or stops the run; nothing is made up.

@@ -197,7 +197,7 @@ class RewardConfig(BaseModel):
         description="Subtract the reward's linear dependence on duration, one slope fitted within prompts over the "
         "whole set (done once all candidates are scored, never batch by batch).",
     )
-    batch_size: int = Field(default=16, ge=1, description="Utterances a batch of the scoring stage.")
+    batch_size: int = Field(default=16, ge=1, description="Utterances per batch of the scoring stage.")
     max_failure_rate: float = Field(
         default=0.2, ge=0.0, le=1.0, description="The stage stops when more scores than this fail."
     )
@@ -256,7 +256,7 @@ class ServiceConfig(BaseModel):
     decoders: int = Field(default=1, ge=1, description="Worker processes that turn codes into speech.")
     recognizers: int = Field(default=1, ge=1, description="Worker processes that recognize and score it.")
     batch_items: int = Field(default=8, ge=1, description="Most utterances per batch; alike lengths share one.")
-    batch_seconds: float = Field(default=120.0, gt=0, description="Most seconds of speech a batch.")
+    batch_seconds: float = Field(default=120.0, gt=0, description="Most seconds of speech per batch.")
     batch_wait: float = Field(
         default=0.01, ge=0, le=1, description="Seconds that a batch which is not full waits for company."
     )

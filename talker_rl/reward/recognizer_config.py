@@ -37,8 +37,8 @@ class RecognizerSettings(BaseModel):
     batch_size: int = Field(
         default=1,
         ge=1,
-        description="Utterances a forward. Above 1 they are padded together, which moves floats by about 1e-6 and may "
-        "flip a token: then a result can depend on its neighbors.",
+        description="Utterances per forward. Above 1 they are padded together, which moves floats by about 1e-6 and "
+        "may flip a token: then a result can depend on its neighbors.",
     )
     min_seconds: float = Field(
         default=0.1, gt=0.0, description="Shorter audio is refused as `too_short` (FunASR crashes on it)."

@@ -16,7 +16,7 @@ _VOWELS = re.compile(r"[aeiouyàáâãäåæèéêëìíîïòóôõöøùúûü
 
 
 def speaking_units(tokens: Sequence[str]) -> int:
-    """About how many syllables a text has: one a Han or kana character, one a vowel group of a word, one a digit.
+    """About how many syllables a text has: one per Han or kana character, vowel group of a word, or digit.
 
     A rough count is enough: it normalizes the rate across texts and never compares two of them.
     """

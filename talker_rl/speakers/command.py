@@ -13,7 +13,7 @@ from typing import Any
 from talker_rl.config import RunConfig, load_config
 from talker_rl.data.records import Prompt
 from talker_rl.errors import ConfigError, StageError
-from talker_rl.figures import written
+from talker_rl.figures import count, written
 from talker_rl.shipped import split
 from talker_rl.speakers.entry import (
     ENOUGH_SECONDS,
@@ -30,6 +30,10 @@ from talker_rl.speakers.sound import Finding, Heard
 
 HEARD_PROMPTS = 6
 """Texts of the micro world that a new speaker is heard with."""
+
+
+_FILES = {"wav": "recording", "ref_mel": "file of a ref_mel", "cond": "file of a cond", "codes": "file of codes"}
+"""Option -> what it names."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,13 +73,18 @@ def _list(args: argparse.Namespace, config: RunConfig) -> int:
 
 def _add(args: argparse.Namespace, config: RunConfig) -> int:
     from talker_rl.omni.checkpoint import resolve_model_path, speakers_of
-    from talker_rl.places import check_writable_folder
+    from talker_rl.places import check_writable_folder, require_file
     from talker_rl.speakers.store import check_target, save
 
     folder, out = resolve_model_path(config.model.path), Path(args.out).expanduser()
     check_target(out, folder, args.overwrite)
     if args.wavs:
         check_writable_folder(Path(args.wavs))
+    for option in ("wav", "ref_mel", "codes"):
+        if file := getattr(args, option):
+            require_file(Path(file).expanduser(), _FILES[option], f"--{option.replace('_', '-')}")
+    if args.cond and args.cond != "zero":
+        require_file(Path(args.cond).expanduser(), _FILES["cond"], "--cond")
     speakers = speakers_of(config.model)
     if args.name in speakers:
         raise ConfigError(f"There is a speaker {args.name!r} already", where="--name", fix="choose another name")
@@ -92,7 +101,7 @@ def _add(args: argparse.Namespace, config: RunConfig) -> int:
             print(f"{level:5} {text}", flush=True)
             failed += level == "fail"
         if failed:
-            print(f"\n{failed} checks failed: nothing was written", file=sys.stderr)
+            print(f"\n{count(failed, 'check')} failed: nothing was written", file=sys.stderr)
             return 1
     save(everyone, out, folder)
     used = f"model.speakers={out}" if out.suffix == ".pt" else f"model.path={out}"
@@ -179,12 +188,12 @@ def _sound_findings(args: argparse.Namespace, config: RunConfig, everyone: dict[
     token2wav = load_omni(config.model, parts=("token2wav",)).token2wav
     heard = sound.hear(token2wav, known, everyone[sayer], everyone[args.name], config.token2wav)
     asr = build_recognizer(config.reward.recognizer) if _has_recognizer(config) else None
-    yield "ok", f"heard: {len(known)} utterances, codes by {args.codes or sayer}"
+    yield "ok", f"heard: {count(len(known), 'utterance')}, codes by {args.codes or sayer}"
     yield from sound.judge(heard, token2wav, args.name, everyone, asr)
     if asr is None:
         yield "warn", "words: not checked; name a recognizer (-c CONFIG with reward.recognizer)"
     if args.wavs:
-        yield "ok", f"{_keep(heard, Path(args.wavs), args.name, sayer)} sound files in {args.wavs}"
+        yield "ok", f"{count(_keep(heard, Path(args.wavs), args.name, sayer), 'sound file')} in {args.wavs}"
 
 
 def _sayer(args: argparse.Namespace, everyone: dict[str, Entry]) -> str:

@@ -20,7 +20,7 @@ from talker_rl.errors import ConfigError, DataError, StageError
 from talker_rl.evaluation.bootstrap import bootstrap_ci, ratio_of_sums
 from talker_rl.evaluation.summary import compare
 from talker_rl.evaluation.told_apart import difference, leave_one_text_out, told_apart
-from talker_rl.figures import bare, span, written
+from talker_rl.figures import bare, count, span, written
 from talker_rl.omni.mel import log_mel
 from talker_rl.omni.speaker import speaker_embedding
 from talker_rl.places import require_run
@@ -113,7 +113,8 @@ def _same_texts(base: list[Row], trained: list[Row], folder: Path) -> tuple[list
     speakers = sorted({speaker for _, speaker in both})
     texts = sorted({text for text, _ in both if all((text, s) in both for s in speakers)})
     if len(speakers) < 2 or len(texts) < LEAST_TEXTS:
-        raise StageError(f"{len(texts)} texts are spoken by all of {len(speakers)} speakers", where=str(folder),
+        raise StageError(f"{count(len(texts), 'text is', 'texts are')} spoken by all of "
+                         f"{count(len(speakers), 'speaker')}", where=str(folder),
                          fix=f"evaluate at least {LEAST_TEXTS} texts with prompts.speaker_assignment: {{eval: all}}")
     return speakers, texts
 
@@ -136,7 +137,8 @@ def _side(config: RunConfig, folder: Path, name: str, speakers: list[str], texts
                          reward={}, prompts=[], candidates=[], seed=config.seed), chosen)
     missing = [c.candidate_id for c in chosen if c.candidate_id not in audio]
     if missing:
-        raise DataError(f"{len(missing)} utterances cannot be decoded, the first is {missing[0]}", where=str(folder),
+        raise DataError(f"{count(len(missing), 'utterance')} cannot be decoded, the first is "
+                        f"{missing[0]}", where=str(folder),
                         fix="look at their end_reason in the evaluation rows")
     mels = [log_mel(torch.from_numpy(audio[c.candidate_id])) for c in chosen]
     embeddings = torch.stack([speaker_embedding(omni.token2wav, mel) for mel in mels])
@@ -188,10 +190,12 @@ def _interval(ci: Any, scale: float = 100.0, digits: int = 1) -> str:
 
 def _table(found: dict[str, Any]) -> str:
     """The report for a terminal."""
-    lines = [f"{found['variant']} of {found['run']}: {found['texts']} texts, each by {', '.join(found['speakers'])}"
+    lines = [f"{found['variant']} of {found['run']}: {count(found['texts'], 'text')}, each by "
+             f"{', '.join(found['speakers'])}"
              + (f"; all decoded with {found['entry']}'s entry" if found["entry"] else "")]
     for name, figures in found["asked"].items():
-        lines += ["", f"{name} among {len(found['speakers'])} speakers, by texts that the classifier never heard "
+        lines += ["", f"{name} among {count(len(found['speakers']), 'speaker')}, by texts that the classifier never "
+                      f"heard "
                   f"(95 % intervals over texts)", f"{'':44}{'before':>9}{'after':>9}   change in points"]
         for kind, label in KINDS.items():
             f = figures[kind]

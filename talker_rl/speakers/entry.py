@@ -66,7 +66,7 @@ def reference_from_wav(path: str | Path, like: Sequence[Entry], most_seconds: fl
     from talker_rl.reward.audio import resample
 
     try:
-        sound, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+        sound, rate = soundfile.read(str(Path(path).expanduser()), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         raise DataError(f"The reference cannot be read as sound: {error}", where=str(path),
                         fix="give a .wav, .flac, .ogg or .mp3 file") from None

@@ -15,6 +15,7 @@ import torch
 
 from talker_rl.data.records import Prompt, derive_seed
 from talker_rl.errors import DataError, StageError
+from talker_rl.figures import count
 from talker_rl.omni.config import ModelConfig, SamplingConfig, Token2WavConfig
 from talker_rl.omni.mel import HOP, SAMPLE_RATE, log_mel
 from talker_rl.speakers.entry import Entry
@@ -46,7 +47,7 @@ class Known:
 
 @dataclass
 class Heard:
-    """What came of the same codes with two entries: float32 at 24 kHz, one array an utterance."""
+    """What came of the same codes with two entries: float32 at 24 kHz, one array per utterance."""
 
     known: list[Known]
     own: list[np.ndarray]
@@ -105,8 +106,8 @@ def judge(
     seconds = sum(len(k.codes) for k in heard.known) * CODE_SAMPLES / SAMPLE_RATE
     wrong = [k for k, wave in zip(heard.known, heard.new, strict=True) if len(wave) != len(k.codes) * CODE_SAMPLES]
     yield ("fail" if wrong else "ok"), (
-        f"duration: {len(wrong)} of {len(heard.known)} utterances are not 480 samples per code" if wrong
-        else f"duration: {len(heard.known)} utterances, {seconds:.2f} s, exactly 480 samples per code")
+        f"duration: {len(wrong)} of {count(len(heard.known), 'utterance')} not 480 samples per code" if wrong
+        else f"duration: {count(len(heard.known), 'utterance')}, {seconds:.2f} s, exactly 480 samples per code")
     whole = np.concatenate(heard.new)
     if not np.isfinite(whole).all():
         yield "fail", f"samples: {int((~np.isfinite(whole)).sum())} are NaN or infinite"

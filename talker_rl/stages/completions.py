@@ -7,7 +7,7 @@ from typing import Literal
 from talker_rl.data.prompt_files import parse_source
 from talker_rl.data.records import Candidate, Completion
 from talker_rl.errors import DataError, StageError
-from talker_rl.figures import written
+from talker_rl.figures import count, written
 from talker_rl.file_hash import cached_hash
 from talker_rl.run_dir import timed
 from talker_rl.stages.context import Context, Round
@@ -50,8 +50,8 @@ def run(ctx: Context, round_: Round, data: Literal["best_of_n", "file"]) -> None
             candidates = ShardFolder(ctx.run.path / round_.stage("rollouts")).read_all(Candidate)
             scores = load_scores(ctx, round_)
             found, reasons = select_completions(prompts, candidates, scores, ctx.config.completions)
-        for reason, count in reasons.items():
-            ctx.say(f"{stage}: {count} left out: {REASONS[reason]}")
+        for reason, n in reasons.items():
+            ctx.say(f"{stage}: {n} left out: {REASONS[reason]}")
         if not found:
             why, fix = advice(ctx.config, reasons, scores, ctx.config.completions.reward_key, "completions.min_reward")
             raise StageError(f"No candidate is good enough to imitate ({why})", where=str(ctx.run.path / stage),
@@ -60,7 +60,8 @@ def run(ctx: Context, round_: Round, data: Literal["best_of_n", "file"]) -> None
         export_completions(found, ctx.run.path / stage, reasons=reasons,
                            source={"run": ctx.config.name, **ctx.model_input()})
     rewards = [c.reward for c in found if c.reward is not None]
-    ctx.say(f"{stage}: {len(found)} completions of {len({c.prompt_id for c in found})} of {len(prompts)} prompts, "
+    ctx.say(f"{stage}: {count(len(found), 'completion')} of {len({c.prompt_id for c in found})} of "
+            f"{count(len(prompts), 'prompt')}, "
             f"{sum(c.seconds for c in found):.0f} s of speech"
             + (f", mean reward {written(sum(rewards) / len(rewards))}" if rewards else ""))
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],

@@ -6,12 +6,13 @@ import json
 
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import PromptError, TalkerRLError
+from talker_rl.figures import count
 from talker_rl.run_dir import atomic_write, timed
 from talker_rl.stages.context import SETS, Context
 from talker_rl.stages.shards import chunks
 
 SHARD_SIZE = 128
-"""Prompts a shard. A shard is computed whole or not at all: sums in a batch depend on its widths by 1e-7, and an
+"""Prompts per shard. A shard is computed whole or not at all: sums in a batch depend on its widths by 1e-7, and an
 interrupted run must give the same tensors."""
 REASONS = 10
 """Reasons that are printed; the file has all."""
@@ -40,7 +41,7 @@ def run(ctx: Context) -> None:
     total = len(prompts) + len(skipped)
     cache = ConditioningCache(folder)
     if cache.damaged:
-        ctx.say(f"conditioning: {len(cache.damaged)} damaged shards are computed again")
+        ctx.say(f"conditioning: {count(len(cache.damaged), 'damaged shard is', 'damaged shards are')} computed again")
         cache.drop_damaged()
     if ctx.run.is_done("conditioning") and all(p.prompt_id in cache for p in prompts):
         return
@@ -64,7 +65,7 @@ def run(ctx: Context) -> None:
     for line in _told(skipped, total):
         ctx.say(f"conditioning: {line}")
     atomic_write(notes, json.dumps(skipped, ensure_ascii=False, indent=1) + "\n")
-    ctx.say(f"conditioning: {total - len(skipped)} prompts, {stored} of them were there already; "
+    ctx.say(f"conditioning: {count(total - len(skipped), 'prompt')}, {stored} of them there already; "
             f"{cache.size / 2**20:.1f} MiB in {ctx.config.model.dtype}")
     content = stable_hash(key, sorted(k for p, k in keys.items() if p not in skipped))
     ctx.run.finish("conditioning", content=content, seconds=seconds[0],
@@ -85,10 +86,10 @@ def _told(skipped: dict[str, Note], total: int) -> list[str]:
         reasons.setdefault(note["what"], []).append(note["where"])
     lines = []
     for what, places in sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0])):
-        count = len(places)
-        others = f" and {count - 1} more" if count > 1 else ""
+        n = len(places)
+        others = f" and {n - 1} more" if n > 1 else ""
         place = f" ({_one_line(places[0])}{others})" if places[0] else ""
-        lines.append(f"skipped {count} of {total} prompts ({count / total:.1%}): {what}{place}")
+        lines.append(f"skipped {n} of {count(total, 'prompt')} ({n / total:.1%}): {what}{place}")
     if len(lines) > REASONS:
         lines[REASONS:] = [f"{len(lines) - REASONS} more reasons: see conditioning/skipped.json"]
     return lines

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from talker_rl.config import RunConfig
 from talker_rl.data.records import Prompt, derive_seed, from_row, stable_hash
+from talker_rl.figures import count
 from talker_rl.omni.config import SPEAKING
 from talker_rl.progress import bar
 from talker_rl.reward.config import RecognizerConfig
@@ -104,7 +105,7 @@ class Context:
         """Make the missing shards of stages that overlap; returns the seconds it took."""
         for leg in legs:
             if len(leg.missing) < leg.count:
-                self.say(f"{leg.stage}: {leg.count - len(leg.missing)} of {leg.count} shards are there already")
+                self.say(f"{leg.stage}: {leg.count - len(leg.missing)} of {count(leg.count, 'shard')} made already")
         return flow(self.pool, legs, quiet=self.quiet)
 
     # -- what stages read ---------------------------------------------------------------------------------------

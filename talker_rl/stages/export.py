@@ -15,6 +15,7 @@ from typing import Any
 
 from talker_rl.data.records import stable_hash
 from talker_rl.errors import CheckpointError, ConfigError, StageError, is_disk_full
+from talker_rl.figures import count
 from talker_rl.names import hub_name, model_name
 from talker_rl.omni import merge
 from talker_rl.omni.adapter_check import adapter_settings, adapter_weights, check_adapter_of, check_finite
@@ -215,7 +216,7 @@ _HOW = {"merge": "written anew", "keep": "as it is", "copy": "copied"}
 def _weight_lines(rounding: merge.Rounding, widened: bool) -> list[str]:
     kinds = ", ".join(sorted(rounding.dtypes))
     of = "" if rounding.changed == rounding.merged else f" of the {rounding.merged} that were merged"
-    line = f"{rounding.changed} tensors of the Talker changed{of}, stored as {kinds}"
+    line = f"{count(rounding.changed, 'tensor')} of the Talker changed{of}, stored as {kinds}"
     if rounding.error:
         line += (f"; rounding them moved the weights by {rounding.share:.1%} of the update's norm (--talker-dtype "
                  "float32 stores them as they are, and the unmerged adapter has no such error)")
@@ -305,8 +306,8 @@ def _check_disk(folder: Path, needed: int) -> None:
 
 def _list(files: list[tuple[str, str, int]], needed: int) -> None:
     width = max(len(name) for name, _, _ in files)
-    for name, how, count in files:
-        print(f"  {name:<{width}}  {size(count):>10}  {how}")
+    for name, how, held in files:
+        print(f"  {name:<{width}}  {size(held):>10}  {how}")
     print(f"  {'on the disk, new':<{width}}  {size(needed):>10}  beside README.md and {LINEAGE}")
 
 

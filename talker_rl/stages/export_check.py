@@ -10,6 +10,7 @@ import torch
 
 from talker_rl.data.records import Candidate
 from talker_rl.errors import StageError
+from talker_rl.figures import count
 from talker_rl.omni import merge
 from talker_rl.omni.conditioning_cache import ConditioningCache
 from talker_rl.omni.config import ModelConfig
@@ -53,8 +54,9 @@ class Policy:
         if exact and float(difference.max()) > EXACT:
             raise StageError(f"The written checkpoint is not the trained policy: a log-prob differs by "
                              f"{float(difference.max()):.2g}", where=str(folder), fix="this is a bug: please report it")
-        line = (f"log-probs of {len(mask)} of the run's samples, {int(mask.sum())} codes: training moved them by "
-                f"{float(trained.mean()):.2g} a code, merging and storing by {float(difference.mean()):.2g} (largest "
+        line = (f"log-probs of {len(mask)} of the run's samples, {count(int(mask.sum()), 'code')}: training moved "
+                f"them by "
+                f"{float(trained.mean()):.2g} per code, merging and storing by {float(difference.mean()):.2g} (largest "
                 f"{float(difference.max()):.2g})")
         if not exact and float(difference.mean()) > float(trained.mean()):
             line += ("; WARNING: rounding changes more than the training did, so export with --talker-dtype float32, "

@@ -14,9 +14,11 @@ from talker_rl.config import RunConfig
 from talker_rl.data.pairs import REASONS, rank_value
 from talker_rl.data.records import CODE_RATE_HZ, Prompt, ScoreRow
 from talker_rl.errors import ConfigError
+from talker_rl.figures import count
 from talker_rl.reward.combine import BUILT_IN_COMPONENTS
 from talker_rl.reward.normalize import tokens_of
 from talker_rl.reward.stability import speaking_units
+from talker_rl.stages import named
 
 FASTEST = 15.0
 """Syllables per second that nobody speaks: quick speech has 8."""
@@ -31,12 +33,26 @@ _OF_THE_TEXT = {"ref_words", "pause_marks"}
 """Components that are the same for all candidates of a prompt."""
 
 
-def check_config(config: RunConfig) -> None:
-    """Refuse settings with which no text can give a pair, or a completion, that a variant is to learn from.
+PAIRING = ("run", "rollout", "score", "pair")
+"""Verbs that are of no use where nothing to learn from can come out."""
+
+
+def check_config(config: RunConfig, verb: str = "run", *, here: bool = False, remote: bool = False) -> None:
+    """Refuse what the verb could not do: settings with which no text can give a pair, or a completion, that a variant
+    is to learn from; then what is named and is not there. Arguments as for :func:`named.faults`.
 
     Raises:
         ConfigError: names the setting and what to set it to.
+        CheckpointError: a recognizer's folder is missing or incomplete.
     """
+    if verb in PAIRING:
+        check_learning(config)
+    for fault in named.faults(config, verb, here=here, remote=remote):
+        raise fault
+
+
+def check_learning(config: RunConfig) -> None:
+    """The first half of :func:`check_config`."""
     learns = {variant.data for variant in config.train.values()}
     if not learns & {None, "best_of_n"}:
         return
@@ -62,14 +78,15 @@ def check_texts(config: RunConfig, prompts: Sequence[Prompt]) -> str | None:
     needed = sorted(codes_needed(prompt.text) for prompt in prompts)
     if needed[0] > limit:
         raise ConfigError(
-            f"No train text can be said in {limit} codes ({limit / CODE_RATE_HZ:.2g} s): the shortest needs "
+            f"No train text can be said in {count(limit, 'code')} ({limit / CODE_RATE_HZ:.2g} s): the shortest needs "
             f"{needed[0]} even at {FASTEST:g} syllables per second, so every candidate would be cut",
             where="rollouts.sampling.max_new_tokens",
             fix=f"set max_new_tokens to {_usual(needed[-1])} or more (1024 is the default)")
     cut = sum(count > limit for count in needed)
     if not cut:
         return None
-    return (f"{cut} of {len(needed)} train texts cannot be said in {limit} codes, and give nothing: raise "
+    return (f"{cut} of {count(len(needed), 'train text')} cannot be said in {count(limit, 'code')}, and give nothing: "
+            f"raise "
             f"rollouts.sampling.max_new_tokens to {_usual(needed[-1])}")
 
 
@@ -103,7 +120,10 @@ def _check_differing(config: RunConfig) -> None:
 
 def _check_key(config: RunConfig, section: str) -> None:
     key = getattr(config, section).reward_key
-    name = key.lstrip("-")
+    name = key.removeprefix("-")
+    if name.startswith("-"):
+        raise ConfigError(f"{section}.reward_key is {key!r}, with more than one minus", where=f"{section}.reward_key",
+                          fix=f"write {name.lstrip('-')} where more is better, -{name.lstrip('-')} where less is")
     known = ["reward", *BUILT_IN_COMPONENTS, *(c.name for c in config.reward.components)]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -151,7 +171,7 @@ def _check_pairs(config: RunConfig) -> None:
     longest = sampling.max_new_tokens - 1 - max(1, sampling.min_new_tokens or 0)
     if pairs.chosen_longer_by is not None and pairs.chosen_longer_by > longest:
         raise ConfigError(
-            f"No chosen can be longer than its rejected by {pairs.chosen_longer_by} codes: candidates have "
+            f"No chosen can be longer than its rejected by {count(pairs.chosen_longer_by, 'code')}: candidates have "
             f"{max(1, sampling.min_new_tokens or 0)} to {sampling.max_new_tokens - 1} codes",
             where="pairs.chosen_longer_by", fix=f"lower it below {max(longest, 0) + 1}, or raise "
             "rollouts.sampling.max_new_tokens")
@@ -179,7 +199,8 @@ def _check_ending(config: RunConfig) -> None:
             fix="raise max_new_tokens above min_new_tokens (1024 is the default)")
     least = math.ceil(CODE_RATE_HZ / FASTEST) + 1
     if s.max_new_tokens < least:
-        raise ConfigError(f"No text can be said in {s.max_new_tokens} codes ({s.max_new_tokens / CODE_RATE_HZ:g} s): "
+        raise ConfigError(f"No text can be said in {count(s.max_new_tokens, 'code')} "
+                          f"({s.max_new_tokens / CODE_RATE_HZ:g} s): "
                           "every candidate would be cut", where=limit,
                           fix="set max_new_tokens to what the texts take, 50 codes per second (1024 is the default)")
 

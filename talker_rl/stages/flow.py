@@ -150,7 +150,7 @@ class _Flow:
 def describe(legs: Sequence[Leg], seconds: float) -> str:
     """Rate and share of the work of every leg, in one line."""
     total = sum(leg.busy for leg in legs) or 1.0
-    parts = [f"{leg.stage} {leg.rows / leg.busy:.1f} a worker's second ({leg.busy / total:.0%} of the work)"
+    parts = [f"{leg.stage} {leg.rows / leg.busy:.1f} rows per second and worker ({leg.busy / total:.0%} of the work)"
              for leg in legs if leg.busy]
     return f"{', '.join(parts)}; {seconds:.0f} s in all"
 

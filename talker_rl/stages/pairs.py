@@ -6,6 +6,7 @@ from pathlib import Path
 
 from talker_rl.data.records import Candidate, Pair
 from talker_rl.errors import DataError, StageError
+from talker_rl.figures import count
 from talker_rl.file_hash import cached_hash
 from talker_rl.run_dir import timed
 from talker_rl.stages.context import Context, Round
@@ -46,10 +47,11 @@ def run(ctx: Context, round_: Round) -> None:
         else:
             scores = load_scores(ctx, round_)
             pairs, reasons = select_pairs(prompts, candidates, scores, ctx.config.pairs)
-        source = "prompts" if votes is None else "votes"
-        for reason, count in sorted(reasons.items()):
-            if count:
-                ctx.say(f"{stage}: {count} {source} give no pair: {REASONS.get(reason, reason)}")
+        source = "prompt" if votes is None else "vote"
+        for reason, n in sorted(reasons.items()):
+            if n:
+                ctx.say(f"{stage}: {count(n, f'{source} gives', f'{source}s give')} no pair: "
+                        f"{REASONS.get(reason, reason)}")
         if not pairs and votes is not None:
             raise StageError("No prompt gives a pair", where=str(ctx.run.path / stage),
                              fix="vote for one side of some pairs")
@@ -60,7 +62,7 @@ def run(ctx: Context, round_: Round) -> None:
         export_pairs(pairs, ctx.run.path / stage, prompts=prompts, reasons=reasons,
                      source={"run": ctx.config.name, **ctx.model_input()})
     shorter = sum(p.chosen_seconds < p.rejected_seconds for p in pairs) / len(pairs)
-    ctx.say(f"{stage}: {len(pairs)} pairs of {len(prompts)} prompts, mean margin "
+    ctx.say(f"{stage}: {count(len(pairs), 'pair')} of {count(len(prompts), 'prompt')}, mean margin "
             f"{sum(p.margin for p in pairs) / len(pairs):.3f}, chosen is shorter in {shorter:.0%}")
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
                    counts={"pairs": len(pairs), "prompts": len(prompts), "no_pair": dict(reasons)})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from talker_rl.errors import StageError
+from talker_rl.errors import StageError, TalkerRLError
 from talker_rl.report.model import ReportData
 from talker_rl.stages import (
     choice,
@@ -15,6 +15,7 @@ from talker_rl.stages import (
     conditioning,
     evaluate,
     feasible,
+    named,
     pairs,
     prompts,
     rollouts,
@@ -22,6 +23,7 @@ from talker_rl.stages import (
     train,
 )
 from talker_rl.stages.context import Context, Round, choice_stage, rounds_of
+from talker_rl.stages.plan import describe
 from talker_rl.tracking import check_tracker, send_result
 
 
@@ -34,14 +36,17 @@ def start_of(ctx: Context, round_: Round, variant: str | None) -> tuple[Path | N
 
 
 def check_start(ctx: Context) -> None:
-    """Whether the run can give something to learn from, and whether the adapter that it begins with, or those that it
-    will make, fit the model: before hours of work and not after.
+    """Whether the run can give something to learn from, what it names is there, and the adapter that it begins with, or
+    those that it will make, fit the model: before hours of work and not after.
 
     Raises:
-        CheckpointError: the adapter is not there, damaged, or of another geometry.
-        ConfigError: a variant's ``lora.target_modules`` names what cannot be trained, or no text can give a pair.
+        CheckpointError: the adapter is not there, damaged, or of another geometry; likewise a model or a recognizer.
+        ConfigError: a variant's ``lora.target_modules`` names what cannot be trained, no text can give a pair, or a
+            function or device is not there.
+        PromptError: a prompt file is not there.
     """
-    feasible.check_config(ctx.config)
+    feasible.check_config(ctx.config, here=True)
+    named.check_prompt_files(ctx.config)
     from talker_rl.omni.checkpoint import read_config, resolve_model_path
     from talker_rl.omni.lora import check_adapter_of
 
@@ -60,6 +65,20 @@ def check_texts(ctx: Context) -> None:
     """
     if told := feasible.check_texts(ctx.config, ctx.prompts("train")):
         ctx.say(f"prompts: {told}")
+
+
+def check_prompts(ctx: Context) -> None:
+    """What can be asked once the prompts are read: whether they can be said, and heard, and evaluated.
+
+    Raises:
+        ConfigError: no train text can be said within the token limit, or no recognizer hears a language.
+        CheckpointError: a language's recognizer is not there.
+        StageError: variants and further Talkers share a name.
+    """
+    check_texts(ctx)
+    evaluate.check(ctx)
+    named.check_heard(ctx.config, "recognizer", ctx.languages())
+    named.check_heard(ctx.config, "evaluator", ctx.languages("eval"))
 
 
 def run_rollouts(ctx: Context, round_: Round) -> None:
@@ -126,8 +145,6 @@ def run_verb(ctx: Context, verb: str, index: int | None = None) -> Any:
         return evaluate_and_track(ctx)
     if verb == "report":
         return report(ctx)
-    if verb in ("rollout", "score", "pair"):
-        feasible.check_config(ctx.config)
     for round_ in rounds_of(ctx.config, index or _latest_round(ctx)):
         if round_.index > ctx.config.iterations:
             raise StageError(f"There is no round {round_.index}", where=f"iterations: {ctx.config.iterations}",
@@ -171,12 +188,17 @@ def track(ctx: Context, data: ReportData) -> None:
 
 def run_all(ctx: Context) -> dict[str, Any]:
     """The whole circle; finished stages and shards are kept. Returns the figures of ``eval/summary.json``."""
-    check_tracker(ctx.config)
-    train.check_arguments(ctx)
-    check_start(ctx)
+    try:
+        check_tracker(ctx.config)
+        train.check_arguments(ctx)
+        check_start(ctx)
+    except TalkerRLError:
+        ctx.run.keep_config()
+        raise
+    if not ctx.quiet:  # only now: what is refused needs no plan
+        print(describe(ctx.config), flush=True)
     prompts.run(ctx)
-    check_texts(ctx)
-    evaluate.check(ctx)
+    check_prompts(ctx)
     conditioning.run(ctx)
     for index in range(1, ctx.config.iterations + 1):
         for round_ in rounds_of(ctx.config, index):

@@ -9,6 +9,7 @@ from talker_rl.config import RunConfig, SetLimits
 from talker_rl.data.prompt_files import count_rows, parse_source
 from talker_rl.data.speakers import voices
 from talker_rl.errors import TalkerRLError
+from talker_rl.figures import count
 from talker_rl.stages.context import rounds_of
 from talker_rl.sweep_config import SweepConfig, cell
 from talker_rl.train.config import TrainConfig
@@ -62,7 +63,7 @@ def _steps(config: RunConfig) -> Iterator[Step]:
     counts = set_sizes(config)
     total = sum(counts.values())
     yield Step("prompts", ", ".join(f"{n} {name}" for name, n in counts.items()))
-    yield Step("conditioning", f"{total} prompts through the Thinker")
+    yield Step("conditioning", f"{count(total, 'prompt')} through the Thinker")
     per_round = min(config.rollouts.prompts_per_round or counts["train"], counts["train"])
     sampled = per_round * config.rollouts.num_candidates
     for index in range(1, config.iterations + 1):
@@ -70,29 +71,31 @@ def _steps(config: RunConfig) -> Iterator[Step]:
             label = f"round {index}" + (f", {round_.variant}" if round_.variant else "")
             learned = dict.fromkeys(config.train[name].data for name in round_.variants(config))
             if set(learned) != {"file"}:
-                yield Step("rollouts", f"{label}: {sampled} candidates ({per_round} prompts x "
+                yield Step("rollouts", f"{label}: {count(sampled, 'candidate')} ({count(per_round, 'prompt')} x "
                                        f"{config.rollouts.num_candidates})")
-                yield Step("scores", f"{label}: {sampled} utterances decoded and recognized", sampled)
+                yield Step("scores", f"{label}: {count(sampled, 'utterance')} decoded and recognized", sampled)
             for data in learned:
                 yield Step(*_data(config, data, label, per_round))
         for variant, cfg in config.train.items():
             yield Step("training", f"round {index}, {variant}: {cfg.loss['type']}, {_length(cfg)}")
             tried = _checkpoints(config, variant)
             spoken = counts["dev"] * config.dev.num_candidates
-            known = (f"{tried} checkpoints" if tried else "every saved checkpoint") + " and the start" * (index == 1)
-            yield Step("choice", f"round {index}, {variant}: {known}, {spoken} dev utterances each",
+            known = count(tried, "checkpoint") if tried else "every saved checkpoint"
+            known += " and the start" * (index == 1)
+            yield Step("choice", f"round {index}, {variant}: {known}, {count(spoken, 'dev utterance')} each",
                        spoken * ((tried or 1) + (index == 1)))
     judged = 1 + len(config.eval.talkers) + len(config.train)
     spoken = counts["eval"] * config.eval.seeds
-    yield Step("evaluation", f"{judged} Talkers x {spoken} utterances ({counts['eval']} texts x "
-                             f"{config.eval.seeds} seeds), two recognizers", judged * spoken)
+    yield Step("evaluation", f"{count(judged, 'Talker')} x {count(spoken, 'utterance')} "
+                             f"({count(counts['eval'], 'text')} x "
+                             f"{count(config.eval.seeds, 'seed')}), two recognizers", judged * spoken)
     yield Step("report", "one page")
 
 
 def _data(config: RunConfig, data: str | None, label: str, prompts: int) -> tuple[str, str]:
     """What a round's variants are trained on."""
     if data is None:
-        return "pairs", f"{label}: at most {prompts * config.pairs.max_pairs_per_prompt} pairs"
+        return "pairs", f"{label}: at most {count(prompts * config.pairs.max_pairs_per_prompt, 'pair')}"
     if data == "file":
         return "completions", f"{label}: the codes of {config.completions.file or config.prompts.train}"
     cfg = config.completions
@@ -101,7 +104,7 @@ def _data(config: RunConfig, data: str | None, label: str, prompts: int) -> tupl
 
 
 def _length(cfg: TrainConfig) -> str:
-    return f"{cfg.fixed_steps} steps" if cfg.fixed_steps else f"{cfg.args.get('num_train_epochs', 3)} epochs"
+    return count(cfg.fixed_steps, "step") if cfg.fixed_steps else count(cfg.args.get("num_train_epochs", 3), "epoch")
 
 
 def _checkpoints(config: RunConfig, variant: str) -> int | None:
@@ -121,8 +124,8 @@ def describe(config: RunConfig) -> str:
     lines = [f"  {step.stage:{width}}  {step.what}" for step in steps]
     return "\n".join([
         f"plan of run {config.name}:", *lines,
-        f"decode budget: {total} utterances x {cfg.passes} DiT passes ({cfg.num_steps} time points, guidance "
-        f"{cfg.guidance_scale:g}), {config.workers} worker{'s' if config.workers > 1 else ''}",
+        f"decode budget: {count(total, 'utterance')} x {cfg.passes} DiT passes ({cfg.num_steps} time points, guidance "
+        f"{cfg.guidance_scale:g}), {count(config.workers, 'worker')}",
     ])
 
 
@@ -137,16 +140,18 @@ def describe_sweep(config: SweepConfig) -> str:
     tried = _checkpoints(config.arm_run(next(iter(config.arms))), cell(variant, config.seeds[0]))
     trainings = sum(len(config.cells(arm)) for arm in config.arms)
     lines = [f"sweep {config.name}, measured against {config.baseline}:",
-             f"  shared: {candidates} candidates ({counts['train']} prompts x {run.rollouts.num_candidates}), "
-             f"{eval_each} eval utterances of base"]
+             f"  shared: {count(candidates, 'candidate')} ({count(counts['train'], 'prompt')} x "
+             f"{run.rollouts.num_candidates}), "
+             f"{count(eval_each, 'eval utterance')} of base"]
     seeds = ", ".join(map(str, config.seeds))
     for arm, cfg in config.arms.items():
-        lines.append(f"  arm {arm}: {len(cfg.variants)} variants x seeds {seeds}: {', '.join(cfg.variants)}")
-    lines.append(f"  each training: {_length(training)} of {batch} pairs, {tried or 'every'} checkpoints and the start "
-                 f"on {dev_each} dev utterances, {eval_each} eval utterances")
+        lines.append(f"  arm {arm}: {count(len(cfg.variants), 'variant')} x seeds {seeds}: {', '.join(cfg.variants)}")
+    lines.append(f"  each training: {_length(training)} of {count(batch, 'pair')}, {tried or 'every'} checkpoints and "
+                 f"the start "
+                 f"on {count(dev_each, 'dev utterance')}, {count(eval_each, 'eval utterance')}")
     spoken = candidates + eval_each + trainings * (eval_each + dev_each * ((tried or 1) + 1))
-    lines.append(f"in all: {trainings} trainings, {spoken} utterances, {run.workers} worker"
-                 + ("s" if run.workers > 1 else ""))
+    lines.append(f"in all: {count(trainings, 'training')}, {count(spoken, 'utterance')}, "
+                 f"{count(run.workers, 'worker')}")
     if run.model.path == "micro" and steps:
         seconds = (spoken * MICRO_SECONDS["utterance"] + trainings * steps * batch * MICRO_SECONDS["pair"]
                    + trainings * MICRO_SECONDS["diagnostics"])

@@ -7,6 +7,7 @@ from talker_rl.data.prompts import check_disjoint, drop_shared_pieces, read_prom
 from talker_rl.data.records import Prompt
 from talker_rl.data.speakers import assigned, assignment_key, check_assigned
 from talker_rl.errors import PromptError
+from talker_rl.figures import count
 from talker_rl.run_dir import timed
 from talker_rl.stages.context import SETS, Context
 from talker_rl.stages.shards import ShardFolder
@@ -38,7 +39,7 @@ def run(ctx: Context) -> None:
                 ctx.say(f"prompts: {line}")
             folder.write(i, sets[name].prompts, Prompt)
     if dropped:
-        ctx.say(f"prompts: {dropped} pieces of long texts left out, since a later set holds the same text")
+        ctx.say(f"prompts: {count(dropped, 'piece')} of long texts left out, since a later set holds the same text")
     ctx.say("prompts: " + ", ".join(f"{len(sets[name].prompts)} {name}" for name in SETS))
     ctx.run.finish("prompts", content=folder.content(), seconds=seconds[0],
                    counts={name: len(found.prompts) for name, found in sets.items()},

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from talker_rl.data.records import Candidate, Completion, Pair, Prompt, ScoreRow, from_row
+from talker_rl.figures import count
 from talker_rl.names import folder_name, model_name, recognizer_name, without_places
 from talker_rl.report.clips import spaced
 from talker_rl.report.model import Clip, Comparison, ReportData
@@ -142,12 +143,12 @@ def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]
     return {
         "model": f"{model_name(cfg.model.path)} (content hash {ctx.model_input()['model']})",
         **({"begins with": folder_name(cfg.model.adapter)} if cfg.model.adapter else {}),
-        **({"completions": f"{completions['completions']} of {completions['prompts']} prompts ({learned})"}
+        **({"completions": f"{completions['completions']} of {count(completions['prompts'], 'prompt')} ({learned})"}
            if learned else {}),
         "variant": f"{variant}: {cfg.train[variant].loss['type']}, round {choice['round']}, step {choice['step']}",
         "recognizer that rewards": recognizer_name(cfg.reward.recognizer),
         "recognizer that evaluates": recognizer_name(cfg.reward.evaluator),
-        "candidates": f"{cfg.rollouts.num_candidates} a prompt, {cfg.iterations} round(s)"
+        "candidates": f"{cfg.rollouts.num_candidates} per prompt, {count(cfg.iterations, 'round')}"
         + (f", reference {cfg.reference}" if cfg.iterations > 1 else ""),
         "time": f"{seconds / 60:.1f} min in all stages",
         "commit": f"{(code['commit'] or 'unknown')[:12]}{' with uncommitted changes' if code['diff'] else ''}",

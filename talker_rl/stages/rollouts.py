@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.data.records import Candidate, Prompt, from_row
+from talker_rl.figures import count
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context, Round, some
 from talker_rl.stages.flow import Leg
@@ -68,6 +69,7 @@ def finish(ctx: Context, leg: Leg, seconds: float) -> None:
         reasons[row["end_reason"]] = reasons.get(row["end_reason"], 0) + 1
         codes += len(row["codes"])
         prompts.add(row["prompt_id"])
-    ctx.say(f"{leg.stage}: {sum(reasons.values())} candidates of {len(prompts)} prompts, {codes / 50:.0f} s of speech, "
+    ctx.say(f"{leg.stage}: {count(sum(reasons.values()), 'candidate')} of {count(len(prompts), 'prompt')}, "
+            f"{codes / 50:.0f} s of speech, "
             + ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items())))
     ctx.run.finish(leg.stage, content=leg.folder.content(), seconds=seconds, counts=reasons)

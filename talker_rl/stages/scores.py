@@ -10,7 +10,7 @@ from typing import Any
 
 from talker_rl.data.records import Candidate, ScoreRow, from_row, nothing_recognized, stable_hash, to_row
 from talker_rl.errors import StageError
-from talker_rl.figures import written
+from talker_rl.figures import count, written
 from talker_rl.stages import rollouts, worker
 from talker_rl.stages.context import Context, Round
 from talker_rl.stages.flow import Leg, describe
@@ -19,7 +19,7 @@ from talker_rl.stages.shards import ShardFolder
 
 
 def run(ctx: Context, round_: Round) -> None:
-    """Write ``scores/`` of a round: one shard a shard of rollouts, so that a batch never crosses one.
+    """Write ``scores/`` of a round: one shard per shard of rollouts, so that a batch never crosses one.
 
     Raises:
         StageError: more scores failed than reward.max_failure_rate allows.
@@ -107,8 +107,9 @@ def _finish(ctx: Context, leg: Leg, seconds: float) -> None:
     _count_failures(ctx, leg.stage, done, failures, len(done))
     rewards = [r.reward for r in done if r.reward is not None]
     if leg.rows or not ctx.run.is_done(leg.stage):
-        ctx.say(f"{leg.stage}: {len(rewards)} scores, mean reward {written(sum(rewards) / max(1, len(rewards)))}, "
-                f"{sum(failures.values())} failures")
+        ctx.say(f"{leg.stage}: {count(len(rewards), 'score')}, mean reward "
+                f"{written(sum(rewards) / max(1, len(rewards)))}, "
+                f"{count(sum(failures.values()), 'failure')}")
     ctx.run.finish(leg.stage, content=leg.folder.content(), seconds=seconds,
                    counts={"ok": len(rewards), "failed": dict(failures)})
 

@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.config import RunConfig
-from talker_rl.errors import ConfigError, StageError
+from talker_rl.errors import StageError, TalkerRLError
 from talker_rl.evaluation import ablation
 from talker_rl.run_dir import RunDir, atomic_write, read_json
 from talker_rl.stages import conditioning, diagnose, evaluate, pipeline, prompts, train
 from talker_rl.stages.context import Context, Round, train_stage
+from talker_rl.stages.plan import describe_sweep
 from talker_rl.stages.pool import WorkerPool
 from talker_rl.sweep_config import SweepConfig, cell
 
@@ -63,6 +64,8 @@ class Sweep:
             for ctx in arms.values():
                 train.check_arguments(ctx)
                 pipeline.check_start(ctx)
+            if not self.quiet:
+                print(describe_sweep(self.config), flush=True)
             self._share(shared)
             for ctx in arms.values():
                 self._record(ctx)
@@ -99,22 +102,27 @@ class Sweep:
 
     @contextlib.contextmanager
     def _describing(self) -> Iterator[None]:
-        """Write ``sweep.json``; it describes what was done, so what is refused leaves it as it was."""
+        """Write ``sweep.json``; it describes what was done, so what is refused leaves it as it was, or no folder."""
         file = self.path / "sweep.json"
         before = file.read_bytes() if file.exists() else None
         atomic_write(file, _json(self.config.resolved()))
         try:
             yield
-        except (ConfigError, StageError):
+        except TalkerRLError:
             if before is not None:
                 atomic_write(file, before)
+            elif not any(self.path.glob("*/manifest.json")) and not any(self.path.glob("arms/*/manifest.json")):
+                file.unlink()
+                for folder in (self.path / "arms", self.path):
+                    with contextlib.suppress(OSError):  # something else is in it
+                        folder.rmdir()
             raise
 
     def _share(self, ctx: Context) -> None:
         """What all arms have in common."""
         self._record(ctx)
         prompts.run(ctx)
-        pipeline.check_texts(ctx)
+        pipeline.check_prompts(ctx)
         conditioning.run(ctx)
         pipeline.run_samples(ctx, Round(1))
         evaluate.run_base(ctx)

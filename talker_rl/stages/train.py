@@ -14,6 +14,7 @@ from typing import Any
 from talker_rl.config import RunConfig
 from talker_rl.data.records import Completion, Pair, derive_seed
 from talker_rl.errors import ConfigError
+from talker_rl.figures import count
 from talker_rl.run_dir import timed
 from talker_rl.stages.context import Context, Round, train_stage
 from talker_rl.stages.pool import WorkerPool
@@ -117,9 +118,9 @@ def _finish(training: Training, task: TrainTask, made: dict[str, Any]) -> None:
     ctx.tracking.to = made["tracking"]
     weights = next(folder / n for n in ("adapter_model.safetensors", "model.safetensors") if (folder / n).exists())
     cfg = ctx.config.train[task.variant]
-    ctx.say(f"{task.stage}: {cfg.loss['type']} on {made['pairs']} {'completions' if cfg.data else 'pairs'}"
+    ctx.say(f"{task.stage}: {cfg.loss['type']} on {count(made['pairs'], 'completion' if cfg.data else 'pair')}"
             + (f", {made['held_out']} held out" if made["held_out"] else "")
-            + f": {made['steps']} steps in {made['seconds']:.0f} s")
+            + f": {count(made['steps'], 'step')} in {made['seconds']:.0f} s")
     ctx.run.finish(task.stage, content=content_hash(weights), seconds=made["seconds"],
                    counts={name: made[name] for name in ("pairs", "held_out", "steps")})
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..figures import changed, written
+from ..figures import changed, count, written
 from ..names import folder_name, hub_name, model_name, without_places
 
 _SHOWN = (
@@ -133,7 +133,7 @@ def _front_matter(name: str, base: str, facts: RunFacts | None, adapter: bool) -
         trained = facts.evaluation["trained"]
         results = [EvalResult(
             task_type="text-to-speech", dataset_type="held-out-texts", metric_type="wer",
-            dataset_name=f"{trained['n']} utterances of {trained['prompts']} held-out texts",
+            dataset_name=f"{count(trained['n'], 'utterance')} of {count(trained['prompts'], 'held-out text')}",
             metric_name=f"corpus WER by {facts.judge}", metric_value=round(trained["wer"], 5),
         )]
     return ModelCardData(
@@ -187,7 +187,8 @@ def _evaluation(facts: RunFacts) -> list[str]:
         return ["## Evaluation", "", "None was made.", ""]
     base, trained = found["base"], found["trained"]
     lines = ["## Evaluation", "",
-             f"{found['n']} utterances of {found['prompts']} held-out texts, the same seeds for both, heard by "
+             f"{count(found['n'], 'utterance')} of {count(found['prompts'], 'held-out text')}, the same seeds for "
+             f"both, heard by "
              f"{facts.judge}. Intervals are 95 %, by a paired bootstrap over texts.", "",
              f"| | {facts.before} | trained | difference |", "|---|---|---|---|"]
     rows = [("corpus WER", "wer", found["wer_diff_ci95"], "{:.2%}"), ("mean WER", "wer_mean", None, "{:.2%}"),
@@ -222,7 +223,8 @@ def _data(result: Mapping[str, Any], settings: Mapping[str, Any], facts: RunFact
     seconds = [f"{side} {data[f'{side}_seconds']:.3f}" for side in ("chosen", "rejected")
                if data[f"{side}_seconds"] is not None]
     lines = ["## Data", "", *(f"- {line}" for line in (facts.data if facts else ())),
-             f"- {what}: {data['pairs']} of {data['prompts']} prompts (content hash `{settings['pairs_hash']}`)",
+             f"- {what}: {data['pairs']} of {count(data['prompts'], 'prompt')} (content hash "
+             f"`{settings['pairs_hash']}`)",
              f"- held-out {what}: {data['eval_pairs']}",
              f"- mean seconds: {', '.join(seconds)}"]
     lines += [f"- {name.replace('_', ' ')}: {count}" for name, count in data["length_limit"].items() if count]

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from talker_rl.figures import count
+
 from ..data.records import CODE_RATE_HZ, NUM_CODES, Pair
 from ..errors import StageError
 from ..omni.layout import TalkerBatch, TalkerExample
@@ -138,7 +140,7 @@ def by_prompt(
     missing = sorted({pair.prompt_id for pair in pairs} - set(found))
     if missing:
         raise StageError(
-            f"{len(missing)} prompts of the pairs have no conditioning, the first is {missing[0]}",
+            f"{count(len(missing), 'prompt')} of the pairs without conditioning, the first is {missing[0]}",
             where="conditioning",
             fix="run the conditioning stage on the prompts of these pairs",
         )

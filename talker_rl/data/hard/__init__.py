@@ -15,6 +15,7 @@ from talker_rl.data.hard import chinese, english
 from talker_rl.data.prompts import detect_lang, unspeakable_reason
 from talker_rl.data.records import derive_seed, stable_hash
 from talker_rl.errors import PromptError
+from talker_rl.figures import count
 from talker_rl.text.identity import spoken_key
 
 VERSION = 2
@@ -92,7 +93,7 @@ def _texts(lang: str, category: str, seed: int, digits: bool, seen: set[str]) ->
             if new and not unspeakable_reason(text):
                 break
         else:
-            raise PromptError(f"The rule {lang}.{category} has only {index} texts for seed {seed}",
+            raise PromptError(f"The rule {lang}.{category} has only {count(index, 'text')} for seed {seed}",
                               where="prompts hard", fix="ask for fewer, or leave the category out (--category)")
         seen.add(spoken_key(text))
         yield {

@@ -11,6 +11,7 @@ from pathlib import Path
 from talker_rl.data.hard import CATEGORIES, FIGURES, SEED_CLASSES, hard_texts
 from talker_rl.data.prompts import read_prompts
 from talker_rl.errors import PromptError
+from talker_rl.figures import count
 from talker_rl.places import check_writable_file
 from talker_rl.text.unwritten import describe_unwritten
 
@@ -83,7 +84,7 @@ def run(arguments: Sequence[str]) -> int:
     print("\n".join(f"{category:15} {lang:6} {n:5}" for (category, lang), n in sorted(found.items())))
     for line in describe_unwritten((row["text"] for row in rows), str(args.out)):
         print(f"note: {line}")
-    print(f"{len(rows)} texts of seed {args.seed}: {args.out}")
+    print(f"{count(len(rows), 'text')} of seed {args.seed}: {args.out}")
     return 0
 
 

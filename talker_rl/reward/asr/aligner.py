@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from talker_rl.figures import count
+
 from ...errors import CheckpointError
 from ..config import AlignerConfig
 from .base import SAMPLE_RATE, Failure, file_fingerprint, is_transient, torch_threads, trim
 from .funasr_loading import open_model
-from .names import model_folder
+from .names import REQUIRED, model_folder
 
 Span = tuple[float, float]
 
@@ -32,7 +34,7 @@ class Aligner:
 
     def __init__(self, config: AlignerConfig) -> None:
         self.config = config
-        self.folder = model_folder(config.path, ["config.yaml", "model.pt"])
+        self.folder = model_folder(config.path, REQUIRED["aligner"])
         self._opened = open_model(self.folder, config.device, config.threads)
         if self._opened.kind != "MonotonicAligner":
             raise CheckpointError(f"a {self._opened.kind} aligns no text", where=str(self.folder),
@@ -63,7 +65,7 @@ class Aligner:
         except (RuntimeError, IndexError, ValueError) as error:
             return Failure("aligner_error", f"{type(error).__name__}: {error}", retryable=is_transient(error))
         if len(times) != len(flat):
-            return Failure("aligner_error", f"{len(times)} times for {len(flat)} pieces")
+            return Failure("aligner_error", f"{count(len(times), 'time')} for {count(len(flat), 'piece')}")
         ends = np.cumsum([len(group) for group in pieces])
         return [(offset + times[end - len(group)][0], offset + times[end - 1][1])
                 for group, end in zip(pieces, ends, strict=True)]

@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from talker_rl.figures import count
+
 from ..recognizer_config import RecognizerConfig, RecognizerSettings
 from .base import SAMPLE_RATE, UNKNOWN, GuardedRecognizer, Transcript, file_fingerprint, transcript_of
 from .funasr_loading import open_model
-from .names import model_folder
+from .names import REQUIRED, model_folder
 
 _UNK_WORD = "zzunkzz"
 """Stands for `<unk>` inside FunASR: a word of letters, so that its post-processing keeps text and times together."""
@@ -50,7 +52,7 @@ class FunASRRecognizer(GuardedRecognizer):
 
     def __init__(self, path: str, device: str = "cpu", config: RecognizerSettings | None = None) -> None:
         super().__init__(config or RecognizerConfig(type="funasr", path=path, device=device))
-        self.folder: Path = model_folder(path, ["config.yaml", "model.pt"])
+        self.folder: Path = model_folder(path, REQUIRED["funasr"])
         opened = open_model(self.folder, self.config.device, self.config.threads)
         self._model, self._time_scale = opened.auto, opened.time_scale
         self._runtime = {"frontend": opened.frontend, "tokenizer": _keep_unknown(opened.tokenizer)}
@@ -111,7 +113,7 @@ def parse(result: dict[str, Any], time_scale: float = 1.0) -> Transcript:
     if times is None:
         return Transcript(tokens, [], "the model gives no times", text)
     if len(times) != len(words):
-        return Transcript(tokens, [], f"{len(times)} times for {len(words)} words", text)
+        return Transcript(tokens, [], f"{count(len(times), 'time')} for {count(len(words), 'word')}", text)
     timed = transcript_of(zip(map(_restore, words), _seconds(times, time_scale), strict=True))
     return Transcript(timed.tokens, timed.spans, text=text)
 
@@ -121,7 +123,7 @@ def timed_pieces(best: Sequence[int], blank: int, stride: float) -> list[tuple[i
 
     Args:
         best: the likeliest id of each frame.
-        stride: seconds a frame.
+        stride: seconds per frame.
     """
     found, at = [], 0
     for piece, run in groupby(best):

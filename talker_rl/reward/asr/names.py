@@ -20,6 +20,10 @@ from ...file_hash import cached_hash
 MODELS_VARIABLE = "TALKER_RL_MODELS"
 
 _FUNASR_FILES = ("config.yaml", "configuration.json", "model.pt", "am.mvn", "tokens.json", "seg_dict", "*.bpe.model")
+REQUIRED = {"funasr": ("config.yaml", "model.pt"), "whisper": ("config.json", "preprocessor_config.json"),
+            "aligner": ("config.yaml", "model.pt")}
+"""Type -> the files without which no folder of it is opened."""
+
 _WHISPER_FILES = ("*.json", "merges.txt", "model.safetensors")
 
 
@@ -115,7 +119,20 @@ def model_folder(path: str, required: Sequence[str]) -> Path:
     Raises:
         CheckpointError: the folder is missing (or a known name's cannot be downloaded), or a `required` file is.
     """
-    folder = obtain(path)
+    return _complete(path, obtain(path), required)
+
+
+def local_folder(path: str, required: Sequence[str]) -> Path | None:
+    """:func:`model_folder` without the network; None where a known model is not here yet and would be downloaded.
+
+    Raises:
+        CheckpointError: the folder is missing, or a `required` file is.
+    """
+    folder = resolve(path)
+    return None if path in KNOWN and not folder.is_dir() else _complete(path, folder, required)
+
+
+def _complete(path: str, folder: Path, required: Sequence[str]) -> Path:
     if not folder.is_dir():
         near = difflib.get_close_matches(path, KNOWN, n=1)
         raise CheckpointError(

@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import CheckpointError, ConfigError
 from ..recognizer_config import RecognizerConfig, RecognizerSettings
 from .base import SAMPLE_RATE, Failure, GuardedRecognizer, Transcript, file_fingerprint, transcript_of
-from .names import model_folder
+from .names import REQUIRED, model_folder
 
 _LANGUAGES = {"zh": "zh", "en": "en"}
 """A mixed text gets no language: Whisper then detects one."""
@@ -37,7 +37,7 @@ class WhisperRecognizer(GuardedRecognizer):
 
     def __init__(self, path: str, device: str = "cpu", config: RecognizerSettings | None = None) -> None:
         super().__init__(config or RecognizerConfig(type="whisper", path=path, device=device))
-        self.folder = model_folder(path, ["config.json", "preprocessor_config.json"])
+        self.folder = model_folder(path, REQUIRED["whisper"])
         from transformers import pipeline
 
         try:

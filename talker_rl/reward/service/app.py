@@ -14,6 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from talker_rl.figures import count
+
 from ... import __version__
 from .engine import Engine, NotReady, Overloaded, TooLarge
 from .guard import Guard, problem
@@ -72,7 +74,8 @@ def create_app(engine: Engine, token: str | None = None) -> FastAPI:
         failures = [r["error"] for r in results if r["status"] == "failed"]
         if failures:
             first, retryable = failures[0], all(f["retryable"] for f in failures)
-            message = f"{len(failures)} of {len(results)} items failed; first: {first['code']}: {first['message']}"
+            message = (f"{len(failures)} of {count(len(results), 'item')} failed; first: {first['code']}: "
+                       f"{first['message']}")
             headers = {"Retry-After": "1"} if retryable else None
             return problem(503 if retryable else 422, "failed_items", message, retryable=retryable, headers=headers)
         rewards = [r["reward"] for r in results]

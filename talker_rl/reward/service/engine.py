@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from talker_rl.figures import count
+
 from ...data.records import CODE_RATE_HZ, NUM_CODES
 from ...errors import TalkerRLError
 from ...omni.config import ModelConfig, Token2WavConfig
@@ -177,7 +179,7 @@ class Engine:
         if self.fingerprint is None or not all(pool.was_ready for pool in self.pools.values()):
             raise NotReady(self.readiness().reason)
         if len(items) > self.config.max_items:
-            raise TooLarge(f"{len(items)} items; send at most {self.config.max_items}")
+            raise TooLarge(f"{count(len(items), 'item')}; send at most {self.config.max_items}")
         jobs = [self._job(item) for item in items]
         new = sum(job.seconds for job in jobs if job.waiters == 0 and job.wanted)
         if new > self.config.queue_seconds:
@@ -304,7 +306,8 @@ def refusal(item: Item, max_seconds: float) -> dict[str, Any] | None:
     if bad is not None:
         return failed(item.id, "invalid_code", f"{bad} is no code: 0 to {NUM_CODES - 1}", retryable=False)
     if len(item.codes) > max_seconds * CODE_RATE_HZ:
-        return failed(item.id, "too_long", f"{len(item.codes)} codes; {max_seconds:g} s are taken", retryable=False)
+        return failed(item.id, "too_long", f"{count(len(item.codes), 'code')}; {max_seconds:g} s are "
+                                           f"taken", retryable=False)
     return None
 
 

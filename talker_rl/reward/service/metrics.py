@@ -39,7 +39,7 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.batch_items = Histogram(
-            "talker_rl_batch_items", "Items a batch.", ["kind"], buckets=(1, 2, 4, 8, 16, 32, 64),
+            "talker_rl_batch_items", "Items per batch.", ["kind"], buckets=(1, 2, 4, 8, 16, 32, 64),
             registry=self.registry,
         )  # fmt: skip
         self.batch_seconds = Histogram(
