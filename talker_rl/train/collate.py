@@ -140,7 +140,7 @@ def by_prompt(
     missing = sorted({pair.prompt_id for pair in pairs} - set(found))
     if missing:
         raise StageError(
-            f"{count(len(missing), 'prompt')} of the pairs without conditioning, the first is {missing[0]}",
+            f"no conditioning for {count(len(missing), 'prompt')} of the pairs, the first is {missing[0]}",
             where="conditioning",
             fix="run the conditioning stage on the prompts of these pairs",
         )
