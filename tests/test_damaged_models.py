@@ -42,7 +42,7 @@ def write_config(world: Path) -> None:
     (world / "config.yaml").write_text(yaml.safe_dump({
         "model": {"path": str(world / "omni"), "device": "cpu"},
         "prompts": {name: str(world / f"{name}.txt") for name in ("train", "dev", "eval")} | {"speaker": "Chelsie"},
-        "rollouts": {"num_candidates": 2, "sampling": {"max_new_tokens": 8}},
+        "rollouts": {"num_candidates": 2, "sampling": {"max_new_tokens": 64}},
     }))  # fmt: skip
 
 

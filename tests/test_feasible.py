@@ -169,6 +169,6 @@ def test_a_run_that_gives_no_pair_ends_with_what_helps(tmp_path: Path, capsys: A
                      "sequence_bias": [[[8294], -100.0], [[8292], -100.0]]}})
     assert cli.main(["run", "-c", str(cut), "--run-dir", str(tmp_path / "cut/run"), "-q"]) == 1
     assert "raise rollouts.sampling.max_new_tokens: all were cut at 16" in capsys.readouterr().err
-    close = write_world(tmp_path / "close", pairs={"margin": 1.0})
+    close = write_world(tmp_path / "close", pairs={"margin": 0.95, "reward_key": "variety"})
     assert cli.main(["run", "-c", str(close), "--run-dir", str(tmp_path / "close/run"), "-q"]) == 1
-    assert "lower pairs.margin (1): the largest difference within a prompt is" in capsys.readouterr().err
+    assert "lower pairs.margin (0.95): the largest difference within a prompt is" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from toy import digest
 
 from talker_rl import cli, tracking
 from talker_rl.config import RunConfig, load_config
-from talker_rl.data.records import Candidate, Pair, ScoreRow
+from talker_rl.data.records import Candidate, Pair, ScoreRow, nothing_recognized
 from talker_rl.errors import StageError
 from talker_rl.run_dir import RunDir
 from talker_rl.stages import pipeline, scores
@@ -234,7 +234,8 @@ def test_length_is_removed_over_the_whole_set(finished: tuple[Path, Path], tmp_p
     def slope(found: list[ScoreRow]) -> float:
         groups: dict[str, list[ScoreRow]] = {}
         for row in found:
-            groups.setdefault(row.prompt_id, []).append(row)
+            if not nothing_recognized(row.components):  # silence keeps its minimum
+                groups.setdefault(row.prompt_id, []).append(row)
         x = np.concatenate([(lambda v: v - v.mean())(np.array([seconds[r.candidate_id] for r in g]))
                             for g in groups.values()])
         y = np.concatenate([(lambda v: v - v.mean())(np.array([r.reward for r in g])) for g in groups.values()])
