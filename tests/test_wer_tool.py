@@ -291,7 +291,7 @@ def test_a_bare_key_was_heard_as_nothing(
     (tmp_path / "r").write_text("a\tone two\nb\tthree\n")
     (tmp_path / "h").write_text("a\nb\tthree\n")
     assert cli.main(["wer", str(tmp_path / "r"), str(tmp_path / "h"), *more]) == 0
-    assert "1 keys of the hypothesis without a tab, taken as empty: a" in capsys.readouterr().out
+    assert "1 key of the hypothesis without a tab, taken as empty: a" in capsys.readouterr().out
     assert cli.main(["wer", str(tmp_path / "h"), str(tmp_path / "r"), *more]) == 1  # a reference must say what it wants
     assert "no tab: a" in capsys.readouterr().err
     (tmp_path / "h").write_text("a one two\nb three\n")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import regex
 
 from talker_rl.errors import DataError
+from talker_rl.figures import count
 from talker_rl.text.characters import visible
 from talker_rl.text.files import raw_lines
 
@@ -240,9 +241,15 @@ def compare(reference: KeyedTexts, hypothesis: KeyedTexts, metric: Metric) -> Re
 
 
 def named(*findings: tuple[str, list[str]]) -> list[str]:
-    """A note for each finding that has keys; the first of them are named."""
+    """A note for each finding that has keys; the first of them are named. What is counted stands first, in the
+    plural."""
+
+    def counted(what: str, number: int) -> str:
+        noun, rest = what.split(" ", 1)
+        return f"{count(number, noun.removesuffix('s'))} {rest}" if noun in ("texts", "keys") else f"{number} {what}"
+
     return [
-        f"{len(keys)} {what}: {', '.join(keys[:_LISTED])}{', ...' if len(keys) > _LISTED else ''}"
+        f"{counted(what, len(keys))}: {', '.join(keys[:_LISTED])}{', ...' if len(keys) > _LISTED else ''}"
         for what, keys in findings if keys
     ]
 
@@ -256,11 +263,11 @@ def report(result: Result, *, detail: bool = False) -> str:
 def _summary(result: Result) -> str:
     figures, counts, unit = result.figures(), result.counts, "words" if result.metric == "wer" else "characters"
     lines = [
-        (result.metric.upper(), _percent(figures["error_rate"]), f"{counts.errors} errors"),
+        (result.metric.upper(), _percent(figures["error_rate"]), count(counts.errors, "error")),
         (f"reference {unit}", str(figures["words"]), ""),
-        ("SUB rate", _percent(figures["sub_rate"]), f"{counts.substitutions} substitutions"),
-        ("DEL rate", _percent(figures["del_rate"]), f"{counts.deletions} deletions"),
-        ("INS rate", _percent(figures["ins_rate"]), f"{counts.insertions} insertions"),
+        ("SUB rate", _percent(figures["sub_rate"]), count(counts.substitutions, "substitution")),
+        ("DEL rate", _percent(figures["del_rate"]), count(counts.deletions, "deletion")),
+        ("INS rate", _percent(figures["ins_rate"]), count(counts.insertions, "insertion")),
         ("sentence accuracy", _percent(figures["sentence_accuracy"]), f"{result.right} right"),
         ("sentences", str(figures["sentences"]), ""),
     ]
