@@ -280,13 +280,13 @@ NO_PART_IN_SCORES = ("service", "client.py", "wer_tool.py", "wer_verb.py")
 
 
 def code_version() -> str:
-    """SHA-256 over the sources of this package that decide a score, and jiwer's version."""
+    """SHA-256 over the sources that decide a score (this package, the rules of texts), and jiwer's version."""
     digest = hashlib.sha256(version("jiwer").encode())
-    root = Path(__file__).parent
-    for file in sorted(root.rglob("*.py")):
-        name = file.relative_to(root)
-        if name.parts[0] not in NO_PART_IN_SCORES:
-            digest.update(str(name).encode() + file.read_bytes())
+    for root in (Path(__file__).parent, Path(__file__).parents[1] / "text"):
+        for file in sorted(root.rglob("*.py")):
+            name = file.relative_to(root)
+            if name.parts[0] not in NO_PART_IN_SCORES:
+                digest.update(str(name).encode() + file.read_bytes())
     return digest.hexdigest()
 
 
