@@ -414,3 +414,10 @@ def test_what_a_recognizer_hears_in_noise_is_not_chosen_by_a_component() -> None
     for key in ("-substitutions", "-duration"):
         pairs, _ = select_pairs([prompt("p")], candidates, scores, PairsConfig(reward_key=key, margin=0))
         assert pairs == []
+
+
+def test_the_spelling_of_older_runs_is_read() -> None:
+    from talker_rl.config import load_data
+
+    config = load_data({"pairs": {"length_normalised": "residual", "margin": 0.2}})
+    assert config.pairs.length_normalized == "residual" and "length_normalised" not in config.to_yaml()

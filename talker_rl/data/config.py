@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -81,6 +81,15 @@ class PairsConfig(BaseModel):
         description="Votes that a page's blind A/B listening exported (JSON): the pairs of round 1 are then those "
         "voted on, chosen the one voted for, and nothing else here matters. `talker-rl pair --votes FILE` sets it.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was_spelled(cls, data: Any) -> Any:
+        """Runs and configurations of before 2026-11-29 write `length_normalised`."""
+        if not isinstance(data, dict) or "length_normalised" not in data:
+            return data
+        rest = {key: value for key, value in data.items() if key != "length_normalised"}
+        return {"length_normalized": data["length_normalised"], **rest}
 
     @model_validator(mode="after")
     def _compatible(self) -> PairsConfig:
