@@ -69,7 +69,7 @@ def _inside(text: str, start: int, end: int) -> tuple[Mark, bool]:
     if _ADDRESS.search(chunk):
         return "none", False
     if ".." in gap or (_ENDS.match(gap) and len(gap) > 1 and all(_ALLOWS.match(c) for c in gap[1:])
-                       and not is_abbreviated(text[:start], text[end:])):
+                       and not is_abbreviated(before, after)):
         return "strong", True  # an ellipsis, or an end before a bracket: "Hello."He left, left.[1]
     if any(c in "?!" or (_ENDS.match(c) and c != ".") for c in gap):
         return ("none", False) if _DOMAIN.search(chunk) or figures else ("strong", True)
@@ -91,9 +91,10 @@ def _of_char(text: str, at: int) -> tuple[Mark, bool]:
             return "strong", True  # an ellipsis
         if attached and not is_cjk(before):
             return "none", False  # .5, .txt
-        if is_list_number(text[:at]):
+        ahead, behind = text[max(0, at - _LONGEST) : at], text[at + 1 : at + _LONGEST]
+        if is_list_number(ahead):
             return "none", True
-        return ("none", False) if is_abbreviated(text[:at], text[at + 1 :]) else ("strong", True)
+        return ("none", False) if is_abbreviated(ahead, behind) else ("strong", True)
     if _ENDS.match(char):
         return ("none", False) if attached and before.isspace() else ("strong", True)
     if _SEPARATES.match(char):
@@ -113,4 +114,5 @@ def _of_char(text: str, at: int) -> tuple[Mark, bool]:
 
 
 def _between_figures(text: str, at: int) -> bool:
-    return text[:at].rstrip()[-1:].isdigit() and text[at + 1 :].lstrip()[:1].isdigit()
+    near = slice(max(0, at - _LONGEST), at), slice(at + 1, at + _LONGEST)
+    return text[near[0]].rstrip()[-1:].isdigit() and text[near[1]].lstrip()[:1].isdigit()
