@@ -17,6 +17,8 @@ _FLOOR = 1e-10
 _CLICK_SECONDS = 0.05
 _RANGE_DB = 60.0
 _STEADY_DB = 8.0
+_BELOW_FLOOR = 0.01
+"""Share of frames that may lie below a noise that is always there: it is added to whatever else there is."""
 _DIGITAL_DB = -85.0
 """Zeros, and the dither of 16 bits."""
 _ABOVE_FLOOR_DB = 3.0
@@ -100,8 +102,8 @@ def silence_threshold(levels: np.ndarray, config: PauseConfig) -> float:
 
     * loud: the loudest level that lasts 50 ms (a click is no speech).
     * floor: the quietest level that is kept steadily (within 8 dB) for `hit_seconds` at a time and for `floor_seconds`
-      in all; silence that was put around the sound aside. Within speech every syllable exceeds it, a word's end falls,
-      and one long consonant is not enough, so speech without a pause has no floor, or one that lies close to loud.
+      in all, and that nothing lies below: a noise that is always there is added to whatever else there is (silence that
+      was put around the sound aside). Speech has closures far below its consonants, so clean speech has no floor.
     * speech frames: those nearer to loud than to the floor (taken as at most 60 dB lower); their
       `level_percentile` is the level of speech.
     * the threshold: `level_below_db` below speech; or, where the floor lies above that and `floor_margin_db` or more
@@ -123,18 +125,19 @@ def silence_threshold(levels: np.ndarray, config: PauseConfig) -> float:
 
 
 def _floor(levels: np.ndarray, width: int, frames: float) -> float:
-    """The quietest level that ``width`` frames at a time keep steadily, and ``frames`` in all; -inf where there is
-    none."""
+    """The level of a noise that is always there: the quietest that ``width`` frames at a time keep steadily, ``frames``
+    in all, and that nothing lies below; -inf where there is none."""
     heard = np.flatnonzero(levels > _DIGITAL_DB)
     inner = levels[heard[0] : heard[-1] + 1] if len(heard) else levels
     windows = np.lib.stride_tricks.sliding_window_view(inner, min(width, len(inner)))
     loudest = windows.max(axis=1)
-    steady = np.sort(loudest[loudest - windows.min(axis=1) <= _STEADY_DB])
-    ordered = np.sort(inner)
-    at_most = np.searchsorted(ordered, steady + _ABOVE_FLOOR_DB, side="right")
-    below = np.searchsorted(ordered, steady - _STEADY_DB, side="left")
-    enough = steady[at_most - below >= frames]
-    return float(enough[0]) if len(enough) else -math.inf
+    steady = loudest[loudest - windows.min(axis=1) <= _STEADY_DB]
+    if len(steady) == 0:
+        return -math.inf
+    floor = float(steady.min())
+    at_floor = np.sum((inner >= floor - _STEADY_DB) & (inner <= floor + _ABOVE_FLOOR_DB))
+    below = np.mean(inner < floor - _STEADY_DB)
+    return floor if at_floor >= frames and below <= _BELOW_FLOOR else -math.inf
 
 
 def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
