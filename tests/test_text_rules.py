@@ -82,6 +82,7 @@ def test_marks_of_ordinary_prose() -> None:
         ("It was jan. 5 or Feb. 2. Then it rained", ["2"]),
         ("He left.[1] Then she came.[12][13] Why", ["left", "came"]),
         ("\"Hello.\"He left", ["hello"]),
+        ("\"I am from the U.S.\"He left", ["s"]),
         ("don＇t ｗｗｗ．ｅｘａｍｐｌｅ．ｃｏｍ ３．５ 好．真好﹖是", ["好", "好"]),
         ("Ｈｅｌｌｏ． Really‽ Yes", ["hello", "really"]),
         ("好···真好", ["好"]),

@@ -26,6 +26,7 @@ from .records import (
     derive_seed,
     nothing_recognized,
     nothing_right,
+    right_words,
     stable_hash,
 )
 
@@ -192,7 +193,7 @@ def _usable(
         value = rank_value(row, cfg.reward_key)
         if value is not None:
             ranked.append(_Ranked(candidate, value if row.reward is None else row.reward, value,
-                                  silent=is_silent(row, cfg.reward_key), right=_right(row),
+                                  silent=is_silent(row, cfg.reward_key), right=right_words(row.components),
                                   written=written_reward(row, cfg.reward_key, cfg.unwritten)))
     if len(ranked) < 2:
         return [], "all_failed" if not ranked else "one_scored"
@@ -214,11 +215,6 @@ def is_silent(row: ScoreRow, key: str) -> bool:
     """Whether a candidate may not be chosen or imitated since nothing was recognized in it; where a component ranks,
     nothing of the text."""
     return nothing_recognized(row.components) or (key != "reward" and nothing_right(row.components))
-
-
-def _right(row: ScoreRow) -> float | None:
-    counts = [row.components.get(name) for name in ("ref_words", "substitutions", "deletions")]
-    return None if None in counts else counts[0] - counts[1] - counts[2]  # type: ignore[operator]
 
 
 def written_reward(row: ScoreRow, key: str, unwritten: bool) -> float | None:
@@ -248,15 +244,16 @@ def _normalize_lengths(usable: dict[str, list[_Ranked]], cfg: PairsConfig) -> di
         }
     # Within-prompt slope: texts differ in length and difficulty, only siblings are comparable.
     covariance = variance = 0.0
-    fitted = {prompt_id: [r for r in ranked if not r.silent] for prompt_id, ranked in usable.items()}
-    for ranked in (group for group in fitted.values() if group):  # silence says nothing of how length pays
-        mean_s = math.fsum(r.candidate.duration for r in ranked) / len(ranked)
-        mean_v = math.fsum(r.value for r in ranked) / len(ranked)
-        covariance += math.fsum((r.candidate.duration - mean_s) * (r.value - mean_v) for r in ranked)
-        variance += math.fsum((r.candidate.duration - mean_s) ** 2 for r in ranked)
+    mean_of: dict[str, float] = {}
+    for prompt_id, ranked in usable.items():
+        spoken = [r for r in ranked if not r.silent]  # silence says nothing of how length pays
+        if not spoken:
+            continue
+        mean_of[prompt_id] = mean_s = math.fsum(r.candidate.duration for r in spoken) / len(spoken)
+        mean_v = math.fsum(r.value for r in spoken) / len(spoken)
+        covariance += math.fsum((r.candidate.duration - mean_s) * (r.value - mean_v) for r in spoken)
+        variance += math.fsum((r.candidate.duration - mean_s) ** 2 for r in spoken)
     slope = covariance / variance if variance > 0 else 0.0
-    mean_of = {prompt_id: math.fsum(r.candidate.duration for r in group) / max(1, len(group))
-               for prompt_id, group in fitted.items()}
     return {
         prompt_id: [r if r.silent else replace(r, value=r.value - slope * (r.candidate.duration - mean_of[prompt_id]))
                     for r in ranked]

@@ -101,10 +101,16 @@ def nothing_recognized(components: dict[str, float | None]) -> bool:
 def nothing_right(components: dict[str, float | None]) -> bool:
     """Whether score components say that no word of the text was recognized, though others may have been: what a
     recognizer hears in noise. False where they count no words."""
+    right = right_words(components)
+    return right is not None and right <= 0.0
+
+
+def right_words(components: dict[str, float | None]) -> float | None:
+    """Words of the text that were recognized; None where score components count no words."""
     words = components.get("ref_words")
     if not words:
-        return False
-    return words - (components.get("substitutions") or 0.0) - (components.get("deletions") or 0.0) <= 0.0
+        return None
+    return words - (components.get("substitutions") or 0.0) - (components.get("deletions") or 0.0)
 
 
 @dataclass

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import nothing_recognized, nothing_right
+from ..data.records import nothing_recognized, nothing_right, right_words
 from ..errors import ConfigError
 from .config import ComponentConfig, RewardConfig
 
@@ -223,10 +223,10 @@ def applies(component: str, components: Components) -> bool:
 def share_right(components: Components) -> float:
     """Share of the text's words that were recognized, in [0, 1]. Where the components do not count words all are taken
     as right, unless the WER says that nothing can be."""
-    words, wrong = components.get("ref_words"), ("substitutions", "deletions")
-    if not words:
+    right, words = right_words(components), components.get("ref_words")
+    if right is None or not words:
         return 0.0 if (components.get("wer") or 0.0) >= 1.0 else 1.0
-    return min(1.0, max(0.0, 1.0 - sum(components.get(name) or 0.0 for name in wrong) / words))
+    return min(1.0, max(0.0, right / words))
 
 
 def remove_length(

@@ -69,7 +69,7 @@ def _inside(text: str, start: int, end: int) -> tuple[Mark, bool]:
     if _ADDRESS.search(chunk):
         return "none", False
     if ".." in gap or (_ENDS.match(gap) and len(gap) > 1 and all(_ALLOWS.match(c) for c in gap[1:])
-                       and not is_abbreviated(before, after)):
+                       and not is_abbreviated(before, after[len(gap) :])):
         return "strong", True  # an ellipsis, or an end before a bracket: "Hello."He left, left.[1]
     if any(c in "?!" or (_ENDS.match(c) and c != ".") for c in gap):
         return ("none", False) if _DOMAIN.search(chunk) or figures else ("strong", True)

@@ -60,7 +60,10 @@ class Unwritten:
 
 def find_unwritten(text: str) -> Unwritten:
     """The places of a text that a recognizer writes otherwise."""
-    form, spans = scan(text)
+    return _places(*scan(text))
+
+
+def _places(form: str, spans: list[tuple[int, int]]) -> Unwritten:
     if not spans:
         return Unwritten([], [False])
     chinese = any(is_cjk(c) for c in form)
@@ -76,7 +79,7 @@ def find_unwritten(text: str) -> Unwritten:
 def kinds_of(text: str) -> dict[Kind, str]:
     """The kinds that occur in a text, each with its first example."""
     form, spans = scan(text)
-    found = find_unwritten(text)
+    found = _places(form, spans)
     kinds: dict[Kind, str] = {}
     for (start, end), kind in zip(spans, found.tokens, strict=True):
         if kind is not None:
