@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,8 @@ def test_tensorboard_event_files_hold_it_all(run: RunDir) -> None:
     heard = sound(result.Audio("before_after/1 base")[0].encoded_audio_string)
     np.testing.assert_allclose(heard, tone(), atol=1e-4)
 
+    # Event files are read in the order of their names: the second, the host, and a count that sorts 10 before 9.
+    time.sleep(1.1)
     with Tracking(config("tensorboard"), run.path).stage(STAGE) as tracker:  # interrupted after step 3, resumed from 1
         for step in (2, 3, 4):
             tracker.log({"loss": 10.0 + step}, step)
