@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"usage: python -m benchmarks {{{','.join(names)}}} [--help]", file=sys.stderr)
         return 2
     name, *rest = argv
-    from talker_rl.errors import TalkerRLError
+    from talker_rl.base.errors import TalkerRLError
 
     try:
         if name in OTHER:
@@ -51,7 +51,7 @@ def compare_speeds(prog: str, names: Sequence[str], argv: Sequence[str]) -> int:
     """Run benchmarks one after the other; print their table, write their rows."""
     import torch
 
-    from talker_rl.places import check_writable_file
+    from talker_rl.base.places import check_writable_file
 
     from ._limits import ceilings
     from ._measure import say, table, write_json

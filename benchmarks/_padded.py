@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from talker_rl.data.records import Pair
-from talker_rl.omni.conditioning import Conditioning
+from talker_rl.records.pair import Pair
+from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
 
 
 class PaddedTalker(nn.Module):

@@ -8,18 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from talker_rl.base.ids import derive_seed
+from talker_rl.base.sound import resample
+from talker_rl.base.text.alignment import align
+from talker_rl.base.text.tokens import tokens_of
 from talker_rl.data.prompts import read_prompts
-from talker_rl.data.records import Candidate, Prompt, derive_seed
 from talker_rl.evaluation.bootstrap import bootstrap_ci, diff_of_ratios
-from talker_rl.omni.checkpoint import load_omni
-from talker_rl.omni.conditioning import compute_conditioning
-from talker_rl.omni.config import ModelConfig, SamplingConfig, Token2WavConfig
-from talker_rl.omni.rollouts import sample_candidates
-from talker_rl.omni.token2wav import decode
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
 from talker_rl.reward.asr.base import Failure
-from talker_rl.reward.audio import resample
-from talker_rl.reward.normalize import tokens_of
-from talker_rl.reward.wer import align
+from talker_rl.speech.config import ModelConfig, SamplingConfig, Token2WavConfig
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning
+from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
+from talker_rl.speech.qwen2_5_omni.token2wav import decode
 
 
 @dataclass

@@ -22,10 +22,11 @@ from torch import Tensor
 from transformers import PrinterCallback
 
 from talker_rl.data.pairs import pair_id_of
-from talker_rl.data.records import CODE_RATE_HZ, NUM_CODES, Pair
-from talker_rl.omni.conditioning import Conditioning
-from talker_rl.omni.config import LoraSettings
-from talker_rl.omni.lora import attach_lora
+from talker_rl.records.codec import CODE_RATE_HZ, NUM_CODES
+from talker_rl.records.pair import Pair
+from talker_rl.speech.config import LoraSettings
+from talker_rl.speech.lora import attach_lora
+from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
 from talker_rl.train.arguments import TalkerDPOConfig
 from talker_rl.train.collate import PairExample
 from talker_rl.train.reference import reference_logps

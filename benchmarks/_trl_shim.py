@@ -30,7 +30,7 @@ from transformers import (  # noqa: E402
 )
 from trl import DPOConfig, DPOTrainer  # noqa: E402
 
-from talker_rl.omni.conditioning import Conditioning  # noqa: E402
+from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning  # noqa: E402
 
 from ._padded import PaddedTalker  # noqa: E402
 from ._training import Recording  # noqa: E402

@@ -11,8 +11,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from talker_rl.omni.conditioning import Conditioning
-from talker_rl.omni.layout import reply_rows
+from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
+from talker_rl.speech.qwen2_5_omni.layout import reply_rows
 
 
 def generate(talker: Any, conditionings: Sequence[Conditioning], **options: Any) -> tuple[Any, int]:

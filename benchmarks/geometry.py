@@ -17,7 +17,7 @@ import torch
 
 def real_config(name: str = "qwen2.5-omni-7b") -> dict[str, Any]:
     """The checkpoint's own config.json."""
-    text = resources.files("talker_rl.omni").joinpath("geometry", f"{name}.json").read_text()
+    text = resources.files("talker_rl.speech.qwen2_5_omni").joinpath("geometry", f"{name}.json").read_text()
     data: dict[str, Any] = json.loads(text)
     return data
 
@@ -84,7 +84,7 @@ class Models:
 
     def noise(self, codes: Sequence[Sequence[int]], mel_dim: int) -> list[torch.Tensor]:
         """The flow's start of utterance i from seed i, on the device."""
-        from talker_rl.omni.token2wav import utterance_noise
+        from talker_rl.speech.qwen2_5_omni.token2wav import utterance_noise
 
         return [utterance_noise(i, 2 * len(c), mel_dim).to(self.device) for i, c in enumerate(codes)]
 
@@ -95,7 +95,7 @@ class Models:
     def _config(self) -> Any:
         from transformers import Qwen2_5OmniConfig
 
-        from talker_rl.omni.checkpoint import quiet_transformers
+        from talker_rl.speech.qwen2_5_omni.checkpoint import quiet_transformers
 
         data = real_config()
         if self.geometry == "tiny":

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from talker_rl.data.records import NUM_CODES
-from talker_rl.omni.conditioning import Conditioning, compute_conditioning
-from talker_rl.omni.config import ModelConfig, SamplingConfig
-from talker_rl.omni.rollouts import sample_candidates
+from talker_rl.records.codec import NUM_CODES
+from talker_rl.speech.config import ModelConfig, SamplingConfig
+from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning, compute_conditioning
+from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 
 from ._limits import counted, goal, rollouts, share
 from ._measure import Row, compare, noted
@@ -113,7 +113,7 @@ def random_conditionings(count: int, width: int) -> list[Conditioning]:
 def micro(count: int, device: str) -> tuple[Any, list[Conditioning]]:
     """The shipped Talker and conditionings of its train prompts."""
     from talker_rl.data.prompts import read_prompts
-    from talker_rl.omni.checkpoint import load_omni
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 
     omni = load_omni(ModelConfig(path="micro", device=device))
     prompts = read_prompts("micro:train").prompts

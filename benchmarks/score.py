@@ -10,9 +10,9 @@ import argparse
 from typing import Any
 
 from talker_rl.config import RunConfig
-from talker_rl.data.records import to_row
-from talker_rl.omni.token2wav import utterance_noise
+from talker_rl.records.rows import to_row
 from talker_rl.reward.scorer import ScoreItem, Scorer, to_score_row
+from talker_rl.speech.qwen2_5_omni.token2wav import utterance_noise
 from talker_rl.stages import worker
 
 from ._measure import Row, compare

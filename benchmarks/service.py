@@ -30,14 +30,18 @@ import numpy as np
 import psutil
 
 from talker_rl import cli
+from talker_rl.base.ids import derive_seed
+from talker_rl.base.places import check_writable_file
 from talker_rl.config import RunConfig, load_config
-from talker_rl.data.records import Candidate, Prompt, ScoreRow, derive_seed, from_row
-from talker_rl.places import check_writable_file
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.rows import from_row
+from talker_rl.records.score import ScoreRow
 from talker_rl.reward.client import ScoreClient
 from talker_rl.reward.service.protocol import Item
 from talker_rl.stages import worker
 from talker_rl.stages.remote import item_of, row_of
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.shards import ShardFolder
 
 FLOATS = 1e-5
 OVERHEAD = 0.10

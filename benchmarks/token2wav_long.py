@@ -6,9 +6,9 @@ import argparse
 
 import torch
 
-from talker_rl.omni.config import Token2WavConfig
-from talker_rl.omni.flow import network, sample_mels
-from talker_rl.omni.token2wav import products
+from talker_rl.speech.config import Token2WavConfig
+from talker_rl.speech.qwen2_5_omni.flow import network, sample_mels
+from talker_rl.speech.qwen2_5_omni.token2wav import products
 
 from ._limits import counted, decoding, share
 from ._measure import Row, compare, noted

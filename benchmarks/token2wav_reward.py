@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from talker_rl.omni.config import Token2WavConfig
-from talker_rl.omni.mel import log_mel
-from talker_rl.omni.token2wav import decode, utterance_noise
+from talker_rl.speech.config import Token2WavConfig
+from talker_rl.speech.qwen2_5_omni.mel import log_mel
+from talker_rl.speech.qwen2_5_omni.token2wav import decode, utterance_noise
 
 from ._limits import counted, decoding, goal, share
 from ._measure import Row, compare, noted, peak_of, say, seconds_of

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from talker_rl.omni.config import ModelConfig, Token2WavConfig
-from talker_rl.omni.token2wav import products
-from talker_rl.omni.vocoder import vocode
+from talker_rl.speech.config import ModelConfig, Token2WavConfig
+from talker_rl.speech.qwen2_5_omni.token2wav import products
+from talker_rl.speech.qwen2_5_omni.vocoder import vocode
 
 from ._limits import counted, decoding, share
 from ._measure import Row, compare, noted
@@ -32,7 +32,7 @@ def rows(args: argparse.Namespace) -> list[Row]:
     small = (2, 0.8) if args.quick else (count, seconds)
     vocoders = [(f"{'real' if models.mid else models.geometry} geometry", models.token2wav(1), *small)]
     if models.mid:
-        from talker_rl.omni.checkpoint import load_omni
+        from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 
         micro = load_omni(ModelConfig(path="micro", device=args.device), parts=("token2wav",)).token2wav
         vocoders.append(("micro model", micro, count, 2 * seconds))

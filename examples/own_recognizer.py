@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from talker_rl import RecognizerConfig
+from talker_rl.base.text.alignment import align
 from talker_rl.reward.asr.base import UNKNOWN, Failure, GuardedRecognizer, Transcript
 from talker_rl.reward.asr.registry import build_recognizer
 from talker_rl.reward.recognizer_config import RecognizerSettings
-from talker_rl.reward.wer import align
 
 
 class Agreement(GuardedRecognizer):
@@ -51,7 +51,7 @@ def build(config: RecognizerSettings) -> Agreement:
 if __name__ == "__main__":
     from quickstart import items
 
-    from talker_rl.reward.audio import resample
+    from talker_rl.base.sound import resample
 
     heard = build(RecognizerConfig()).transcribe([resample(i.audio, i.sample_rate, 16_000) for i in items], "en")
     for item, one in zip(items, heard, strict=True):

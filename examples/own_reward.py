@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from talker_rl import RewardConfig, ScoreItem, Scorer
-from talker_rl.reward.audio import frame_levels
+from talker_rl.base.sound import frame_levels
 
 
 def evenness(item: ScoreItem, components: dict[str, float | None], floor_db: float = -50.0) -> float | None:

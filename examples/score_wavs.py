@@ -18,9 +18,9 @@ from pathlib import Path
 import soundfile
 
 from talker_rl import RecognizerConfig, RewardConfig, ScoreItem, Scorer
+from talker_rl.base.text.characters import clean_text
+from talker_rl.base.text.language import detect_lang
 from talker_rl.reward.asr.base import Failure
-from talker_rl.text.characters import clean_text
-from talker_rl.text.language import detect_lang
 
 COLUMNS = ["wer", "pause_error", "pause_marks", "duration", "rate", "tail_silence", "max_inner_silence", "clipping"]
 

@@ -12,24 +12,36 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from talker_rl.data.records import Candidate, Prompt
     from talker_rl.losses import PairBatch, build_loss
-    from talker_rl.omni.checkpoint import load_omni
-    from talker_rl.omni.conditioning import compute_conditioning
-    from talker_rl.omni.config import ModelConfig, SamplingConfig
-    from talker_rl.omni.layout import TalkerExample, collate
-    from talker_rl.omni.logps import token_logps
-    from talker_rl.omni.rollouts import sample_candidates
-    from talker_rl.omni.token2wav import decode
+    from talker_rl.records.candidate import Candidate
+    from talker_rl.records.prompt import Prompt
     from talker_rl.reward.config import RecognizerConfig, RewardConfig
     from talker_rl.reward.scorer import ScoreItem, Scorer
+    from talker_rl.speech.config import ModelConfig, SamplingConfig
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+    from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning
+    from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+    from talker_rl.speech.qwen2_5_omni.logps import token_logps
+    from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
+    from talker_rl.speech.qwen2_5_omni.token2wav import decode
 
 _HOME = {
-    "Candidate": "data.records", "Prompt": "data.records", "PairBatch": "losses", "build_loss": "losses",
-    "load_omni": "omni.checkpoint", "compute_conditioning": "omni.conditioning", "ModelConfig": "omni.config",
-    "SamplingConfig": "omni.config", "TalkerExample": "omni.layout", "collate": "omni.layout",
-    "token_logps": "omni.logps", "sample_candidates": "omni.rollouts", "decode": "omni.token2wav",
-    "RecognizerConfig": "reward.config", "RewardConfig": "reward.config", "ScoreItem": "reward.scorer",
+    "Candidate": "records.candidate",
+    "Prompt": "records.prompt",
+    "PairBatch": "losses",
+    "build_loss": "losses",
+    "load_omni": "speech.qwen2_5_omni.checkpoint",
+    "compute_conditioning": "speech.qwen2_5_omni.conditioning",
+    "ModelConfig": "speech.config",
+    "SamplingConfig": "speech.config",
+    "TalkerExample": "speech.qwen2_5_omni.layout",
+    "collate": "speech.qwen2_5_omni.layout",
+    "token_logps": "speech.qwen2_5_omni.logps",
+    "sample_candidates": "speech.qwen2_5_omni.rollouts",
+    "decode": "speech.qwen2_5_omni.token2wav",
+    "RecognizerConfig": "reward.config",
+    "RewardConfig": "reward.config",
+    "ScoreItem": "reward.scorer",
     "Scorer": "reward.scorer",
 }
 

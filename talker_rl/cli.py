@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from talker_rl.base.errors import ConfigError, DataError, TalkerRLError, disk_full, is_disk_full
+from talker_rl.base.progress import quiet_logs
 from talker_rl.cli_parser import parse
-from talker_rl.errors import ConfigError, DataError, TalkerRLError, disk_full, is_disk_full
-from talker_rl.progress import quiet_logs
 from talker_rl.shipped import split
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # whatever library wrote the file: a full or closed disk is not a bug
         if getattr(args, "debug", False):
             raise
-        from talker_rl.places import unwritable
+        from talker_rl.base.places import unwritable
 
         refused = disk_full() if is_disk_full(error) else unwritable(error)
         if refused is None:
@@ -85,7 +85,7 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.verb == "micro":
         return _micro(args)
     if args.verb == "wer":
-        from talker_rl.reward.wer_verb import run as wer
+        from talker_rl.evaluation.wer_verb import run as wer
 
         return wer(args)
     if args.verb == "speaker":
@@ -125,8 +125,8 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
 
 def _config(args: argparse.Namespace) -> RunConfig:
     """The configuration of the files and overrides, or of the run folder where no file is given."""
+    from talker_rl.base.places import require_file
     from talker_rl.config import load_config
-    from talker_rl.places import require_file
 
     files, overrides = split(args.config, args.overrides)
     if getattr(args, "votes", None):
@@ -144,9 +144,9 @@ def _config(args: argparse.Namespace) -> RunConfig:
 
 
 def _config_of_run(run_dir: Path, overrides: list[str]) -> RunConfig:
+    from talker_rl.base.disk import read_json
+    from talker_rl.base.places import require_run
     from talker_rl.config import load_data
-    from talker_rl.places import require_run
-    from talker_rl.run_dir import read_json
 
     require_run(run_dir, fix="check the name, or give a configuration to begin a run there: -c FILE")
     manifest = run_dir / "manifest.json"
@@ -201,9 +201,9 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
         return 0
     _check_places(args, config, run_dir)
     check_config(config, args.verb, here=True, remote=bool(endpoints))  # before a stage to force is deleted
-    from talker_rl.run_dir import RunDir
+    from talker_rl.base.processes import WorkerPool
     from talker_rl.stages.context import Context, device_name
-    from talker_rl.stages.pool import WorkerPool
+    from talker_rl.store.run_dir import RunDir
 
     device = device_name(config.model.device)
     with RunDir(run_dir, force=args.force_stage) as run, WorkerPool(config.workers) as pool:
@@ -229,7 +229,7 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
 
 def _check_places(args: argparse.Namespace, config: RunConfig, run_dir: Path) -> None:
     """Whether what the verb goes on from is there, and its folder can be written; nothing is created before."""
-    from talker_rl.places import check_writable_folder, require_adapter, require_free, require_run
+    from talker_rl.base.places import check_writable_folder, require_adapter, require_free, require_run
 
     if args.verb in FROM_THE_START and not args.force_stage:
         require_free(run_dir)
@@ -241,9 +241,9 @@ def _check_places(args: argparse.Namespace, config: RunConfig, run_dir: Path) ->
 
 
 def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
-    from talker_rl.places import check_writable_folder, require_adapter, require_free, require_sweep
+    from talker_rl.base.disk import read_json
+    from talker_rl.base.places import check_writable_folder, require_adapter, require_free, require_sweep
     from talker_rl.report.sweep_table import text_table
-    from talker_rl.run_dir import read_json
     from talker_rl.stages.feasible import check_config
     from talker_rl.stages.plan import describe_sweep
     from talker_rl.sweep_config import load_sweep, load_sweep_data
@@ -265,8 +265,8 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
     require_free(folder, sweep=True)
     require_adapter(config.run.model.adapter)
     check_writable_folder(folder)
+    from talker_rl.base.processes import WorkerPool
     from talker_rl.stages.context import device_name
-    from talker_rl.stages.pool import WorkerPool
     from talker_rl.stages.sweep import Sweep
 
     device = device_name(config.run.model.device)

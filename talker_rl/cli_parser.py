@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 from talker_rl import __version__
+from talker_rl.evaluation.wer_verb import WER_EXAMPLES, add_wer_options
 from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_doctor_options, add_plan_options
-from talker_rl.reward.wer_verb import WER_EXAMPLES, add_wer_options
 from talker_rl.shipped import CONFIGS_EXAMPLES, add_configs_options
 from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
 from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options

@@ -16,12 +16,12 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from talker_rl.base.errors import ConfigError
 from talker_rl.config_files import merge, parse_value, read_files, without_preset
 from talker_rl.data.config import CompletionsConfig, PairsConfig
 from talker_rl.data.speaker_settings import SpeakerSettings
-from talker_rl.errors import ConfigError
-from talker_rl.omni.config import ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
 from talker_rl.reward.config import RewardConfig, ServiceConfig
+from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
 from talker_rl.train.config import TrainConfig
 
 _Config = TypeVar("_Config", bound=BaseModel)

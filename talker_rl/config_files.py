@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from talker_rl.errors import ConfigError
-from talker_rl.omni.config import PRESETS
+from talker_rl.base.errors import ConfigError
 from talker_rl.shipped import find, locate, nearest
+from talker_rl.speech.config import PRESETS
 
 
 class _Loader(yaml.SafeLoader):

@@ -12,11 +12,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from talker_rl.base.errors import CheckpointError, TalkerRLError
+from talker_rl.base.figures import count
 from talker_rl.config import RunConfig
-from talker_rl.errors import CheckpointError, TalkerRLError
-from talker_rl.figures import count
-from talker_rl.model_check import Finding, check_attention, check_model, check_talker, guarded, one_line
-from talker_rl.run_dir import versions
+from talker_rl.speech.qwen2_5_omni.model_check import (
+    Finding,
+    check_attention,
+    check_model,
+    check_talker,
+    guarded,
+    one_line,
+)
+from talker_rl.store.run_dir import versions
 
 MIN_FREE_GIB = 2.0
 LOADED_BYTES = 4 * 2**30
@@ -84,9 +91,15 @@ def _speech_libraries(_: RunConfig) -> Iterator[Finding]:
 
 
 def _model(config: RunConfig) -> Iterator[Finding]:
-    from talker_rl.omni.checkpoint import load_omni, pick_device, read_config, resolve_model_path, speakers_of
-    from talker_rl.omni.files import weight_files
-    from talker_rl.omni.lora import check_adapter_of, resolve_adapter
+    from talker_rl.speech.files import weight_files
+    from talker_rl.speech.lora import check_adapter_of, resolve_adapter
+    from talker_rl.speech.qwen2_5_omni.checkpoint import (
+        load_omni,
+        pick_device,
+        read_config,
+        resolve_model_path,
+        speakers_of,
+    )
 
     folder = resolve_model_path(config.model.path)
     failed = False
@@ -107,7 +120,7 @@ def _model(config: RunConfig) -> Iterator[Finding]:
         yield "warn", "not loaded: the device is not there"
         return
     if config.model.thinker_quantization:
-        from talker_rl.omni.quantization import four_bit
+        from talker_rl.speech.quantization import four_bit
 
         four_bit(config.model, pick_device(config.model.device))
         yield "ok", "the Thinker's language model is held in 4 bits; its towers, Talker and token2wav are not quantized"
@@ -125,7 +138,7 @@ def _model(config: RunConfig) -> Iterator[Finding]:
 
 def _finite(omni: Any) -> Iterator[Finding]:
     """Weights that are no numbers, each part's first one by its stored name."""
-    from talker_rl.omni.published import stored_name
+    from talker_rl.speech.qwen2_5_omni.published import stored_name
 
     for part in omni.parts:
         bad = [name for name, p in getattr(omni, part).named_parameters() if not p.isfinite().all()]
@@ -138,11 +151,11 @@ def _finite(omni: Any) -> Iterator[Finding]:
 
 def _memory(config: RunConfig) -> Iterator[Any]:
     """Peak memory of every stage, against what is there."""
-    from talker_rl.omni.checkpoint import pick_device, read_config, resolve_model_path
     from talker_rl.planning.command import size
     from talker_rl.planning.cost import Lengths
     from talker_rl.planning.geometry import measure
     from talker_rl.planning.memory import stage_peaks
+    from talker_rl.speech.qwen2_5_omni.checkpoint import pick_device, read_config, resolve_model_path
 
     if _device_fault(config) is not None:
         yield "warn", "not forecast: the device is not there"
@@ -190,11 +203,11 @@ def _settings(config: RunConfig) -> Iterator[Finding]:
 def _recognizers(config: RunConfig) -> Iterator[Finding]:
     import numpy as np
 
+    from talker_rl.base.text.tokens import LANGUAGES
     from talker_rl.reward.asr.aligner import Aligner
     from talker_rl.reward.asr.names import KNOWN
     from talker_rl.reward.asr.registry import build_recognizer
     from talker_rl.reward.config import shared_languages
-    from talker_rl.reward.normalize import LANGUAGES
     from talker_rl.stages.named import aligner_faults, recognizer_faults
 
     faults = [*recognizer_faults(config, "recognizer", here=True), *recognizer_faults(config, "evaluator", here=True),
@@ -226,7 +239,7 @@ def _recognizers(config: RunConfig) -> Iterator[Finding]:
 
 def _prompts(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.data.prompts import check_disjoint, drop_shared_pieces, read_prompts
-    from talker_rl.omni.checkpoint import speakers_of
+    from talker_rl.speech.qwen2_5_omni.checkpoint import speakers_of
 
     speakers = sorted(speakers_of(config.model))
     sets = {}
@@ -242,7 +255,7 @@ def _prompts(config: RunConfig) -> Iterator[Finding]:
 
 
 def _training(config: RunConfig) -> Iterator[Finding]:
-    from talker_rl.omni.checkpoint import read_config, resolve_model_path
+    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config, resolve_model_path
     from talker_rl.stages.named import loss_faults
     from talker_rl.stages.train import check_lora
     from talker_rl.train.arguments import build_arguments

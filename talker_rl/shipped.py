@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from talker_rl.errors import ConfigError
+from talker_rl.base.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "configs"
 SUFFIXES = (".yaml", ".yml")
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.out:
         print(path.read_text(encoding="utf-8"), end="")
         return 0
-    from talker_rl.places import check_writable_file
-    from talker_rl.run_dir import atomic_write
+    from talker_rl.base.disk import atomic_write
+    from talker_rl.base.places import check_writable_file
 
     out = Path(args.out)
     check_writable_file(out)

@@ -19,10 +19,10 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from talker_rl.base.errors import ConfigError
 from talker_rl.config import RunConfig, Settings, apply_overrides, check_names, parse_as
 from talker_rl.config_files import merge, read_files
 from talker_rl.data.config import PairsConfig
-from talker_rl.errors import ConfigError
 from talker_rl.losses.config import parse_loss
 from talker_rl.shipped import locate
 from talker_rl.train.config import TrainConfig

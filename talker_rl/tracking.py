@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from talker_rl.base.disk import read_json
+from talker_rl.base.errors import ConfigError
+from talker_rl.base.ids import stable_hash
+from talker_rl.base.names import without_places
 from talker_rl.config import RunConfig
-from talker_rl.data.records import stable_hash
-from talker_rl.errors import ConfigError
-from talker_rl.names import without_places
 from talker_rl.report.model import ReportData
-from talker_rl.run_dir import read_json
 
 log = logging.getLogger(__name__)
 

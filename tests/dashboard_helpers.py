@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
+from talker_rl.base.text.tokens import normalize
 from talker_rl.data.pairs import pair_id_of
-from talker_rl.data.records import Candidate, Pair, ScoreRow
-from talker_rl.reward.normalize import normalize
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.pair import Pair
+from talker_rl.records.score import ScoreRow
+from talker_rl.store.shards import ShardFolder
 
 EOS = 8294
 TEXTS = ("music mountain river bottle.", "太阳森林朋友太阳，咖啡森林海洋老师。", "the garden, the window.",

@@ -30,15 +30,16 @@ from train_helpers import make_config, make_omni, make_pairs
 from talker_rl import micro
 from talker_rl.config import RunConfig
 from talker_rl.data.pairs import pair_id_of
-from talker_rl.data.records import Pair, Prompt
-from talker_rl.omni.checkpoint import Omni, load_omni
-from talker_rl.omni.conditioning import Conditioning, compute_conditioning, text_model
-from talker_rl.omni.config import ConditioningConfig, ModelConfig, SamplingConfig
-from talker_rl.omni.rollouts import sample_candidates
-from talker_rl.omni.token2wav import decode
 from talker_rl.planning import memory
 from talker_rl.planning.cost import Lengths
 from talker_rl.planning.geometry import read_geometry
+from talker_rl.records.pair import Pair
+from talker_rl.records.prompt import Prompt
+from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingConfig
+from talker_rl.speech.qwen2_5_omni.checkpoint import Omni, load_omni
+from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning, compute_conditioning, text_model
+from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
+from talker_rl.speech.qwen2_5_omni.token2wav import decode
 from talker_rl.train.run import train_variant
 
 PREFIX, REPLY = 60, 20

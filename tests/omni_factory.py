@@ -135,7 +135,7 @@ def write_checkpoint(folder: Path, model: Any | None = None) -> Path:
 
 def random_conditionings(lengths: list[tuple[int, int]], seed: int = 0) -> list[Any]:
     """One Conditioning for every (prefix length, reply stream length)."""
-    from talker_rl.omni.conditioning import Conditioning
+    from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
 
     generator = torch.Generator().manual_seed(seed)
     return [

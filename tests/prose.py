@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from talker_rl.reward.normalize import tokens_of
+from talker_rl.base.text.tokens import tokens_of
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from omni_factory import make_audible
 
-from talker_rl import file_hash, micro
-from talker_rl.omni.checkpoint import quiet_transformers
-from talker_rl.omni.published import ROTARY, stored_name
+from talker_rl import micro
+from talker_rl.base import file_hash
+from talker_rl.speech.qwen2_5_omni.checkpoint import quiet_transformers
+from talker_rl.speech.qwen2_5_omni.published import ROTARY, stored_name
 
 MICRO = Path(micro.checkpoint_dir()) / "omni"
 GEOMETRY = Path(micro.__file__).parents[1] / "omni" / "geometry"

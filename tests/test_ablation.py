@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from talker_rl.errors import DataError
+from talker_rl.base.errors import DataError
 from talker_rl.evaluation.ablation import Trained, arm_table, claims, notes, pareto
 
 Row = dict

@@ -18,11 +18,11 @@ from omni_factory import omni_config, tiny_omni
 from safetensors.torch import load_file, save_file
 from test_omni_lora import logps, nudge
 
-from talker_rl.errors import CheckpointError
-from talker_rl.omni.adapter_check import KEEPING, check_adapter_of
-from talker_rl.omni.adapter_files import PREFIX, SETTINGS, WEIGHTS
-from talker_rl.omni.lora import load_lora, resolve_adapter
-from talker_rl.omni.merge import merged_tensors
+from talker_rl.base.errors import CheckpointError
+from talker_rl.speech.adapter_check import KEEPING, check_adapter_of
+from talker_rl.speech.adapter_files import PREFIX, SETTINGS, WEIGHTS
+from talker_rl.speech.lora import load_lora, resolve_adapter
+from talker_rl.speech.qwen2_5_omni.merge import merged_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -142,7 +142,7 @@ def test_the_bases_weight_in_another_shape_or_half_precision(tmp_path: Path) -> 
 
 
 def test_merging_leaves_the_bases_tensors_out(tmp_path: Path) -> None:
-    from talker_rl.omni.config import ModelConfig
+    from talker_rl.speech.config import ModelConfig
 
     folder, _ = saved(tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
     names = merged_tensors(tmp_path, folder, ModelConfig())

@@ -12,7 +12,9 @@ pytest.importorskip("funasr")
 
 from asr_folders import BEEP, SAID, write_aligner, write_seaco, write_sense_voice  # noqa: E402
 
-from talker_rl.errors import CheckpointError  # noqa: E402
+from talker_rl.base.errors import CheckpointError  # noqa: E402
+from talker_rl.base.sound import resample  # noqa: E402
+from talker_rl.base.text.tokens import tokens_of  # noqa: E402
 from talker_rl.micro import checkpoint_dir  # noqa: E402
 from talker_rl.reward.asr.aligner import Aligner  # noqa: E402
 from talker_rl.reward.asr.base import Failure, Transcript  # noqa: E402
@@ -21,9 +23,7 @@ from talker_rl.reward.asr.funasr_recognizer import (  # noqa: E402
     parse_rich,
     timed_pieces,
 )
-from talker_rl.reward.audio import resample  # noqa: E402
 from talker_rl.reward.config import AlignerConfig, PauseConfig, RecognizerConfig, RewardConfig  # noqa: E402
-from talker_rl.reward.normalize import tokens_of  # noqa: E402
 from talker_rl.reward.scorer import ScoreItem, Scorer, ScoreResult  # noqa: E402
 
 

@@ -14,8 +14,8 @@ from benchmarks.__main__ import main
 from benchmarks._limits import counted, decoding, measured, training
 from benchmarks._training import LoraSettings, Sizes, random_pairs
 from benchmarks.geometry import Models
-from talker_rl.omni.config import Token2WavConfig
 from talker_rl.planning.hardware import Work
+from talker_rl.speech.config import Token2WavConfig
 
 TINY = ["--device", "cpu", "--geometry", "tiny", "--repeats", "1"]
 SIZES = {

@@ -14,7 +14,7 @@ import pytest
 from pipeline_helpers import write_world
 
 from talker_rl import cli
-from talker_rl.errors import CheckpointError, TalkerRLError
+from talker_rl.base.errors import CheckpointError, TalkerRLError
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = ["run", "prompts", "condition", "rollout", "score", "pair", "train", "eval", "report", "diagnose", "sweep",

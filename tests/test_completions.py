@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from train_helpers import losses, make_config, make_omni, make_pairs
 
+from talker_rl.base.errors import ConfigError, DataError
 from talker_rl.config import load_data
 from talker_rl.data.completions import import_completions, select_completions
 from talker_rl.data.config import CompletionsConfig
 from talker_rl.data.export import export_completions
-from talker_rl.data.records import Candidate, Prompt, ScoreRow
-from talker_rl.errors import ConfigError, DataError
 from talker_rl.evaluation.likelihood import compare_likelihood
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow
 from talker_rl.stages.plan import plan
 from talker_rl.train.run import train_variant
 

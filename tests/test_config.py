@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from talker_rl.base.errors import ConfigError
 from talker_rl.config import known_keys, load_config, load_data, parse_config
-from talker_rl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(p for p in ROOT.glob("configs/**/*.yaml") if p.parent.name != "sweeps")

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from talker_rl import micro
-from talker_rl.errors import CheckpointError
-from talker_rl.model_check import check_model
-from talker_rl.omni.checkpoint import load_speakers, load_tokenizer, read_config
-from talker_rl.omni.files import INDEX, shards_of
-from talker_rl.omni.published import meta_parts
+from talker_rl.base.errors import CheckpointError
+from talker_rl.speech.files import INDEX, shards_of
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_speakers, load_tokenizer, read_config
+from talker_rl.speech.qwen2_5_omni.model_check import check_model
+from talker_rl.speech.qwen2_5_omni.published import meta_parts
 
 MICRO = Path(micro.checkpoint_dir()) / "omni"
 TEXT, TALKER = "thinker_config.text_config", "talker_config"

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from sharded_checkpoint import INDEX, MICRO, parts_by_shard, record_opens, write_sharded
 
 from talker_rl import cli, doctor
-from talker_rl.errors import CheckpointError
-from talker_rl.omni.checkpoint import load_omni
-from talker_rl.omni.config import LoraSettings, ModelConfig
-from talker_rl.omni.lora import attach_lora, load_lora, save_lora
+from talker_rl.base.errors import CheckpointError
+from talker_rl.speech.config import LoraSettings, ModelConfig
+from talker_rl.speech.lora import attach_lora, load_lora, save_lora
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 from talker_rl.stages.worker import omni_of
 
 Damage = Callable[[Path], str]

@@ -14,10 +14,12 @@ from dashboard_helpers import write_json, write_run, write_sweep
 from pipeline_helpers import write_world
 
 from talker_rl import cli
+from talker_rl.base.errors import DataError, StageError
 from talker_rl.data.import_pairs import import_votes
 from talker_rl.data.pairs import pair_id_of
-from talker_rl.data.records import Candidate, Pair, Prompt
-from talker_rl.errors import DataError, StageError
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.pair import Pair
+from talker_rl.records.prompt import Prompt
 from talker_rl.report.ablation import ablation_page, drift_interval, frontier
 from talker_rl.report.blocks import Figure, Page, Table
 from talker_rl.report.browser import browser
@@ -26,7 +28,7 @@ from talker_rl.report.dashboards import PAGES, main, write_dashboards
 from talker_rl.report.length import length_page, reward_points
 from talker_rl.report.stability import stability_page
 from talker_rl.report.transcript import alignment_of, codes_per_word
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.shards import ShardFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -18,7 +18,9 @@ from dashboard_helpers import write_run, write_sweep
 from test_report import full_data, tone
 
 from talker_rl.data.import_pairs import import_votes
-from talker_rl.data.records import Candidate, Pair, Prompt
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.pair import Pair
+from talker_rl.records.prompt import Prompt
 from talker_rl.report.audio import FORMATS, data_uri
 from talker_rl.report.blocks import Figure, Page
 from talker_rl.report.browser import Browser, browser
@@ -26,7 +28,7 @@ from talker_rl.report.collect import collect
 from talker_rl.report.dashboards import PAGES, render, write_dashboards
 from talker_rl.report.length import length_page
 from talker_rl.report.page import write_report
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.shards import ShardFolder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:

@@ -16,10 +16,11 @@ from pipeline_helpers import write_world
 
 from talker_rl import cli
 from talker_rl.config import load_config
-from talker_rl.data.records import Candidate, Pair
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.pair import Pair
 from talker_rl.stages.diagnose import some_pairs
-from talker_rl.stages.shards import ShardFolder
 from talker_rl.stages.train import is_held_out
+from talker_rl.store.shards import ShardFolder
 
 VARIANTS: dict[str, dict[str, Any]] = {
     name: {
@@ -78,10 +79,10 @@ def forced(config: Path, run: Path, adapter: Path | None, sequences: list[tuple[
     """Log-probs by another path than the stage's: one sequence at a time, the library's own loader of adapters."""
     from peft import PeftModel
 
-    from talker_rl.omni.checkpoint import load_omni
-    from talker_rl.omni.conditioning_cache import ConditioningCache
-    from talker_rl.omni.layout import TalkerExample, collate
-    from talker_rl.omni.logps import token_logps
+    from talker_rl.speech.cache import ConditioningCache
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+    from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+    from talker_rl.speech.qwen2_5_omni.logps import token_logps
 
     talker = load_omni(load_config([config]).model, parts=("talker",)).talker
     if adapter is not None:
@@ -214,7 +215,7 @@ def test_a_second_start_does_nothing_and_a_lost_shard_is_made_again(
 
 
 def test_training_again_takes_its_diagnostics_along(diagnosed: tuple[Path, Path], tmp_path: Path) -> None:
-    from talker_rl.run_dir import RunDir
+    from talker_rl.store.run_dir import RunDir
 
     _, run = diagnosed
     copy = tmp_path / "run"

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from sharded_checkpoint import write_sharded
 
-from talker_rl import cli, doctor, micro, model_check
+from talker_rl import cli, doctor, micro
+from talker_rl.base.errors import ConfigError
 from talker_rl.config import RunConfig, load_data
-from talker_rl.errors import ConfigError
-from talker_rl.omni import checkpoint
 from talker_rl.planning.geometry import read_geometry
+from talker_rl.speech.qwen2_5_omni import checkpoint, model_check
 
 MICRO = Path(micro.checkpoint_dir()) / "omni"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from talker_rl.errors import DataError
+from talker_rl.base.errors import DataError
 from talker_rl.evaluation.bootstrap import bootstrap_ci, ratio_of_sums
 from talker_rl.evaluation.prosody import f0_stats
 from talker_rl.evaluation.summary import compare, variant_summary

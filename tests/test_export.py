@@ -18,19 +18,19 @@ from safetensors.torch import load_file, save_file
 from sharded_checkpoint import INDEX, parts_by_shard, write_sharded
 
 from talker_rl import cli
-from talker_rl.data.records import Candidate
-from talker_rl.errors import TalkerRLError
-from talker_rl.figures import span
-from talker_rl.omni import merge
-from talker_rl.omni.checkpoint import load_omni, quiet_transformers
-from talker_rl.omni.conditioning_cache import ConditioningCache
-from talker_rl.omni.config import SPEECH_SYSTEM_PROMPT, ModelConfig
-from talker_rl.omni.layout import TalkerExample, collate
-from talker_rl.omni.logps import token_logps
-from talker_rl.omni.lora import load_lora
+from talker_rl.base.errors import TalkerRLError
+from talker_rl.base.figures import span
 from talker_rl.planning.command import size
+from talker_rl.records.candidate import Candidate
+from talker_rl.speech.cache import ConditioningCache
+from talker_rl.speech.config import SPEECH_SYSTEM_PROMPT, ModelConfig
+from talker_rl.speech.lora import load_lora
+from talker_rl.speech.qwen2_5_omni import merge
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, quiet_transformers
+from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.stages.export import EXAMPLE_TEXT
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.shards import ShardFolder
 from talker_rl.train.card import Usage, speaking_code
 
 LAYOUT = ("config.json", INDEX, "spk_dict.pt", "tokenizer.json", "tokenizer_config.json", "chat_template.json",
@@ -336,11 +336,11 @@ def test_the_cards_code_speaks_in_plain_transformers(tmp_path: Path, monkeypatch
     import soxr
     from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniToken2WavModel as Token2Wav
 
-    from talker_rl.omni import token2wav
-    from talker_rl.omni.config import LoraSettings
-    from talker_rl.omni.lora import attach_lora, save_lora
     from talker_rl.reward.asr.registry import build_recognizer
     from talker_rl.reward.config import RecognizerConfig
+    from talker_rl.speech.config import LoraSettings
+    from talker_rl.speech.lora import attach_lora, save_lora
+    from talker_rl.speech.qwen2_5_omni import token2wav
 
     talker = load_omni(ModelConfig(path="micro"), parts=("talker",)).talker
     model = attach_lora(talker, LoraSettings(r=2), base_model="micro")

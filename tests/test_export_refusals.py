@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from sharded_checkpoint import write_sharded
 
 from talker_rl import cli
-from talker_rl.omni import adapter_check, merge
-from talker_rl.omni.checkpoint import load_omni
-from talker_rl.omni.config import LoraSettings, ModelConfig
-from talker_rl.omni.files import read_spans
-from talker_rl.omni.lora import attach_lora, save_lora
+from talker_rl.speech import adapter_check
+from talker_rl.speech.config import LoraSettings, ModelConfig
+from talker_rl.speech.files import read_spans
+from talker_rl.speech.lora import attach_lora, save_lora
+from talker_rl.speech.qwen2_5_omni import merge
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import pytest
 from pipeline_helpers import write_world
 
 from talker_rl import cli
+from talker_rl.base.errors import ConfigError
 from talker_rl.config import load_config, load_data
-from talker_rl.data.records import Prompt, ScoreRow
-from talker_rl.errors import ConfigError
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow
 from talker_rl.stages.feasible import advice, check_config, check_texts, codes_needed
 
 S = "rollouts.sampling."

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from talker_rl.base.figures import bare, changed, relative, span, written
 from talker_rl.evaluation.seed_tts_rows import lines
-from talker_rl.figures import bare, changed, relative, span, written
 from talker_rl.report.ablation import table
 from talker_rl.report.blocks import number, with_interval
 from talker_rl.report.model import ReportData

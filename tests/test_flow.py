@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from talker_rl.base.processes import WorkerPool
 from talker_rl.stages.flow import BACKLOG, Leg, flow
-from talker_rl.stages.pool import WorkerPool
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.shards import ShardFolder
 
 
 def twice(task: int) -> int:

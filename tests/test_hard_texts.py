@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from talker_rl.base.errors import PromptError
+from talker_rl.base.text.tokens import tokens_of
 from talker_rl.cli import main
 from talker_rl.data.hard import CATEGORIES, FIGURES, english, hard_texts
 from talker_rl.data.hard.spoken import cardinal_en, cardinal_zh, decimal_en, decimal_zh, ordinal_en, phone_zh, year_en
 from talker_rl.data.prompts import check_disjoint, read_prompts, text_key
-from talker_rl.errors import PromptError
-from talker_rl.reward.normalize import tokens_of
 
 
 def test_numbers_as_they_are_spoken() -> None:

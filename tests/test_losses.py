@@ -8,7 +8,7 @@ import pytest
 import torch
 from losses_helpers import make_batch
 
-from talker_rl.errors import ConfigError, DataError
+from talker_rl.base.errors import ConfigError, DataError
 from talker_rl.losses import LossOutput, PairBatch, build_loss
 
 # Two pairs. Log-ratios (policy - reference), per token:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from losses_helpers import ALL_LOSSES, loss_id, make_batch, random_parts
 
-from talker_rl.errors import ConfigError
+from talker_rl.base.errors import ConfigError
 from talker_rl.losses import LossOutput, PairBatch, build_loss, loss_types, parse_loss
 from talker_rl.losses import config as config_module
 from talker_rl.losses.config import Beta, LossConfig, register

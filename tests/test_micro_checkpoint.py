@@ -10,12 +10,12 @@ import sys
 import pytest
 import torch
 
-from talker_rl.data.records import Prompt
 from talker_rl.micro import checkpoint_dir
 from talker_rl.micro.lexicon import VOICES, WORDS, random_sentence, sentence_text
 from talker_rl.micro.prompts import SPLITS, prompt_sentences
 from talker_rl.micro.thinker import prompt_text, read_aloud
 from talker_rl.micro.tokenizer import SPEECH_SYSTEM_PROMPT, text_ids
+from talker_rl.records.prompt import Prompt
 
 OMNI = checkpoint_dir() / "omni"
 PUBLISHED_FILES = (

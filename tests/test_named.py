@@ -12,9 +12,9 @@ import torch
 from pipeline_helpers import write_world
 
 from talker_rl import cli, doctor
+from talker_rl.base.disk import read_json
+from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.config import load_data
-from talker_rl.errors import CheckpointError, ConfigError
-from talker_rl.run_dir import read_json
 from talker_rl.stages import named
 from talker_rl.stages.feasible import check_config
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from talker_rl.data.records import Prompt
-from talker_rl.errors import PromptError
-from talker_rl.omni.checkpoint import load_omni
-from talker_rl.omni.conditioning import compute_conditioning, conditioning_key
-from talker_rl.omni.config import ConditioningConfig, ModelConfig
+from talker_rl.base.errors import PromptError
+from talker_rl.records.prompt import Prompt
+from talker_rl.speech.config import ConditioningConfig, ModelConfig
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning, conditioning_key
 
 GENERATE = ConditioningConfig(mode="generate", max_reply_tokens=10, max_reply_wer=None)
 
@@ -196,7 +196,7 @@ def test_messages_that_cannot_be_used_are_told(omni: Any, image: Path, monkeypat
     def denied(file: Path) -> str:
         raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr("talker_rl.data.messages.cached_hash", denied)
+    monkeypatch.setattr("talker_rl.records.messages.cached_hash", denied)
     only_the_first_is_left_out(omni, media_prompt("image", image), "Cannot read the image file: Permission denied")
 
 
@@ -205,7 +205,7 @@ def test_an_answer_of_media_tokens_is_told(
     omni: Any, image: Path, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
     answers = [omni.tokenizer(f"one {token}", add_special_tokens=False)["input_ids"], [5, 6]]
-    monkeypatch.setattr("talker_rl.omni.conditioning.generate_replies", lambda *_: answers)
+    monkeypatch.setattr("talker_rl.speech.qwen2_5_omni.conditioning.generate_replies", lambda *_: answers)
     errors: dict[str, Any] = {}
     spoken = [media_prompt("image", image), Prompt("one two.", "Ethan")]
     assert len(compute_conditioning(omni, spoken, GENERATE, errors=errors)) == 1

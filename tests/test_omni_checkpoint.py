@@ -13,9 +13,9 @@ import pytest
 import torch
 from omni_factory import speakers, tiny_omni, write_checkpoint
 
-from talker_rl.errors import CheckpointError, ConfigError
-from talker_rl.omni.checkpoint import load_omni, resolve_model_path
-from talker_rl.omni.config import ModelConfig
+from talker_rl.base.errors import CheckpointError, ConfigError
+from talker_rl.speech.config import ModelConfig
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, resolve_model_path
 
 
 @pytest.fixture(scope="module")
@@ -196,11 +196,11 @@ def test_hash_is_of_the_content(original, folder):
 
 
 def test_config_needs_no_torch():
-    code = "import sys, talker_rl.omni.config; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = "import sys, talker_rl.speech.config; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_generation_needs_neither_trl_nor_funasr():
-    code = "import sys; from talker_rl.omni import rollouts, lora, token2wav, checkpoint"
+    code = "import sys; from talker_rl.speech.qwen2_5_omni import rollouts, lora, token2wav, checkpoint"
     code += "; assert not {'trl', 'funasr', 'deepspeed', 'peft'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

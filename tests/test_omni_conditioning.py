@@ -10,12 +10,12 @@ import pytest
 import torch
 from omni_factory import random_conditionings, tokenizer, write_checkpoint
 
-from talker_rl.data.records import Prompt
-from talker_rl.errors import CheckpointError, DataError, PromptError, StageError
-from talker_rl.omni.checkpoint import load_omni
-from talker_rl.omni.conditioning import compute_conditioning, conditioning_key, prompt_messages
-from talker_rl.omni.conditioning_cache import ConditioningCache, ensure_conditioning
-from talker_rl.omni.config import SPEECH_SYSTEM_PROMPT, ConditioningConfig, ModelConfig
+from talker_rl.base.errors import CheckpointError, DataError, PromptError, StageError
+from talker_rl.records.prompt import Prompt
+from talker_rl.speech.cache import ConditioningCache, ensure_conditioning
+from talker_rl.speech.config import SPEECH_SYSTEM_PROMPT, ConditioningConfig, ModelConfig
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning, conditioning_key, prompt_messages
 
 TOLERANCE = 1e-5
 GENERATE = ConditioningConfig(mode="generate", max_reply_tokens=12, max_reply_wer=None)
@@ -152,7 +152,7 @@ def test_key_depends_on_content_only(omni):
 
 
 def count_forwards(omni, monkeypatch):
-    import talker_rl.omni.conditioning as module
+    import talker_rl.speech.qwen2_5_omni.conditioning as module
 
     calls = []
     original = module._hidden_plus_embedding
@@ -240,7 +240,7 @@ def test_unknown_speaker_of_the_model(omni):
 
 @pytest.mark.parametrize("name", ["prefix", "reply_stream"])
 def test_what_is_not_finite_is_not_stored(omni, tmp_path, monkeypatch, name):
-    import talker_rl.omni.conditioning as module
+    import talker_rl.speech.qwen2_5_omni.conditioning as module
 
     original, bad = module._hidden_plus_embedding, PROMPTS[1]
 

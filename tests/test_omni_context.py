@@ -13,17 +13,23 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from talker_rl.data.messages import check_messages, identity, resolve_media
-from talker_rl.data.records import Prompt, stable_hash
-from talker_rl.errors import CheckpointError, PromptError
-from talker_rl.omni.checkpoint import load_omni
-from talker_rl.omni.conditioning import Conditioning, compute_conditioning, conditioning_key, prompt_messages
-from talker_rl.omni.conditioning_cache import ConditioningCache
-from talker_rl.omni.config import ConditioningConfig, ModelConfig, SamplingConfig
-from talker_rl.omni.context import _processor, encode, thinker_inputs
-from talker_rl.omni.layout import TalkerExample, collate
-from talker_rl.omni.logps import token_logps
-from talker_rl.omni.rollouts import sample_candidates
+from talker_rl.base.errors import CheckpointError, PromptError
+from talker_rl.base.ids import stable_hash
+from talker_rl.records.messages import check_messages, identity, resolve_media
+from talker_rl.records.prompt import Prompt
+from talker_rl.speech.cache import ConditioningCache
+from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingConfig
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+from talker_rl.speech.qwen2_5_omni.conditioning import (
+    Conditioning,
+    compute_conditioning,
+    conditioning_key,
+    prompt_messages,
+)
+from talker_rl.speech.qwen2_5_omni.context import _processor, encode, thinker_inputs
+from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.logps import token_logps
+from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 
 TOLERANCE = 1e-4
 GENERATE = ConditioningConfig(mode="generate", max_reply_tokens=10, max_reply_wer=None)
@@ -85,7 +91,7 @@ def processor(omni: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_tokens_and_tensors_are_the_whole_processors(omni: Any, processor: Any, files: dict[str, str]) -> None:
     from transformers.image_utils import load_image
 
-    from talker_rl.reward.audio import resample
+    from talker_rl.base.sound import resample
 
     for spoken in (prompts(files)[0], prompts(files)[2], prompt(files, "c.jpg", "b.png", "two")):
         messages = prompt_messages(omni, spoken)

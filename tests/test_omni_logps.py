@@ -9,12 +9,12 @@ import torch
 from omni_factory import random_conditionings, tiny_omni
 
 from benchmarks._upstream import generate
-from talker_rl.errors import DataError
-from talker_rl.omni.config import LoraSettings, SamplingConfig
-from talker_rl.omni.layout import TalkerExample, collate, prefix_inputs, talker_inputs
-from talker_rl.omni.logps import selective_logps, token_logps
-from talker_rl.omni.lora import attach_lora
-from talker_rl.omni.rollouts import sample_candidates
+from talker_rl.base.errors import DataError
+from talker_rl.speech.config import LoraSettings, SamplingConfig
+from talker_rl.speech.lora import attach_lora
+from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate, prefix_inputs, talker_inputs
+from talker_rl.speech.qwen2_5_omni.logps import selective_logps, token_logps
+from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 
 TOLERANCE = 1e-5
 MIXED = [[5, 6], [7] * 30, [8, 9, 8294]]

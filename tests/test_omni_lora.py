@@ -10,12 +10,10 @@ import torch
 from omni_factory import omni_config, random_conditionings, tiny_omni
 from safetensors.torch import load_file, save_file
 
-from talker_rl.errors import CheckpointError, ConfigError
-from talker_rl.omni import adapter_check
-from talker_rl.omni.config import LoraSettings
-from talker_rl.omni.layout import TalkerExample, collate
-from talker_rl.omni.logps import token_logps
-from talker_rl.omni.lora import (
+from talker_rl.base.errors import CheckpointError, ConfigError
+from talker_rl.speech import adapter_check
+from talker_rl.speech.config import LoraSettings
+from talker_rl.speech.lora import (
     attach_lora,
     check_adapter,
     check_adapter_of,
@@ -24,6 +22,8 @@ from talker_rl.omni.lora import (
     reference_logps,
     save_lora,
 )
+from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.logps import token_logps
 
 SETTINGS = LoraSettings(r=4, lora_alpha=8)
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from talker_rl import micro
-from talker_rl.data.records import Prompt
-from talker_rl.omni import token2wav as t2w
-from talker_rl.omni.checkpoint import load_omni
-from talker_rl.omni.conditioning import compute_conditioning
-from talker_rl.omni.config import ModelConfig, SamplingConfig
-from talker_rl.omni.layout import TalkerExample, collate
-from talker_rl.omni.logps import token_logps
-from talker_rl.omni.rollouts import sample_candidates
+from talker_rl.records.prompt import Prompt
+from talker_rl.speech.config import ModelConfig, SamplingConfig
+from talker_rl.speech.qwen2_5_omni import token2wav as t2w
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning
+from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.logps import token_logps
+from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 
 FOLDER = Path(micro.checkpoint_dir()) / "omni"
 pytestmark = pytest.mark.skipif(not (FOLDER / "config.json").is_file(), reason="the micro model is not built yet")

@@ -7,13 +7,13 @@ import torch
 from losses_helpers import ALL_LOSSES, loss_id
 from omni_factory import random_conditionings, tiny_omni
 
-from talker_rl.errors import ConfigError
+from talker_rl.base.errors import ConfigError
 from talker_rl.losses import PairBatch, build_loss
-from talker_rl.omni.config import LoraSettings
-from talker_rl.omni.layout import TalkerExample, collate, prefix_inputs, reply_rows, unwrap_talker
-from talker_rl.omni.logps import token_logps
-from talker_rl.omni.lora import attach_lora
-from talker_rl.omni.packing import Packing, use_packed_attention
+from talker_rl.speech.config import LoraSettings
+from talker_rl.speech.lora import attach_lora
+from talker_rl.speech.packing import Packing, use_packed_attention
+from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate, prefix_inputs, reply_rows, unwrap_talker
+from talker_rl.speech.qwen2_5_omni.logps import token_logps
 
 TOLERANCE = 1e-5
 PAIRS = [(0, 12, 5), (1, 1, 9), (0, 3, 1), (2, 7, 7), (1, 20, 2)]

@@ -10,14 +10,14 @@ import torch
 from omni_factory import random_conditionings, tiny_omni
 from pydantic import ValidationError
 
-from talker_rl.errors import ConfigError, DataError, StageError
-from talker_rl.omni.config import SamplingConfig
-from talker_rl.omni.decoder import Decoder
-from talker_rl.omni.graph import GraphedStep
-from talker_rl.omni.layout import TalkerExample, collate
-from talker_rl.omni.logps import token_logps
-from talker_rl.omni.rollouts import sample_candidates
-from talker_rl.omni.sampling import CodeSampler, Histories, uniforms
+from talker_rl.base.errors import ConfigError, DataError, StageError
+from talker_rl.speech.config import SamplingConfig
+from talker_rl.speech.qwen2_5_omni.decoder import Decoder
+from talker_rl.speech.qwen2_5_omni.graph import GraphedStep
+from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.logps import token_logps
+from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
+from talker_rl.speech.sampling import CodeSampler, Histories, uniforms
 
 EVERY_OPTION = [
     {},
@@ -152,7 +152,7 @@ def test_a_candidate_does_not_depend_on_its_batch(talker):
 def test_rows_are_refilled_and_a_prefix_is_computed_once(monkeypatch):
     """19 prompts in groups of 4 (never more prefixes), two candidates each, five rows: full while anyone waits."""
     talker = tiny_omni().talker
-    monkeypatch.setattr("talker_rl.omni.rollouts.PREFILL_PROMPTS", 4)
+    monkeypatch.setattr("talker_rl.speech.qwen2_5_omni.rollouts.PREFILL_PROMPTS", 4)
     prefilled, sampled = [], []
     talker.model.register_forward_pre_hook(
         lambda _, args, kw: prefilled.append(kw["inputs_embeds"].shape[:2]), with_kwargs=True
@@ -298,9 +298,9 @@ def test_replayed_steps_give_the_same_candidates(talker, monkeypatch, works):
     call = (talker, conditionings, [[1, 2, 3, 4], [5, 6], [8, 9]], SamplingConfig(max_new_tokens=30))
     eager = sample_candidates(*call, batch_size=5)
     monkeypatch.setattr(GraphedStep, "_capture", capture)
-    monkeypatch.setattr("talker_rl.omni.graph.ROWS", 2)
-    monkeypatch.setattr("talker_rl.omni.decoder.CACHE_BLOCK", 16)
-    monkeypatch.setattr("talker_rl.omni.rollouts.Decoder", GraphedDecoder)
+    monkeypatch.setattr("talker_rl.speech.qwen2_5_omni.graph.ROWS", 2)
+    monkeypatch.setattr("talker_rl.speech.qwen2_5_omni.decoder.CACHE_BLOCK", 16)
+    monkeypatch.setattr("talker_rl.speech.qwen2_5_omni.rollouts.Decoder", GraphedDecoder)
     with nullcontext() if works else pytest.warns(UserWarning, match="without CUDA graphs: no graphs here"):
         replayed = sample_candidates(*call, batch_size=5, steps_unseen=3)
     assert [c.codes for c in replayed] == [c.codes for c in eager]

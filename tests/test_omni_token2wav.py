@@ -8,14 +8,14 @@ import torch
 from omni_factory import speakers, tiny_omni
 from pydantic import ValidationError
 
-from talker_rl.errors import DataError
-from talker_rl.omni import token2wav as t2w
-from talker_rl.omni.config import EVALUATIONS, Token2WavConfig
-from talker_rl.omni.flow import RULES, Schedule, integrate, network, sample_mels
-from talker_rl.omni.mel import log_mel
-from talker_rl.omni.speaker import speaker_similarity
-from talker_rl.omni.streaming import stream
-from talker_rl.omni.vocoder import batched, context_frames, vocode
+from talker_rl.base.errors import DataError
+from talker_rl.speech.config import EVALUATIONS, Token2WavConfig
+from talker_rl.speech.qwen2_5_omni import token2wav as t2w
+from talker_rl.speech.qwen2_5_omni.flow import RULES, Schedule, integrate, network, sample_mels
+from talker_rl.speech.qwen2_5_omni.mel import log_mel
+from talker_rl.speech.qwen2_5_omni.speaker import speaker_similarity
+from talker_rl.speech.qwen2_5_omni.streaming import stream
+from talker_rl.speech.qwen2_5_omni.vocoder import batched, context_frames, vocode
 
 CODES = [[5, 8193, 17, 4, 900, 3, 77, 8, 1, 20, 44, 3, 2], [9, 9, 12], [7, 1, 300, 4, 4, 2, 80, 5, 5, 5, 6, 1, 8190]]
 WHO = ["Ann", "Bob", "Bob"]

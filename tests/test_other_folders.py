@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from talker_rl import cli
-from talker_rl.errors import CheckpointError
+from talker_rl.base.errors import CheckpointError
 from talker_rl.micro import checkpoint_dir
-from talker_rl.model_check import check_model
-from talker_rl.omni.checkpoint import resolve_model_path
-from talker_rl.omni.config_json import read_config
-from talker_rl.omni.files import INDEX, weight_files
+from talker_rl.speech.files import INDEX, weight_files
+from talker_rl.speech.qwen2_5_omni.checkpoint import resolve_model_path
+from talker_rl.speech.qwen2_5_omni.config_json import read_config
+from talker_rl.speech.qwen2_5_omni.model_check import check_model
 
 OMNI = checkpoint_dir() / "omni"
 

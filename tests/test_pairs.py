@@ -7,12 +7,14 @@ import random
 
 import pytest
 
+from talker_rl.base.errors import DataError
 from talker_rl.data.config import PairsConfig
 from talker_rl.data.export import export_pairs, read_pairs
 from talker_rl.data.import_pairs import import_pairs
 from talker_rl.data.pairs import REASONS, edit_distance, explain_pairs, pairs_hash, select_pairs
-from talker_rl.data.records import Candidate, Prompt, ScoreRow
-from talker_rl.errors import DataError
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow
 
 EOS = 8294
 

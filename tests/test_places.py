@@ -12,8 +12,8 @@ import yaml
 from pipeline_helpers import write_world
 
 from talker_rl import cli
-from talker_rl.errors import CheckpointError, DataError, StageError
-from talker_rl.places import (
+from talker_rl.base.errors import CheckpointError, DataError, StageError
+from talker_rl.base.places import (
     check_writable_file,
     check_writable_folder,
     nearest_run,

@@ -17,18 +17,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from talker_rl import cli
 from talker_rl.config import RunConfig, load_data
-from talker_rl.omni.conditioning_cache import ConditioningCache
-from talker_rl.omni.config import LoraSettings, Token2WavConfig
-from talker_rl.omni.layout import TalkerExample, collate
-from talker_rl.omni.logps import token_logps
-from talker_rl.omni.lora import attach_lora
-from talker_rl.omni.token2wav import decode
 from talker_rl.planning import cost, memory
 from talker_rl.planning.command import duration, size
 from talker_rl.planning.cost import Lengths
 from talker_rl.planning.forecast import Job, forecast, stages
 from talker_rl.planning.geometry import SHIPPED, Geometry, measure, read_geometry
 from talker_rl.planning.hardware import HARDWARE, Work, hardware
+from talker_rl.speech.cache import ConditioningCache
+from talker_rl.speech.config import LoraSettings, Token2WavConfig
+from talker_rl.speech.lora import attach_lora
+from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.logps import token_logps
+from talker_rl.speech.qwen2_5_omni.token2wav import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 LORA = LoraSettings(r=4, lora_alpha=8)
@@ -70,7 +70,7 @@ def test_parameters_equal_those_of_the_whole_model(name: str) -> None:
     from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
     geometry = read_geometry(f"Qwen/{name.upper()}")  # as a hub name
-    data = json.loads(resources.files("talker_rl.omni").joinpath("geometry", f"{name}.json").read_text())
+    data = json.loads(resources.files("talker_rl.speech.qwen2_5_omni").joinpath("geometry", f"{name}.json").read_text())
     with torch.device("meta"):
         model = Qwen2_5OmniForConditionalGeneration(Qwen2_5OmniConfig.from_dict(data))
     whole = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in geometry.parameters}

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from talker_rl.stages.pool import WorkerPool
+from talker_rl.base.processes import WorkerPool
 
 
 def _report(task: tuple[str, float]) -> int:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 from pipeline_helpers import write_world
 
-from talker_rl import progress
+from talker_rl.base import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from talker_rl.base.errors import ConfigError, DataError, PromptError
 from talker_rl.config import load_config
 from talker_rl.data.completions import import_completions
 from talker_rl.data.prompt_files import count_rows, parse_source
 from talker_rl.data.prompts import read_prompts
-from talker_rl.data.records import Prompt
-from talker_rl.errors import ConfigError, DataError, PromptError
+from talker_rl.records.prompt import Prompt
 
 
 def texts(file: Path, **options: object) -> list[str]:

@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from talker_rl.base.errors import PromptError
 from talker_rl.config import load_config
-from talker_rl.data.messages import check_messages
 from talker_rl.data.prompt_files import count_rows, parse_source
 from talker_rl.data.prompts import PromptSet, check_disjoint, drop_shared_pieces, read_prompts
-from talker_rl.data.records import Prompt, from_row, to_row
-from talker_rl.errors import PromptError
+from talker_rl.records.messages import check_messages
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.rows import from_row, to_row
 
 TEXTS = ["one, two.", 'red "blue" green.', "你好，世界。"]
 

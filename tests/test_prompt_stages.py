@@ -11,15 +11,16 @@ import pytest
 import soundfile
 from PIL import Image
 
+from talker_rl.base.disk import read_json
+from talker_rl.base.errors import DataError
 from talker_rl.cli import main
 from talker_rl.data.prompts import read_prompts
-from talker_rl.data.records import Candidate, Prompt
-from talker_rl.errors import DataError
-from talker_rl.omni.checkpoint import load_omni
-from talker_rl.omni.conditioning import compute_conditioning
-from talker_rl.omni.conditioning_cache import ConditioningCache
-from talker_rl.omni.config import ConditioningConfig, ModelConfig
-from talker_rl.run_dir import read_json
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.speech.cache import ConditioningCache
+from talker_rl.speech.config import ConditioningConfig, ModelConfig
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning
 from talker_rl.stages.conditioning import _note, _told
 from talker_rl.stages.remote import item_of
 from talker_rl.stages.worker import AudioSpec, _keep_audio

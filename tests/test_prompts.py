@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from talker_rl.base.errors import PromptError
 from talker_rl.data.prompts import check_disjoint, read_prompts
-from talker_rl.data.records import Prompt, to_row
 from talker_rl.data.texts import check_text, detect_lang, is_other_script, text_key
-from talker_rl.errors import PromptError
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.rows import to_row
+from talker_rl.store.shards import ShardFolder
 
 
 @pytest.mark.parametrize(

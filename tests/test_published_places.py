@@ -19,15 +19,16 @@ from pipeline_helpers import write_world
 from sharded_checkpoint import write_sharded
 
 from talker_rl import cli, tracking
+from talker_rl.base.errors import ConfigError
+from talker_rl.base.names import folder_name, model_name, recognizer_name, without_paths, without_places
 from talker_rl.config import load_data
 from talker_rl.data.export import export_pairs, read_pairs
 from talker_rl.data.hard.command import run as prompts_hard
-from talker_rl.data.records import Pair, Prompt
-from talker_rl.errors import ConfigError
-from talker_rl.names import folder_name, model_name, recognizer_name, without_paths, without_places
+from talker_rl.records.pair import Pair
+from talker_rl.records.prompt import Prompt
 from talker_rl.report.dashboards import write_dashboards
 from talker_rl.reward.recognizer_config import RecognizerConfig
-from talker_rl.run_dir import RunDir
+from talker_rl.store.run_dir import RunDir
 from talker_rl.train.card import model_card
 
 MARKER = "secret-user-name"
@@ -286,8 +287,8 @@ def test_a_sweep_publishes_no_place(tmp_path: Path) -> None:
 
 def test_speakers_hold_no_place(tmp_path: Path) -> None:
     from talker_rl.micro import checkpoint_dir
-    from talker_rl.omni.speaker_table import load_speakers
     from talker_rl.speakers.store import save
+    from talker_rl.speech.qwen2_5_omni.speaker_table import load_speakers
 
     folder = checkpoint_dir() / "omni"
     for out in (tmp_path / MARKER / "mine.pt", tmp_path / MARKER / "omni"):

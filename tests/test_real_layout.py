@@ -20,16 +20,16 @@ from sharded_checkpoint import (
     write_sharded,
 )
 
-from talker_rl import file_hash
-from talker_rl.errors import CheckpointError, ConfigError
-from talker_rl.omni import files
-from talker_rl.omni.checkpoint import load_omni, read_config
-from talker_rl.omni.conditioning import conditioning_key
-from talker_rl.omni.config import ConditioningConfig, LoraSettings, ModelConfig
-from talker_rl.omni.lora import attach_lora
-from talker_rl.omni.published import ROTARY, meta_parts, stored_dtype, stored_name, stored_shapes
-from talker_rl.omni.quantization import UNQUANTIZED
-from talker_rl.omni.quiet import quiet_transformers
+from talker_rl.base import file_hash
+from talker_rl.base.errors import CheckpointError, ConfigError
+from talker_rl.speech import files
+from talker_rl.speech.config import ConditioningConfig, LoraSettings, ModelConfig
+from talker_rl.speech.lora import attach_lora
+from talker_rl.speech.quantization import UNQUANTIZED
+from talker_rl.speech.quiet import quiet_transformers
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, read_config
+from talker_rl.speech.qwen2_5_omni.conditioning import conditioning_key
+from talker_rl.speech.qwen2_5_omni.published import ROTARY, meta_parts, stored_dtype, stored_name, stored_shapes
 
 GEOMETRY = Path(files.__file__).parent / "geometry"
 PUBLISHED = {
@@ -216,7 +216,7 @@ def test_an_attention_that_is_not_installed_is_named(sharded: Path) -> None:
 def test_a_thinker_in_four_bits_is_another_conditioning(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    from talker_rl.data.records import Prompt
+    from talker_rl.records.prompt import Prompt
 
     with pytest.raises(ConfigError, match=r"bitsandbytes is not installed.*\n.*\n.*talker-rl\[4bit\]"):
         load(sharded, "thinker", thinker_quantization="4bit")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from toy import ToyRecognizer
 
+from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.config import load_data
-from talker_rl.errors import CheckpointError, ConfigError
 from talker_rl.reward.asr import names
 from talker_rl.reward.asr.base import Transcript
 from talker_rl.reward.asr.registry import RoutedRecognizer, build_recognizer

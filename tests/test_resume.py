@@ -13,8 +13,9 @@ from pathlib import Path
 
 from pipeline_helpers import write_world
 
-from talker_rl.data.records import Candidate, ScoreRow
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.score import ScoreRow
+from talker_rl.store.shards import ShardFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from talker_rl.errors import ConfigError
-from talker_rl.reward.audio import find_silences
+from talker_rl.base.errors import ConfigError
 from talker_rl.reward.combine import BUILT_IN_COMPONENTS, Combiner, ComponentError, remove_length
 from talker_rl.reward.config import ComponentConfig, GateConfig, PauseConfig, RewardConfig, StabilityConfig
+from talker_rl.reward.silences import find_silences
 from talker_rl.reward.stability import longest_run, repeated_ngrams, speaking_units, stability_components
 
 GOOD = {"wer": 0.0, "cer": 0.0, "pause_error": 0.0, "duration": 2.0, "rate": 5.0, "cap_hit": 0.0, "clipping": 0.0}

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from talker_rl.errors import CheckpointError, ConfigError
+from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.reward.asr.base import Failure, Transcript
 from talker_rl.reward.config import RecognizerConfig
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from talker_rl.reward.audio import find_silences, frame_levels, resample, silence_threshold
+from talker_rl.base.sound import frame_levels, resample
+from talker_rl.base.text.alignment import align
+from talker_rl.base.text.tokens import normalize
 from talker_rl.reward.config import PauseConfig
-from talker_rl.reward.normalize import normalize
 from talker_rl.reward.pauses import score_pauses, timestamp_fault
-from talker_rl.reward.wer import align
+from talker_rl.reward.silences import find_silences, silence_threshold
 
 RATE = 24_000
 WORD = 0.3

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from talker_rl.data.records import Candidate, Prompt, from_row, to_row
-from talker_rl.errors import CheckpointError, ConfigError, StageError
+from talker_rl.base.errors import CheckpointError, ConfigError, StageError
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.rows import from_row, to_row
 from talker_rl.reward.asr.base import (
     SAMPLE_RATE,
     Failure,
@@ -307,6 +309,6 @@ def test_a_recognizer_of_ones_own_by_import_path():
 
 
 def _low(audio):
-    from talker_rl.reward.audio import resample
+    from talker_rl.base.sound import resample
 
     return resample(audio, RATE, SAMPLE_RATE)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from talker_rl.reward.normalize import characters_of, normalize
-from talker_rl.reward.wer import ErrorCounts, align, character_errors, pool
+from talker_rl.base.text.alignment import ErrorCounts, align, character_errors, pool
+from talker_rl.base.text.tokens import characters_of, normalize
 
 
 @pytest.mark.parametrize(

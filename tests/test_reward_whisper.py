@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from talker_rl.errors import CheckpointError, ConfigError, DataError
+from talker_rl.base.errors import CheckpointError, ConfigError, DataError
 from talker_rl.reward.asr.base import Failure, GuardedRecognizer, Transcript, is_transient
 from talker_rl.reward.asr.whisper_recognizer import WhisperRecognizer, parse, plausible
 from talker_rl.reward.recognizer_config import RecognizerConfig

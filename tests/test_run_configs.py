@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from talker_rl import cli
+from talker_rl.base.errors import ConfigError
 from talker_rl.config import RunConfig, load_config
-from talker_rl.errors import ConfigError
 
 RUNS = Path(__file__).resolve().parents[1] / "configs" / "runs"
 TRAININGS = ("dpo", "ld_dpo", "sft", "speakers")

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from talker_rl.data.records import Candidate, Prompt, ScoreRow
-from talker_rl.errors import DataError, StageError
-from talker_rl.run_dir import RunDir, atomic_write, config_diff
-from talker_rl.stages.shards import ShardFolder, schema_of
+from talker_rl.base.disk import atomic_write
+from talker_rl.base.errors import DataError, StageError
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow
+from talker_rl.store.run_dir import RunDir, config_diff
+from talker_rl.store.shards import ShardFolder, schema_of
 
 
 def candidate(i: int) -> Candidate:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from talker_rl import cli
+from talker_rl.base.errors import ConfigError, DataError, PromptError
 from talker_rl.data.seed_lst import read_lst
-from talker_rl.errors import ConfigError, DataError, PromptError
 from talker_rl.evaluation.seed_tts_eval import PUNCTUATION, figures, score, table
 from talker_rl.evaluation.seed_tts_rows import lines, protocol_figures, score_rows
 

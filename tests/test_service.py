@@ -30,9 +30,9 @@ FAILED_FIELDS = {"id", "status", "error"}
 
 def in_process(config: Path, items: list[dict[str, Any]]) -> list[Any]:
     """What the scorer says to the same codes in this process, in one batch each of decoder and recognizer."""
-    from talker_rl.omni.checkpoint import load_omni
-    from talker_rl.omni.token2wav import decode
     from talker_rl.reward.scorer import ScoreItem, Scorer
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+    from talker_rl.speech.qwen2_5_omni.token2wav import decode
 
     spec = spec_of(config)
     omni = load_omni(spec.model, parts=("token2wav",))

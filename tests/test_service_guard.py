@@ -18,8 +18,7 @@ import httpx
 import pytest
 
 from talker_rl import cli
-from talker_rl.errors import ConfigError
-from talker_rl.omni.config import ModelConfig, Token2WavConfig
+from talker_rl.base.errors import ConfigError
 from talker_rl.reward.config import RewardConfig, ServiceConfig
 from talker_rl.reward.service import frames, guard
 from talker_rl.reward.service.app import create_app
@@ -27,6 +26,7 @@ from talker_rl.reward.service.engine import Engine, ServiceSpec
 from talker_rl.reward.service.protocol import Item
 from talker_rl.reward.service.queues import Job, JobQueue
 from talker_rl.reward.service.server import bind, is_loopback, read_token
+from talker_rl.speech.config import ModelConfig, Token2WavConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "a-token-of-sixteen-or-more"

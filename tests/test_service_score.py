@@ -13,10 +13,11 @@ import pytest
 from service_helpers import Service, set_touchy, wait_for
 
 from talker_rl import cli
-from talker_rl.data.records import Pair, ScoreRow
+from talker_rl.records.pair import Pair
+from talker_rl.records.score import ScoreRow
 from talker_rl.reward.client import ScoreClient
 from talker_rl.stages.serve import canary_of
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.shards import ShardFolder
 
 
 @pytest.fixture(scope="module")

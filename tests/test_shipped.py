@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from talker_rl import cli, shipped
+from talker_rl.base.errors import ConfigError
 from talker_rl.config import load_config
-from talker_rl.errors import ConfigError
 from talker_rl.sweep_config import load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,16 +16,16 @@ from pipeline_helpers import write_world
 from safetensors.torch import save_file
 
 from talker_rl import cli
+from talker_rl.base.errors import CheckpointError, ConfigError, DataError, StageError
 from talker_rl.config import load_data
-from talker_rl.data.records import Prompt
 from talker_rl.data.speakers import assign_instructions, assign_speakers, assignment_key, voices
-from talker_rl.errors import CheckpointError, ConfigError, DataError, StageError
 from talker_rl.evaluation.told_apart import difference, leave_one_text_out, told_apart
-from talker_rl.omni.checkpoint import load_omni, load_speakers, part_hash, read_config
-from talker_rl.omni.config import ModelConfig
-from talker_rl.omni.mel import log_mel
+from talker_rl.records.prompt import Prompt
 from talker_rl.speakers import entry as entries
 from talker_rl.speakers.sound import Heard, Known, judge
+from talker_rl.speech.config import ModelConfig
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, load_speakers, part_hash, read_config
+from talker_rl.speech.qwen2_5_omni.mel import log_mel
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_reference_is_the_mel_of_the_sound_at_the_level_of_the_others(wav: Path)
     plain = entries.reference_from_wav(wav, [])
     assert plain.gain_db == 0 and plain.mel.shape[2] == 80 and abs(plain.seconds - 4.0) < 0.1  # silent ends are cut
     sound, _ = soundfile.read(str(wav))
-    from talker_rl.reward.audio import resample
+    from talker_rl.base.sound import resample
 
     whole = log_mel(torch.from_numpy(resample(sound[:, 0].astype(np.float32), 44_100, 24_000)))
     middle = plain.mel[0, 100:200]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from talker_rl.base.text.tokens import tokens_of
 from talker_rl.data.split import _sentence_ends, split_text
-from talker_rl.reward.normalize import tokens_of
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,16 @@ from pipeline_helpers import write_world
 from toy import digest
 
 from talker_rl import cli, tracking
+from talker_rl.base.errors import StageError
+from talker_rl.base.processes import WorkerPool
 from talker_rl.config import RunConfig, load_config
-from talker_rl.data.records import Candidate, Pair, ScoreRow, nothing_recognized
-from talker_rl.errors import StageError
-from talker_rl.run_dir import RunDir
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.pair import Pair
+from talker_rl.records.score import ScoreRow, nothing_recognized
 from talker_rl.stages import pipeline, scores
 from talker_rl.stages.context import Context, Round, some
-from talker_rl.stages.pool import WorkerPool
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.run_dir import RunDir
+from talker_rl.store.shards import ShardFolder
 
 
 @pytest.fixture(scope="module")

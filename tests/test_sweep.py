@@ -19,10 +19,10 @@ from pipeline_helpers import write_world
 from toy import digest
 
 from talker_rl import cli
-from talker_rl.errors import ConfigError
+from talker_rl.base.errors import ConfigError
 from talker_rl.report.sweep_table import text_table
-from talker_rl.run_dir import RunDir
 from talker_rl.stages import sweep
+from talker_rl.store.run_dir import RunDir
 from talker_rl.sweep_config import load_sweep, load_sweep_data
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from prose import prose
 
+from talker_rl.base.text.alignment import align
+from talker_rl.base.text.identity import spoken_key, text_key
+from talker_rl.base.text.tokens import normalize, tokens_of
 from talker_rl.data.split import _sentence_ends, split_text
-from talker_rl.reward.normalize import normalize, tokens_of
-from talker_rl.reward.wer import align
-from talker_rl.text.identity import spoken_key, text_key
 
 
 def demanded(text: str) -> list[str]:

@@ -17,9 +17,9 @@ import soundfile as sf
 from test_report import full_data, tone
 
 from talker_rl import cli, tracking
+from talker_rl.base.errors import ConfigError
 from talker_rl.config import RunConfig, load_data
-from talker_rl.errors import ConfigError
-from talker_rl.run_dir import RunDir
+from talker_rl.store.run_dir import RunDir
 from talker_rl.tracking import CLIPS, Target, Tracking, check_tracker, send_result
 
 STAGE = "round1/train/default"

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from talker_rl.errors import ConfigError
+from talker_rl.base.errors import ConfigError
 from talker_rl.losses.config import parse_loss
 from talker_rl.train.config import LOSS_FIELDS, SAVE_STEPS, TrainConfig, suggest_loss
 
@@ -121,7 +121,7 @@ sys.modules["funasr"] = None
 from talker_rl.train.arguments import HAS_TRL, TalkerDPOConfig
 import talker_rl.train.run
 assert not HAS_TRL
-from talker_rl.errors import ConfigError
+from talker_rl.base.errors import ConfigError
 args = TalkerDPOConfig(output_dir="unused", max_steps=3)
 assert args.max_length is None and args.disable_dropout
 for bad in ({"beta": 0.1}, {"ld_alpha": 0.5}, {"padding_free": False}):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from train_helpers import make_config, make_omni, make_pairs
 
-from talker_rl.errors import StageError, TrainingError
-from talker_rl.omni.config import LoraSettings
-from talker_rl.omni.layout import TalkerExample, collate
-from talker_rl.omni.logps import token_logps
-from talker_rl.omni.lora import attach_lora
+from talker_rl.base.errors import StageError, TrainingError
+from talker_rl.speech.config import LoraSettings
+from talker_rl.speech.lora import attach_lora
+from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.train.collate import PairExample, by_prompt, collate_pairs, fit_length
 from talker_rl.train.reference import reference_hash, reference_logps
 from talker_rl.train.run import train_variant

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from train_helpers import losses, make_config, make_omni, make_pairs
 from transformers import TrainerCallback
 
-from talker_rl.errors import CheckpointError, ConfigError, StageError, TrainingError
+from talker_rl.base.errors import CheckpointError, ConfigError, StageError, TrainingError
 from talker_rl.train.callbacks import best_step, evaluations, read_log
 from talker_rl.train.checkpoints import list_checkpoints, newest_complete, promote_checkpoint
 from talker_rl.train.run import train_variant

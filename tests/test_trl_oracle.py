@@ -9,14 +9,14 @@ pytest.importorskip("trl", reason="TRL is the oracle here")
 import torch  # noqa: E402
 import trl_oracle  # noqa: E402
 
-from talker_rl.data.records import Prompt  # noqa: E402
 from talker_rl.losses import PairBatch, build_loss  # noqa: E402
 from talker_rl.micro import checkpoint_dir  # noqa: E402
-from talker_rl.omni.checkpoint import load_omni  # noqa: E402
-from talker_rl.omni.conditioning import compute_conditioning  # noqa: E402
-from talker_rl.omni.config import ConditioningConfig, ModelConfig  # noqa: E402
-from talker_rl.omni.layout import TalkerExample, collate  # noqa: E402
-from talker_rl.omni.logps import token_logps  # noqa: E402
+from talker_rl.records.prompt import Prompt  # noqa: E402
+from talker_rl.speech.config import ConditioningConfig, ModelConfig  # noqa: E402
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni  # noqa: E402
+from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning  # noqa: E402
+from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate  # noqa: E402
+from talker_rl.speech.qwen2_5_omni.logps import token_logps  # noqa: E402
 
 LENGTHS = [(7, 4), (3, 9), (6, 6)]
 TOLERANCE = 1e-5

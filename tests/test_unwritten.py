@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from talker_rl.base.text.tokens import tokens_of
+from talker_rl.base.text.unwritten import describe_unwritten, find_unwritten, is_traditional, kinds_of
 from talker_rl.data.config import PairsConfig
 from talker_rl.data.pairs import select_pairs
-from talker_rl.data.records import Candidate, Prompt
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
 from talker_rl.reward.asr.base import Transcript
 from talker_rl.reward.config import RewardConfig
-from talker_rl.reward.normalize import tokens_of
 from talker_rl.reward.scorer import ScoreItem, Scorer, ScoreResult, to_score_row
-from talker_rl.text.unwritten import describe_unwritten, find_unwritten, is_traditional, kinds_of
 
 READINGS = [  # text, a perfect reading as recognizers write it, a worse one that loses an unwritten place alone
     ("一共123个苹果，2024年买的", "一共一百二十三个苹果二零二四年买的", "一共一百二十三个苹果二零二年买的"),

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from talker_rl import cli
-from talker_rl.errors import DataError
-from talker_rl.reward.wer_tool import KeyedTexts, clean, columns_of, compare, read_texts, tokens_of
+from talker_rl.base.errors import DataError
+from talker_rl.evaluation.wer_tool import KeyedTexts, clean, columns_of, compare, read_texts, tokens_of
 
 # Each line: key, reference, hypothesis (None: no line), then by hand
 #   words:      N  S D I

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from talker_rl.figures import count
+from talker_rl.base.figures import count
 from talker_rl.stages.flow import describe
 
 ROOT = Path(__file__).resolve().parents[1]

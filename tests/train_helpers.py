@@ -10,9 +10,9 @@ import torch
 from omni_factory import SPEAKERS, omni_config, random_conditionings, tiny_omni
 
 from talker_rl.data.pairs import pair_id_of
-from talker_rl.data.records import Pair
-from talker_rl.omni.checkpoint import Omni
-from talker_rl.omni.config import ModelConfig
+from talker_rl.records.pair import Pair
+from talker_rl.speech.config import ModelConfig
+from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
 from talker_rl.train.config import TrainConfig
 
 EOS = 8294

@@ -27,7 +27,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast  # noqa: E402
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniTalkerConfig  # noqa: E402
 
 from benchmarks._trl_shim import IdsTrainer, TalkerShim  # noqa: E402
-from talker_rl.omni.conditioning import Conditioning  # noqa: E402
+from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning  # noqa: E402
 
 STOP = 8294
 

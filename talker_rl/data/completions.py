@@ -10,13 +10,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from .checks import as_id
-from .config import CompletionsConfig
-from .import_pairs import BadRow, codes_in, read_rows
-from .pairs import index_scores, is_silent, rank_value, written_reward
-from .records import CODE_RATE_HZ, Candidate, Completion, Prompt, ScoreRow, stable_hash
-from .texts import clean_text
+from talker_rl.base.errors import DataError
+from talker_rl.base.ids import stable_hash
+from talker_rl.data.config import CompletionsConfig
+from talker_rl.data.import_pairs import BadRow, codes_in, read_rows
+from talker_rl.data.pairs import index_scores, is_silent, rank_value, written_reward
+from talker_rl.data.texts import clean_text
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.checks import as_id
+from talker_rl.records.codec import CODE_RATE_HZ
+from talker_rl.records.pair import Completion
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow
 
 REASONS: dict[str, str] = {
     "no_candidates": "no candidate was sampled for the prompt",

@@ -14,11 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import DataError
-from .completions import REASONS as NO_COMPLETION
-from .messages import without_folders
-from .pairs import REASONS, pairs_hash
-from .records import Completion, Pair, Prompt, from_row, to_row
+from talker_rl.base.errors import DataError
+from talker_rl.data.completions import REASONS as NO_COMPLETION
+from talker_rl.data.pairs import REASONS, pairs_hash
+from talker_rl.records.messages import without_folders
+from talker_rl.records.pair import Completion, Pair
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.rows import from_row, to_row
 
 SCHEMA = pa.schema(
     [

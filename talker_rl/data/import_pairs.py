@@ -18,12 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
-from ..errors import DataError
-from ..text.characters import clean_text
-from ..text.files import text_lines
-from .checks import as_id
-from .pairs import pair_id_of
-from .records import CODE_RATE_HZ, NUM_CODES, Candidate, Pair, Prompt
+from talker_rl.base.errors import DataError
+from talker_rl.base.text.characters import clean_text
+from talker_rl.base.text.files import text_lines
+from talker_rl.data.pairs import pair_id_of
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.checks import as_id
+from talker_rl.records.codec import CODE_RATE_HZ, NUM_CODES
+from talker_rl.records.pair import Pair
+from talker_rl.records.prompt import Prompt
 
 STOP_IDS = (8292, 8294)
 """Ids that end a sequence: codec pad and codec eos."""

@@ -15,20 +15,14 @@ from itertools import islice
 
 import numpy as np
 
-from ..errors import DataError
-from .config import PairsConfig
-from .records import (
-    CODE_RATE_HZ,
-    Candidate,
-    Pair,
-    Prompt,
-    ScoreRow,
-    derive_seed,
-    nothing_recognized,
-    nothing_right,
-    right_words,
-    stable_hash,
-)
+from talker_rl.base.errors import DataError
+from talker_rl.base.ids import derive_seed, stable_hash
+from talker_rl.data.config import PairsConfig
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.codec import CODE_RATE_HZ
+from talker_rl.records.pair import Pair
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow, nothing_recognized, nothing_right, right_words
 
 REASONS: dict[str, str] = {
     "no_candidates": "no candidate was sampled for the prompt",

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from talker_rl.data.checks import why_no_file_name
-from talker_rl.data.records import stable_hash
+from talker_rl.base.errors import PromptError
+from talker_rl.base.file_hash import cached_hash
+from talker_rl.base.ids import stable_hash
+from talker_rl.base.text.files import raw_lines
 from talker_rl.data.seed_lst import read_lst
-from talker_rl.errors import PromptError
-from talker_rl.file_hash import cached_hash
-from talker_rl.text.files import raw_lines
+from talker_rl.records.checks import why_no_file_name
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".lst")
 NO_COLUMNS = (".txt", ".lst")

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from talker_rl.data.checks import as_id, why_no_file_name, why_not_stored
-from talker_rl.data.messages import check_messages, identity, resolve_media
+from talker_rl.base.errors import PromptError
+from talker_rl.base.figures import count
+from talker_rl.base.ids import stable_hash
+from talker_rl.base.text.characters import visible
+from talker_rl.base.text.unwritten import describe_unwritten
 from talker_rl.data.prompt_files import Unreadable, parse_source, read_rows
-from talker_rl.data.records import Prompt, stable_hash
 from talker_rl.data.split import split_text
 from talker_rl.data.texts import (
     REASONS,
@@ -28,10 +30,9 @@ from talker_rl.data.texts import (
     text_key,
     unspeakable_reason,
 )
-from talker_rl.errors import PromptError
-from talker_rl.figures import count
-from talker_rl.text.characters import visible
-from talker_rl.text.unwritten import describe_unwritten
+from talker_rl.records.checks import as_id, why_no_file_name, why_not_stored
+from talker_rl.records.messages import check_messages, identity, resolve_media
+from talker_rl.records.prompt import Prompt
 
 FIELDS = ("text", "speaker", "lang", "messages", "reference_seconds", "max_seconds", "prompt_id", "category",
           "provenance")

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from talker_rl.errors import PromptError
-from talker_rl.text.files import text_lines
+from talker_rl.base.errors import PromptError
+from talker_rl.base.text.files import text_lines
 
 
 @dataclass(frozen=True)

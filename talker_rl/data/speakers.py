@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from talker_rl.data.messages import identity
-from talker_rl.data.records import Prompt, derive_seed
+from talker_rl.base.errors import PromptError, TalkerRLError
+from talker_rl.base.ids import derive_seed
 from talker_rl.data.speaker_settings import SETS, Assignment
-from talker_rl.errors import PromptError, TalkerRLError
+from talker_rl.records.messages import identity
+from talker_rl.records.prompt import Prompt
 
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
@@ -30,7 +31,7 @@ def voices(config: RunConfig, which: str) -> int:
         return 1
     if cfg.speakers:
         return len(cfg.speakers)
-    from talker_rl.omni.checkpoint import speakers_of
+    from talker_rl.speech.qwen2_5_omni.checkpoint import speakers_of
 
     try:
         return len(speakers_of(config.model))

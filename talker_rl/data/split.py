@@ -3,7 +3,7 @@
 A sentence ends at 。！？；… or at ! ? . ; (and quotes and brackets that close behind it) before a space or a Chinese
 character; behind several dots or a closing quote no small letter may follow. So neither 3.5 nor ``"Stop!" he said``
 ends one; a full stop alone that belongs to an abbreviation (Mr.), an initial (J. Smith), dotted letters (U.S.) or a
-list's number does not either (:mod:`talker_rl.text.abbreviations`, as for the marks of the pause score). A line break
+list's number does not either (:mod:`talker_rl.base.text.abbreviations`, as for the pause score's marks). A line break
 always ends one. Sentences are joined up to the limit; one that is longer by itself is split at its commas, colons and
 dashes, but at none that stands alone between figures (10：30, 1990—2000), and joined again; a clause that is still
 longer at its spaces. What has none of these stays whole.
@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import regex
 
-from talker_rl.text.abbreviations import is_abbreviated, is_list_number
-from talker_rl.text.marks import is_cjk
-from talker_rl.text.tokens import tokens_of
+from talker_rl.base.text.abbreviations import is_abbreviated, is_list_number
+from talker_rl.base.text.marks import is_cjk
+from talker_rl.base.text.tokens import tokens_of
 
 _CLOSING = "\"'”’」』）)】》]"
 _ENDS = r"(?V1)[[\p{Sentence_Terminal}…⋯；]--[.!?]]"

@@ -1,15 +1,15 @@
-"""Which texts can be spoken, and why the others cannot. What a text is made of: :mod:`talker_rl.text`."""
+"""Which texts can be spoken, and why the others cannot. What a text is made of: :mod:`talker_rl.base.text`."""
 
 from __future__ import annotations
 
 import unicodedata
 from typing import Any
 
-from talker_rl.errors import PromptError
-from talker_rl.text.characters import clean_text
-from talker_rl.text.identity import spoken_key, text_key
-from talker_rl.text.language import detect_lang, is_other_script
-from talker_rl.text.tokens import tokens_of
+from talker_rl.base.errors import PromptError
+from talker_rl.base.text.characters import clean_text
+from talker_rl.base.text.identity import spoken_key, text_key
+from talker_rl.base.text.language import detect_lang, is_other_script
+from talker_rl.base.text.tokens import tokens_of
 
 __all__ = ["REASONS", "check_text", "clean_text", "detect_lang", "is_other_script", "spoken_key", "text_key",
            "unspeakable_reason"]

@@ -10,8 +10,8 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
+from talker_rl.base.figures import count
 from talker_rl.diagnostics.fits import Notes, Row, is_constant
-from talker_rl.figures import count
 
 
 def icc1(values: np.ndarray, confidence: float = 0.95) -> tuple[float, tuple[float, float]] | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from talker_rl.base.figures import count, written
 from talker_rl.diagnostics.fits import Notes, Row
 from talker_rl.diagnostics.length_bias import heatmap, implicit_reward, margin_curves, within_pairs
 from talker_rl.diagnostics.stability import drift, limits, runaway
 from talker_rl.diagnostics.win_rate import preferences, win_rate
-from talker_rl.figures import count, written
 
 
 def summarize(

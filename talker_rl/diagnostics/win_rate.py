@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from talker_rl.data.records import nothing_recognized
 from talker_rl.diagnostics.fits import Notes, Row, is_constant
+from talker_rl.records.score import nothing_recognized
 
 
 def preferences(base: Sequence[Row], trained: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:

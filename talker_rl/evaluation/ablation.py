@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from talker_rl.base.figures import relative, span, written
 from talker_rl.evaluation.bootstrap import bootstrap_ci, ratio_of_sums
 from talker_rl.evaluation.summary import diff_ci, paired, per_prompt, variant_summary, word_errors
-from talker_rl.figures import relative, span, written
 
 Row = dict[str, Any]
 Interval = tuple[float, float] | None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from talker_rl.errors import DataError
+from talker_rl.base.errors import DataError
 from talker_rl.evaluation.summary import diff_ci
 
 

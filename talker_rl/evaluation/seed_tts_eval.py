@@ -1,7 +1,7 @@
 """seed-tts-eval's own scoring: what its ``run_wer.py`` and ``average_wer.py`` print for the same transcripts.
 
 The figures that papers quote as "seed-tts-eval WER" follow rules that differ from this project's own
-(:mod:`talker_rl.reward.normalize`), and are the mean of utterances, not the corpus rate. The rules:
+(:mod:`talker_rl.base.text.tokens`), and are the mean of utterances, not the corpus rate. The rules:
 
 - zh only: the transcript, not the reference, is converted to simplified characters (``zhconv``, zh-cn);
 - every mark of :data:`PUNCTUATION` is deleted, not replaced by a space (``well-known`` is ``wellknown``); the ASCII
@@ -26,8 +26,8 @@ from typing import Any
 
 from jiwer.transformations import wer_default
 
-from talker_rl.errors import ConfigError, DataError
-from talker_rl.reward.wer import Column, align
+from talker_rl.base.errors import ConfigError, DataError
+from talker_rl.base.text.alignment import Column, align
 
 NAME = "seed-tts-eval"
 LANGUAGES = ("zh", "en")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from talker_rl.base.figures import count
+from talker_rl.base.text.alignment import ErrorCounts
+from talker_rl.base.text.characters import visible
 from talker_rl.data.seed_lst import read_lst
 from talker_rl.evaluation.seed_tts_eval import NAME, Scored, figures, score
-from talker_rl.figures import count
-from talker_rl.reward.wer import ErrorCounts
-from talker_rl.reward.wer_tool import KeyedTexts, Utterance, alignment_text, named, notes_on, read_texts
-from talker_rl.text.characters import visible
+from talker_rl.evaluation.wer_tool import KeyedTexts, Utterance, alignment_text, named, notes_on, read_texts
 
 
 def read_references(path: Path) -> KeyedTexts:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from talker_rl.errors import DataError
+from talker_rl.base.errors import DataError
+from talker_rl.base.figures import changed, count
 from talker_rl.evaluation.seed_tts_eval import LANGUAGES, NAME, Scored, figures, score
 from talker_rl.evaluation.summary import Row, diff_ci, paired
-from talker_rl.figures import changed, count
 
 OWN_RECOGNIZERS = {"zh": "paraformer-zh", "en": "whisper-large-v3"}
 """seed-tts-eval's: with another one, figures keep its scoring but compare with no published ones."""

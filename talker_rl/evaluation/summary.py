@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from talker_rl.errors import DataError
+from talker_rl.base.errors import DataError
 from talker_rl.evaluation.bootstrap import bootstrap_ci, diff_of_ratios, ratio_of_sums
 
 Row = dict[str, Any]

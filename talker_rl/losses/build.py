@@ -8,7 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from talker_rl.errors import ConfigError
+from talker_rl.base.errors import ConfigError
 from talker_rl.losses.config import LossConfig, parse_loss
 from talker_rl.losses.types import LossOutput, PairBatch
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
-from talker_rl.errors import ConfigError
+from talker_rl.base.errors import ConfigError
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Beta = Annotated[float, Field(gt=0, allow_inf_nan=False, description="Strength of the implicit KL constraint.")]

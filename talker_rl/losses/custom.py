@@ -6,7 +6,7 @@ import difflib
 import inspect
 from importlib import import_module
 
-from talker_rl.errors import ConfigError
+from talker_rl.base.errors import ConfigError
 from talker_rl.losses.config import CustomLossConfig
 from talker_rl.losses.types import LossOutput, PairBatch
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from talker_rl.errors import DataError
+from talker_rl.base.errors import DataError
 from talker_rl.losses.config import LossConfig
 from talker_rl.losses.types import LossOutput, PairBatch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from talker_rl.errors import DataError
+from talker_rl.base.errors import DataError
 from talker_rl.losses.config import SFTLossConfig
 from talker_rl.losses.ops import finish, lengths, mean_over_tokens, non_empty, policy_logps
 from talker_rl.losses.types import LossOutput, PairBatch

@@ -146,8 +146,8 @@ def decoded(rendered: list[Rendered], build: Path, seed: int) -> list[Utterance]
     """
     from talker_rl.micro.assemble import build_model, speaker_table
     from talker_rl.micro.codec import Codec
-    from talker_rl.omni import token2wav
-    from talker_rl.omni.config import Token2WavConfig
+    from talker_rl.speech.config import Token2WavConfig
+    from talker_rl.speech.qwen2_5_omni import token2wav
 
     key = hashlib.sha256(repr([(r.text, r.speaker, len(r.audio), seed) for r in rendered]).encode())
     for name in ("codec", "vocoder", "dit"):

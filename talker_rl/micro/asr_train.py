@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from talker_rl.base.text.alignment import align
 from talker_rl.micro.asr_augment import Utterance
 from talker_rl.micro.asr_data import Batches, PoolSettings, build_pool, decoded_pool, held_out
 from talker_rl.micro.asr_model import (
@@ -29,7 +30,6 @@ from talker_rl.micro.asr_model import (
     save_directory,
     training_loss,
 )
-from talker_rl.reward.wer import align
 
 SEEDS = {"reward": 11, "eval": 23}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from talker_rl.micro.files import save_tensors
 from talker_rl.micro.lexicon import WORDS
 from talker_rl.micro.tokenizer import text_ids, write_tokenizer
-from talker_rl.omni.published import stored_name
+from talker_rl.speech.qwen2_5_omni.published import stored_name
 
 if TYPE_CHECKING:
     import torch

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from talker_rl.errors import StageError
+from talker_rl.base.errors import StageError
+from talker_rl.base.places import check_writable_folder
 from talker_rl.micro.assemble import BUILD_DIR
-from talker_rl.places import check_writable_folder
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from talker_rl.data.records import Prompt
+from talker_rl.base.disk import atomic_write
+from talker_rl.base.places import check_writable_file
 from talker_rl.micro import checkpoint_dir
 from talker_rl.micro.lexicon import VOICES, Clause, random_sentence, sentence_lang, sentence_text
 from talker_rl.micro.prompts import prompt_texts
-from talker_rl.places import check_writable_file
-from talker_rl.run_dir import atomic_write
+from talker_rl.records.prompt import Prompt
 
 SEED = 8_000_001
 NUM_STEPS = 3
@@ -67,10 +67,10 @@ def sentences(count: int) -> list[tuple[list[Clause], str]]:
 
 def word_errors(recognizer: Any, audios: Sequence[np.ndarray], texts: Sequence[str]) -> float:
     """Corpus WER of 24 kHz audio (Chinese by character); audio that cannot be recognized counts as all deleted."""
+    from talker_rl.base.sound import resample
+    from talker_rl.base.text.alignment import align, pool
+    from talker_rl.base.text.tokens import tokens_of
     from talker_rl.reward.asr.base import Failure
-    from talker_rl.reward.audio import resample
-    from talker_rl.reward.normalize import tokens_of
-    from talker_rl.reward.wer import align, pool
 
     heard = recognizer.transcribe([resample(a, 24_000, 16_000) for a in audios], "mixed")
     counts = []
@@ -82,9 +82,9 @@ def word_errors(recognizer: Any, audios: Sequence[np.ndarray], texts: Sequence[s
 
 def onset_error(recognizer: Any, rendered: Sequence[Any]) -> float:
     """Median |recognized - true| onset in seconds of the words of rightly recognized utterances."""
+    from talker_rl.base.sound import resample
+    from talker_rl.base.text.tokens import tokens_of
     from talker_rl.reward.asr.base import Failure
-    from talker_rl.reward.audio import resample
-    from talker_rl.reward.normalize import tokens_of
 
     heard = recognizer.transcribe([resample(r.audio, 24_000, 16_000) for r in rendered], "mixed")
     errors = []
@@ -117,12 +117,13 @@ def moved_pauses(rows: Sequence[tuple[list[Clause], str]]) -> list[Any]:
 
 def pause_f1(recognizer: Any, rendered: Sequence[Any]) -> float:
     """F1 of pauses found by the reward's own pause score against those that were put in (>= 0.15 s)."""
+    from talker_rl.base.sound import resample
+    from talker_rl.base.text.alignment import align
+    from talker_rl.base.text.tokens import normalize, tokens_of
     from talker_rl.reward.asr.base import Failure
-    from talker_rl.reward.audio import find_silences, resample
     from talker_rl.reward.config import PauseConfig
-    from talker_rl.reward.normalize import normalize, tokens_of
     from talker_rl.reward.pauses import score_pauses
-    from talker_rl.reward.wer import align
+    from talker_rl.reward.silences import find_silences
 
     config = PauseConfig()
     heard = recognizer.transcribe([resample(r.audio, 24_000, 16_000) for r in rendered], "mixed")
@@ -153,11 +154,11 @@ def speak(folder: Path, talker: str | None, rows: Sequence[tuple[list[Clause], s
 
     Returns ``each`` arrays (24 kHz) a sentence, one after the other; a candidate without codes is an empty one.
     """
-    from talker_rl.omni.checkpoint import load_omni
-    from talker_rl.omni.conditioning import compute_conditioning
-    from talker_rl.omni.config import ModelConfig, SamplingConfig, Token2WavConfig
-    from talker_rl.omni.rollouts import sample_candidates
-    from talker_rl.omni.token2wav import decode
+    from talker_rl.speech.config import ModelConfig, SamplingConfig, Token2WavConfig
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+    from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning
+    from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
+    from talker_rl.speech.qwen2_5_omni.token2wav import decode
 
     weights = None if talker is None else str(folder / "omni" / talker)
     omni = load_omni(ModelConfig(path=str(folder / "omni"), talker=weights, device="cpu"))
@@ -204,9 +205,9 @@ def speak_plainly(folder: Path, rows: Sequence[tuple[list[Clause], str]], each: 
 def decode_reference(folder: Path, rendered: Sequence[Any]) -> list[np.ndarray]:
     """Rendered speech -> codes -> token2wav."""
     from talker_rl.micro.codec import Codec
-    from talker_rl.omni.checkpoint import load_omni
-    from talker_rl.omni.config import ModelConfig, Token2WavConfig
-    from talker_rl.omni.token2wav import decode
+    from talker_rl.speech.config import ModelConfig, Token2WavConfig
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+    from talker_rl.speech.qwen2_5_omni.token2wav import decode
 
     omni = load_omni(ModelConfig(path=str(folder / "omni"), device="cpu"), parts=("token2wav",))
     codec = Codec.load(folder / "codec.safetensors")
@@ -222,9 +223,9 @@ def check(folder: Path | None = None, count: int = 200) -> list[Figure]:
 
     from talker_rl.micro.corpus import RenderRequest, render_all
     from talker_rl.micro.thinker import exactness
-    from talker_rl.omni.checkpoint import load_omni
-    from talker_rl.omni.config import ModelConfig
     from talker_rl.reward.asr.funasr_recognizer import FunASRRecognizer
+    from talker_rl.speech.config import ModelConfig
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 
     folder, began, figures = folder or checkpoint_dir(), time.time(), []
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from talker_rl.errors import CheckpointError
+from talker_rl.base.errors import CheckpointError
 from talker_rl.micro.files import save_tensors
 from talker_rl.micro.mel import FRAMES_PER_CODE, MEL_DIM, log_mel
 

@@ -241,7 +241,7 @@ def _request_from_dict(row: dict) -> RenderRequest:
 
 
 def _main(folder: str, progress: bool) -> None:
-    from talker_rl.progress import bar
+    from talker_rl.base.progress import bar
 
     here = Path(folder)
     rows = json.loads((here / "requests.json").read_text("utf-8"))

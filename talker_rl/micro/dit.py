@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import Qwen2_5OmniDiTConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniToken2WavDiTModel
 
-from talker_rl.errors import TrainingError
+from talker_rl.base.errors import TrainingError
+from talker_rl.base.progress import bar
 from talker_rl.micro.mel import FRAMES_PER_CODE, MEL_DIM
 from talker_rl.micro.vocoder import warmup_cosine
-from talker_rl.progress import bar
 
 BLOCK = 24
 COND_DIM = 192

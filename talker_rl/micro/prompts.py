@@ -8,8 +8,8 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
-from talker_rl.data.records import Prompt
 from talker_rl.micro.lexicon import VOICES, Clause, random_sentence, sentence_lang, sentence_text
+from talker_rl.records.prompt import Prompt
 
 SPLITS = {"train": 2000, "dev": 120, "eval": 200}
 PROMPT_SEED = 7_000_001

@@ -24,6 +24,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
     Qwen2_5OmniToken2WavModel,
 )
 
+from talker_rl.base.progress import bar, note
 from talker_rl.micro.codec import CODES, Codec, code_features, fit_kmeans
 from talker_rl.micro.corpus import Rendered, make_requests, render_all
 from talker_rl.micro.dit import (
@@ -41,7 +42,6 @@ from talker_rl.micro.fast_snake import accelerate
 from talker_rl.micro.files import save_json, save_tensors, save_torch
 from talker_rl.micro.mel import log_mel
 from talker_rl.micro.vocoder import fit_vocoder, segments, vocode, vocoder_config
-from talker_rl.progress import bar, note
 
 CODEC_SENTENCES = 600
 VOCODER_SENTENCES = 600

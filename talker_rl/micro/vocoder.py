@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Qwen2_5OmniBigVGANConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniToken2WavBigVGANModel
 
-from talker_rl.errors import TrainingError
+from talker_rl.base.errors import TrainingError
 from talker_rl.micro.mel import HOP, MEL_DIM, log_mel
 
 _STFT_SIZES = (256, 512, 1024, 2048)

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from talker_rl.errors import ConfigError
+from talker_rl.base.errors import ConfigError
+from talker_rl.base.places import check_writable_folder
 from talker_rl.micro import checkpoint_dir
 from talker_rl.micro.lexicon import VOICES
-from talker_rl.places import check_writable_folder
 
 REFERENCE_SECONDS = 6.0
 
@@ -35,11 +35,11 @@ def make_voice(out: Path, name: str, variant: str, rate: int, count: int, others
     import numpy as np
     import soundfile
 
-    from talker_rl.data.records import CODE_RATE_HZ
+    from talker_rl.base.disk import atomic_write
     from talker_rl.micro.codec import Codec
     from talker_rl.micro.corpus import SAMPLE_RATE, RenderRequest, render_all
     from talker_rl.micro.prompts import prompt_sentences
-    from talker_rl.run_dir import atomic_write
+    from talker_rl.records.codec import CODE_RATE_HZ
 
     if name in VOICES:
         raise ConfigError(f"{name} is one of the shipped speakers", where="--name", fix="choose another name")

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from talker_rl.base.errors import ConfigError
 from talker_rl.config import RunConfig
-from talker_rl.errors import ConfigError
 from talker_rl.planning.cost import Lengths
 from talker_rl.planning.forecast import Job, Line, forecast, rates_of
 from talker_rl.planning.geometry import Geometry, read_geometry

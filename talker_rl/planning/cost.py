@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from talker_rl.omni.config import LoraSettings, Token2WavConfig, branches
 from talker_rl.planning.geometry import Geometry, Stack
 from talker_rl.planning.hardware import Work
+from talker_rl.speech.config import LoraSettings, Token2WavConfig, branches
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 RECOGNIZER_FLOPS = {"funasr": 6e9, "micro": 5e7}

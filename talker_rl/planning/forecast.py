@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from talker_rl.base.figures import count
 from talker_rl.config import RunConfig
-from talker_rl.figures import count
 from talker_rl.planning import cost, memory
 from talker_rl.planning.cost import Lengths
 from talker_rl.planning.geometry import Geometry

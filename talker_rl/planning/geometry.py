@@ -14,8 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from talker_rl.errors import ConfigError
-from talker_rl.omni.config import LoraSettings
+from talker_rl.base.errors import ConfigError
+from talker_rl.speech.config import LoraSettings
 
 SHIPPED = ("qwen2.5-omni-7b", "qwen2.5-omni-3b")
 """Geometries that the package holds: the checkpoints' own config.json."""
@@ -142,8 +142,8 @@ def read_geometry(name: str) -> Geometry:
         ConfigError: none of these.
         CheckpointError: no such folder or hub name, or its config.json cannot be used.
     """
-    from talker_rl.omni.checkpoint import read_config, resolve_model_path
-    from talker_rl.omni.quiet import quiet_transformers
+    from talker_rl.speech.quiet import quiet_transformers
+    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config, resolve_model_path
 
     short = name.lower().removeprefix(PUBLISHER)
     if Path(name).expanduser().is_dir() or name == "micro" or ("/" in name and short not in SHIPPED):
@@ -155,7 +155,7 @@ def read_geometry(name: str) -> Geometry:
                           + f"give one of {', '.join(SHIPPED)}, micro, or a folder with a config.json")
     from transformers import Qwen2_5OmniConfig
 
-    text = resources.files("talker_rl.omni").joinpath("geometry", f"{short}.json").read_text()
+    text = resources.files("talker_rl.speech.qwen2_5_omni").joinpath("geometry", f"{short}.json").read_text()
     with quiet_transformers():
         config = Qwen2_5OmniConfig.from_dict(json.loads(text))
     return measure(short, config)
@@ -163,7 +163,7 @@ def read_geometry(name: str) -> Geometry:
 
 def measure(name: str, config: Any) -> Geometry:
     """The geometry of transformers' Qwen2_5OmniConfig."""
-    from talker_rl.omni.published import meta_parts
+    from talker_rl.speech.qwen2_5_omni.published import meta_parts
 
     parts = meta_parts(config, name)
     text = config.thinker_config.text_config

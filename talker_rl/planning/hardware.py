@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from talker_rl.errors import ConfigError
+from talker_rl.base.errors import ConfigError
 
 
 @dataclass(frozen=True)

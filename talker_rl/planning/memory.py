@@ -30,14 +30,14 @@ from __future__ import annotations
 import math
 
 from talker_rl.config import RunConfig
-from talker_rl.omni.config import LoraSettings, branches
-from talker_rl.omni.decoder import CACHE_BLOCK
-from talker_rl.omni.dit import CPU_VALUES
-from talker_rl.omni.rollouts import PREFILL_PROMPTS
 from talker_rl.planning.cost import BYTES, Lengths
 from talker_rl.planning.geometry import Geometry
 from talker_rl.reward.asr.names import resolve
 from talker_rl.reward.recognizer_config import RecognizerConfig
+from talker_rl.speech.config import LoraSettings, branches
+from talker_rl.speech.qwen2_5_omni.decoder import CACHE_BLOCK
+from talker_rl.speech.qwen2_5_omni.dit import CPU_VALUES
+from talker_rl.speech.qwen2_5_omni.rollouts import PREFILL_PROMPTS
 from talker_rl.train.config import TrainConfig
 
 FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from talker_rl.base.errors import DataError
+from talker_rl.base.places import require_run
 from talker_rl.config import RunConfig, load_data
-from talker_rl.errors import DataError
-from talker_rl.places import require_run
 from talker_rl.planning.cost import Lengths
 
 KINDS = {"conditioning": "conditioning", "rollouts": "rollouts", "scores": "scores", "train": "training",
@@ -74,7 +74,7 @@ def read_run(folder: Path) -> Finished:
         DataError: the run has not finished its rollouts.
         StageError: there is no run.
     """
-    from talker_rl.run_dir import read_json
+    from talker_rl.base.disk import read_json
 
     require_run(folder, fix="give a run folder, or what `talker-rl plan --rates RUN_DIR --json` prints")
     manifest = read_json(folder / "manifest.json")
@@ -100,7 +100,7 @@ def _lengths(folder: Path) -> Lengths:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from talker_rl.omni.conditioning_cache import ConditioningCache
+    from talker_rl.speech.cache import ConditioningCache
 
     codes = rows = 0
     for shard in (folder / "rollouts").glob("*.parquet"):

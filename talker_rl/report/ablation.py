@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from talker_rl.figures import relative
+from talker_rl.base.figures import relative
 from talker_rl.report import charts
 from talker_rl.report.blocks import Cell, Claim, Figure, Page, Section, Table, number, one_view, with_interval
 from talker_rl.report.collect import Study

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from talker_rl.figures import NONE, span, written
+from talker_rl.base.figures import NONE, span, written
 
 Rows = list[dict[str, Any]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from talker_rl.data.records import CODE_RATE_HZ
+from talker_rl.records.codec import CODE_RATE_HZ
 from talker_rl.report.clips import Speech, key_of, spaced, speech_of
 from talker_rl.report.collect import PairToHear, Run, Study
 from talker_rl.report.transcript import alignment_of, codes_per_word

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from talker_rl.figures import written
+from talker_rl.base.figures import written
 
 BASE, TRAINED, ACCENT = "#8a6d3b", "#1f77b4", "#b03a5b"
 PALETTE = ("#2f7fc1", "#d1603d", "#3a9a63", "#a45cb5", "#c0961f", "#2aa5a0", "#d4578f", "#7d8a2e", "#6b78d6", "#a0694a",

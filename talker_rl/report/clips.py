@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from talker_rl.data.records import Candidate, from_row, stable_hash
-from talker_rl.errors import TalkerRLError
-from talker_rl.names import without_paths
+from talker_rl.base.errors import TalkerRLError
+from talker_rl.base.ids import stable_hash
+from talker_rl.base.names import without_paths
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.rows import from_row
 from talker_rl.report.audio import data_uri, file_uri
 from talker_rl.report.collect import PairToHear, Run
 

@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from talker_rl.data.records import Pair, ScoreRow
-from talker_rl.errors import DataError, StageError
-from talker_rl.places import nearest_run
-from talker_rl.run_dir import read_json
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.base.disk import read_json
+from talker_rl.base.errors import DataError, StageError
+from talker_rl.base.places import nearest_run
+from talker_rl.records.pair import Pair
+from talker_rl.records.score import ScoreRow
+from talker_rl.store.shards import ShardFolder
 
 Rows = list[dict[str, Any]]
 

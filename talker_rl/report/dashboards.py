@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from talker_rl.errors import TalkerRLError
-from talker_rl.places import check_writable_file
+from talker_rl.base.errors import TalkerRLError
+from talker_rl.base.places import check_writable_file
 from talker_rl.report.ablation import ablation_page
 from talker_rl.report.audio import FORMATS
 from talker_rl.report.blocks import Page

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from talker_rl.figures import written
+from talker_rl.base.figures import written
 from talker_rl.report import charts
 from talker_rl.report.blocks import Cell, Figure, Page, Section, Table, number, one_view
 from talker_rl.report.clips import spaced

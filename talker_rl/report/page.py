@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from talker_rl.figures import bare, changed, count, span, written
+from talker_rl.base.figures import bare, changed, count, span, written
 from talker_rl.report import charts
 from talker_rl.report.audio import data_uri
 from talker_rl.report.blocks import Figure, one_view

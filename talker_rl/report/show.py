@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from talker_rl.base.disk import read_json
+from talker_rl.base.figures import changed, span, written
+from talker_rl.base.places import is_run, is_sweep, nearest_run, require_run
 from talker_rl.evaluation.seed_tts_rows import lines
-from talker_rl.figures import changed, span, written
-from talker_rl.places import is_run, is_sweep, nearest_run, require_run
 from talker_rl.report.page import headline, text_table
 from talker_rl.report.sweep_table import columns
 from talker_rl.report.sweep_table import text_table as sweep_table
-from talker_rl.run_dir import read_json
 
 ABSENT = "(not set)"
 

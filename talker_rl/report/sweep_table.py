@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from talker_rl.figures import bare, relative, written
+from talker_rl.base.figures import bare, relative, written
 
 
 def text_table(found: dict[str, Any]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from talker_rl.base.text.alignment import align
+from talker_rl.base.text.tokens import normalize
 from talker_rl.report.model import Alignment
-from talker_rl.reward.normalize import normalize
-from talker_rl.reward.wer import align
 
 
 def alignment_of(text: str, heard: list[str]) -> Alignment:

@@ -15,10 +15,19 @@ from typing import Any
 
 import httpx
 
-from ..data.records import CODE_RATE_HZ
-from ..errors import StageError
-from .service.fingerprint import Parts, differing
-from .service.protocol import PROTOCOL, TOKEN_VARIABLE, Item, ItemResult, Limits, Ready, ScoreRequest, ScoreResponse
+from talker_rl.base.errors import StageError
+from talker_rl.records.codec import CODE_RATE_HZ
+from talker_rl.reward.service.fingerprint import Parts, differing
+from talker_rl.reward.service.protocol import (
+    PROTOCOL,
+    TOKEN_VARIABLE,
+    Item,
+    ItemResult,
+    Limits,
+    Ready,
+    ScoreRequest,
+    ScoreResponse,
+)
 
 _RETRIED = (408, 429)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 20.0

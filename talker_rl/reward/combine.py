@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import nothing_recognized, nothing_right, right_words
-from ..errors import ConfigError
-from .config import ComponentConfig, RewardConfig
+from talker_rl.base.errors import ConfigError
+from talker_rl.records.score import nothing_recognized, nothing_right, right_words
+from talker_rl.reward.config import ComponentConfig, RewardConfig
 
 Components = dict[str, float | None]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .recognizer_config import Lang, RecognizerConfig, default_evaluator, shared_languages
+from talker_rl.reward.recognizer_config import Lang, RecognizerConfig, default_evaluator, shared_languages
 
 __all__ = ["AlignerConfig", "PauseConfig", "RecognizerConfig", "RewardConfig", "ServiceConfig", "StabilityConfig",
            "shared_languages"]

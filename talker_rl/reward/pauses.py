@@ -18,9 +18,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .audio import Silences
-from .config import PauseConfig
-from .normalize import Mark
+from talker_rl.base.text.marks import Mark
+from talker_rl.reward.config import PauseConfig
+from talker_rl.reward.silences import Silences
 
 _EPS = 1e-9  # 0.15 s of samples is 0.15 s, whatever the division left
 

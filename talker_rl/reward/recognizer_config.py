@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..errors import ConfigError
-from .asr.names import KNOWN, same_model
-from .normalize import LANGUAGES
+from talker_rl.base.errors import ConfigError
+from talker_rl.base.text.tokens import LANGUAGES
+from talker_rl.reward.asr.names import KNOWN, same_model
 
 Lang = Literal["zh", "en", "mixed"]
 

@@ -9,27 +9,29 @@ refused before token2wav, so there is nothing to hear.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
-from ..data.records import Candidate, Prompt, ScoreRow, stable_hash
-from ..text.unwritten import find_unwritten
-from .asr.aligner import Aligner
-from .asr.base import SAMPLE_RATE, Failure, Recognizer, Transcript, check_audio
-from .asr.registry import build_recognizer
-from .audio import find_silences, resample
-from .combine import Combiner, ComponentError, Components
-from .config import RewardConfig
-from .normalize import normalize
-from .pauses import PauseScore, score_pauses
-from .stability import CODES_PER_SECOND, stability_components
-from .wer import Alignment, align, character_errors, written_errors
+from talker_rl.base.ids import stable_hash
+from talker_rl.base.sound import resample
+from talker_rl.base.text.alignment import Alignment, align, character_errors, written_errors
+from talker_rl.base.text.tokens import normalize
+from talker_rl.base.text.unwritten import find_unwritten
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow
+from talker_rl.reward.asr.aligner import Aligner
+from talker_rl.reward.asr.base import SAMPLE_RATE, Failure, Recognizer, Transcript, check_audio
+from talker_rl.reward.asr.registry import build_recognizer
+from talker_rl.reward.combine import Combiner, ComponentError, Components
+from talker_rl.reward.config import RewardConfig
+from talker_rl.reward.pauses import PauseScore, score_pauses
+from talker_rl.reward.silences import find_silences
+from talker_rl.reward.stability import CODES_PER_SECOND, stability_components
+from talker_rl.reward.versions import scores_version
 
 AUDIO_RATE = 24_000
 
@@ -127,7 +129,7 @@ class Scorer:
 
     def fingerprint(self) -> str:
         """Changes whenever a score may change: settings, recognizer, and this package's own code."""
-        return stable_hash("scorer", self.config.settings(), self.hearing(), code_version())
+        return stable_hash("scorer", self.config.settings(), self.hearing(), scores_version())
 
     def hearing(self) -> str:
         """Fingerprint of the models that listen."""
@@ -273,21 +275,6 @@ def to_score_row(item: ScoreItem, result: ScoreResult | Failure) -> ScoreRow:
         errors=result.errors,
         error_message="; ".join(f"{name}: {note}" for name, note in result.notes.items()) or None,
     )
-
-
-NO_PART_IN_SCORES = ("service", "client.py", "wer_tool.py", "wer_verb.py")
-"""What carries scores elsewhere or compares files: a change there leaves scores as they were."""
-
-
-def code_version() -> str:
-    """SHA-256 over the sources that decide a score (this package, the rules of texts), and jiwer's version."""
-    digest = hashlib.sha256(version("jiwer").encode())
-    for root in (Path(__file__).parent, Path(__file__).parents[1] / "text"):
-        for file in sorted(root.rglob("*.py")):
-            name = file.relative_to(root)
-            if name.parts[0] not in NO_PART_IN_SCORES:
-                digest.update(str(name).encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def _codes_explain(item: ScoreItem) -> bool:

@@ -8,8 +8,8 @@ from itertools import groupby
 
 import numpy as np
 
-from .audio import Silences
-from .config import StabilityConfig
+from talker_rl.reward.config import StabilityConfig
+from talker_rl.reward.silences import Silences
 
 CODES_PER_SECOND = 50
 _VOWELS = re.compile(r"[aeiouyàáâãäåæèéêëìíîïòóôõöøùúûüýÿœ]+")

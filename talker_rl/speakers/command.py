@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from talker_rl.base.errors import ConfigError, StageError
+from talker_rl.base.figures import count, written
 from talker_rl.config import RunConfig, load_config
-from talker_rl.data.records import Prompt
-from talker_rl.errors import ConfigError, StageError
-from talker_rl.figures import count, written
+from talker_rl.records.prompt import Prompt
 from talker_rl.shipped import split
 from talker_rl.speakers.entry import (
     ENOUGH_SECONDS,
@@ -53,8 +53,8 @@ def _config(args: argparse.Namespace) -> RunConfig:
 
 
 def _list(args: argparse.Namespace, config: RunConfig) -> int:
-    from talker_rl.omni.checkpoint import speakers_of
-    from talker_rl.omni.mel import HOP, SAMPLE_RATE
+    from talker_rl.speech.qwen2_5_omni.checkpoint import speakers_of
+    from talker_rl.speech.qwen2_5_omni.mel import HOP, SAMPLE_RATE
 
     rows = [
         {"name": name, "bos_token": e["bos_token"], "cond": list(e["cond"].shape), "ref_mel": list(e["ref_mel"].shape),
@@ -72,9 +72,9 @@ def _list(args: argparse.Namespace, config: RunConfig) -> int:
 
 
 def _add(args: argparse.Namespace, config: RunConfig) -> int:
-    from talker_rl.omni.checkpoint import resolve_model_path, speakers_of
-    from talker_rl.places import check_writable_folder, require_file
+    from talker_rl.base.places import check_writable_folder, require_file
     from talker_rl.speakers.store import check_target, save
+    from talker_rl.speech.qwen2_5_omni.checkpoint import resolve_model_path, speakers_of
 
     folder, out = resolve_model_path(config.model.path), Path(args.out).expanduser()
     check_target(out, folder, args.overwrite)
@@ -114,7 +114,7 @@ def new_entry(
     args: argparse.Namespace, folder: Path, speakers: dict[str, Entry]
 ) -> tuple[Entry, Reference, BosChoice | None]:
     """The entry that the options ask for; the look of its bos token, where that is not an old speaker's."""
-    from talker_rl.omni.checkpoint import read_config
+    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config
 
     reference = (reference_from_wav(args.wav, list(speakers.values()), args.seconds) if args.wav
                  else reference_from_file(args.ref_mel))
@@ -136,7 +136,7 @@ def new_entry(
 
 def _tokens(folder: Path) -> int:
     """Ids below it are the tokenizer's."""
-    from talker_rl.omni.checkpoint import load_tokenizer
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_tokenizer
 
     return len(load_tokenizer(folder))
 
@@ -176,9 +176,9 @@ def _range_finding(mel: Any, speakers: dict[str, Entry]) -> Iterator[Finding]:
 
 
 def _sound_findings(args: argparse.Namespace, config: RunConfig, everyone: dict[str, Entry]) -> Iterator[Finding]:
-    from talker_rl.omni.checkpoint import load_omni
     from talker_rl.reward.asr.registry import build_recognizer
     from talker_rl.speakers import sound
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 
     sayer = _sayer(args, everyone)
     if args.codes:

@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from talker_rl.base.disk import atomic_write, read_json
+from talker_rl.base.errors import ConfigError, DataError, StageError
+from talker_rl.base.figures import bare, count, span, written
+from talker_rl.base.places import require_run
 from talker_rl.config import RunConfig, load_data
-from talker_rl.data.records import Candidate, from_row
-from talker_rl.errors import ConfigError, DataError, StageError
 from talker_rl.evaluation.bootstrap import bootstrap_ci, ratio_of_sums
 from talker_rl.evaluation.summary import compare
 from talker_rl.evaluation.told_apart import difference, leave_one_text_out, told_apart
-from talker_rl.figures import bare, count, span, written
-from talker_rl.omni.mel import log_mel
-from talker_rl.omni.speaker import speaker_embedding
-from talker_rl.places import require_run
-from talker_rl.run_dir import atomic_write, read_json
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.rows import from_row
 from talker_rl.speakers.entry import speech_frames
+from talker_rl.speech.qwen2_5_omni.mel import log_mel
+from talker_rl.speech.qwen2_5_omni.speaker import speaker_embedding
 from talker_rl.stages import worker
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.shards import ShardFolder
 
 LEAST_TEXTS = 8
 """Spoken by every speaker: with fewer a classifier has nothing to learn from."""
@@ -93,7 +94,7 @@ def _best(folder: Path) -> str:
 
 def _added(config: RunConfig, speakers: list[str]) -> list[str]:
     """Evaluated speakers that the checkpoint itself does not have; all of them where there is none such."""
-    from talker_rl.omni.checkpoint import load_speakers, resolve_model_path
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_speakers, resolve_model_path
 
     own = load_speakers(resolve_model_path(config.model.path))
     return [name for name in speakers if name not in own] or speakers

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from talker_rl.errors import CheckpointError, ConfigError, DataError
-from talker_rl.omni.files import open_tensors, read_tensors, shards_of
-from talker_rl.omni.mel import FLOOR, HOP, N_MELS, SAMPLE_RATE, log_mel
+from talker_rl.base.errors import CheckpointError, ConfigError, DataError
+from talker_rl.speech.files import open_tensors, read_tensors, shards_of
+from talker_rl.speech.qwen2_5_omni.mel import FLOOR, HOP, N_MELS, SAMPLE_RATE, log_mel
 
 Entry = dict[str, Any]
 """``bos_token`` (int), ``cond`` (1, 192), ``ref_mel`` (1, frames, 80); float32."""
@@ -63,7 +63,7 @@ def reference_from_wav(path: str | Path, like: Sequence[Entry], most_seconds: fl
     """
     import soundfile
 
-    from talker_rl.reward.audio import resample
+    from talker_rl.base.sound import resample
 
     try:
         sound, rate = soundfile.read(str(Path(path).expanduser()), dtype="float32", always_2d=True)

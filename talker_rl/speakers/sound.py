@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from talker_rl.data.records import Prompt, derive_seed
-from talker_rl.errors import DataError, StageError
-from talker_rl.figures import count
-from talker_rl.omni.config import ModelConfig, SamplingConfig, Token2WavConfig
-from talker_rl.omni.mel import HOP, SAMPLE_RATE, log_mel
+from talker_rl.base.errors import DataError, StageError
+from talker_rl.base.figures import count
+from talker_rl.base.ids import derive_seed
+from talker_rl.records.prompt import Prompt
 from talker_rl.speakers.entry import Entry
+from talker_rl.speech.config import ModelConfig, SamplingConfig, Token2WavConfig
+from talker_rl.speech.qwen2_5_omni.mel import HOP, SAMPLE_RATE, log_mel
 
 if TYPE_CHECKING:
     from talker_rl.reward.asr.base import Recognizer
@@ -61,9 +62,9 @@ def known_codes(model: ModelConfig, speaker: str, prompts: Sequence[Prompt], sam
     Raises:
         StageError: none of its samples ended by itself.
     """
-    from talker_rl.omni.checkpoint import load_omni
-    from talker_rl.omni.conditioning import compute_conditioning
-    from talker_rl.omni.rollouts import sample_candidates
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+    from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning
+    from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 
     conditionings = compute_conditioning(load_omni(model, parts=("thinker",)), prompts)
     seeds = [[derive_seed(0, "speaker", speaker, p.text)] for p in prompts]
@@ -85,7 +86,7 @@ def prompts_for(speaker: str, texts: Sequence[str] = ()) -> list[Prompt]:
 
 def hear(token2wav: Any, known: list[Known], own: Entry, new: Entry, cfg: Token2WavConfig) -> Heard:
     """Decode the codes with both entries, from the same noise."""
-    from talker_rl.omni.token2wav import decode
+    from talker_rl.speech.qwen2_5_omni.token2wav import decode
 
     codes, n = [k.codes for k in known], len(known)
     seeds = [derive_seed(0, "token2wav", k.text) for k in known]
@@ -101,7 +102,7 @@ def judge(
         name: the new speaker; ``speakers`` holds it and the checkpoint's own.
         asr: None leaves the words unchecked.
     """
-    from talker_rl.reward.audio import peak_level
+    from talker_rl.base.sound import peak_level
 
     seconds = sum(len(k.codes) for k in heard.known) * CODE_SAMPLES / SAMPLE_RATE
     wrong = [k for k, wave in zip(heard.known, heard.new, strict=True) if len(wave) != len(k.codes) * CODE_SAMPLES]
@@ -125,10 +126,10 @@ def judge(
 
 def word_error_rate(asr: Recognizer, known: Sequence[Known], waves: Sequence[np.ndarray]) -> float:
     """Corpus WER of 24 kHz speech; an utterance that is not recognized counts as all deleted."""
+    from talker_rl.base.sound import resample
+    from talker_rl.base.text.alignment import align, pool
+    from talker_rl.base.text.tokens import tokens_of
     from talker_rl.reward.asr.base import Failure
-    from talker_rl.reward.audio import resample
-    from talker_rl.reward.normalize import tokens_of
-    from talker_rl.reward.wer import align, pool
 
     counts = []
     for k, wave in zip(known, waves, strict=True):
@@ -144,7 +145,7 @@ def _words(heard: Heard, asr: Recognizer) -> Finding:
 
 
 def _likeness(heard: Heard, token2wav: Any, name: str, speakers: dict[str, Entry]) -> Iterator[Finding]:
-    from talker_rl.omni.speaker import speaker_embedding
+    from talker_rl.speech.qwen2_5_omni.speaker import speaker_embedding
 
     mel = speakers[name]["ref_mel"][0]
     references = {n: speaker_embedding(token2wav, entry["ref_mel"][0]) for n, entry in speakers.items()}
@@ -178,8 +179,8 @@ def read_codes(path: str) -> list[Known]:
     import json
     from pathlib import Path
 
+    from talker_rl.base.text.files import raw_lines
     from talker_rl.data.texts import detect_lang
-    from talker_rl.text.files import raw_lines
 
     file = Path(path).expanduser()
     if not file.is_file():

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from talker_rl.errors import ConfigError, StageError, is_disk_full
-from talker_rl.places import check_writable_file, check_writable_folder
+from talker_rl.base.errors import ConfigError, StageError, is_disk_full
+from talker_rl.base.places import check_writable_file, check_writable_folder
 from talker_rl.speakers.entry import Entry
 
 SPEAKER_FILE = "spk_dict.pt"

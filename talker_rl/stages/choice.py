@@ -10,15 +10,16 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from talker_rl.data.records import to_row
-from talker_rl.errors import StageError
+from talker_rl.base.disk import atomic_write, read_json
+from talker_rl.base.errors import StageError
+from talker_rl.base.figures import written
 from talker_rl.evaluation.summary import variant_summary
-from talker_rl.figures import written
-from talker_rl.run_dir import atomic_write, read_json, timed
+from talker_rl.records.rows import to_row
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context, choice_stage, train_stage
 from talker_rl.stages.scores import score_task
-from talker_rl.stages.shards import ShardFolder, chunks
+from talker_rl.store.run_dir import timed
+from talker_rl.store.shards import ShardFolder, chunks
 
 CANDIDATES = "candidates"
 """Folder in which a choice keeps what its checkpoints sampled."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
-from talker_rl.data.records import stable_hash
-from talker_rl.errors import PromptError, TalkerRLError
-from talker_rl.figures import count
-from talker_rl.run_dir import atomic_write, timed
+from talker_rl.base.disk import atomic_write
+from talker_rl.base.errors import PromptError, TalkerRLError
+from talker_rl.base.figures import count
+from talker_rl.base.ids import stable_hash
 from talker_rl.stages.context import SETS, Context
-from talker_rl.stages.shards import chunks
+from talker_rl.store.run_dir import timed
+from talker_rl.store.shards import chunks
 
 SHARD_SIZE = 128
 """Prompts per shard. A shard is computed whole or not at all: sums in a batch depend on its widths by 1e-7, and an
@@ -23,9 +24,9 @@ Note = dict[str, str]
 
 def run(ctx: Context) -> None:
     """Write ``conditioning/`` (safetensors shards and index); prompts the model cannot speak are counted and told."""
-    from talker_rl.omni.checkpoint import load_omni
-    from talker_rl.omni.conditioning import compute_conditioning, conditioning_key
-    from talker_rl.omni.conditioning_cache import ConditioningCache
+    from talker_rl.speech.cache import ConditioningCache
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+    from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning, conditioning_key
 
     inputs = {"prompts": ctx.run.content("prompts"), **ctx.model_input("thinker")}
     cfg = ctx.config.conditioning

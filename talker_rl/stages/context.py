@@ -11,16 +11,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from talker_rl.base.disk import atomic_write, read_json
+from talker_rl.base.figures import count
+from talker_rl.base.ids import derive_seed, stable_hash
+from talker_rl.base.processes import WorkerPool
+from talker_rl.base.progress import bar
 from talker_rl.config import RunConfig
-from talker_rl.data.records import Prompt, derive_seed, from_row, stable_hash
-from talker_rl.figures import count
-from talker_rl.omni.config import SPEAKING
-from talker_rl.progress import bar
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.rows import from_row
 from talker_rl.reward.config import RecognizerConfig
-from talker_rl.run_dir import RunDir, atomic_write, read_json
+from talker_rl.speech.config import SPEAKING
 from talker_rl.stages.flow import Leg, flow
-from talker_rl.stages.pool import WorkerPool
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.run_dir import RunDir
+from talker_rl.store.shards import ShardFolder
 from talker_rl.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -133,8 +136,8 @@ class Context:
             parts: what the stage reads of it; by default Talker and token2wav. Shards that hold nothing of them are not
                 opened: a rollout from cached conditioning needs no Thinker.
         """
-        from talker_rl.omni.checkpoint import resolve_model_path
-        from talker_rl.omni.files import content_hash
+        from talker_rl.speech.files import content_hash
+        from talker_rl.speech.qwen2_5_omni.checkpoint import resolve_model_path
 
         found = {"model": content_hash(resolve_model_path(self.config.model.path), parts or SPEAKING)}
         if self.config.model.talker:
@@ -150,13 +153,13 @@ class Context:
         Raises:
             CheckpointError: it is not there, or several are.
         """
-        from talker_rl.omni.lora import resolve_adapter
+        from talker_rl.speech.lora import resolve_adapter
 
         return resolve_adapter(self.config.model.adapter) if self.config.model.adapter else None
 
     def start_input(self) -> dict[str, str]:
         """Content hash of that adapter, as an input of a stage; none where the run begins with the base."""
-        from talker_rl.omni.files import content_hash, require_file
+        from talker_rl.speech.files import content_hash, require_file
 
         if self.start_adapter is None:
             return {}
@@ -171,7 +174,7 @@ class Context:
     def scorer_input(self, which: str) -> str:
         """Fingerprint of the reward with its ``recognizer`` or ``evaluator``, without loading it."""
         from talker_rl.reward.asr.names import hash_files, obtain, resolve
-        from talker_rl.reward.scorer import code_version
+        from talker_rl.reward.versions import scores_version
 
         reward = self.config.reward
         recognizer: RecognizerConfig = getattr(reward, which)
@@ -183,7 +186,7 @@ class Context:
         # A service has the models that it scores with; here, one that is not on the machine comes now, and once.
         folders = [(resolve if self.endpoints and which == "recognizer" else obtain)(path) for path in paths]
         files = [hash_files(folder) if folder.is_dir() else path for path, folder in zip(paths, folders, strict=True)]
-        return stable_hash(reward.settings(), recognizer.identity(), code_version(), *files)
+        return stable_hash(reward.settings(), recognizer.identity(), scores_version(), *files)
 
     def languages(self, *sets: str) -> list[str]:
         """Languages of the prompts of these sets; of all where none is named."""
@@ -250,7 +253,7 @@ def device_name(setting: str) -> str:
 def talker_path(spec: str) -> Path:
     """A Talker's weights: a path, or ``micro:clean``."""
     if spec == "micro:clean":
-        from talker_rl.omni.checkpoint import resolve_model_path
+        from talker_rl.speech.qwen2_5_omni.checkpoint import resolve_model_path
 
         return resolve_model_path("micro") / "talker_clean"
     return Path(spec).expanduser()

@@ -14,21 +14,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from talker_rl.data.records import CODE_RATE_HZ, NUM_CODES, Pair, derive_seed, stable_hash
+from talker_rl.base.disk import atomic_write, read_json
+from talker_rl.base.errors import StageError
+from talker_rl.base.ids import derive_seed, stable_hash
+from talker_rl.base.text.tokens import normalize
 from talker_rl.diagnostics.records import PairRecord, SampleRecord
 from talker_rl.diagnostics.stability import LAST
 from talker_rl.diagnostics.summary import summarize
-from talker_rl.errors import StageError
 from talker_rl.losses.config import parse_loss
-from talker_rl.reward.normalize import normalize
-from talker_rl.run_dir import atomic_write, read_json, timed
+from talker_rl.records.codec import CODE_RATE_HZ, NUM_CODES
+from talker_rl.records.pair import Pair
 from talker_rl.stages import reward_noise
 from talker_rl.stages.choice import chosen_policy, dev_candidates, dev_rows
 from talker_rl.stages.context import Context, Round, choice_stage, train_stage
 from talker_rl.stages.evaluate import eval_candidates, eval_rows
 from talker_rl.stages.forcing import Forced, ForceTask, force, ids_of
-from talker_rl.stages.shards import ShardFolder, chunks, parquet_bytes, schema_of, table_of
 from talker_rl.stages.train import is_held_out
+from talker_rl.store.run_dir import timed
+from talker_rl.store.shards import ShardFolder, chunks, parquet_bytes, schema_of, table_of
 
 Row = dict[str, Any]
 
@@ -156,9 +159,9 @@ class _Variant:
     def _references(self, pairs: list[Pair]) -> dict[str, tuple[list[float], list[float]]]:
         """Per-token reference log-probs by pair id, in the precision of the model; mostly from the run's cache, which
         training filled."""
-        from talker_rl.omni.checkpoint import load_omni
-        from talker_rl.omni.conditioning_cache import ConditioningCache
-        from talker_rl.omni.lora import load_lora
+        from talker_rl.speech.cache import ConditioningCache
+        from talker_rl.speech.lora import load_lora
+        from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
         from talker_rl.train.reference import reference_logps
 
         talker = load_omni(self.ctx.config.model, parts=("talker",)).talker

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from talker_rl.errors import StageError
+from talker_rl.base.disk import atomic_write, read_json
+from talker_rl.base.errors import StageError
 from talker_rl.evaluation.seed_tts_eval import figures, simplified, table
 from talker_rl.evaluation.seed_tts_rows import protocol_figures, score_rows
 from talker_rl.evaluation.summary import compare, variant_summary
 from talker_rl.reward.config import shared_languages
-from talker_rl.run_dir import atomic_write, read_json, timed
 from talker_rl.stages import likelihood, rounds, worker
 from talker_rl.stages.choice import chosen_policy, eval_task
 from talker_rl.stages.context import Context, choice_stage, talker_path
 from talker_rl.stages.scores import audio_spec
-from talker_rl.stages.shards import ShardFolder, chunks
+from talker_rl.store.run_dir import timed
+from talker_rl.store.shards import ShardFolder, chunks
 
 Row = dict[str, Any]
 
@@ -34,7 +35,7 @@ def run(ctx: Context) -> dict[str, Any]:
     base = run_base(ctx)
     last = ctx.config.iterations
     for name, weights in ctx.config.eval.talkers.items():
-        from talker_rl.omni.files import content_hash
+        from talker_rl.speech.files import content_hash
 
         path = talker_path(weights)
         rows = _variant(ctx, name, None, {"talker": content_hash(path)}, talker=str(path))

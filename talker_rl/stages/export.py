@@ -13,20 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from talker_rl.data.records import stable_hash
-from talker_rl.errors import CheckpointError, ConfigError, StageError, is_disk_full
-from talker_rl.figures import count
-from talker_rl.names import hub_name, model_name
-from talker_rl.omni import merge
-from talker_rl.omni.adapter_check import adapter_settings, adapter_weights, check_adapter_of, check_finite
-from talker_rl.omni.checkpoint import read_config, resolve_model_path, speakers_of
-from talker_rl.omni.config import SPEAKING, ModelConfig
-from talker_rl.omni.files import content_hash
-from talker_rl.places import check_writable_folder
+from talker_rl.base.disk import read_json
+from talker_rl.base.errors import CheckpointError, ConfigError, StageError, is_disk_full
+from talker_rl.base.figures import count
+from talker_rl.base.ids import stable_hash
+from talker_rl.base.names import hub_name, model_name
+from talker_rl.base.places import check_writable_folder
 from talker_rl.planning.command import size
-from talker_rl.run_dir import disk_full, read_json
+from talker_rl.speech.adapter_check import adapter_settings, adapter_weights, check_adapter_of, check_finite
+from talker_rl.speech.config import SPEAKING, ModelConfig
+from talker_rl.speech.files import content_hash
+from talker_rl.speech.qwen2_5_omni import merge
+from talker_rl.speech.qwen2_5_omni.checkpoint import read_config, resolve_model_path, speakers_of
 from talker_rl.stages import export_facts
 from talker_rl.stages.export_check import policy_of
+from talker_rl.store.run_dir import disk_full
 from talker_rl.train.card import RunFacts, Usage, model_card
 
 LINEAGE = "export.json"

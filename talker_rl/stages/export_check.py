@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from talker_rl.data.records import Candidate
-from talker_rl.errors import StageError
-from talker_rl.figures import count
-from talker_rl.omni import merge
-from talker_rl.omni.conditioning_cache import ConditioningCache
-from talker_rl.omni.config import ModelConfig
-from talker_rl.omni.layout import TalkerBatch, TalkerExample, collate
-from talker_rl.omni.logps import token_logps
-from talker_rl.omni.lora import load_lora
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.base.errors import StageError
+from talker_rl.base.figures import count
+from talker_rl.records.candidate import Candidate
+from talker_rl.speech.cache import ConditioningCache
+from talker_rl.speech.config import ModelConfig
+from talker_rl.speech.lora import load_lora
+from talker_rl.speech.qwen2_5_omni import merge
+from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.logps import token_logps
+from talker_rl.store.shards import ShardFolder
 
 UTTERANCES = 4
 """Samples that are compared, of as many prompts."""

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from talker_rl.base.disk import read_json
+from talker_rl.base.errors import DataError, StageError
+from talker_rl.base.names import recognizer_name
+from talker_rl.base.places import require_run
 from talker_rl.config import RunConfig, load_data
-from talker_rl.data.records import Prompt
-from talker_rl.errors import DataError, StageError
-from talker_rl.names import recognizer_name
-from talker_rl.places import require_run
-from talker_rl.run_dir import read_json
+from talker_rl.records.prompt import Prompt
 from talker_rl.stages.context import SETS, Round, train_stage
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.shards import ShardFolder
 from talker_rl.train.card import RunFacts, Usage
 
 

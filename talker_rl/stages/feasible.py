@@ -10,13 +10,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from talker_rl.base.errors import ConfigError
+from talker_rl.base.figures import count
+from talker_rl.base.text.tokens import tokens_of
 from talker_rl.config import RunConfig
 from talker_rl.data.pairs import REASONS, rank_value
-from talker_rl.data.records import CODE_RATE_HZ, Prompt, ScoreRow
-from talker_rl.errors import ConfigError
-from talker_rl.figures import count
+from talker_rl.records.codec import CODE_RATE_HZ
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow
 from talker_rl.reward.combine import BUILT_IN_COMPONENTS
-from talker_rl.reward.normalize import tokens_of
 from talker_rl.reward.stability import speaking_units
 from talker_rl.stages import named
 

@@ -14,9 +14,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from talker_rl.progress import bar
-from talker_rl.stages.pool import WorkerPool, at_once
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.base.processes import WorkerPool, at_once
+from talker_rl.base.progress import bar
+from talker_rl.store.shards import ShardFolder
 
 BACKLOG = 4
 """Shards that may wait for the next leg; so many more may be under way."""

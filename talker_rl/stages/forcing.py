@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from talker_rl.data.records import with_stop
+from talker_rl.records.candidate import with_stop
 from talker_rl.stages.worker import omni_of, one_thread, policy_on
 
 
@@ -40,8 +40,8 @@ def ids_of(candidate: dict[str, Any]) -> list[int]:
 
 def force(task: ForceTask) -> list[list[Forced]]:
     """For each policy, the sequences in their order."""
-    from talker_rl.omni.conditioning_cache import ConditioningCache
-    from talker_rl.omni.layout import TalkerExample
+    from talker_rl.speech.cache import ConditioningCache
+    from talker_rl.speech.qwen2_5_omni.layout import TalkerExample
 
     omni = omni_of(task.model)
     prompt_ids = sorted({prompt_id for prompt_id, _ in task.sequences})
@@ -58,8 +58,8 @@ def _force(talker: Any, examples: Sequence[Any], batch_size: int) -> list[Forced
     """Sequences of a prompt side by side share its prefix."""
     import torch
 
-    from talker_rl.omni.layout import collate
-    from talker_rl.omni.logps import token_and_stop_logps
+    from talker_rl.speech.qwen2_5_omni.layout import collate
+    from talker_rl.speech.qwen2_5_omni.logps import token_and_stop_logps
 
     order = sorted(range(len(examples)), key=lambda i: examples[i].conditioning.prompt_id)
     found: dict[int, Forced] = {}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from talker_rl.data.records import Completion
 from talker_rl.evaluation.likelihood import compare_likelihood
-from talker_rl.run_dir import timed
+from talker_rl.records.pair import Completion
 from talker_rl.stages.choice import chosen_policy
 from talker_rl.stages.context import Context, Round, choice_stage
 from talker_rl.stages.forcing import Forced, ForceTask, force
-from talker_rl.stages.shards import ShardFolder, chunks
 from talker_rl.stages.train import is_held_out
+from talker_rl.store.run_dir import timed
+from talker_rl.store.shards import ShardFolder, chunks
 
 SHARD = 64
 """Completions a shard."""

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from talker_rl.base.errors import CheckpointError, ConfigError, PromptError, TalkerRLError
 from talker_rl.config import RunConfig
 from talker_rl.data.prompt_files import KINDS, parse_source
-from talker_rl.errors import CheckpointError, ConfigError, PromptError, TalkerRLError
 from talker_rl.reward.asr.names import KNOWN, REQUIRED, local_folder, model_folder, resolve
 from talker_rl.reward.combine import Combiner, load_function
 from talker_rl.reward.recognizer_config import RecognizerSettings
@@ -146,7 +146,7 @@ def check_device(device: str, where: str, here: bool) -> None:
     if not _DEVICES.fullmatch(device):
         raise ConfigError(f"unknown device {device!r}", where=where, fix=fix)
     if here and device.startswith("cuda"):
-        from talker_rl.omni.checkpoint import pick_device
+        from talker_rl.speech.qwen2_5_omni.checkpoint import pick_device
 
         try:
             pick_device(device)

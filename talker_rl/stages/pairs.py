@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from talker_rl.data.records import Candidate, Pair
-from talker_rl.errors import DataError, StageError
-from talker_rl.figures import count
-from talker_rl.file_hash import cached_hash
-from talker_rl.run_dir import timed
+from talker_rl.base.errors import DataError, StageError
+from talker_rl.base.figures import count
+from talker_rl.base.file_hash import cached_hash
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.pair import Pair
 from talker_rl.stages.context import Context, Round
 from talker_rl.stages.feasible import advice
 from talker_rl.stages.rollouts import prompts_of
 from talker_rl.stages.scores import load_scores
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.run_dir import timed
+from talker_rl.store.shards import ShardFolder
 
 
 def run(ctx: Context, round_: Round) -> None:

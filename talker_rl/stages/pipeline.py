@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from talker_rl.errors import StageError, TalkerRLError
+from talker_rl.base.errors import StageError, TalkerRLError
 from talker_rl.report.model import ReportData
 from talker_rl.stages import (
     choice,
@@ -47,8 +47,8 @@ def check_start(ctx: Context) -> None:
     """
     feasible.check_config(ctx.config, here=True)
     named.check_prompt_files(ctx.config)
-    from talker_rl.omni.checkpoint import read_config, resolve_model_path
-    from talker_rl.omni.lora import check_adapter_of
+    from talker_rl.speech.lora import check_adapter_of
+    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config, resolve_model_path
 
     config = read_config(resolve_model_path(ctx.config.model.path))
     if ctx.start_adapter is not None:  # its modules are trained on, whatever the variants say

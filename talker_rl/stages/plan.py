@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from talker_rl.base.errors import TalkerRLError
+from talker_rl.base.figures import count
 from talker_rl.config import RunConfig, SetLimits
 from talker_rl.data.prompt_files import count_rows, parse_source
 from talker_rl.data.speakers import voices
-from talker_rl.errors import TalkerRLError
-from talker_rl.figures import count
 from talker_rl.stages.context import rounds_of
 from talker_rl.sweep_config import SweepConfig, cell
 from talker_rl.train.config import TrainConfig

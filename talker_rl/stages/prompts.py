@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from talker_rl.base.errors import PromptError
+from talker_rl.base.figures import count
 from talker_rl.data.prompt_files import parse_source
 from talker_rl.data.prompts import check_disjoint, drop_shared_pieces, read_prompts
-from talker_rl.data.records import Prompt
 from talker_rl.data.speakers import assigned, assignment_key, check_assigned
-from talker_rl.errors import PromptError
-from talker_rl.figures import count
-from talker_rl.run_dir import timed
+from talker_rl.records.prompt import Prompt
 from talker_rl.stages.context import SETS, Context
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.run_dir import timed
+from talker_rl.store.shards import ShardFolder
 
 
 def run(ctx: Context) -> None:
     """Write ``prompts/``; what was skipped is told and noted in the manifest."""
-    from talker_rl.omni.checkpoint import speakers_of
+    from talker_rl.speech.qwen2_5_omni.checkpoint import speakers_of
 
     cfg = ctx.config.prompts
     inputs = {f"prompts.{name}": parse_source(getattr(cfg, name)).content_hash() for name in SETS}

@@ -7,13 +7,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talker_rl.data.records import Candidate, Prompt, derive_seed, from_row, to_row
-from talker_rl.errors import ConfigError
+from talker_rl.base.disk import read_json
+from talker_rl.base.errors import ConfigError
+from talker_rl.base.ids import derive_seed
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.rows import from_row, to_row
 from talker_rl.reward.asr.base import Failure
 from talker_rl.reward.scorer import ScoreItem, ScoreResult, to_score_row
 from talker_rl.reward.service.fingerprint import settings_parts
 from talker_rl.reward.service.protocol import TOKEN_VARIABLE, Item, ItemResult
-from talker_rl.run_dir import read_json
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context
 
@@ -42,7 +45,7 @@ class RemoteScorer:
         except ImportError as error:
             raise ConfigError(f"The client's packages are missing: {error}", fix="pip install 'talker-rl[service]'"
                               ) from error
-        from talker_rl.omni.checkpoint import part_hash
+        from talker_rl.speech.qwen2_5_omni.checkpoint import part_hash
 
         ctx, config = self._ctx, self._ctx.config
         note = Path(ctx.run.path) / self._stage / "service.json"

@@ -6,20 +6,24 @@ from typing import Any
 
 import yaml
 
-from talker_rl.data.records import Candidate, Completion, Pair, Prompt, ScoreRow, from_row
-from talker_rl.figures import count
-from talker_rl.names import folder_name, model_name, recognizer_name, without_places
+from talker_rl.base.disk import read_json
+from talker_rl.base.figures import count
+from talker_rl.base.names import folder_name, model_name, recognizer_name, without_places
+from talker_rl.base.text.tokens import tokens_of
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.pair import Completion, Pair
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.rows import from_row
+from talker_rl.records.score import ScoreRow
 from talker_rl.report.clips import spaced
 from talker_rl.report.model import Clip, Comparison, ReportData
 from talker_rl.report.page import write_report
 from talker_rl.report.transcript import alignment_of
-from talker_rl.reward.normalize import tokens_of
-from talker_rl.run_dir import read_json
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context, Round, choice_stage, rounds_of
 from talker_rl.stages.evaluate import best_variant, eval_candidates, eval_rows
 from talker_rl.stages.scores import load_scores, score_task
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.shards import ShardFolder
 
 
 def run(ctx: Context) -> ReportData:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from talker_rl.base.disk import read_json
+from talker_rl.base.errors import StageError
+from talker_rl.base.ids import derive_seed
 from talker_rl.data.pairs import rank_value
-from talker_rl.data.records import Candidate, ScoreRow, derive_seed, from_row, to_row
 from talker_rl.diagnostics.noise import reward_noise
-from talker_rl.errors import StageError
-from talker_rl.run_dir import read_json, timed
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.rows import from_row, to_row
+from talker_rl.records.score import ScoreRow
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context
 from talker_rl.stages.rollouts import prompts_of
 from talker_rl.stages.scores import score_task
-from talker_rl.stages.shards import ShardFolder, chunks
+from talker_rl.store.run_dir import timed
+from talker_rl.store.shards import ShardFolder, chunks
 
 STAGE = "reward_noise"
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from talker_rl.data.records import Candidate, Prompt, from_row
-from talker_rl.figures import count
+from talker_rl.base.figures import count
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.rows import from_row
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context, Round, some
 from talker_rl.stages.flow import Leg
-from talker_rl.stages.shards import ShardFolder, chunks
+from talker_rl.store.shards import ShardFolder, chunks
 
 
 def prompts_of(ctx: Context, index: int) -> list[Prompt]:

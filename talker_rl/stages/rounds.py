@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from talker_rl.base.disk import read_json
 from talker_rl.evaluation.summary import compare, variant_summary
-from talker_rl.run_dir import read_json
 from talker_rl.stages.choice import dev_rows
 from talker_rl.stages.context import Context, Round, choice_stage
 

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from talker_rl.data.records import Candidate, ScoreRow, from_row, nothing_recognized, stable_hash, to_row
-from talker_rl.errors import StageError
-from talker_rl.figures import count, written
+from talker_rl.base.errors import StageError
+from talker_rl.base.figures import count, written
+from talker_rl.base.ids import stable_hash
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.rows import from_row, to_row
+from talker_rl.records.score import ScoreRow, nothing_recognized
 from talker_rl.stages import rollouts, worker
 from talker_rl.stages.context import Context, Round
 from talker_rl.stages.flow import Leg, describe
 from talker_rl.stages.rollouts import prompts_of
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.store.shards import ShardFolder
 
 
 def run(ctx: Context, round_: Round) -> None:

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from talker_rl.base.disk import read_json
+from talker_rl.base.errors import ConfigError, DataError
+from talker_rl.base.ids import derive_seed
+from talker_rl.base.places import require_run
 from talker_rl.config import RunConfig
-from talker_rl.data.records import Candidate, Prompt, ScoreRow, derive_seed
-from talker_rl.errors import ConfigError, DataError
-from talker_rl.places import require_run
-from talker_rl.run_dir import read_json
-from talker_rl.stages.shards import ShardFolder
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow
+from talker_rl.store.shards import ShardFolder
 
 
 def run(

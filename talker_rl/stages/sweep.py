@@ -23,14 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from talker_rl.base.disk import atomic_write, read_json
+from talker_rl.base.errors import StageError, TalkerRLError
+from talker_rl.base.processes import WorkerPool
 from talker_rl.config import RunConfig
-from talker_rl.errors import StageError, TalkerRLError
 from talker_rl.evaluation import ablation
-from talker_rl.run_dir import RunDir, atomic_write, read_json
 from talker_rl.stages import conditioning, diagnose, evaluate, pipeline, prompts, train
 from talker_rl.stages.context import Context, Round, train_stage
 from talker_rl.stages.plan import describe_sweep
-from talker_rl.stages.pool import WorkerPool
+from talker_rl.store.run_dir import RunDir
 from talker_rl.sweep_config import SweepConfig, cell
 
 SHARED = ("prompts", "conditioning", "rollouts", "scores", "eval/base")

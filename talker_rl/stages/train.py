@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from talker_rl.base.errors import ConfigError
+from talker_rl.base.figures import count
+from talker_rl.base.ids import derive_seed
+from talker_rl.base.processes import WorkerPool
 from talker_rl.config import RunConfig
-from talker_rl.data.records import Completion, Pair, derive_seed
-from talker_rl.errors import ConfigError
-from talker_rl.figures import count
-from talker_rl.run_dir import timed
+from talker_rl.records.pair import Completion, Pair
 from talker_rl.stages.context import Context, Round, train_stage
-from talker_rl.stages.pool import WorkerPool
-from talker_rl.stages.shards import ShardFolder
 from talker_rl.stages.worker import one_thread
+from talker_rl.store.run_dir import timed
+from talker_rl.store.shards import ShardFolder
 
 
 @dataclass
@@ -85,8 +86,8 @@ def _begin(training: Training) -> TrainTask | None:
 
 def train_task(task: TrainTask) -> dict[str, Any]:
     """Train one variant; returns ``pairs``, ``held_out``, ``steps``, ``seconds`` and the tracker, if it still works."""
-    from talker_rl.omni.checkpoint import load_omni
-    from talker_rl.omni.conditioning_cache import ConditioningCache
+    from talker_rl.speech.cache import ConditioningCache
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
     from talker_rl.tracking import Tracking
     from talker_rl.train.callbacks import Track
     from talker_rl.train.run import train_variant
@@ -112,7 +113,7 @@ def train_task(task: TrainTask) -> dict[str, Any]:
 
 def _finish(training: Training, task: TrainTask, made: dict[str, Any]) -> None:
     """Note a training as done."""
-    from talker_rl.omni.files import content_hash
+    from talker_rl.speech.files import content_hash
 
     ctx, folder = training.ctx, Path(task.run) / task.stage
     ctx.tracking.to = made["tracking"]
@@ -158,7 +159,7 @@ def check_lora(config: RunConfig, model: Any) -> None:
     Raises:
         ConfigError: ``lora.target_modules`` of a variant is no regular expression, or names what cannot be trained.
     """
-    from talker_rl.omni.lora import check_lora_of
+    from talker_rl.speech.lora import check_lora_of
 
     checked = []
     for variant, cfg in config.train.items():

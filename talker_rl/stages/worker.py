@@ -15,10 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from talker_rl.data.records import Candidate, Prompt, derive_seed, from_row, to_row
-from talker_rl.errors import CheckpointError, DataError
-from talker_rl.omni.config import SPEAKING, ModelConfig, SamplingConfig, Token2WavConfig
+from talker_rl.base.errors import CheckpointError, DataError
+from talker_rl.base.ids import derive_seed
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.rows import from_row, to_row
 from talker_rl.reward.config import RecognizerConfig, RewardConfig
+from talker_rl.speech.config import SPEAKING, ModelConfig, SamplingConfig, Token2WavConfig
 
 AUDIO_RATE = 24_000
 
@@ -79,14 +82,14 @@ class EvalTask:
 
 @lru_cache(maxsize=2)
 def _omni(model_json: str, hashes: tuple[str, ...]) -> Any:
-    from talker_rl.omni.checkpoint import load_omni
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 
     return load_omni(ModelConfig.model_validate_json(model_json), parts=SPEAKING)
 
 
 def omni_of(model: dict[str, Any]) -> Any:
     """Talker and token2wav of a model, loaded once per process, and again when its files have changed."""
-    from talker_rl.omni.checkpoint import part_hash
+    from talker_rl.speech.qwen2_5_omni.checkpoint import part_hash
 
     settings = ModelConfig(**model)
     return _omni(settings.model_dump_json(), tuple(part_hash(settings, part) for part in SPEAKING))
@@ -120,7 +123,7 @@ def policy_on(omni: Any, policy: str | None) -> Iterator[Any]:
         return
     folder = Path(policy)
     if (folder / "adapter_config.json").exists():
-        from talker_rl.omni.lora import load_lora
+        from talker_rl.speech.lora import load_lora
 
         wrapped = load_lora(omni.talker, folder)
         try:
@@ -128,7 +131,7 @@ def policy_on(omni: Any, policy: str | None) -> Iterator[Any]:
         finally:
             wrapped.unload()
         return
-    from talker_rl.omni.files import read_tensors, weight_files
+    from talker_rl.speech.files import read_tensors, weight_files
 
     state = {k.removeprefix("talker."): v for k, v in read_tensors(weight_files(folder)).items()}
     before = {k: v.clone() for k, v in omni.talker.state_dict().items()}
@@ -161,8 +164,8 @@ def one_thread() -> Iterator[None]:
 
 def sample(task: RolloutTask) -> list[dict[str, Any]]:
     """Candidate rows, in order of prompt, then seed."""
-    from talker_rl.omni.conditioning_cache import ConditioningCache
-    from talker_rl.omni.rollouts import sample_candidates
+    from talker_rl.speech.cache import ConditioningCache
+    from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 
     omni = omni_of(task.model)
     stored = ConditioningCache(task.conditioning, strict=True).load(task.prompt_ids)
@@ -176,7 +179,7 @@ def sample(task: RolloutTask) -> list[dict[str, Any]]:
 
 def speech(task: ScoreTask, candidates: list[Candidate]) -> dict[str, np.ndarray]:
     """Decoded speech by candidate id; candidates that cannot be decoded have none."""
-    from talker_rl.omni.token2wav import decode
+    from talker_rl.speech.qwen2_5_omni.token2wav import decode
 
     omni = omni_of(task.model)
     able = [c for c in candidates if c.codes and c.end_reason != "invalid_code"]
@@ -264,7 +267,7 @@ def _evaluation_row(prompt: Prompt, candidate: Candidate, row: Any, by_reward: A
 def _extras(task: ScoreTask, candidates: list[Candidate], audio: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Speaker similarity and F0 of each prompt's first candidates; null elsewhere and where there is no speech."""
     from talker_rl.evaluation.prosody import f0_stats
-    from talker_rl.omni.speaker import speaker_similarity
+    from talker_rl.speech.qwen2_5_omni.speaker import speaker_similarity
 
     omni = omni_of(task.model)
     rows: list[dict[str, Any]] = []
@@ -290,7 +293,7 @@ def _keep_audio(spec: AudioSpec, candidates: list[Candidate], audio: dict[str, n
 
     import soundfile
 
-    from talker_rl.run_dir import atomic_write
+    from talker_rl.base.disk import atomic_write
 
     kept = None if spec.prompt_ids is None else set(spec.prompt_ids)
     folder, suffix = Path(spec.folder), "opus" if spec.format == "opus" else "flac"

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainingArguments
 
-from ..errors import ConfigError
-from .config import LOSS_FIELDS, SAVE_STEPS, refuse_loss_fields
+from talker_rl.base.errors import ConfigError
+from talker_rl.train.config import LOSS_FIELDS, SAVE_STEPS, refuse_loss_fields
 
 # TRL's trainers and configs report their use to the hub when they start; a training run tells nobody.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from talker_rl.figures import written
-from talker_rl.progress import Pace
+from talker_rl.base.figures import written
+from talker_rl.base.progress import Pace
 
 _WALL_CLOCK = ("runtime", "_per_second")
 """Parts of the names of metrics that differ from run to run."""

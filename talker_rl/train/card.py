@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..figures import changed, count, written
-from ..names import folder_name, hub_name, model_name, without_places
+from talker_rl.base.figures import changed, count, written
+from talker_rl.base.names import folder_name, hub_name, model_name, without_places
 
 _SHOWN = (
     "loss",
@@ -212,7 +212,7 @@ def _evaluation(facts: RunFacts) -> list[str]:
 def _length_bias(found: Mapping[str, Any] | None) -> list[str]:
     if not found:
         return []
-    from ..diagnostics.summary import text_lines
+    from talker_rl.diagnostics.summary import text_lines
 
     return ["## Length bias and stability", "", "```", *text_lines(dict(found)), "```", ""]
 

@@ -13,7 +13,7 @@ import shutil
 import warnings
 from pathlib import Path
 
-from ..errors import StageError
+from talker_rl.base.errors import StageError
 
 STAGING = ".saving"
 """Folder inside the output folder in which a checkpoint grows."""

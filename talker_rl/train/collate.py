@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from talker_rl.figures import count
-
-from ..data.records import CODE_RATE_HZ, NUM_CODES, Pair
-from ..errors import StageError
-from ..omni.layout import TalkerBatch, TalkerExample
-from ..omni.layout import collate as collate_examples
+from talker_rl.base.errors import StageError
+from talker_rl.base.figures import count
+from talker_rl.records.codec import CODE_RATE_HZ, NUM_CODES
+from talker_rl.records.pair import Pair
+from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, TalkerExample
+from talker_rl.speech.qwen2_5_omni.layout import collate as collate_examples
 
 if TYPE_CHECKING:
-    from ..omni.conditioning import Conditioning
+    from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
 
 
 @dataclass

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..errors import ConfigError
-from ..losses.config import parse_loss
-from ..omni.config import LoraSettings
+from talker_rl.base.errors import ConfigError
+from talker_rl.losses.config import parse_loss
+from talker_rl.speech.config import LoraSettings
 
 LOSS_FIELDS: tuple[str, ...] = (
     "loss_type",

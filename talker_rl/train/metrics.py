@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses.types import LossOutput
-from .collate import PreferenceBatch
+from talker_rl.losses.types import LossOutput
+from talker_rl.train.collate import PreferenceBatch
 
 
 class Window:

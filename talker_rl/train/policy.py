@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import ConfigError
-from ..omni.lora import attach_lora, load_lora
-from .config import TrainConfig
+from talker_rl.base.errors import ConfigError
+from talker_rl.speech.lora import attach_lora, load_lora
+from talker_rl.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from ..omni.checkpoint import Omni
+    from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
 
 
 @contextmanager

@@ -20,15 +20,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..data.records import Pair, stable_hash
-from ..errors import TrainingError
-from ..omni.layout import TalkerExample, collate, unwrap_talker
-from ..omni.logps import token_logps
-from ..omni.lora import REFERENCE
-from ..omni.lora import reference_logps as reference_adapter
+from talker_rl.base.errors import TrainingError
+from talker_rl.base.ids import stable_hash
+from talker_rl.records.pair import Pair
+from talker_rl.speech.lora import REFERENCE
+from talker_rl.speech.lora import reference_logps as reference_adapter
+from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate, unwrap_talker
+from talker_rl.speech.qwen2_5_omni.logps import token_logps
 
 if TYPE_CHECKING:
-    from ..omni.conditioning import Conditioning
+    from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
 
 _FORMAT = 1
 """Raised whenever the meaning of a stored number changes."""

@@ -14,23 +14,24 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ..data.pairs import pairs_hash
-from ..data.records import Pair, stable_hash
-from ..errors import ConfigError, StageError
-from ..progress import Pace
-from . import callbacks as cb
-from .arguments import TalkerDPOConfig, build_arguments
-from .card import model_card
-from .checkpoints import list_checkpoints, newest_complete, promote_checkpoint, strip_resume_state
-from .collate import PairExample, by_prompt, fit_length
-from .config import TrainConfig
-from .policy import policy
-from .reference import reference_logps
-from .trainer import TalkerDPOTrainer
+from talker_rl.base.errors import ConfigError, StageError
+from talker_rl.base.ids import stable_hash
+from talker_rl.base.progress import Pace
+from talker_rl.data.pairs import pairs_hash
+from talker_rl.records.pair import Pair
+from talker_rl.train import callbacks as cb
+from talker_rl.train.arguments import TalkerDPOConfig, build_arguments
+from talker_rl.train.card import model_card
+from talker_rl.train.checkpoints import list_checkpoints, newest_complete, promote_checkpoint, strip_resume_state
+from talker_rl.train.collate import PairExample, by_prompt, fit_length
+from talker_rl.train.config import TrainConfig
+from talker_rl.train.policy import policy
+from talker_rl.train.reference import reference_logps
+from talker_rl.train.trainer import TalkerDPOTrainer
 
 if TYPE_CHECKING:
-    from ..omni.checkpoint import Omni
-    from ..omni.conditioning import Conditioning
+    from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
+    from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
 
 RESULT, SETTINGS, LOG = "result.json", "variant.json", "log.jsonl"
 
@@ -211,7 +212,7 @@ def _settings(
 def _adapter_hash(folder: str | Path | None) -> str | None:
     if folder is None:
         return None
-    from ..omni.files import content_hash, require_file
+    from talker_rl.speech.files import content_hash, require_file
 
     return content_hash(require_file(Path(folder), "adapter_model.safetensors", "the adapter's weights"))
 

@@ -1,7 +1,7 @@
 """`TalkerDPOTrainer`: transformers.Trainer for preference pairs of codec tokens, or completions (loss sft).
 
 It departs from TRL's DPOTrainer where the Talker and the losses ask for it: log-probs come from
-`talker_rl.omni.logps.token_logps` (dual-track input, codec head), the loss is any of `talker_rl.losses` on per-token
+`token_logps` (dual-track input, codec head), the loss is any of `talker_rl.losses` on per-token
 log-probs, the reference is precomputed per token, and a checkpoint is whole or absent, so that a resumed run equals
 one that was never interrupted. Names of arguments and metrics are TRL's.
 """
@@ -23,16 +23,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from ..data.records import derive_seed
-from ..errors import TrainingError, is_disk_full
-from ..losses import LossOutput, PairBatch, build_loss
-from ..losses.build import Loss
-from ..omni.logps import token_logps
-from ..omni.lora import POLICY, save_lora
-from . import checkpoints
-from .arguments import TalkerDPOConfig
-from .collate import PairDataset, PairExample, PreferenceBatch, collate_pairs
-from .metrics import Window, batch_sums
+from talker_rl.base.errors import TrainingError, is_disk_full
+from talker_rl.base.ids import derive_seed
+from talker_rl.losses import LossOutput, PairBatch, build_loss
+from talker_rl.losses.build import Loss
+from talker_rl.speech.lora import POLICY, save_lora
+from talker_rl.speech.qwen2_5_omni.logps import token_logps
+from talker_rl.train import checkpoints
+from talker_rl.train.arguments import TalkerDPOConfig
+from talker_rl.train.collate import PairDataset, PairExample, PreferenceBatch, collate_pairs
+from talker_rl.train.metrics import Window, batch_sums
 
 
 class TalkerDPOTrainer(Trainer):

@@ -11,12 +11,12 @@ from collections.abc import Collection, Iterator, Sequence
 from random import Random
 from typing import Any
 
+from talker_rl.base.errors import PromptError
+from talker_rl.base.figures import count
+from talker_rl.base.ids import derive_seed, stable_hash
+from talker_rl.base.text.identity import spoken_key
 from talker_rl.data.hard import chinese, english
 from talker_rl.data.prompts import detect_lang, unspeakable_reason
-from talker_rl.data.records import derive_seed, stable_hash
-from talker_rl.errors import PromptError
-from talker_rl.figures import count
-from talker_rl.text.identity import spoken_key
 
 VERSION = 2
 """Of the rules: raise it when any text changes."""

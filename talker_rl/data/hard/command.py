@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from talker_rl.base.errors import PromptError
+from talker_rl.base.figures import count
+from talker_rl.base.places import check_writable_file
+from talker_rl.base.text.unwritten import describe_unwritten
 from talker_rl.data.hard import CATEGORIES, FIGURES, SEED_CLASSES, hard_texts
 from talker_rl.data.prompts import read_prompts
-from talker_rl.errors import PromptError
-from talker_rl.figures import count
-from talker_rl.places import check_writable_file
-from talker_rl.text.unwritten import describe_unwritten
 
 TEXT = f"""\
 Write texts that break Talkers as a prompt file: by rules and a seed, no two texts of the same words, a category and
@@ -89,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _write(path: Path, content: str, force: bool) -> None:
-    from talker_rl.run_dir import atomic_write
+    from talker_rl.base.disk import atomic_write
 
     if path.exists() and not force and path.read_text(encoding="utf-8", errors="replace") != content:
         raise PromptError("The file is there already and holds something else", where=str(path),

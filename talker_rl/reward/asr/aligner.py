@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from talker_rl.figures import count
-
-from ...errors import CheckpointError
-from ..config import AlignerConfig
-from .base import SAMPLE_RATE, Failure, file_fingerprint, is_transient, torch_threads, trim
-from .funasr_loading import open_model
-from .names import REQUIRED, model_folder
+from talker_rl.base.errors import CheckpointError
+from talker_rl.base.figures import count
+from talker_rl.reward.asr.base import SAMPLE_RATE, Failure, file_fingerprint, is_transient, torch_threads, trim
+from talker_rl.reward.asr.funasr_loading import open_model
+from talker_rl.reward.asr.names import REQUIRED, model_folder
+from talker_rl.reward.config import AlignerConfig
 
 Span = tuple[float, float]
 

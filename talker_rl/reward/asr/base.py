@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...data.records import stable_hash
-from ...errors import TalkerRLError
-from ..audio import frame_levels, peak_level
-from ..normalize import tokens_of
-from ..recognizer_config import RecognizerSettings
-from .names import hash_files
+from talker_rl.base.errors import TalkerRLError
+from talker_rl.base.ids import stable_hash
+from talker_rl.base.sound import frame_levels, peak_level
+from talker_rl.base.text.tokens import tokens_of
+from talker_rl.reward.asr.names import hash_files
+from talker_rl.reward.recognizer_config import RecognizerSettings
 
 SAMPLE_RATE = 16_000
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import CheckpointError, ConfigError
-from .base import SAMPLE_RATE, torch_threads
+from talker_rl.base.errors import CheckpointError, ConfigError
+from talker_rl.reward.asr.base import SAMPLE_RATE, torch_threads
 
 _STAMP_SECONDS = 0.020
 """FunASR takes an upsampled frame for 20 ms whatever the frontend's stride (`ts_prediction_lfr6_standard`)."""

@@ -19,12 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from talker_rl.figures import count
-
-from ..recognizer_config import RecognizerConfig, RecognizerSettings
-from .base import SAMPLE_RATE, UNKNOWN, GuardedRecognizer, Transcript, file_fingerprint, transcript_of
-from .funasr_loading import open_model
-from .names import REQUIRED, model_folder
+from talker_rl.base.figures import count
+from talker_rl.reward.asr.base import (
+    SAMPLE_RATE,
+    UNKNOWN,
+    GuardedRecognizer,
+    Transcript,
+    file_fingerprint,
+    transcript_of,
+)
+from talker_rl.reward.asr.funasr_loading import open_model
+from talker_rl.reward.asr.names import REQUIRED, model_folder
+from talker_rl.reward.recognizer_config import RecognizerConfig, RecognizerSettings
 
 _UNK_WORD = "zzunkzz"
 """Stands for `<unk>` inside FunASR: a word of letters, so that its post-processing keeps text and times together."""

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import CheckpointError
-from ...file_hash import cached_hash
+from talker_rl.base.errors import CheckpointError
+from talker_rl.base.file_hash import cached_hash
 
 MODELS_VARIABLE = "TALKER_RL_MODELS"
 
@@ -143,7 +143,7 @@ def _complete(path: str, folder: Path, required: Sequence[str]) -> Path:
         )
     for name in required:
         if not (folder / name).is_file():
-            from ...omni.other_folders import hub_folder
+            from talker_rl.speech.other_folders import hub_folder
 
             if (found := hub_folder(folder)) is not None:
                 raise found
@@ -156,7 +156,7 @@ def _complete(path: str, folder: Path, required: Sequence[str]) -> Path:
 
 
 def hash_files(folder: Path) -> str:
-    """SHA-256 over names and contents of a folder's files; each is read once (`talker_rl.file_hash`)."""
+    """SHA-256 over names and contents of a folder's files; each is read once (`talker_rl.base.file_hash`)."""
     digest = hashlib.sha256()
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest.update(str(file.relative_to(folder)).encode())

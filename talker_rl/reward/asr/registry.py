@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...data.records import stable_hash
-from ...errors import ConfigError
-from ..normalize import LANGUAGES
-from ..recognizer_config import RecognizerConfig, RecognizerSettings
-from .base import LIBRARIES, Failure, Recognizer, Transcript, file_fingerprint
-from .names import obtain
+from talker_rl.base.errors import ConfigError
+from talker_rl.base.ids import stable_hash
+from talker_rl.base.text.tokens import LANGUAGES
+from talker_rl.reward.asr.base import LIBRARIES, Failure, Recognizer, Transcript, file_fingerprint
+from talker_rl.reward.asr.names import obtain
+from talker_rl.reward.recognizer_config import RecognizerConfig, RecognizerSettings
 
 
 def build_recognizer(config: RecognizerSettings) -> Recognizer:
@@ -21,15 +21,15 @@ def build_recognizer(config: RecognizerSettings) -> Recognizer:
     if isinstance(config, RecognizerConfig) and config.by_lang:
         return RoutedRecognizer(config)
     if config.type == "funasr":
-        from .funasr_recognizer import FunASRRecognizer
+        from talker_rl.reward.asr.funasr_recognizer import FunASRRecognizer
 
         return FunASRRecognizer(config.path, config=config)
     if config.type == "whisper":
-        from .whisper_recognizer import WhisperRecognizer
+        from talker_rl.reward.asr.whisper_recognizer import WhisperRecognizer
 
         return WhisperRecognizer(config.path, config=config)
     if ":" in config.type:
-        from ..combine import load_function
+        from talker_rl.reward.combine import load_function
 
         return load_function(config.type)(config)
     raise ConfigError(

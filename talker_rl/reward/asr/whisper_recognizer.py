@@ -7,10 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import CheckpointError, ConfigError
-from ..recognizer_config import RecognizerConfig, RecognizerSettings
-from .base import SAMPLE_RATE, Failure, GuardedRecognizer, Transcript, file_fingerprint, transcript_of
-from .names import REQUIRED, model_folder
+from talker_rl.base.errors import CheckpointError, ConfigError
+from talker_rl.reward.asr.base import (
+    SAMPLE_RATE,
+    Failure,
+    GuardedRecognizer,
+    Transcript,
+    file_fingerprint,
+    transcript_of,
+)
+from talker_rl.reward.asr.names import REQUIRED, model_folder
+from talker_rl.reward.recognizer_config import RecognizerConfig, RecognizerSettings
 
 _LANGUAGES = {"zh": "zh", "en": "en"}
 """A mixed text gets no language: Whisper then detects one."""

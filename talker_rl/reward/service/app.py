@@ -14,13 +14,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from talker_rl.figures import count
-
-from ... import __version__
-from .engine import Engine, NotReady, Overloaded, TooLarge
-from .guard import Guard, problem
-from .openrlhf import RewardRequest, Rewards, items_of
-from .protocol import PROTOCOL, Item, Problem, Ready, ScoreRequest, ScoreResponse
+from talker_rl import __version__
+from talker_rl.base.figures import count
+from talker_rl.reward.service.engine import Engine, NotReady, Overloaded, TooLarge
+from talker_rl.reward.service.guard import Guard, problem
+from talker_rl.reward.service.openrlhf import RewardRequest, Rewards, items_of
+from talker_rl.reward.service.protocol import PROTOCOL, Item, Problem, Ready, ScoreRequest, ScoreResponse
 
 log = logging.getLogger("talker_rl.service")
 

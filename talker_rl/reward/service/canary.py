@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from .protocol import Item
+from talker_rl.reward.service.protocol import Item
 
 SOUND_TOLERANCE = 1e-3
 REWARD_TOLERANCE = 1e-5

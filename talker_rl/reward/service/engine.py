@@ -16,19 +16,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from talker_rl.figures import count
-
-from ...data.records import CODE_RATE_HZ, NUM_CODES
-from ...errors import TalkerRLError
-from ...omni.config import ModelConfig, Token2WavConfig
-from ..config import RewardConfig, ServiceConfig
-from . import frames
-from .canary import Canary, CanarySpec, default_canary
-from .fingerprint import PARTS, Parts, fingerprint_of
-from .metrics import Metrics
-from .pool import Pool, WorkerDied, WorkerProcess
-from .protocol import Item, Limits, Ready, failed
-from .queues import Job, JobQueue
+from talker_rl.base.errors import TalkerRLError
+from talker_rl.base.figures import count
+from talker_rl.records.codec import CODE_RATE_HZ, NUM_CODES
+from talker_rl.reward.config import RewardConfig, ServiceConfig
+from talker_rl.reward.service import frames
+from talker_rl.reward.service.canary import Canary, CanarySpec, default_canary
+from talker_rl.reward.service.fingerprint import PARTS, Parts, fingerprint_of
+from talker_rl.reward.service.metrics import Metrics
+from talker_rl.reward.service.pool import Pool, WorkerDied, WorkerProcess
+from talker_rl.reward.service.protocol import Item, Limits, Ready, failed
+from talker_rl.reward.service.queues import Job, JobQueue
+from talker_rl.speech.config import ModelConfig, Token2WavConfig
 
 log = logging.getLogger("talker_rl.service")
 

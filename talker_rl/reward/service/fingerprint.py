@@ -6,19 +6,14 @@ a client compares them with its own; ``recognizer`` (its files) and ``*_librarie
 
 from __future__ import annotations
 
-import hashlib
 from importlib.metadata import version
-from pathlib import Path
 
-from ...data.records import stable_hash
-from ...omni.config import Token2WavConfig
-from ..config import RewardConfig
-from ..scorer import code_version
+from talker_rl.base.ids import stable_hash
+from talker_rl.reward.config import RewardConfig
+from talker_rl.reward.versions import code_version
+from talker_rl.speech.config import Token2WavConfig
 
 LIBRARIES = ("torch", "transformers", "numpy", "scipy")
-
-DECODER = ("token2wav", "flow", "dit", "linear", "vocoder")
-"""Sources in ``omni`` that make speech of codes."""
 
 PARTS = {"reward", "token2wav", "model", "code", "recognizer", "decoder_libraries", "recognizer_libraries"}
 
@@ -27,12 +22,10 @@ Parts = dict[str, str]
 
 def settings_parts(reward: RewardConfig, token2wav: Token2WavConfig) -> Parts:
     """``reward``, ``token2wav`` and ``code``: known without any model."""
-    folder = Path(__file__).parents[2] / "omni"
-    decoder = [hashlib.sha256((folder / f"{name}.py").read_bytes()).hexdigest() for name in DECODER]
     return {
         "reward": stable_hash("reward", reward.settings(), reward.recognizer.identity(path=False)),
         "token2wav": stable_hash("token2wav", token2wav.model_dump(mode="json", exclude={"batch_size"})),
-        "code": stable_hash("code", code_version(), decoder),
+        "code": code_version(),
     }
 
 

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .metrics import Metrics
+from talker_rl.reward.service.metrics import Metrics
 
 log = logging.getLogger("talker_rl.service")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .protocol import Item
+from talker_rl.reward.service.protocol import Item
 
 
 class RewardRequest(BaseModel):

@@ -12,10 +12,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from ...errors import CheckpointError, TalkerRLError
-from . import frames
-from .metrics import Metrics
-from .queues import Job, JobQueue
+from talker_rl.base.errors import CheckpointError, TalkerRLError
+from talker_rl.reward.service import frames
+from talker_rl.reward.service.metrics import Metrics
+from talker_rl.reward.service.queues import Job, JobQueue
 
 log = logging.getLogger("talker_rl.service")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Base64Encoder, BaseModel, ConfigDict, EncodedBytes, Field, model_validator
 
-from ...data.records import EndReason
+from talker_rl.records.candidate import EndReason
 
 PROTOCOL = 1
 """Changes when an old client would misread an answer."""

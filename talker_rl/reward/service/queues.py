@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from .protocol import Item
+from talker_rl.reward.service.protocol import Item
 
 
 @dataclass(eq=False)

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import uvicorn
 
-from ...errors import ConfigError, StageError, TalkerRLError
-from ...text.files import text_lines
-from ..config import ServiceConfig
-from .app import create_app
-from .engine import Engine, ServiceSpec
-from .guard import set_up_logging
-from .protocol import TOKEN_VARIABLE
+from talker_rl.base.errors import ConfigError, StageError, TalkerRLError
+from talker_rl.base.text.files import text_lines
+from talker_rl.reward.config import ServiceConfig
+from talker_rl.reward.service.app import create_app
+from talker_rl.reward.service.engine import Engine, ServiceSpec
+from talker_rl.reward.service.guard import set_up_logging
+from talker_rl.reward.service.protocol import TOKEN_VARIABLE
 
 CONNECTIONS = 1000
 """More are answered 503 at once."""

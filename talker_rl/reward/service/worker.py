@@ -23,15 +23,15 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ...errors import DataError, TalkerRLError
-from ...omni.config import ModelConfig, Token2WavConfig
-from ..asr.base import Failure, is_transient
-from ..asr.registry import RoutedRecognizer
-from ..config import RewardConfig
-from ..scorer import ScoreItem, Scorer, ScoreResult
-from . import frames
-from .fingerprint import Parts, libraries_part, settings_parts
-from .protocol import ItemResult
+from talker_rl.base.errors import DataError, TalkerRLError
+from talker_rl.reward.asr.base import Failure, is_transient
+from talker_rl.reward.asr.registry import RoutedRecognizer
+from talker_rl.reward.config import RewardConfig
+from talker_rl.reward.scorer import ScoreItem, Scorer, ScoreResult
+from talker_rl.reward.service import frames
+from talker_rl.reward.service.fingerprint import Parts, libraries_part, settings_parts
+from talker_rl.reward.service.protocol import ItemResult
+from talker_rl.speech.config import ModelConfig, Token2WavConfig
 
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG")
 RATES = (8_000, 192_000)
@@ -57,7 +57,7 @@ class Decoder:
     """Codes to speech. Batch: items of ``codes``, ``speaker``, ``seed``; answer: a float32 blob (or b"") an item."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        from ...omni.checkpoint import load_omni
+        from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 
         self.config = Token2WavConfig(**spec["token2wav"])
         self.omni = load_omni(ModelConfig(**spec["model"]), parts=("token2wav",))
@@ -78,7 +78,7 @@ class Decoder:
         return {"results": results}, [b"" if isinstance(s, Failure) else s.tobytes() for s in sounds]
 
     def _decode(self, items: Sequence[dict[str, Any]]) -> list[np.ndarray | Failure]:
-        from ...omni.token2wav import decode
+        from talker_rl.speech.qwen2_5_omni.token2wav import decode
 
         known = self.omni.speakers
         able = [item for item in items if item["speaker"] in known]

@@ -1,0 +1,1 @@
+"""Speech generators: the protocol, the registry of families, and what families share."""

@@ -1,0 +1,311 @@
+"""Load a Qwen2.5-Omni checkpoint, or only some of its parts, from the shipped model, a folder or a hub name.
+
+Nothing in a checkpoint folder may run code: weights are safetensors, ``spk_dict.pt`` is read with
+``weights_only=True``, classes are named here, ``trust_remote_code`` is False, and a folder that asks for its own
+classes is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from talker_rl.base.errors import CheckpointError, ConfigError, told
+from talker_rl.base.figures import count
+from talker_rl.base.ids import stable_hash
+from talker_rl.speech.config import ModelConfig
+from talker_rl.speech.files import INDEX, content_hash, open_tensors, shards_of
+from talker_rl.speech.other_folders import refuse_other
+from talker_rl.speech.quantization import four_bit
+from talker_rl.speech.quiet import quiet_transformers
+from talker_rl.speech.qwen2_5_omni.config_json import read_config
+from talker_rl.speech.qwen2_5_omni.published import stored_as_floats, stored_name
+from talker_rl.speech.qwen2_5_omni.speaker_table import load_speakers
+from talker_rl.speech.text_tokenizer import load_tokenizer
+
+PARTS = ("thinker", "talker", "token2wav")
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "spk_dict.pt"]
+
+_IGNORED_STORED_KEYS = ("rotary_embed.inv_freq",)
+"""Stored by the published checkpoints, recomputed by transformers."""
+
+
+@dataclass
+class Omni:
+    """The loaded parts; a part that was not asked for is None."""
+
+    settings: ModelConfig
+    path: Path
+    """The folder that was read."""
+    config: Any
+    """transformers' Qwen2_5OmniConfig."""
+    speakers: dict[str, dict[str, Any]]
+    """name -> ``bos_token`` (text id), ``cond`` (1, 192), ``ref_mel`` (1, frames, 80), on the CPU, float32."""
+    device: torch.device
+    hashes: dict[str, str] = field(default_factory=dict)
+    """Loaded part -> hash of what it was loaded from (:func:`part_hash`)."""
+    thinker: Any = None
+    talker: Any = None
+    token2wav: Any = None
+    tokenizer: Any = None
+    parts: tuple[str, ...] = field(default_factory=tuple)
+
+    def speaker(self, name: str) -> dict[str, Any]:
+        """The speaker's entry; CheckpointError with the known names otherwise."""
+        if name not in self.speakers:
+            raise CheckpointError(
+                f"unknown speaker {name!r}",
+                where=self.settings.speakers or str(self.path / "spk_dict.pt"),
+                fix=f"use one of: {', '.join(sorted(self.speakers))}",
+            )
+        return self.speakers[name]
+
+    def hash_of(self, part: str) -> str:
+        """Hash of the files that a part depends on, whether it was loaded or not (:func:`part_hash`)."""
+        return self.hashes[part] if part in self.hashes else part_hash(self.settings, part)
+
+    def need(self, part: str) -> Any:
+        """The part, or an error that says that it was not loaded."""
+        module = getattr(self, part)
+        if module is None:
+            raise ConfigError(f"the {part} was not loaded", fix=f'load_omni(..., parts=(..., "{part}"))')
+        return module
+
+
+def resolve_model_path(path: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
+    """``"micro"`` -> the shipped model; a folder -> itself; ``owner/name`` -> its hub snapshot (downloaded).
+
+    Args:
+        patterns: the files of a snapshot that are needed.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path == "micro":
+        from talker_rl import micro
+
+        folder = Path(micro.checkpoint_dir()) / "omni"
+        if not (folder / "config.json").is_file():
+            raise CheckpointError("the micro model is not there", where=str(folder), fix="run `talker-rl micro build`")
+        return folder
+    if not path.strip():  # pathlib takes it for the working directory
+        raise CheckpointError("the model's path is empty", where="model.path",
+                              fix='give a folder, "micro" or a hub name owner/name')
+    folder = Path(path).expanduser()
+    refuse_other(folder)
+    if folder.is_dir():
+        return folder
+    looks_like_hub_name = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    if folder.exists() or not looks_like_hub_name:
+        raise CheckpointError("no such model folder", where=path, fix='give a folder, "micro" or a hub name owner/name')
+    return _hub_snapshot(path, tuple(patterns))
+
+
+@lru_cache
+def _hub_snapshot(name: str, patterns: tuple[str, ...]) -> Path:
+    """A hub model's files: asked for once per process, since each worker resolves its model for every task."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"neither a folder nor a model that the hub gives: {type(error).__name__}: {error}",
+            where=name,
+            fix="check the name and the network, or download the model and give its folder",
+        ) from error
+
+
+def part_hash(model: ModelConfig, part: str) -> str:
+    """Hash of what a part (thinker, talker, token2wav) depends on: the small files, its own shards, ``model.speakers``
+    and, for the Talker, ``model.talker``. Shards of other parts alone are not opened.
+
+    Raises:
+        CheckpointError: the model or a file of it is not there.
+    """
+    found = content_hash(resolve_model_path(model.path), (part,))
+    if model.speakers:
+        found = stable_hash("speakers", found, content_hash(Path(model.speakers).expanduser()))
+    if model.talker and part == "talker":
+        found = stable_hash("model", found, content_hash(Path(model.talker).expanduser()))
+    return found
+
+
+def speakers_of(model: ModelConfig) -> dict[str, dict[str, Any]]:
+    """The speakers that a model's settings name, without loading anything else."""
+    return load_speakers(resolve_model_path(model.path), other=model.speakers)
+
+
+def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bool | None = None) -> Omni:
+    """Load the asked parts, frozen and in eval mode.
+
+    Args:
+        model: which checkpoint and how.
+        parts: any of ``thinker``, ``talker``, ``token2wav``; only their tensors are read.
+        tokenizer: whether to load the tokenizer; by default with the Thinker.
+
+    Raises:
+        CheckpointError: a missing, unreadable or misfitting file, named.
+    """
+    unknown = set(parts) - set(PARTS)
+    if unknown:
+        raise ConfigError(f"unknown model part {sorted(unknown)[0]!r}", fix=f"use any of {', '.join(PARTS)}")
+    folder = resolve_model_path(model.path)
+    config = read_config(folder)
+    device = pick_device(model.device)
+    speakers = load_speakers(folder, config, model.speakers)
+    omni = Omni(
+        settings=model,
+        path=folder,
+        config=config,
+        speakers=speakers,
+        device=device,
+        parts=tuple(parts),
+    )
+    replaced = Path(model.talker).expanduser() if model.talker else None
+    if replaced is not None:
+        if not replaced.exists():
+            raise CheckpointError("no such Talker weights", where=model.talker, fix="give a folder or safetensors file")
+    for part in parts:
+        omni.hashes[part] = part_hash(model, part)  # before it is read: what is written meanwhile is told later
+        module = _load_part(part, folder, config, model, device, replaced if part == "talker" else None)
+        setattr(omni, part, module)
+    if tokenizer if tokenizer is not None else "thinker" in parts:
+        omni.tokenizer = load_tokenizer(folder)
+    return omni
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name, ``auto`` resolved; ConfigError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}", where="model.device", fix="auto, cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("no CUDA device is there", where="model.device", fix="use device: cpu or auto")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(f"there is no device {name!r}: {torch.cuda.device_count()} are there", where="model.device",
+                          fix=f"use auto, cuda or cuda:{torch.cuda.device_count() - 1}")
+    return device
+
+
+def part_class(part: str) -> tuple[type, str]:
+    """transformers' class of a part and the attribute of Qwen2_5OmniConfig that configures it."""
+    from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as qwen
+
+    return {
+        "thinker": (qwen.Qwen2_5OmniThinkerForConditionalGeneration, "thinker_config"),
+        "talker": (qwen.Qwen2_5OmniTalkerForConditionalGeneration, "talker_config"),
+        "token2wav": (qwen.Qwen2_5OmniToken2WavModel, "token2wav_config"),
+    }[part]
+
+
+def _load_part(
+    part: str, folder: Path, config: Any, model: ModelConfig, device: torch.device, replaced: Path | None
+) -> Any:
+    """One part on its device. Its tensors go from disk to the module one by one; no other part's are read."""
+    cls, attribute = part_class(part)
+    speech = part == "token2wav"
+    options: dict[str, Any] = {}
+    if part == "thinker" and model.thinker_quantization:
+        options = {"quantization_config": four_bit(model, device), "device_map": {"": device}}
+    source = replaced or folder
+    shards = talker_shards(source) if replaced else shards_of(folder, f"{part}.")
+    with open_tensors(shards) as found, quiet_transformers():
+        inside = {name.removeprefix(f"{part}."): x for name, x in found.items() if name.startswith(f"{part}.")}
+        state = inside or (found if replaced else {})  # a replacement Talker's names may lack the prefix
+        if not state:
+            raise CheckpointError(
+                f"no tensor named {part}.* is stored", where=str(source), fix="restore the checkpoint"
+            )
+        state = {k: v for k, v in state.items() if not k.endswith(_IGNORED_STORED_KEYS)}
+        _check_floats(part, {k: str(v.get_dtype()) for k, v in state.items()}, source, shards)
+        try:
+            module, info = cls.from_pretrained(  # type: ignore[attr-defined]
+                None,
+                config=getattr(config, attribute),
+                state_dict=state,
+                dtype=torch.float32 if speech else getattr(torch, model.dtype),
+                attn_implementation="sdpa" if speech else model.attn_implementation,
+                ignore_mismatched_sizes=True,  # reported below, by name
+                output_loading_info=True,
+                **options,
+            )
+        except ImportError as error:
+            raise _not_installed(part, model, error) from error
+        except Exception as error:  # a wrong value in the config fails wherever transformers first computes with it
+            raise CheckpointError(
+                f"the {part}'s weights do not fit its config: {told(error)}",
+                where=str(source),
+                fix="use matching files",
+            ) from error
+    _check_loaded(part, module, info, source, shards)
+    if not options:
+        module = module.to(device)
+    return module.eval().requires_grad_(False)
+
+
+def _not_installed(part: str, model: ModelConfig, error: ImportError) -> ConfigError:
+    """What to say of a package that transformers asks for."""
+    text = str(error).lower()
+    if any(word in text for word in ("attn", "attention", "sdpa")):
+        return ConfigError(
+            f"attention {model.attn_implementation!r} is not there: {told(error)}",
+            where="model.attn_implementation",
+            fix="install what it needs, or use sdpa",
+        )
+    return ConfigError(f"a package that the {part} needs is not there: {told(error)}",
+                       where="model.thinker_quantization" if part == "thinker" and model.thinker_quantization else None,
+                       fix="install it; talker-rl doctor tells versions")
+
+
+def _check_floats(
+    part: str, dtypes: Mapping[str, str], source: Path, shards: Mapping[Path, set[str] | None]
+) -> None:
+    wrong = sorted(name for name, dtype in dtypes.items() if not stored_as_floats(dtype))
+    if wrong:
+        file = _file_of(f"{part}.{wrong[0]}", source, shards)
+        raise CheckpointError(
+            f"{file.name}: the {part}'s {wrong[0]!r} is stored as {dtypes[wrong[0]]}, which is no type of weights "
+            f"({count(len(wrong), 'such tensor')})",
+            where=str(source),
+            fix="restore the checkpoint; quantized ones cannot be trained",
+        )
+
+
+def _file_of(name: str, source: Path, shards: Mapping[Path, set[str] | None]) -> Path:
+    """The file in which a tensor is stored or has its place; the index where no file has."""
+    stored = stored_name(name)
+    return next((file for file, held in shards.items() if held is None or stored in held), source / INDEX)
+
+
+def _check_loaded(
+    part: str, module: Any, info: dict[str, Any], source: Path, shards: Mapping[Path, set[str] | None]
+) -> None:
+    parameters = {name for name, _ in module.named_parameters()}
+    missing = sorted(set(info.get("missing_keys", ())) & parameters)
+    unexpected = sorted(info.get("unexpected_keys", ()))
+    mismatched = sorted(str(m[0]) if isinstance(m, tuple) else str(m) for m in info.get("mismatched_keys", ()))
+    for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
+        if names:
+            file = _file_of(f"{part}.{names[0]}", source, shards)
+            raise CheckpointError(
+                f"{file.name} and config.json do not fit: the {part} has {count(len(names), 'tensor')} {what}, the "
+                f"first is "
+                f"{names[0]!r}",
+                where=str(source),
+                fix="restore the checkpoint; config.json and the weights must be of one model",
+            )
+
+
+def talker_shards(path: Path) -> dict[Path, set[str] | None]:
+    """Files of a replacement Talker: a safetensors file or a folder of them, names with or without ``talker.``."""
+    return {path: None} if path.is_file() else shards_of(path, "talker.") or shards_of(path)

@@ -1,0 +1,333 @@
+"""Conditioning: what the Thinker gives the Talker for a prompt.
+
+As ``Qwen2_5OmniForConditionalGeneration.generate`` does it, with h(x) the Thinker's last hidden state at token x and
+e(x) its token embedding, prompt tokens x_1..x_n, the reply's tokens y_1..y_m (its end token excluded) and the
+speaker's bos token b:
+
+    prefix       = h(x_1) + e(x_1), ..., h(x_n) + e(x_n),  e(b),  h(y_1) + e(y_1)
+    reply_stream = h(y_2) + e(y_2), ..., h(y_m) + e(y_m),  e(text-eos),  e(text-pad)
+
+The reply is either given (teacher-forced) or the Thinker's greedy answer; the same forward computes both. Where a
+message holds sound, images or video, e of their placeholders is zero and positions follow the Thinker's TMRoPE:
+:mod:`talker_rl.speech.qwen2_5_omni.context`.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from talker_rl.base.errors import PromptError, TalkerRLError
+from talker_rl.base.ids import stable_hash
+from talker_rl.base.text.tokens import tokens_of
+from talker_rl.records.messages import check_messages, files_are_noted, identity, resolve_media
+from talker_rl.records.prompt import Prompt
+from talker_rl.speech.config import ConditioningConfig
+from talker_rl.speech.qwen2_5_omni.context import Context, encode, merge_media, position_ids, thinker_inputs
+
+if TYPE_CHECKING:
+    from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
+
+FORMAT = 1
+"""Part of every cache key; raise it when the tensors' meaning changes."""
+MEDIA_FORMAT = 2
+"""Likewise, of prompts with sound, images or video alone. 2: images are turned as their EXIF data says, and what is not
+finite is refused."""
+
+
+@dataclass
+class Conditioning:
+    """The Talker's input of one prompt, on the CPU, in the Thinker's width E. Codec embeddings are not in it."""
+
+    prompt_id: str
+    prefix: torch.Tensor
+    """(P, E), ends with the speaker's bos embedding and the first reply token."""
+    reply_stream: torch.Tensor
+    """(R, E), ends with text-eos, text-pad; the last row repeats for ever."""
+    speaker: str
+    reply_text: str = ""
+    """What the reply says: the prompt's text, or the Thinker's answer in mode generate."""
+    position_ids: torch.Tensor | None = None
+    """(3, P) rotary positions of the prefix where it holds images or video; None: 0, 1, ..., P-1 on each axis."""
+
+    @property
+    def next_position(self) -> int:
+        """Position of the first row behind the prefix, on each axis."""
+        return len(self.prefix) if self.position_ids is None else int(self.position_ids.max()) + 1
+
+
+def prompt_messages(omni: Omni, prompt: Prompt) -> list[dict[str, Any]]:
+    """Chat messages before the reply: the configured system prompt and instruction, or the prompt's own, behind the
+    configured system prompt unless they begin with another or it is empty.
+    """
+    system = {"role": "system", "content": omni.settings.system_prompt}
+    messages = prompt.messages
+    if messages is None:
+        return [system, {"role": "user", "content": omni.settings.instruction.replace("{text}", prompt.text)}]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return messages  # told where they are checked
+    if not omni.settings.system_prompt or (messages and messages[0].get("role") == "system"):
+        return messages
+    return [system, *messages]
+
+
+def check_prompt(prompt: Prompt, speakers: Sequence[str] | None = None) -> None:
+    """PromptError for an empty, non-text or unspeakable prompt, or one whose speaker is not known."""
+    where = f"prompt {prompt.prompt_id}"
+    if not isinstance(prompt.text, str):
+        raise PromptError(f"the text is {type(prompt.text).__name__}, not a string", where=where, fix="give a string")
+    if not prompt.text.strip():
+        raise PromptError("the text is empty", where=where, fix="give a text, or remove the prompt")
+    if not any(unicodedata.category(ch)[0] in "LN" for ch in prompt.text):
+        raise PromptError(f"nothing to speak in {prompt.text!r}", where=where, fix="give a text with letters or digits")
+    if any(unicodedata.category(ch) in ("Cc", "Cs") and ch not in "\n\t" for ch in prompt.text):
+        raise PromptError("the text holds control characters", where=where, fix="remove them")
+    if speakers is not None and prompt.speaker not in speakers:
+        raise PromptError(
+            f"unknown speaker {prompt.speaker!r}", where=where, fix=f"use one of: {', '.join(sorted(speakers))}"
+        )
+
+
+def compute_conditioning(
+    omni: Omni,
+    prompts: Sequence[Prompt],
+    cfg: ConditioningConfig | None = None,
+    *,
+    errors: dict[str, TalkerRLError] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Conditioning]:
+    """Conditioning of every prompt, in order.
+
+    Args:
+        omni: with Thinker and tokenizer loaded.
+        prompts: what to speak.
+        cfg: mode and batch size.
+        errors: where given, prompts that cannot be used are left out and noted here by prompt id;
+            otherwise the first one raises.
+        progress: called with (done, total).
+
+    Raises:
+        PromptError: a prompt that cannot be spoken.
+    """
+    cfg = cfg or ConditioningConfig()
+    tokenizer = omni.need("tokenizer")
+    out: list[Conditioning] = []
+    for start in range(0, len(prompts), cfg.batch_size):  # no more images in memory than a batch's
+        chunk: list[tuple[Prompt, Context, list[int]]] = []
+        for prompt in prompts[start : start + cfg.batch_size]:
+            with _noting(prompt, errors):
+                check_prompt(prompt, list(omni.speakers))
+                reply = [] if cfg.mode == "generate" else _reply_ids(tokenizer, prompt)
+                context = encode(omni, prompt_messages(omni, prompt), f"prompt {prompt.prompt_id}")
+                chunk.append((prompt, context, reply))
+        if cfg.mode == "generate" and chunk:
+            replies = generate_replies(omni, [c for _, c, _ in chunk], cfg.max_reply_tokens)
+            answered, chunk = chunk, []
+            for (prompt, context, _), reply in zip(answered, replies, strict=True):
+                with _noting(prompt, errors):
+                    chunk.append((prompt, context, _checked_reply(omni, prompt, reply, cfg.max_reply_wer)))
+        if chunk:
+            sums = _hidden_plus_embedding(omni, [context.extended(reply) for _, context, reply in chunk])
+            for (prompt, context, reply), total in zip(chunk, sums, strict=True):
+                text = tokenizer.decode(reply) if cfg.mode == "generate" else prompt.text
+                with _noting(prompt, errors):
+                    out.append(_finite(_split(omni, prompt, total, context, text)))
+        if progress:
+            progress(min(start + cfg.batch_size, len(prompts)), len(prompts))
+    return out
+
+
+@contextmanager
+def _noting(prompt: Prompt, errors: dict[str, TalkerRLError] | None) -> Iterator[None]:
+    """A prompt that cannot be used is noted in ``errors`` where it is given."""
+    try:
+        yield
+    except PromptError as error:
+        if errors is None:
+            raise
+        errors[prompt.prompt_id] = error
+
+
+def _reply_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    ids = list(tokenizer(prompt.text, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise PromptError("the text has no tokens", where=f"prompt {prompt.prompt_id}", fix="give another text")
+    specials = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    if specials & set(ids):
+        raise PromptError(
+            f"the text holds a control token: {prompt.text!r}",
+            where=f"prompt {prompt.prompt_id}",
+            fix="remove markers such as <|im_end|>",
+        )
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        raise PromptError(
+            f"the model's vocabulary does not cover {prompt.text!r}",
+            where=f"prompt {prompt.prompt_id}",
+            fix="use words the model knows (the micro model's are in omni/words.txt)",
+        )
+    return ids
+
+
+def _checked_reply(omni: Omni, prompt: Prompt, reply: list[int], max_wer: float | None) -> list[int]:
+    """The reply, or a PromptError: it is empty, holds placeholders of media that there are not, or says something else
+    than the text that it will be judged by.
+    """
+    where = f"prompt {prompt.prompt_id}"
+    tokenizer, config = omni.need("tokenizer"), omni.config.thinker_config
+    if not reply:
+        raise PromptError("the Thinker answered nothing", where=where, fix="use mode teacher_forced")
+    media = {getattr(config, name) for name in ("audio_token_index", "image_token_index", "video_token_index",
+                                                "audio_start_token_id", "vision_start_token_id")}  # fmt: skip
+    if media & set(reply):
+        raise PromptError("the Thinker answered with tokens that stand for media",
+                          where=f"{where}: {tokenizer.decode(reply)[:80]!r}", fix="use mode teacher_forced")
+    if max_wer is None:
+        return reply
+    from talker_rl.base.text.alignment import align  # jiwer, which a machine that only samples and trains may lack
+
+    said = tokenizer.decode(reply, skip_special_tokens=True)
+    rate = align(tokens_of(prompt.text), tokens_of(said)).counts.rate
+    if rate is None or rate > max_wer:
+        raise PromptError(
+            "the Thinker does not read the text aloud, it says something else", where=f"{where}: {said[:80]!r}",
+            fix="ask for reading (model.instruction: 'Read this aloud: {text}'), use conditioning.mode: "
+            "teacher_forced, or raise conditioning.max_reply_wer",
+        )  # fmt: skip
+    return reply
+
+
+@torch.no_grad()
+def generate_replies(omni: Omni, contexts: list[Context], max_new_tokens: int) -> list[list[int]]:
+    """Greedy answers of the Thinker: the token ids it was fed back, so without its end token (or the last id, if cut).
+
+    Rows are left-padded; the attention mask keeps padding out.
+    """
+    thinker = omni.need("thinker")
+    width = max(len(c.ids) for c in contexts)
+    ids = torch.full((len(contexts), width), _pad_id(omni), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, context in enumerate(contexts):
+        start = width - len(context.ids)
+        ids[i, start:], mask[i, start:] = torch.tensor(context.ids), 1
+    ends = _end_ids(omni)
+    out = thinker.generate(
+        input_ids=ids.to(omni.device),
+        attention_mask=mask.to(omni.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=ends,
+        pad_token_id=_pad_id(omni),
+        **thinker_inputs(contexts, omni.device),
+    )[:, width:].tolist()
+    replies = []
+    for row in out:
+        end = next((k for k, token in enumerate(row) if token in ends), len(row) - 1)
+        replies.append(row[:end])
+    return replies
+
+
+def _end_ids(omni: Omni) -> list[int]:
+    configured = omni.config.thinker_config.eos_token_id
+    if configured is None:
+        configured = omni.need("tokenizer").eos_token_id
+    return list(configured) if isinstance(configured, (list, tuple)) else [int(configured)]
+
+
+def _pad_id(omni: Omni) -> int:
+    pad = omni.config.thinker_config.pad_token_id
+    return int(pad if pad is not None else _end_ids(omni)[0])
+
+
+def text_model(thinker: Any) -> Any:
+    """The Thinker's decoder without its head, wherever this version of transformers keeps it."""
+    return getattr(thinker.model, "language_model", thinker.model)
+
+
+@torch.no_grad()
+def _hidden_plus_embedding(omni: Omni, sequences: list[Context]) -> list[torch.Tensor]:
+    """h(x) + e(x) of every token: one (len, E) a sequence. Right-padded, so causal attention needs no mask."""
+    thinker = omni.need("thinker")
+    device = thinker.get_input_embeddings().weight.device
+    width = max(len(s.ids) for s in sequences)
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    positions = torch.arange(width).repeat(3, len(sequences), 1)
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        positions[:, i, : len(sequence.ids)] = position_ids(omni, sequence)
+    ids = ids.to(device)
+    read, kept = merge_media(thinker, ids, thinker.get_input_embeddings()(ids), sequences)
+    hidden = text_model(thinker)(
+        inputs_embeds=read, attention_mask=None, position_ids=positions.to(device), use_cache=False
+    ).last_hidden_state
+    total = (hidden + kept).cpu()
+    return [total[i, : len(sequence.ids)] for i, sequence in enumerate(sequences)]
+
+
+def _split(omni: Omni, prompt: Prompt, total: torch.Tensor, before: Context, reply_text: str) -> Conditioning:
+    talker = omni.config.talker_config
+    tokens = [omni.speaker(prompt.speaker)["bos_token"], talker.tts_text_end_token_id, talker.tts_text_pad_token_id]
+    embed = omni.need("thinker").get_input_embeddings()
+    context = len(before.ids)
+    bos, eos, pad = embed(torch.tensor(tokens, device=embed.weight.device)).detach().cpu()
+    return Conditioning(
+        prompt_id=prompt.prompt_id,
+        prefix=torch.cat([total[:context], bos[None], total[context : context + 1]]).contiguous(),
+        reply_stream=torch.cat([total[context + 1 :], eos[None], pad[None]]).contiguous(),
+        speaker=prompt.speaker,
+        reply_text=reply_text,
+        position_ids=_prefix_positions(omni, before),
+    )
+
+
+def _finite(made: Conditioning) -> Conditioning:
+    """The conditioning, or a PromptError: stored, a NaN would stop a later stage for all prompts."""
+    for name, rows in (("prefix", made.prefix), ("reply_stream", made.reply_stream)):
+        if not rows.isfinite().all():
+            raise PromptError(
+                f"the Thinker's {name} is not finite", where=f"prompt {made.prompt_id}",
+                fix="look at the prompt's media; where it is so for all prompts, check the checkpoint, or use a "
+                "model.dtype of wider range (bfloat16, float32)",
+            )  # fmt: skip
+    return made
+
+
+def _prefix_positions(omni: Omni, context: Context) -> torch.Tensor | None:
+    """Of the Talker: the Thinker's, and two more for the speaker's bos and the first reply token."""
+    if not context.media:
+        return None
+    positions = position_ids(omni, context)
+    last = torch.arange(1, 3).expand(3, 2) + positions.max()
+    return torch.cat([positions, last], dim=1)
+
+
+def conditioning_key(omni: Omni, prompt: Prompt, cfg: ConditioningConfig) -> str:
+    """What the tensors depend on: text, context, speaker, model, precision and mode (not the Talker, not the batch).
+
+    Files in messages that were not read from a prompt file are read here, for their content.
+    """
+    messages = prompt_messages(omni, prompt)
+    media = []
+    with suppress(PromptError):  # told where it is computed
+        checked = check_messages(messages, "")
+        media = [MEDIA_FORMAT for m in checked if not isinstance(m["content"], str)][:1]
+        if prompt.messages is not None and not files_are_noted(checked):
+            messages = resolve_media(checked, Path.cwd(), "")
+    return stable_hash(
+        "conditioning",
+        FORMAT,
+        omni.hash_of("thinker"),
+        omni.settings.dtype,
+        cfg.mode,
+        cfg.max_reply_tokens if cfg.mode == "generate" else None,
+        identity(messages),
+        prompt.text,
+        prompt.speaker,
+        *filter(None, [omni.settings.thinker_quantization]),  # none leaves the key as it was before there were any
+        *media,  # likewise
+    )

@@ -1,0 +1,176 @@
+"""Token layout of the Talker: what stands at which position, for teacher forcing.
+
+Every position is a sum in the Thinker's width, projected to the Talker's (facts of
+``Qwen2_5OmniForConditionalGeneration.generate``):
+
+    position        thinker side                      codec side
+    0 .. P-3        prompt token (hidden + embedding)  nothing
+    P-2             speaker's text-bos embedding       codec-pad
+    P-1             first reply token                  codec-bos      -> predicts code 0
+    P-1+t, t >= 1   reply_stream[min(t-1, R-1)]        code t-1       -> predicts code t
+
+so teacher forcing is one forward over the whole sum. P is the prefix; what follows it is the completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from talker_rl.base.errors import DataError
+from talker_rl.speech.packing import Packing
+
+if TYPE_CHECKING:
+    from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
+
+NO_CODE = -1
+"""Codec side of a position that has none."""
+
+
+@dataclass
+class TalkerExample:
+    """One sequence to score: its conditioning and its ids, the stop id last if it was sampled."""
+
+    conditioning: Conditioning
+    codes: list[int]
+
+
+@dataclass
+class TalkerBatch:
+    """B sequences in one packed row without padding: see :mod:`talker_rl.speech.packing`.
+
+    L = positions of all prefixes, each once, and of all completions but their last ids, which are predicted and never
+    read; T = longest completion.
+    """
+
+    thinker_LE: torch.Tensor
+    """Thinker side of the sum."""
+    codec_ids_L: torch.Tensor
+    """Codec side: special placeholders resolved by :func:`talker_inputs`; NO_CODE where there is none."""
+    position_ids_3L: torch.Tensor
+    """Rotary positions (time, height, width), equal for text; each completion goes on from its prefix."""
+    packing: Packing
+    """Which positions belong together."""
+    codes_BT: torch.Tensor
+    """Completion ids in the order of the examples; 0 at padding, which is a real code, so use the mask."""
+    completion_mask_BT: torch.Tensor
+    """True on completion ids, the stop included."""
+    predictor_BT: torch.Tensor
+    """Position in L whose output predicts the id; 0 at padding."""
+
+    def to(self, device: torch.device | str) -> TalkerBatch:
+        moved = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
+        return replace(self, **moved)
+
+    def __len__(self) -> int:
+        return self.codes_BT.shape[0]
+
+
+# Placeholders of the two special codec ids of the prefix, so that a batch can be built without the model.
+PAD_SLOT, BOS_SLOT = -2, -3
+
+
+def reply_rows(reply_stream_RE: torch.Tensor, steps: int) -> torch.Tensor:
+    """The stream's rows for steps 1..``steps``: (steps, E); the last row repeats for ever."""
+    index = torch.arange(steps, device=reply_stream_RE.device).clamp(max=reply_stream_RE.shape[0] - 1)
+    return reply_stream_RE[index]
+
+
+def prefix_positions(conditioning: Conditioning) -> torch.Tensor:
+    """Rotary positions (3, P) of a prefix."""
+    if conditioning.position_ids is None:
+        return torch.arange(len(conditioning.prefix)).expand(3, -1)
+    return conditioning.position_ids
+
+
+def collate(examples: Sequence[TalkerExample]) -> TalkerBatch:
+    """Pack examples into one row; those with the same conditioning (the same object) share its prefix.
+
+    Raises:
+        DataError: an example without ids, or a prefix shorter than the two rows that end it.
+    """
+    if not examples:
+        raise DataError("an empty batch cannot be collated")
+    by_prompt: dict[int, list[int]] = {}
+    for b, example in enumerate(examples):
+        _check(example)
+        by_prompt.setdefault(id(example.conditioning), []).append(b)
+    thinker: list[torch.Tensor] = []
+    codec: list[torch.Tensor] = []
+    positions: list[torch.Tensor] = []
+    predictors: dict[int, torch.Tensor] = {}
+    prompts, at = [], 0
+    codes = [torch.tensor(example.codes, dtype=torch.long) for example in examples]
+    for members in by_prompt.values():
+        spoken = examples[members[0]].conditioning
+        prefix, following = spoken.prefix, spoken.next_position
+        width = prefix.shape[0]
+        ids = torch.full((width,), NO_CODE)
+        ids[-2:] = torch.tensor([PAD_SLOT, BOS_SLOT])
+        thinker, codec, positions = [*thinker, prefix], [*codec, ids], [*positions, prefix_positions(spoken)]
+        last, at = at + width - 1, at + width
+        for b in members:
+            steps = len(codes[b]) - 1
+            thinker.append(reply_rows(examples[b].conditioning.reply_stream, steps))
+            codec.append(codes[b][:-1])
+            positions.append(torch.arange(following, following + steps).expand(3, -1))
+            predictors[b] = torch.cat([torch.tensor([last]), torch.arange(at, at + steps)])
+            at += steps
+        prompts.append((width, [len(codes[b]) - 1 for b in members]))
+    return TalkerBatch(
+        thinker_LE=torch.cat(thinker),
+        codec_ids_L=torch.cat(codec),
+        position_ids_3L=torch.cat(positions, dim=1),
+        packing=Packing(prompts),
+        codes_BT=pad_sequence(codes, batch_first=True),
+        completion_mask_BT=pad_sequence([torch.ones_like(c, dtype=torch.bool) for c in codes], batch_first=True),
+        predictor_BT=pad_sequence([predictors[b] for b in range(len(examples))], batch_first=True),
+    )
+
+
+def _check(example: TalkerExample) -> None:
+    where = example.conditioning.prompt_id
+    if not example.codes:
+        raise DataError("a sequence without ids has no log-probs", where=where)
+    if example.conditioning.prefix.shape[0] < 2 or example.conditioning.reply_stream.shape[0] < 1:
+        raise DataError("a conditioning needs two prefix rows and one reply row", where=where)
+
+
+def unwrap_talker(model: nn.Module) -> Any:
+    """The transformers Talker inside DDP, DeepSpeed and PEFT wrappers (LoRA layers stay in it)."""
+    while True:
+        if hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        elif isinstance(getattr(model, "module", None), nn.Module):
+            model = model.module  # type: ignore[assignment]
+        else:
+            return model
+
+
+def stop_ids(talker: nn.Module) -> tuple[int, int]:
+    """The codec ids that end speech: pad and eos."""
+    inner = unwrap_talker(talker)
+    return int(inner.codec_pad_token), int(inner.codec_eos_token)
+
+
+def prefix_inputs(talker: Any, prefix_PE: torch.Tensor) -> torch.Tensor:
+    """A prefix (P, E) with the embeddings of codec-pad and codec-bos added to its last two rows."""
+    inner = unwrap_talker(talker)
+    special = torch.tensor([inner.codec_pad_token, inner.codec_bos_token], device=prefix_PE.device)
+    return torch.cat([prefix_PE[:-2], prefix_PE[-2:] + inner.get_input_embeddings()(special)])
+
+
+def talker_inputs(talker: Any, batch: TalkerBatch) -> torch.Tensor:
+    """The summed inputs (1, L, E) in the Talker's dtype."""
+    inner = unwrap_talker(talker)
+    embed = inner.get_input_embeddings()
+    ids = batch.codec_ids_L
+    ids = torch.where(ids == PAD_SLOT, inner.codec_pad_token, ids)
+    ids = torch.where(ids == BOS_SLOT, inner.codec_bos_token, ids)
+    codec = torch.where((ids >= 0)[:, None], embed(ids.clamp(min=0)), 0.0)
+    return (batch.thinker_LE.to(codec.dtype) + codec)[None]

@@ -1,0 +1,1 @@
+"""Where a run is kept: its folder with the manifest, and the shards of its stages."""
