@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from talker_rl.reward.config import RecognizerConfig, RewardConfig
     from talker_rl.reward.scorer import ScoreItem, Scorer
     from talker_rl.speech.config import ModelConfig, SamplingConfig
+    from talker_rl.speech.protocol import TalkerSequence
     from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
     from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning
-    from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+    from talker_rl.speech.qwen2_5_omni.layout import collate
     from talker_rl.speech.qwen2_5_omni.logps import token_logps
     from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
     from talker_rl.speech.qwen2_5_omni.token2wav import decode
@@ -34,7 +35,7 @@ _HOME = {
     "compute_conditioning": "speech.qwen2_5_omni.conditioning",
     "ModelConfig": "speech.config",
     "SamplingConfig": "speech.config",
-    "TalkerExample": "speech.qwen2_5_omni.layout",
+    "TalkerSequence": "speech.protocol",
     "collate": "speech.qwen2_5_omni.layout",
     "token_logps": "speech.qwen2_5_omni.logps",
     "sample_candidates": "speech.qwen2_5_omni.rollouts",
@@ -46,7 +47,7 @@ _HOME = {
 }
 
 __all__ = ["Candidate", "ModelConfig", "PairBatch", "Prompt", "RecognizerConfig", "RewardConfig", "SamplingConfig",
-           "ScoreItem", "Scorer", "TalkerExample", "build_loss", "collate", "compute_conditioning", "decode",
+           "ScoreItem", "Scorer", "TalkerSequence", "build_loss", "collate", "compute_conditioning", "decode",
            "load_omni", "sample_candidates", "token_logps"]
 
 

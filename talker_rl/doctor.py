@@ -92,14 +92,9 @@ def _speech_libraries(_: RunConfig) -> Iterator[Finding]:
 
 def _model(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.speech.files import weight_files
+    from talker_rl.speech.locate import pick_device, resolve_model_path
     from talker_rl.speech.lora import check_adapter_of, resolve_adapter
-    from talker_rl.speech.qwen2_5_omni.checkpoint import (
-        load_omni,
-        pick_device,
-        read_config,
-        resolve_model_path,
-        speakers_of,
-    )
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, read_config, speakers_of
 
     folder = resolve_model_path(config.model.path)
     failed = False
@@ -155,7 +150,8 @@ def _memory(config: RunConfig) -> Iterator[Any]:
     from talker_rl.planning.cost import Lengths
     from talker_rl.planning.geometry import measure
     from talker_rl.planning.memory import stage_peaks
-    from talker_rl.speech.qwen2_5_omni.checkpoint import pick_device, read_config, resolve_model_path
+    from talker_rl.speech.locate import pick_device, resolve_model_path
+    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config
 
     if _device_fault(config) is not None:
         yield "warn", "not forecast: the device is not there"
@@ -255,7 +251,8 @@ def _prompts(config: RunConfig) -> Iterator[Finding]:
 
 
 def _training(config: RunConfig) -> Iterator[Finding]:
-    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config, resolve_model_path
+    from talker_rl.speech.locate import resolve_model_path
+    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config
     from talker_rl.stages.named import loss_faults
     from talker_rl.stages.train import check_lora
     from talker_rl.train.arguments import build_arguments

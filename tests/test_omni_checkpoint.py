@@ -15,7 +15,8 @@ from omni_factory import speakers, tiny_omni, write_checkpoint
 
 from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.speech.config import ModelConfig
-from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, resolve_model_path
+from talker_rl.speech.locate import resolve_model_path
+from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 
 
 @pytest.fixture(scope="module")

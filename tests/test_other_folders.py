@@ -15,7 +15,7 @@ from talker_rl import cli
 from talker_rl.base.errors import CheckpointError
 from talker_rl.micro import checkpoint_dir
 from talker_rl.speech.files import INDEX, weight_files
-from talker_rl.speech.qwen2_5_omni.checkpoint import resolve_model_path
+from talker_rl.speech.locate import resolve_model_path
 from talker_rl.speech.qwen2_5_omni.config_json import read_config
 from talker_rl.speech.qwen2_5_omni.model_check import check_model
 

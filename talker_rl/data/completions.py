@@ -13,15 +13,15 @@ from typing import Any
 from talker_rl.base.errors import DataError
 from talker_rl.base.ids import stable_hash
 from talker_rl.data.config import CompletionsConfig
-from talker_rl.data.import_pairs import BadRow, codes_in, read_rows
+from talker_rl.data.import_pairs import BadRow, read_rows, speech_in
 from talker_rl.data.pairs import index_scores, is_silent, rank_value, written_reward
 from talker_rl.data.texts import clean_text
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.checks import as_id
-from talker_rl.records.codec import CODE_RATE_HZ
 from talker_rl.records.pair import Completion
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
+from talker_rl.records.speech import Speech
 
 REASONS: dict[str, str] = {
     "no_candidates": "no candidate was sampled for the prompt",
@@ -70,7 +70,7 @@ def select_completions(
                     "unwritten" if not told else "below_minimum"] += 1
         for rank, (worth, candidate_id, candidate) in enumerate(good[: cfg.max_per_prompt], 1):
             reward = score_of[candidate_id].reward
-            found.append(_completion(prompt, candidate.codes_with_stop, candidate_id,
+            found.append(_completion(prompt, candidate.speech, candidate_id,
                                      -worth if reward is None else reward, rank, len(ranked)))
     return found, dict(sorted(reasons.items()))
 
@@ -95,7 +95,7 @@ def import_completions(path: str | Path, prompts: Sequence[Prompt]) -> tuple[lis
     """Given codes of the prompts, in the file's order; and rows that were left out by reason.
 
     A row names its prompt by ``prompt_id``, or by ``text`` (or ``prompt``) with ``speaker``; without a speaker the text
-    alone must name one prompt. ``codes`` are codec ids; the stop (8294) is added where it is not there. Optional:
+    alone must name one prompt. ``codes`` are codec ids; the stop is added where it is not there. Optional:
     ``reward``.
 
     Raises:
@@ -114,13 +114,13 @@ def import_completions(path: str | Path, prompts: Sequence[Prompt]) -> tuple[lis
             reasons[reason] += 1
             continue
         try:
-            codes = codes_in(row, "codes", append_stop=True)
+            speech = speech_in(row, "codes", append_stop=True)
         except BadRow as bad:
             raise DataError(f"{bad.what} ({bad.reason})", where=f"{path}, row {number}", fix=bad.fix) from None
         reward = row.get("reward")
         if reward is not None and (isinstance(reward, bool) or not isinstance(reward, int | float)):
             raise DataError(f"the reward is no number: {reward!r}", where=f"{path}, row {number}", fix="leave it out")
-        completion = _completion(named, codes, f"{path.name}:{number}", reward)
+        completion = _completion(named, speech, f"{path.name}:{number}", reward)
         if completion.completion_id in found:
             reasons["duplicate"] += 1
         found.setdefault(completion.completion_id, completion)
@@ -148,11 +148,11 @@ def _prompt_of(
 
 
 def _completion(
-    prompt: Prompt, codes: list[int], origin: str, reward: float | None, rank: int | None = None,
+    prompt: Prompt, speech: Speech, origin: str, reward: float | None, rank: int | None = None,
     best_of: int | None = None,
 ) -> Completion:
     return Completion(
-        prompt_id=prompt.prompt_id, completion_id=stable_hash("completion", prompt.prompt_id, codes)[:16],
-        text=prompt.text, speaker=prompt.speaker, codes=codes, seconds=(len(codes) - 1) / CODE_RATE_HZ, origin=origin,
+        prompt_id=prompt.prompt_id, completion_id=stable_hash("completion", prompt.prompt_id, speech.ids)[:16],
+        text=prompt.text, speaker=prompt.speaker, speech=speech, origin=origin,
         reward=None if reward is None else float(reward), rank=rank, best_of=best_of,
     )

@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
         ("rejected_seconds", pa.float64()),
         ("chosen_length", pa.int32()),
         ("rejected_length", pa.int32()),
+        ("codec", pa.string()),
     ]
 )
 """`prompt` = the reply text to speak; `chosen`, `rejected` = codec ids, the stop id last; lengths in codes."""
@@ -57,6 +58,7 @@ COMPLETION_SCHEMA = pa.schema(
         ("rank", pa.int32()),
         ("best_of", pa.int32()),
         ("seconds", pa.float64()),
+        ("codec", pa.string()),
     ]
 )
 """TRL's prompt-completion data: `completion` = codec ids, the stop id last."""
@@ -88,7 +90,7 @@ def export_pairs(
     for pair in pairs:
         row = to_row(pair)
         row |= {"prompt": pair.text, "messages": messages.get(pair.prompt_id)}
-        row |= {"chosen_length": len(pair.chosen), "rejected_length": len(pair.rejected)}
+        row |= {"chosen_length": len(pair.chosen.ids), "rejected_length": len(pair.rejected.ids)}
         rows.append(row)
     return _write(Path(folder), pa.Table.from_pylist(rows, schema=SCHEMA), _card(pairs, reasons or {}, source or {}))
 
@@ -98,7 +100,7 @@ def export_completions(
     source: Mapping[str, Any] | None = None,
 ) -> Path:
     """Like `export_pairs`, of completions to imitate."""
-    rows = [to_row(c) | {"prompt": c.text, "completion": c.codes} for c in completions]
+    rows = [to_row(c) | {"prompt": c.text, "completion": c.speech.ids} for c in completions]
     rewards = [c.reward for c in completions if c.reward is not None]
     lines = [
         *_head("supervised"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +24,10 @@ from talker_rl.base.text.files import text_lines
 from talker_rl.data.pairs import pair_id_of
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.checks import as_id
-from talker_rl.records.codec import CODE_RATE_HZ, NUM_CODES
+from talker_rl.records.codec import Codec, codec_named
 from talker_rl.records.pair import Pair
 from talker_rl.records.prompt import Prompt
-
-STOP_IDS = (8292, 8294)
-"""Ids that end a sequence: codec pad and codec eos."""
+from talker_rl.records.speech import Speech
 
 
 @dataclass
@@ -55,7 +53,7 @@ def import_pairs(
         path: a `.jsonl` or `.parquet` file.
         prompts: known prompts; rows may name them by id or by text and speaker.
         default_speaker: the speaker of rows that name a text without one.
-        append_stop: end a chosen or rejected without a stop id with 8294, for data that leaves it out.
+        append_stop: end a chosen or rejected without a stop id with the codec's, for data that leaves it out.
         on_error: raise at the first bad row, or leave it out and count its reason.
 
     Raises:
@@ -134,14 +132,14 @@ def import_votes(
         raise DataError(f"This is no file of votes ({place}: {first['msg']})", where=str(path),
                         fix="export the votes again from the page") from None
     prompt_of = {p.prompt_id: p for p in prompts}
-    codes_of = {c.candidate_id: c.codes_with_stop for c in candidates}
+    said = {c.candidate_id: c.speech for c in candidates}
     pairs: dict[str, Pair] = {}
     reasons: Counter[str] = Counter()
     seen: set[str] = set()
     for vote in votes:
-        chosen, rejected = codes_of.get(vote.chosen_id), codes_of.get(vote.rejected_id)
+        chosen, rejected = said.get(vote.chosen_id), said.get(vote.rejected_id)
         if (chosen is None or rejected is None or vote.prompt_id not in prompt_of
-                or vote.pair_id != pair_id_of(vote.prompt_id, chosen, rejected)):
+                or vote.pair_id != pair_id_of(vote.prompt_id, chosen.ids, rejected.ids)):
             raise DataError(f"A vote is for pair {vote.pair_id}, which this run does not have", where=str(path),
                             fix="give the folder (--run-dir) of the run whose page was listened to")
         if vote.pair_id in seen:
@@ -150,10 +148,11 @@ def import_votes(
         better, worse = (vote.chosen_id, vote.rejected_id)[:: -1 if vote.vote == "rejected" else 1]
         if vote.vote == "tie":
             reasons["vote_tie"] += 1
-        elif codes_of[better][-1] not in STOP_IDS:
+        elif not said[better].stopped:
             reasons["vote_cut"] += 1
         else:
-            row = {"chosen": codes_of[better], "rejected": codes_of[worse], "chosen_id": better, "rejected_id": worse}
+            row = {"chosen": said[better].ids, "rejected": said[worse].ids, "chosen_id": better, "rejected_id": worse,
+                   "codec": said[better].codec.name}
             pair = _pair_of(row, prompt_of[vote.prompt_id], append_stop=False)
             pairs[pair.pair_id] = pair
     return sorted(pairs.values(), key=lambda p: (p.prompt_id, p.pair_id)), dict(sorted(reasons.items()))
@@ -222,8 +221,8 @@ def _prompt_of(
     return Prompt(text=text, speaker=speaker, lang=row.get("lang") or "en")
 
 
-def codes_in(row: dict[str, Any], side: str, append_stop: bool) -> list[int]:
-    """The codec ids under a key of a row, the stop id last where it is there or added; BadRow where they are none."""
+def speech_in(row: dict[str, Any], side: str, append_stop: bool) -> Speech:
+    """What the ids under a key of a row say, with the stop where it is there or added; BadRow where they are none."""
     codes = row.get(side)
     if isinstance(codes, dict):
         codes = codes.get("codes")
@@ -231,31 +230,36 @@ def codes_in(row: dict[str, Any], side: str, append_stop: bool) -> list[int]:
         raise BadRow("no_codes", f"`{side}` is no list of codec ids", "give the codec ids as integers")
     if not all(isinstance(code, int) and not isinstance(code, bool) for code in codes):
         raise BadRow("no_codes", f"`{side}` holds something that is no integer", "give the codec ids as integers")
-    codes = list(codes)
-    if append_stop and codes[-1] not in STOP_IDS:
-        codes.append(STOP_IDS[1])
-    spoken = codes[:-1] if codes[-1] in STOP_IDS else codes
-    if not spoken:
+    codec = codec_named(row.get("codec"))
+    speech = codec.speech(codes)
+    if append_stop and not speech.stopped:
+        speech = replace(speech, stop_id=codec.stop)
+    if not speech.codes:
         raise BadRow("empty", f"`{side}` holds no code before the stop", "leave empty sequences out")
-    wrong = [code for code in spoken if not 0 <= code < NUM_CODES]
-    if wrong:
+    wrong = codec.invalid(speech.codes)
+    if wrong is not None:
         raise BadRow(
             "invalid_code",
-            f"`{side}` holds the id {wrong[0]}, which is no speech code",
-            f"codes lie in 0..{NUM_CODES - 1}; a stop id ({STOP_IDS[0]} or {STOP_IDS[1]}) may only come last",
+            f"`{side}` holds the id {wrong}, which is no speech code",
+            f"codes lie in 0..{max(codec.sizes) - 1}; a stop id ({stop_names(codec)}) may only come last",
         )
-    return codes
+    return speech
+
+
+def stop_names(codec: Codec) -> str:
+    """The stop ids, for people."""
+    return " or ".join(map(str, sorted(codec.stops)))
 
 
 def _pair_of(row: dict[str, Any], prompt: Prompt, append_stop: bool) -> Pair:
-    chosen, rejected = codes_in(row, "chosen", append_stop), codes_in(row, "rejected", append_stop)
+    chosen, rejected = speech_in(row, "chosen", append_stop), speech_in(row, "rejected", append_stop)
     if chosen == rejected:
         raise BadRow("identical", "chosen and rejected are the same codes", "leave such rows out")
-    if chosen[-1] not in STOP_IDS:
+    if not chosen.stopped:
         raise BadRow(
             "chosen_truncated",
             "chosen does not end with a stop id: training on it would teach the Talker not to stop",
-            "end finished sequences with 8294 (append_stop does it), leave cut ones out",
+            f"end finished sequences with {chosen.codec.stop} (append_stop does it), leave cut ones out",
         )
     rewards = [row.get("chosen_reward"), row.get("rejected_reward")]
     if any(value is not None and not isinstance(value, (int, float)) for value in rewards):
@@ -264,7 +268,7 @@ def _pair_of(row: dict[str, Any], prompt: Prompt, append_stop: bool) -> Pair:
     chosen_reward = 1.0 if rewards[0] is None else float(rewards[0])
     rejected_reward = 0.0 if rewards[1] is None else float(rewards[1])
     margin = row.get("margin")
-    pair_id = pair_id_of(prompt.prompt_id, chosen, rejected)
+    pair_id = pair_id_of(prompt.prompt_id, chosen.ids, rejected.ids)
     return Pair(
         prompt_id=prompt.prompt_id,
         pair_id=pair_id,
@@ -277,10 +281,4 @@ def _pair_of(row: dict[str, Any], prompt: Prompt, append_stop: bool) -> Pair:
         chosen_reward=chosen_reward,
         rejected_reward=rejected_reward,
         margin=float(margin) if isinstance(margin, (int, float)) else chosen_reward - rejected_reward,
-        chosen_seconds=_spoken(chosen) / CODE_RATE_HZ,
-        rejected_seconds=_spoken(rejected) / CODE_RATE_HZ,
     )
-
-
-def _spoken(codes: list[int]) -> int:
-    return len(codes) - (codes[-1] in STOP_IDS)

@@ -19,7 +19,6 @@ from talker_rl.base.errors import DataError
 from talker_rl.base.ids import derive_seed, stable_hash
 from talker_rl.data.config import PairsConfig
 from talker_rl.records.candidate import Candidate
-from talker_rl.records.codec import CODE_RATE_HZ
 from talker_rl.records.pair import Pair
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow, nothing_recognized, nothing_right, right_words
@@ -63,8 +62,8 @@ class _Ranked:
     """Its reward with the words left out that recognizers do not write; None where the text has none of them."""
 
     @property
-    def codes_with_stop(self) -> list[int]:
-        return self.candidate.codes_with_stop
+    def ids(self) -> list[int]:
+        return self.candidate.speech.ids
 
     @property
     def length(self) -> int:
@@ -124,7 +123,7 @@ def explain_pairs(
 
 def pairs_hash(pairs: Sequence[Pair]) -> str:
     """Content hash of a set of pairs, independent of their order."""
-    return stable_hash("pairs", sorted((p.pair_id, p.chosen, p.rejected, p.margin) for p in pairs))
+    return stable_hash("pairs", sorted((p.pair_id, p.chosen.ids, p.rejected.ids, p.margin) for p in pairs))
 
 
 def pair_id_of(prompt_id: str, chosen: Sequence[int], rejected: Sequence[int]) -> str:
@@ -194,7 +193,7 @@ def _usable(
     if cfg.dedup:
         unique: dict[tuple[int, ...], _Ranked] = {}
         for item in ranked:
-            unique.setdefault(tuple(item.codes_with_stop), item)
+            unique.setdefault(tuple(item.ids), item)
         ranked = list(unique.values())
         if len(ranked) < 2:
             return [], "duplicates"
@@ -349,15 +348,15 @@ _STRATEGIES = {"best_vs_worst": _best_vs_worst, "best_vs_random": _best_vs_rando
 
 def _distance_then_margin(pair: tuple[_Ranked, _Ranked]) -> tuple[bool, int, float, str]:
     better, worse = pair
-    distance = edit_distance(better.codes_with_stop, worse.codes_with_stop)
+    distance = edit_distance(better.ids, worse.ids)
     return not worse.over_limit, distance, worse.value, worse.candidate.candidate_id
 
 
 def _make_pair(prompt: Prompt, better: _Ranked, worse: _Ranked) -> Pair:
-    chosen, rejected = better.codes_with_stop, worse.codes_with_stop
+    chosen, rejected = better.candidate.speech, worse.candidate.speech
     return Pair(
         prompt_id=prompt.prompt_id,
-        pair_id=pair_id_of(prompt.prompt_id, chosen, rejected),
+        pair_id=pair_id_of(prompt.prompt_id, chosen.ids, rejected.ids),
         text=prompt.text,
         speaker=prompt.speaker,
         chosen_id=better.candidate.candidate_id,
@@ -367,6 +366,4 @@ def _make_pair(prompt: Prompt, better: _Ranked, worse: _Ranked) -> Pair:
         chosen_reward=better.reward,
         rejected_reward=worse.reward,
         margin=better.value - worse.value,
-        chosen_seconds=len(better.candidate.codes) / CODE_RATE_HZ,
-        rejected_seconds=len(worse.candidate.codes) / CODE_RATE_HZ,
     )

@@ -39,7 +39,7 @@ def make_voice(out: Path, name: str, variant: str, rate: int, count: int, others
     from talker_rl.micro.codec import Codec
     from talker_rl.micro.corpus import SAMPLE_RATE, RenderRequest, render_all
     from talker_rl.micro.prompts import prompt_sentences
-    from talker_rl.records.codec import CODE_RATE_HZ
+    from talker_rl.records.codec import FIRST, codec_named
 
     if name in VOICES:
         raise ConfigError(f"{name} is one of the shipped speakers", where="--name", fix="choose another name")
@@ -61,7 +61,7 @@ def make_voice(out: Path, name: str, variant: str, rate: int, count: int, others
     rows: list[dict[str, Any]] = []
     for r in rendered:
         codes = codec.encode(r.audio)
-        seconds = len(codes) / CODE_RATE_HZ
+        seconds = codec_named(FIRST).seconds(codes)
         rows.append({"text": r.text, "speaker": r.speaker, "lang": r.lang, "codes": codes,
                      "reference_seconds": seconds})
     rng.shuffle(rows)

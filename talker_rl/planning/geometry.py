@@ -142,8 +142,9 @@ def read_geometry(name: str) -> Geometry:
         ConfigError: none of these.
         CheckpointError: no such folder or hub name, or its config.json cannot be used.
     """
+    from talker_rl.speech.locate import resolve_model_path
     from talker_rl.speech.quiet import quiet_transformers
-    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config, resolve_model_path
+    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config
 
     short = name.lower().removeprefix(PUBLISHER)
     if Path(name).expanduser().is_dir() or name == "micro" or ("/" in name and short not in SHIPPED):

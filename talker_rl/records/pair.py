@@ -1,13 +1,19 @@
-"""What is learned from: pairs of candidates, and completions to imitate."""
+"""What is learned from: pairs of candidates, and completions to imitate.
+
+In a table a ``Speech`` is its ids, the stop last if it was said, beside the name of the codec.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from talker_rl.records.speech import Speech
 
 
 @dataclass
 class Pair:
-    """Chosen and rejected candidate of one prompt. A completion to imitate has none to beat: its rejected is empty."""
+    """Chosen and rejected candidate of one prompt."""
 
     prompt_id: str
     pair_id: str
@@ -15,28 +21,36 @@ class Pair:
     speaker: str
     chosen_id: str
     rejected_id: str
-    chosen: list[int]
-    """Codes with the stop id last if it was sampled: what masks, losses and lengths count."""
-    rejected: list[int]
+    chosen: Speech
+    rejected: Speech
     chosen_reward: float
     rejected_reward: float
     margin: float
-    chosen_seconds: float
-    rejected_seconds: float
+
+    COLUMNS: ClassVar = {"chosen_seconds": float, "rejected_seconds": float}
+    """What a table holds beside the fields."""
+
+    @property
+    def chosen_seconds(self) -> float:
+        """Duration of the chosen."""
+        return self.chosen.seconds
+
+    @property
+    def rejected_seconds(self) -> float:
+        """Duration of the rejected."""
+        return self.rejected.seconds
 
 
 @dataclass
 class Completion:
-    """Codes to imitate: a row of supervised training (TRL's prompt-completion data)."""
+    """Speech to imitate: a row of supervised training (TRL's prompt-completion data)."""
 
     prompt_id: str
     completion_id: str
     text: str
     speaker: str
-    codes: list[int]
-    """With the stop id last, always: codes that were cut would teach the Talker not to stop."""
-    seconds: float
-    """Of speech, the stop not counted."""
+    speech: Speech = field(metadata={"column": "codes"})
+    """Always with its stop: codes that were cut would teach the Talker not to stop."""
     origin: str
     """A candidate's id, or ``<file>:<row>``."""
     reward: float | None = None
@@ -46,8 +60,16 @@ class Completion:
     best_of: int | None = None
     """Finished and scored candidates that it was chosen among."""
 
+    COLUMNS: ClassVar = {"seconds": float}
+
     def as_pair(self) -> Pair:
         """What the trainer takes: a pair without a rejected."""
         reward = self.reward or 0.0
-        return Pair(self.prompt_id, self.completion_id, self.text, self.speaker, self.origin, "", self.codes, [],
-                    reward, 0.0, 0.0, self.seconds, 0.0)
+        nothing = Speech([], None, self.speech.codec)
+        return Pair(self.prompt_id, self.completion_id, self.text, self.speaker, self.origin, "", self.speech, nothing,
+                    reward, 0.0, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the speech."""
+        return self.speech.seconds

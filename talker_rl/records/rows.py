@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from copy import deepcopy
+from dataclasses import Field, fields
 from typing import Any
+
+from talker_rl.records.codec import FIRST, codec_named
+from talker_rl.records.speech import Speech
 
 JSON_FIELDS = ("messages", "components", "spans", "provenance")
 """Fields that are JSON text in a table."""
@@ -14,8 +18,15 @@ _LATER_FIELDS = ("max_seconds", "category", "provenance")
 
 
 def to_row(record: Any) -> dict[str, Any]:
-    """A flat row for Parquet; nested dicts become JSON strings."""
-    row = asdict(record)
+    """A flat row for Parquet: speech becomes its ids and the codec's name, nested dicts become JSON strings."""
+    row: dict[str, Any] = {}
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if isinstance(value, Speech):
+            row[column_of(f)], row["codec"] = list(value.ids), value.codec.name
+        else:
+            row[f.name] = deepcopy(value)
+    row |= {name: getattr(record, name) for name in getattr(record, "COLUMNS", ())}
     for key in _LATER_FIELDS:
         if row.get(key, 0) is None:
             del row[key]
@@ -27,9 +38,22 @@ def to_row(record: Any) -> dict[str, Any]:
 
 def from_row(cls: type, row: dict[str, Any]) -> Any:
     """The inverse of :func:`to_row`."""
-    names = {f.name for f in fields(cls)}
-    data = {k: v for k, v in row.items() if k in names}
-    for key in JSON_FIELDS:
-        if key in data and isinstance(data[key], str):
-            data[key] = json.loads(data[key])
+    data = {f.name: row[column_of(f)] for f in fields(cls) if column_of(f) in row}
+    if data.get("codec", "") is None:
+        del data["codec"]
+    for f in fields(cls):
+        if f.type == "Speech":
+            data[f.name] = codec_named(row.get("codec")).speech(data[f.name])
+        elif f.name in JSON_FIELDS and isinstance(data.get(f.name), str):
+            data[f.name] = json.loads(data[f.name])
     return cls(**data)
+
+
+def column_of(f: Field[Any]) -> str:
+    """Name of a field's column."""
+    return str(f.metadata.get("column", f.name))
+
+
+def hashed(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row's content hash depends on: the first codec is not told, so that rows hash as they did without it."""
+    return {k: v for k, v in row.items() if k != "codec"} if row.get("codec") in (FIRST, None) else row

@@ -15,12 +15,13 @@ def alignment_of(text: str, heard: list[str]) -> Alignment:
 
 
 def codes_per_word(
-    alignment: Alignment, spans: Sequence[Sequence[float]], code_rate: float = 50.0
+    alignment: Alignment, spans: Sequence[Sequence[float]], code_rate: float
 ) -> list[int | None]:
     """Codes that each token of the alignment lasts; None for a token left out, or where no span is known.
 
     Args:
         spans: start and end of each heard token, seconds.
+        code_rate: frames per second of the codec.
     """
     heard = iter(spans)
     lasting: list[int | None] = []

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from talker_rl.base.errors import StageError
-from talker_rl.records.codec import CODE_RATE_HZ
+from talker_rl.records.codec import codec_named
 from talker_rl.reward.service.fingerprint import Parts, differing
 from talker_rl.reward.service.protocol import (
     PROTOCOL,
@@ -231,7 +231,8 @@ class ScoreClient:
         parts: list[list[int]] = []
         seconds = size = 0.0
         for i, item in enumerate(items):
-            own = len(item.codes or ()) / CODE_RATE_HZ
+            codec = codec_named(item.codec)
+            own = codec.seconds_of(len(item.codes or ()) // codec.groups)
             weight = 8.0 * len(item.codes or ()) + 1.5 * len(item.audio or b"") + 8.0 * len(item.text) + 2000
             full = bool(parts) and (
                 len(parts[-1]) == most

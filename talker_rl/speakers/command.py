@@ -74,7 +74,8 @@ def _list(args: argparse.Namespace, config: RunConfig) -> int:
 def _add(args: argparse.Namespace, config: RunConfig) -> int:
     from talker_rl.base.places import check_writable_folder, require_file
     from talker_rl.speakers.store import check_target, save
-    from talker_rl.speech.qwen2_5_omni.checkpoint import resolve_model_path, speakers_of
+    from talker_rl.speech.locate import resolve_model_path
+    from talker_rl.speech.qwen2_5_omni.checkpoint import speakers_of
 
     folder, out = resolve_model_path(config.model.path), Path(args.out).expanduser()
     check_target(out, folder, args.overwrite)

@@ -94,7 +94,8 @@ def _best(folder: Path) -> str:
 
 def _added(config: RunConfig, speakers: list[str]) -> list[str]:
     """Evaluated speakers that the checkpoint itself does not have; all of them where there is none such."""
-    from talker_rl.speech.qwen2_5_omni.checkpoint import load_speakers, resolve_model_path
+    from talker_rl.speech.locate import resolve_model_path
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_speakers
 
     own = load_speakers(resolve_model_path(config.model.path))
     return [name for name in speakers if name not in own] or speakers

@@ -7,7 +7,7 @@ began with, a frozen copy of it is kept beside the one that is trained.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -147,15 +147,19 @@ def resolve_adapter(spec: str | Path) -> Path:
                           fix="give a PEFT folder, or the folder of a finished run: this stage comes after it")
 
 
-def save_lora(model: Any, folder: Path | str) -> None:
+def save_lora(model: Any, folder: Path | str, state: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write the policy's adapter in PEFT's layout: ``peft.PeftModel.from_pretrained(talker, folder)`` loads it.
 
     It is made to be shared: it names its base, not where that lies here.
+
+    Args:
+        state: weights that an engine has gathered; None: the module's own.
     """
     config = model.peft_config[POLICY]
     if config.base_model_name_or_path:
         config.base_model_name_or_path = model_name(config.base_model_name_or_path)
-    model.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
+    model.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False,
+                          state_dict=None if state is None else dict(state))
 
 
 @contextmanager

@@ -137,7 +137,7 @@ class Context:
                 opened: a rollout from cached conditioning needs no Thinker.
         """
         from talker_rl.speech.files import content_hash
-        from talker_rl.speech.qwen2_5_omni.checkpoint import resolve_model_path
+        from talker_rl.speech.locate import resolve_model_path
 
         found = {"model": content_hash(resolve_model_path(self.config.model.path), parts or SPEAKING)}
         if self.config.model.talker:
@@ -253,7 +253,7 @@ def device_name(setting: str) -> str:
 def talker_path(spec: str) -> Path:
     """A Talker's weights: a path, or ``micro:clean``."""
     if spec == "micro:clean":
-        from talker_rl.speech.qwen2_5_omni.checkpoint import resolve_model_path
+        from talker_rl.speech.locate import resolve_model_path
 
         return resolve_model_path("micro") / "talker_clean"
     return Path(spec).expanduser()

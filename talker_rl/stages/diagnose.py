@@ -22,13 +22,13 @@ from talker_rl.diagnostics.records import PairRecord, SampleRecord
 from talker_rl.diagnostics.stability import LAST
 from talker_rl.diagnostics.summary import summarize
 from talker_rl.losses.config import parse_loss
-from talker_rl.records.codec import CODE_RATE_HZ, NUM_CODES
 from talker_rl.records.pair import Pair
+from talker_rl.records.speech import Speech
 from talker_rl.stages import reward_noise
 from talker_rl.stages.choice import chosen_policy, dev_candidates, dev_rows
 from talker_rl.stages.context import Context, Round, choice_stage, train_stage
 from talker_rl.stages.evaluate import eval_candidates, eval_rows
-from talker_rl.stages.forcing import Forced, ForceTask, force, ids_of
+from talker_rl.stages.forcing import Forced, ForceTask, force, speech_of
 from talker_rl.stages.train import is_held_out
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import ShardFolder, chunks, parquet_bytes, schema_of, table_of
@@ -142,7 +142,7 @@ class _Variant:
             step, part = work[i]
             # at step 0 the policy is, as a rule, the reference, which is known
             return self._task([policies[step]] if step or self.start != self.reference else [],
-                              [(p.prompt_id, ids) for p in part for ids in (p.chosen, p.rejected)])
+                              [(p.prompt_id, side) for p in part for side in (p.chosen, p.rejected)])
 
         def store(target: ShardFolder, i: int, made: list[list[Forced]]) -> None:
             step, part = work[i]
@@ -189,7 +189,7 @@ class _Variant:
             forced = iter(zip(*made, strict=True))
             folder.write(i, [
                 _sample_record(step, candidate, rows[candidate["candidate_id"]],
-                               next(forced) if ids_of(candidate) else None)
+                               next(forced) if speech_of(candidate).steps else None)
                 for candidate in parts[i]
             ], SampleRecord)
 
@@ -198,7 +198,7 @@ class _Variant:
     def _base_lengths(self) -> list[Row]:
         """Duration and text units of what the base said."""
         rows = {row["candidate_id"]: row for row in eval_rows(self.ctx, "base")}
-        return [{"prompt_id": c["prompt_id"], "seconds": len(c["codes"]) / CODE_RATE_HZ,
+        return [{"prompt_id": c["prompt_id"], "seconds": speech_of(c).seconds,
                  "units": _units(rows[c["candidate_id"]])} for c in eval_candidates(self.ctx, "base")]
 
     # -- drift ------------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ class _Variant:
         """What each checkpoint sampled for the dev prompts: log-probs under it and under the reference."""
         by_step: dict[int, list[Row]] = defaultdict(list)
         for row in dev_candidates(self.ctx, self.name, self.index):
-            if row["step"] and ids_of(row):
+            if row["step"] and speech_of(row):
                 by_step[row["step"]].append(row)
         work = [(step, part) for step in sorted(by_step) for part in chunks(by_step[step], SHARD)]
 
@@ -225,7 +225,7 @@ class _Variant:
 
         return self.ctx.fill(f"{self.stage}/parts/drift", self.key, len(work), task, force, store)
 
-    def _task(self, policies: list[Path | None], sequences: list[tuple[str, list[int]]]) -> ForceTask:
+    def _task(self, policies: list[Path | None], sequences: list[tuple[str, Speech]]) -> ForceTask:
         return ForceTask(
             model=self.ctx.model_dump(), policies=[str(p) if p else None for p in policies],
             conditioning=str(self.ctx.run.path / "conditioning"), sequences=sequences,
@@ -252,20 +252,19 @@ def some_pairs(pairs: Sequence[Pair], held_out_share: float, count: int = MAX_PA
     return [pair for pair in pairs if pair.pair_id in kept]
 
 
-def _sequences(candidates: list[Row]) -> list[tuple[str, list[int]]]:
-    """Prompt id and ids of the candidates that have any."""
-    return [(c["prompt_id"], ids_of(c)) for c in candidates if ids_of(c)]
+def _sequences(candidates: list[Row]) -> list[tuple[str, Speech]]:
+    """Prompt id and what was said of the candidates that said anything."""
+    return [(c["prompt_id"], speech_of(c)) for c in candidates if speech_of(c).steps]
 
 
 def _pair_record(
     step: int, pair: Pair, held_out: bool, policy: tuple[list[float], list[float]],
     reference: tuple[list[float], list[float]],
 ) -> PairRecord:
-    chosen, rejected = (len(ids) - (ids[-1] >= NUM_CODES) for ids in (pair.chosen, pair.rejected))
     raw, common = _margins(pair.pair_id, policy, reference)
     return PairRecord(
         step=step, pair_id=pair.pair_id, prompt_id=pair.prompt_id, held_out=held_out,
-        chosen_codes=chosen, rejected_codes=rejected,
+        chosen_codes=pair.chosen.frames, rejected_codes=pair.rejected.frames,
         chosen_seconds=pair.chosen_seconds, rejected_seconds=pair.rejected_seconds,
         chosen_reward=pair.chosen_reward, rejected_reward=pair.rejected_reward,
         policy_chosen_logp=math.fsum(policy[0]), policy_rejected_logp=math.fsum(policy[1]),
@@ -299,7 +298,7 @@ def _sample_record(step: int, candidate: Row, row: Row, forced: tuple[Forced, ..
     half = len(p_stop) // 2
     return SampleRecord(
         prompt_id=candidate["prompt_id"], candidate_id=candidate["candidate_id"], step=step,
-        seconds=len(candidate["codes"]) / CODE_RATE_HZ, codes=len(candidate["codes"]), units=_units(row),
+        seconds=speech_of(candidate).seconds, codes=speech_of(candidate).frames, units=_units(row),
         end_reason=candidate["end_reason"],
         policy_logp=math.fsum(forced[0].logps) if forced else None,
         ref_logp=math.fsum(forced[1].logps) if forced else None,

@@ -23,8 +23,9 @@ from talker_rl.planning.command import size
 from talker_rl.speech.adapter_check import adapter_settings, adapter_weights, check_adapter_of, check_finite
 from talker_rl.speech.config import SPEAKING, ModelConfig
 from talker_rl.speech.files import content_hash
+from talker_rl.speech.locate import resolve_model_path
 from talker_rl.speech.qwen2_5_omni import merge
-from talker_rl.speech.qwen2_5_omni.checkpoint import read_config, resolve_model_path, speakers_of
+from talker_rl.speech.qwen2_5_omni.checkpoint import read_config, speakers_of
 from talker_rl.stages import export_facts
 from talker_rl.stages.export_check import policy_of
 from talker_rl.store.run_dir import disk_full

@@ -14,8 +14,9 @@ from talker_rl.records.candidate import Candidate
 from talker_rl.speech.cache import ConditioningCache
 from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.lora import load_lora
+from talker_rl.speech.protocol import TalkerSequence
 from talker_rl.speech.qwen2_5_omni import merge
-from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.store.shards import ShardFolder
 
@@ -91,7 +92,7 @@ def _samples(run: Path) -> TalkerBatch | None:
     if not chosen:
         return None
     conditionings = ConditioningCache(run / "conditioning", strict=True).load(list(chosen))
-    return collate([TalkerExample(conditionings[p], c.codes_with_stop) for p, c in chosen.items()])
+    return collate([TalkerSequence(conditionings[p], c.speech) for p, c in chosen.items()])
 
 
 @torch.no_grad()

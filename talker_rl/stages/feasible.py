@@ -15,16 +15,15 @@ from talker_rl.base.figures import count
 from talker_rl.base.text.tokens import tokens_of
 from talker_rl.config import RunConfig
 from talker_rl.data.pairs import REASONS, rank_value
-from talker_rl.records.codec import CODE_RATE_HZ
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
 from talker_rl.reward.combine import BUILT_IN_COMPONENTS
 from talker_rl.reward.stability import speaking_units
+from talker_rl.speech.registry import codec_of
 from talker_rl.stages import named
 
 FASTEST = 15.0
 """Syllables per second that nobody speaks: quick speech has 8."""
-STOPS = (8292, 8294)
 ALIKE = 0.01
 """A temperature, or a probability to keep, at or below which every draw is the best id."""
 
@@ -77,10 +76,11 @@ def check_texts(config: RunConfig, prompts: Sequence[Prompt]) -> str | None:
     if not prompts or not {variant.data for variant in config.train.values()} & {None, "best_of_n"}:
         return None
     limit = config.rollouts.sampling.max_new_tokens
-    needed = sorted(codes_needed(prompt.text) for prompt in prompts)
+    codec = codec_of(config.model)
+    needed = sorted(codes_needed(prompt.text, codec.rate) for prompt in prompts)
     if needed[0] > limit:
         raise ConfigError(
-            f"No train text can be said in {count(limit, 'code')} ({limit / CODE_RATE_HZ:.2g} s): the shortest needs "
+            f"No train text can be said in {count(limit, 'code')} ({limit / codec.rate:.2g} s): the shortest needs "
             f"{needed[0]} even at {FASTEST:g} syllables per second, so every candidate would be cut",
             where="rollouts.sampling.max_new_tokens",
             fix=f"set max_new_tokens to {_usual(needed[-1])} or more (1024 is the default)")
@@ -92,9 +92,9 @@ def check_texts(config: RunConfig, prompts: Sequence[Prompt]) -> str | None:
             f"rollouts.sampling.max_new_tokens to {_usual(needed[-1])}")
 
 
-def codes_needed(text: str) -> int:
-    """Ids, the stop included, that a text takes at the least."""
-    return math.ceil(speaking_units(tokens_of(text)) * CODE_RATE_HZ / FASTEST) + 1
+def codes_needed(text: str, rate: float) -> int:
+    """Steps, the stop included, that a text takes at the least; ``rate``: the codec's frames per second."""
+    return math.ceil(speaking_units(tokens_of(text)) * rate / FASTEST) + 1
 
 
 def _usual(least: int) -> int:
@@ -189,22 +189,23 @@ def _check_minimum(config: RunConfig, where: str, key: str, least: float | None)
 
 def _check_ending(config: RunConfig) -> None:
     """A candidate must be able to end by itself: one that is cut is never chosen."""
-    s = config.rollouts.sampling
+    s, codec = config.rollouts.sampling, codec_of(config.model)
     limit = "rollouts.sampling.max_new_tokens"
-    if set(STOPS) <= set(s.suppress_tokens or []):
+    if set(codec.stops) <= set(s.suppress_tokens or []):
         raise ConfigError("No candidate can end by itself: suppress_tokens holds both stop ids, so every one is cut",
-                          where="rollouts.sampling.suppress_tokens", fix=f"take {STOPS[1]} out of it")
+                          where="rollouts.sampling.suppress_tokens", fix=f"take {codec.stop} out of it")
     if s.max_new_tokens <= (s.min_new_tokens or 0):
         raise ConfigError(
             f"No candidate can end by itself: min_new_tokens {s.min_new_tokens} forbids a stop before the limit of "
             f"{s.max_new_tokens}, so every one is cut", where=limit,
             fix="raise max_new_tokens above min_new_tokens (1024 is the default)")
-    least = math.ceil(CODE_RATE_HZ / FASTEST) + 1
+    least = math.ceil(codec.rate / FASTEST) + 1
     if s.max_new_tokens < least:
         raise ConfigError(f"No text can be said in {count(s.max_new_tokens, 'code')} "
-                          f"({s.max_new_tokens / CODE_RATE_HZ:g} s): "
+                          f"({s.max_new_tokens / codec.rate:g} s): "
                           "every candidate would be cut", where=limit,
-                          fix="set max_new_tokens to what the texts take, 50 codes per second (1024 is the default)")
+                          fix=f"set max_new_tokens to what the texts take, {codec.rate:g} codes per second "
+                          "(1024 is the default)")
 
 
 _FIXES = {
@@ -241,7 +242,8 @@ def advice(
     widest = max((max(v) - min(v) for v in by_prompt.values()), default=0.0)
     best = max((max(v) for v in by_prompt.values()), default=math.nan)
     limit = config.rollouts.sampling.max_new_tokens
-    facts = {"limit": limit, "seconds": limit / CODE_RATE_HZ, "margin": config.pairs.margin, "minimum": minimum,
+    rate = codec_of(config.model).rate
+    facts = {"limit": limit, "seconds": limit / rate, "margin": config.pairs.margin, "minimum": minimum,
              "widest": f"{widest:.3g}" + " (all are equal)" * (widest == 0), "best": f"{best:.3g}"}
     found = [(reason, count) for reason, count in Counter(dict(reasons)).most_common() if count]
     fixes = [_failures(rows, key) if reason == "all_failed" else _FIXES[reason].format(**facts)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from talker_rl.records.candidate import with_stop
+from talker_rl.records.codec import codec_named
+from talker_rl.records.speech import Speech
 from talker_rl.stages.worker import omni_of, one_thread, policy_on
 
 
@@ -18,8 +19,8 @@ class ForceTask:
     policies: list[str | None]
     """Folders of adapters (or of full Talker weights); None is the base."""
     conditioning: str
-    sequences: list[tuple[str, list[int]]]
-    """Prompt id and ids, the stop last if it was sampled; not empty."""
+    sequences: list[tuple[str, Speech]]
+    """Prompt id and what was said; not empty."""
     batch_size: int
 
 
@@ -33,20 +34,20 @@ class Forced:
     """Probability of stopping at each position, before any option of sampling."""
 
 
-def ids_of(candidate: dict[str, Any]) -> list[int]:
-    """``Candidate.codes_with_stop`` of a row."""
-    return with_stop(candidate["codes"], candidate["stop_id"])
+def speech_of(candidate: dict[str, Any]) -> Speech:
+    """``Candidate.speech`` of a row."""
+    return Speech(candidate["codes"], candidate["stop_id"], codec_named(candidate.get("codec")))
 
 
 def force(task: ForceTask) -> list[list[Forced]]:
     """For each policy, the sequences in their order."""
     from talker_rl.speech.cache import ConditioningCache
-    from talker_rl.speech.qwen2_5_omni.layout import TalkerExample
+    from talker_rl.speech.protocol import TalkerSequence
 
     omni = omni_of(task.model)
     prompt_ids = sorted({prompt_id for prompt_id, _ in task.sequences})
     stored = ConditioningCache(task.conditioning, strict=True).load(prompt_ids)
-    examples = [TalkerExample(stored[prompt_id], ids) for prompt_id, ids in task.sequences]
+    examples = [TalkerSequence(stored[prompt_id], speech) for prompt_id, speech in task.sequences]
     found = []
     for policy in task.policies:
         with one_thread(), policy_on(omni, policy) as talker:
@@ -68,6 +69,6 @@ def _force(talker: Any, examples: Sequence[Any], batch_size: int) -> list[Forced
         with torch.no_grad():
             logps, stops = token_and_stop_logps(talker, collate([examples[i] for i in batch]))
         for i, row, stop in zip(batch, logps.cpu(), stops.exp().cpu(), strict=True):
-            length = len(examples[i].codes)
+            length = examples[i].speech.steps
             found[i] = Forced(row[:length].tolist(), stop[:length].tolist())
     return [found[i] for i in range(len(examples))]

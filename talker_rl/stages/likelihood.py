@@ -44,12 +44,12 @@ def run(ctx: Context, variant: str) -> dict[str, Any] | None:
         return ForceTask(
             model=ctx.model_dump(), policies=[str(p) if p else None for p in policies],
             conditioning=str(ctx.run.path / "conditioning"),
-            sequences=[(c.prompt_id, c.codes) for c in parts[i]], batch_size=cfg.reference_batch_size,
+            sequences=[(c.prompt_id, c.speech) for c in parts[i]], batch_size=cfg.reference_batch_size,
         )
 
     def store(folder: ShardFolder, i: int, made: list[list[Forced]]) -> None:
         folder.write(i, [
-            {"prompt_id": c.prompt_id, "completion_id": c.completion_id, "tokens": len(c.codes),
+            {"prompt_id": c.prompt_id, "completion_id": c.completion_id, "tokens": c.speech.steps,
              "base_logp": math.fsum(base.logps), "trained_logp": math.fsum(trained.logps)}
             for c, base, trained in zip(parts[i], *made, strict=True)
         ])

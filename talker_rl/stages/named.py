@@ -146,7 +146,7 @@ def check_device(device: str, where: str, here: bool) -> None:
     if not _DEVICES.fullmatch(device):
         raise ConfigError(f"unknown device {device!r}", where=where, fix=fix)
     if here and device.startswith("cuda"):
-        from talker_rl.speech.qwen2_5_omni.checkpoint import pick_device
+        from talker_rl.speech.locate import pick_device
 
         try:
             pick_device(device)

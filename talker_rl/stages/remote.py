@@ -83,7 +83,7 @@ def item_of(prompt: Prompt, candidate: Candidate, seed: int) -> Item:
     return Item(
         id=candidate.candidate_id, text=prompt.text, lang=prompt.lang, speaker=candidate.speaker, seed=seed,
         codes=candidate.codes, end_reason=candidate.end_reason, reference_seconds=prompt.reference_seconds,
-        prompt_id=candidate.prompt_id, sample_seed=candidate.seed,
+        prompt_id=candidate.prompt_id, sample_seed=candidate.seed, codec=candidate.codec,
     )
 
 

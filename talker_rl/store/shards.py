@@ -21,28 +21,34 @@ import pyarrow.parquet as pq
 from talker_rl.base.disk import atomic_write, file_hash, read_json
 from talker_rl.base.errors import DataError
 from talker_rl.base.ids import stable_hash
-from talker_rl.records.rows import JSON_FIELDS, from_row, to_row
+from talker_rl.records.rows import JSON_FIELDS, column_of, from_row, hashed, to_row
+from talker_rl.records.speech import Speech
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ARROW: dict[Any, pa.DataType] = {
     str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(),
-    list[int]: pa.list_(pa.int32()), list[float]: pa.list_(pa.float32()), list[str]: pa.list_(pa.string()),
+    list[int]: pa.list_(pa.int32()), Speech: pa.list_(pa.int32()),
+    list[float]: pa.list_(pa.float32()), list[str]: pa.list_(pa.string()),
 }
 
 
 def schema_of(cls: type) -> pa.Schema:
     """Arrow schema of a record class: explicit, so that a column of nulls keeps its type."""
     hints = typing.get_type_hints(cls)
-    columns = []
+    columns, codec = [], "codec" in hints
     for f in fields(cls):
         hint = hints[f.name]
         args = typing.get_args(hint)
         kind = next(a for a in args if a is not type(None)) if type(None) in args else hint
         if f.name in JSON_FIELDS or typing.get_origin(kind) is typing.Literal:
             kind = str
-        columns.append(pa.field(f.name, _ARROW[kind]))
+        codec = codec or kind is Speech
+        columns.append(pa.field(column_of(f), _ARROW[kind]))
+    columns += [pa.field(name, _ARROW[kind]) for name, kind in getattr(cls, "COLUMNS", {}).items()]
+    if codec and "codec" not in hints:
+        columns.append(pa.field("codec", pa.string()))
     return pa.schema(columns)
 
 
@@ -121,7 +127,7 @@ class ShardFolder:
         rows = [to_row(r) for r in records] if cls is not None else list(records)
         name = self.name(i)
         sha = atomic_write(self.path / name, parquet_bytes(table_of(rows, schema_of(cls) if cls else None)))
-        entry = {"sha256": sha, "rows": len(rows), "content": stable_hash(rows)}
+        entry = {"sha256": sha, "rows": len(rows), "content": stable_hash([hashed(row) for row in rows])}
         if self._source is not None:
             entry["source"] = self._source_content(i)
         self._index["shards"][name] = entry

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from talker_rl.base.errors import StageError
 from talker_rl.base.figures import count
-from talker_rl.records.codec import CODE_RATE_HZ, NUM_CODES
 from talker_rl.records.pair import Pair
-from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, TalkerExample
+from talker_rl.speech.protocol import TalkerSequence
+from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch
 from talker_rl.speech.qwen2_5_omni.layout import collate as collate_examples
 
 if TYPE_CHECKING:
@@ -86,12 +86,12 @@ class PreferenceBatch:
 def collate_pairs(items: Sequence[tuple[int, PairExample]]) -> dict[str, Any]:
     """Data collator of the trainer: (index, example) items -> {"pair_index": (N,), "preference": PreferenceBatch}."""
     examples = [example for _, example in items]
-    losers = [e for e in examples if e.pair.rejected]
+    losers = [e for e in examples if e.pair.rejected.steps]
     if losers and len(losers) < len(examples):
         raise StageError("pairs and completions cannot share a batch", where=examples[0].pair.pair_id,
                          fix="train a variant on either")  # fmt: skip
-    sequences = [TalkerExample(e.conditioning, e.pair.chosen) for e in examples]
-    sequences += [TalkerExample(e.conditioning, e.pair.rejected) for e in losers]
+    sequences = [TalkerSequence(e.conditioning, e.pair.chosen) for e in examples]
+    sequences += [TalkerSequence(e.conditioning, e.pair.rejected) for e in losers]
     talker = collate_examples(sequences)
     mask = talker.completion_mask_BT
     references = torch.cat([e.ref_chosen for e in examples] + [e.ref_rejected for e in examples]).float()
@@ -100,7 +100,7 @@ def collate_pairs(items: Sequence[tuple[int, PairExample]]) -> dict[str, Any]:
         talker=talker,
         ref_logps=torch.zeros(mask.shape).masked_scatter(mask.cpu(), references),
         seconds=torch.tensor(seconds, dtype=torch.float32),
-        stopped=torch.tensor([s.codes[-1] >= NUM_CODES for s in sequences]),
+        stopped=torch.tensor([s.speech.stopped for s in sequences]),
         pair_ids=[e.pair.pair_id for e in examples],
     )
     return {"pair_index": torch.tensor([index for index, _ in items]), "preference": batch}
@@ -117,12 +117,12 @@ def fit_length(pairs: Sequence[Pair], max_length: int | None) -> tuple[list[Pair
         return list(pairs), counts
     kept: list[Pair] = []
     for pair in pairs:
-        if len(pair.chosen) > max_length:
+        if pair.chosen.steps > max_length:
             counts["chosen_too_long"] += 1
             continue
-        if len(pair.rejected) > max_length:
+        if pair.rejected.steps > max_length:
             counts["rejected_cut"] += 1
-            pair = replace(pair, rejected=pair.rejected[:max_length], rejected_seconds=max_length / CODE_RATE_HZ)
+            pair = replace(pair, rejected=pair.rejected.cut(max_length))
         kept.append(pair)
     return kept, counts
 

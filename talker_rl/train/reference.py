@@ -25,7 +25,8 @@ from talker_rl.base.ids import stable_hash
 from talker_rl.records.pair import Pair
 from talker_rl.speech.lora import REFERENCE
 from talker_rl.speech.lora import reference_logps as reference_adapter
-from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate, unwrap_talker
+from talker_rl.speech.protocol import TalkerSequence
+from talker_rl.speech.qwen2_5_omni.layout import collate, unwrap_talker
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 
 if TYPE_CHECKING:
@@ -137,15 +138,15 @@ def reference_logps(
     precision = "autocast-bfloat16" if bf16 else str(next(talker.parameters()).dtype)
     cache = ReferenceCache(cache_dir, reference_hash(talker), precision)
     condition_key = {p: conditioning_hash(conditionings[p]) for p in {pair.prompt_id for pair in pairs}}
-    wanted: dict[str, TalkerExample] = {}
+    wanted: dict[str, TalkerSequence] = {}
     keys: list[tuple[str, str]] = []
     for pair in pairs:
         sides = (pair.chosen, pair.rejected)
-        key_pair = tuple(cache.key(condition_key[pair.prompt_id], codes) for codes in sides)
+        key_pair = tuple(cache.key(condition_key[pair.prompt_id], speech.ids) for speech in sides)
         keys.append(key_pair)  # type: ignore[arg-type]
-        for key, codes in zip(key_pair, sides, strict=True):
-            if codes:  # a completion has no rejected
-                wanted.setdefault(key, TalkerExample(conditionings[pair.prompt_id], codes))
+        for key, speech in zip(key_pair, sides, strict=True):
+            if speech.steps:  # a completion has no rejected
+                wanted.setdefault(key, TalkerSequence(conditionings[pair.prompt_id], speech))
     missing = [key for key in wanted if cache.get(key) is None]
     # Sequences of a prompt side by side share its prefix; the hashes make the batches reproducible.
     missing.sort(key=lambda key: (condition_key[wanted[key].conditioning.prompt_id], key))
@@ -158,7 +159,7 @@ def reference_logps(
                 batch_keys = chunk[at : at + batch_size]
                 logps = token_logps(talker, collate([wanted[key] for key in batch_keys])).float().cpu()
                 for key, row in zip(batch_keys, logps, strict=True):
-                    entries[key] = row[: len(wanted[key].codes)].clone()
+                    entries[key] = row[: wanted[key].speech.steps].clone()
                     if not bool(torch.isfinite(entries[key]).all()):
                         raise TrainingError(
                             "the reference gives a log-prob that is not finite",
@@ -169,7 +170,7 @@ def reference_logps(
                 if on_progress is not None:
                     on_progress(done, len(missing))
             cache.add(entries)
-    found = [(cache.get(chosen), cache.get(rejected) if pair.rejected else torch.zeros(0))
+    found = [(cache.get(chosen), cache.get(rejected) if pair.rejected.steps else torch.zeros(0))
              for pair, (chosen, rejected) in zip(pairs, keys, strict=True)]  # fmt: skip
     return found, {"hit": len(wanted) - len(missing), "computed": len(missing)}  # type: ignore[return-value]
 

@@ -286,7 +286,7 @@ def _select(cfg: TrainConfig, output_dir: Path, history: list[dict[str, Any]], l
 
 
 def _data_facts(train_pairs: Sequence[Pair], held_out: Sequence[Pair], limit: dict[str, int]) -> dict[str, Any]:
-    paired = bool(train_pairs[0].rejected)
+    paired = bool(train_pairs[0].rejected.steps)
     return {
         "pairs": len(train_pairs),
         "prompts": len({p.prompt_id for p in train_pairs}),

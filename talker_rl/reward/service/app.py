@@ -59,7 +59,8 @@ def create_app(engine: Engine, token: str | None = None) -> FastAPI:
         results = await _unless_gone(request, engine, body.items, body.timeout_seconds)
         if results is None:
             return Response(status_code=_GONE)
-        return _json({"protocol": PROTOCOL, "fingerprint": engine.fingerprint, "items": results})
+        return _json({"protocol": PROTOCOL, "fingerprint": engine.fingerprint, "codec": engine.codec.name,
+                      "items": results})
 
     @app.post("/get_reward", response_model=Rewards, responses=_PROBLEMS, summary="Rewards, as OpenRLHF asks for them")
     async def get_reward(body: RewardRequest, request: Request) -> Response:

@@ -18,7 +18,7 @@ from typing import Any
 
 from talker_rl.base.errors import TalkerRLError
 from talker_rl.base.figures import count
-from talker_rl.records.codec import CODE_RATE_HZ, NUM_CODES
+from talker_rl.records.codec import Codec
 from talker_rl.reward.config import RewardConfig, ServiceConfig
 from talker_rl.reward.service import frames
 from talker_rl.reward.service.canary import Canary, CanarySpec, default_canary
@@ -28,10 +28,11 @@ from talker_rl.reward.service.pool import Pool, WorkerDied, WorkerProcess
 from talker_rl.reward.service.protocol import Item, Limits, Ready, failed
 from talker_rl.reward.service.queues import Job, JobQueue
 from talker_rl.speech.config import ModelConfig, Token2WavConfig
+from talker_rl.speech.registry import codec_of
 
 log = logging.getLogger("talker_rl.service")
 
-_BYTES_A_SECOND = {b"OggS": 2_000, b"fLaC": 24_000}
+_BYTES_A_SECOND = {b"OggS": 2e3, b"fLaC": 24e3}
 """Of sound files by their first bytes, roughly; 48,000 (16 bit, 24 kHz) for others."""
 _LEAST_SECONDS = 0.1
 """What any item counts for, so that the bound on speech bounds their number too."""
@@ -80,6 +81,7 @@ class Engine:
         self.canary = Canary(spec.canary)
         self.parts: Parts = {}
         self.speakers: list[str] = []
+        self.codec = codec_of(spec.model)
         self._live: dict[str, Job] = {}
         self._cache: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._load = 0.0
@@ -143,6 +145,7 @@ class Engine:
             fingerprint=self.fingerprint,
             parts=self.parts,
             speakers=self.speakers,
+            codec=self.codec.name,
             limits=Limits(
                 max_items=config.max_items,
                 max_seconds=config.max_seconds,
@@ -197,12 +200,13 @@ class Engine:
         if key in self._live:
             self.metrics.cache_hits.inc()
             return self._live[key]
-        job = Job(key, item, speech_seconds(item, self.config.max_seconds), asyncio.get_running_loop().create_future())
+        seconds = speech_seconds(item, self.codec, self.config.max_seconds)
+        job = Job(key, item, seconds, asyncio.get_running_loop().create_future())
         known = self._cache.get(key)
         if known is not None:
             self._cache.move_to_end(key)
             self.metrics.cache_hits.inc()
-        known = known or refusal(item, self.config.max_seconds)
+        known = known or refusal(item, self.codec, self.config.max_seconds)
         if known is not None:
             job.future.set_result(self._count(known))
         return job
@@ -297,14 +301,20 @@ class Engine:
         return result
 
 
-def refusal(item: Item, max_seconds: float) -> dict[str, Any] | None:
+def refusal(item: Item, codec: Codec, max_seconds: float) -> dict[str, Any] | None:
     """The failure of an item that no worker needs to see, or None."""
     if item.codes is None:
         return None
-    bad = next((code for code in item.codes if not 0 <= code < NUM_CODES), None)
+    if item.codec not in (None, codec.name):
+        return failed(item.id, "other_codec", f"codes of {item.codec}; this service decodes {codec.name}",
+                      retryable=False)
+    bad = codec.invalid(item.codes)
     if bad is not None:
-        return failed(item.id, "invalid_code", f"{bad} is no code: 0 to {NUM_CODES - 1}", retryable=False)
-    if len(item.codes) > max_seconds * CODE_RATE_HZ:
+        return failed(item.id, "invalid_code", f"{bad} is no code: 0 to {max(codec.sizes) - 1}", retryable=False)
+    if len(item.codes) % codec.groups:
+        return failed(item.id, "invalid_code", f"{len(item.codes)} codes are no whole frames of {codec.groups}",
+                      retryable=False)
+    if codec.seconds(item.codes) > max_seconds:
         return failed(item.id, "too_long", f"{count(len(item.codes), 'code')}; {max_seconds:g} s are "
                                            f"taken", retryable=False)
     return None
@@ -315,10 +325,10 @@ def needs_decoder(item: Item) -> bool:
     return bool(item.codes) and item.end_reason != "invalid_code"
 
 
-def speech_seconds(item: Item, max_seconds: float) -> float:
+def speech_seconds(item: Item, codec: Codec, max_seconds: float) -> float:
     """Duration of an item: what admission counts."""
     if item.audio is None:
-        return max(_LEAST_SECONDS, len(item.codes or ()) / CODE_RATE_HZ)
+        return max(_LEAST_SECONDS, codec.seconds_of(len(item.codes or ()) // codec.groups))
     seconds = len(item.audio) / _BYTES_A_SECOND.get(item.audio[:4], 48_000)
     return min(max_seconds, max(_LEAST_SECONDS, seconds))
 

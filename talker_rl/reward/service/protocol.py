@@ -45,6 +45,7 @@ class Item(BaseModel):
     speaker: str | None = Field(default=None, max_length=200, description="Speaker of the codes.")
     seed: int | None = Field(default=None, ge=0, lt=2**63, description="Seed of the decoder's noise.")
     codes: list[int] | None = Field(default=None, max_length=100_000, description="Codec ids, the stop excluded.")
+    codec: str | None = Field(default=None, max_length=64, description="Name of the codec; null: the service's.")
     audio: Sound | None = Field(default=None, description="A mono WAV, FLAC or OGG file, in base64.")
     end_reason: EndReason | None = Field(default=None, description="Why the codes ended.")
     reference_seconds: float | None = Field(
@@ -118,6 +119,7 @@ class ScoreResponse(BaseModel):
 
     protocol: int = PROTOCOL
     fingerprint: str = Field(description="Changes whenever a score may change.")
+    codec: str | None = Field(default=None, description="Name of the codec that codes are read as.")
     items: list[ItemResult]
 
 
@@ -139,6 +141,7 @@ class Ready(BaseModel):
     fingerprint: str | None = None
     parts: dict[str, str] = Field(default_factory=dict, description="What the fingerprint is made of.")
     speakers: list[str] = Field(default_factory=list)
+    codec: str | None = Field(default=None, description="Name of the codec that codes are read as.")
     limits: Limits
 
 

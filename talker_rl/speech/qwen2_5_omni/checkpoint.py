@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from talker_rl.base.figures import count
 from talker_rl.base.ids import stable_hash
 from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.files import INDEX, content_hash, open_tensors, shards_of
-from talker_rl.speech.other_folders import refuse_other
+from talker_rl.speech.locate import pick_device, resolve_model_path
 from talker_rl.speech.quantization import four_bit
 from talker_rl.speech.quiet import quiet_transformers
 from talker_rl.speech.qwen2_5_omni.config_json import read_config
@@ -29,7 +28,6 @@ from talker_rl.speech.qwen2_5_omni.speaker_table import load_speakers
 from talker_rl.speech.text_tokenizer import load_tokenizer
 
 PARTS = ("thinker", "talker", "token2wav")
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "spk_dict.pt"]
 
 _IGNORED_STORED_KEYS = ("rotary_embed.inv_freq",)
 """Stored by the published checkpoints, recomputed by transformers."""
@@ -75,51 +73,6 @@ class Omni:
         if module is None:
             raise ConfigError(f"the {part} was not loaded", fix=f'load_omni(..., parts=(..., "{part}"))')
         return module
-
-
-def resolve_model_path(path: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
-    """``"micro"`` -> the shipped model; a folder -> itself; ``owner/name`` -> its hub snapshot (downloaded).
-
-    Args:
-        patterns: the files of a snapshot that are needed.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if path == "micro":
-        from talker_rl import micro
-
-        folder = Path(micro.checkpoint_dir()) / "omni"
-        if not (folder / "config.json").is_file():
-            raise CheckpointError("the micro model is not there", where=str(folder), fix="run `talker-rl micro build`")
-        return folder
-    if not path.strip():  # pathlib takes it for the working directory
-        raise CheckpointError("the model's path is empty", where="model.path",
-                              fix='give a folder, "micro" or a hub name owner/name')
-    folder = Path(path).expanduser()
-    refuse_other(folder)
-    if folder.is_dir():
-        return folder
-    looks_like_hub_name = path.count("/") == 1 and not path.startswith((".", "/", "~"))
-    if folder.exists() or not looks_like_hub_name:
-        raise CheckpointError("no such model folder", where=path, fix='give a folder, "micro" or a hub name owner/name')
-    return _hub_snapshot(path, tuple(patterns))
-
-
-@lru_cache
-def _hub_snapshot(name: str, patterns: tuple[str, ...]) -> Path:
-    """A hub model's files: asked for once per process, since each worker resolves its model for every task."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"neither a folder nor a model that the hub gives: {type(error).__name__}: {error}",
-            where=name,
-            fix="check the name and the network, or download the model and give its folder",
-        ) from error
 
 
 def part_hash(model: ModelConfig, part: str) -> str:
@@ -179,22 +132,6 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
     if tokenizer if tokenizer is not None else "thinker" in parts:
         omni.tokenizer = load_tokenizer(folder)
     return omni
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name, ``auto`` resolved; ConfigError where it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}", where="model.device", fix="auto, cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("no CUDA device is there", where="model.device", fix="use device: cpu or auto")
-    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise ConfigError(f"there is no device {name!r}: {torch.cuda.device_count()} are there", where="model.device",
-                          fix=f"use auto, cuda or cuda:{torch.cuda.device_count() - 1}")
-    return device
 
 
 def part_class(part: str) -> tuple[type, str]:

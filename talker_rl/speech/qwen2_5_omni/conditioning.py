@@ -56,6 +56,11 @@ class Conditioning:
     position_ids: torch.Tensor | None = None
     """(3, P) rotary positions of the prefix where it holds images or video; None: 0, 1, ..., P-1 on each axis."""
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is stored and hashed, by name."""
+        placed = {} if self.position_ids is None else {"position_ids": self.position_ids}
+        return {"prefix": self.prefix, "reply_stream": self.reply_stream, **placed}
+
     @property
     def next_position(self) -> int:
         """Position of the first row behind the prefix, on each axis."""

@@ -24,20 +24,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from talker_rl.base.errors import DataError
 from talker_rl.speech.packing import Packing
+from talker_rl.speech.protocol import TalkerSequence
 
 if TYPE_CHECKING:
     from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
 
 NO_CODE = -1
 """Codec side of a position that has none."""
-
-
-@dataclass
-class TalkerExample:
-    """One sequence to score: its conditioning and its ids, the stop id last if it was sampled."""
-
-    conditioning: Conditioning
-    codes: list[int]
 
 
 @dataclass
@@ -67,6 +60,11 @@ class TalkerBatch:
         moved = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
         return replace(self, **moved)
 
+    @property
+    def mask_ST(self) -> torch.Tensor:
+        """``completion_mask_BT`` under the protocol's name."""
+        return self.completion_mask_BT
+
     def __len__(self) -> int:
         return self.codes_BT.shape[0]
 
@@ -88,7 +86,7 @@ def prefix_positions(conditioning: Conditioning) -> torch.Tensor:
     return conditioning.position_ids
 
 
-def collate(examples: Sequence[TalkerExample]) -> TalkerBatch:
+def collate(examples: Sequence[TalkerSequence]) -> TalkerBatch:
     """Pack examples into one row; those with the same conditioning (the same object) share its prefix.
 
     Raises:
@@ -105,7 +103,7 @@ def collate(examples: Sequence[TalkerExample]) -> TalkerBatch:
     positions: list[torch.Tensor] = []
     predictors: dict[int, torch.Tensor] = {}
     prompts, at = [], 0
-    codes = [torch.tensor(example.codes, dtype=torch.long) for example in examples]
+    codes = [torch.tensor(example.speech.ids, dtype=torch.long) for example in examples]
     for members in by_prompt.values():
         spoken = examples[members[0]].conditioning
         prefix, following = spoken.prefix, spoken.next_position
@@ -133,9 +131,9 @@ def collate(examples: Sequence[TalkerExample]) -> TalkerBatch:
     )
 
 
-def _check(example: TalkerExample) -> None:
+def _check(example: TalkerSequence) -> None:
     where = example.conditioning.prompt_id
-    if not example.codes:
+    if not example.speech.ids:
         raise DataError("a sequence without ids has no log-probs", where=where)
     if example.conditioning.prefix.shape[0] < 2 or example.conditioning.reply_stream.shape[0] < 1:
         raise DataError("a conditioning needs two prefix rows and one reply row", where=where)

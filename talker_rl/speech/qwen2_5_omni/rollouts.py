@@ -18,8 +18,8 @@ import torch
 
 from talker_rl.base.errors import DataError, StageError
 from talker_rl.records.candidate import Candidate, EndReason
-from talker_rl.records.codec import NUM_CODES
 from talker_rl.speech.config import SamplingConfig
+from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
 from talker_rl.speech.qwen2_5_omni.decoder import Decoder
 from talker_rl.speech.qwen2_5_omni.layout import unwrap_talker
@@ -107,7 +107,7 @@ class _Sequence:
         codes = self.ids
         if last in stop_ids:
             stop_id, codes, reason = last, self.ids[:-1], "eos"
-        elif last >= NUM_CODES:
+        elif last >= CODEC.sizes[0]:
             codes, keep, reason = self.ids[:-1], keep - 1, "invalid_code"
         return Candidate(
             prompt_id=conditioning.prompt_id,
@@ -119,6 +119,7 @@ class _Sequence:
             end_reason=reason if codes else "empty",
             token_logps=self.raw[:keep],
             processed_logps=self.processed[:keep],
+            codec=CODEC.name,
         )
 
 
@@ -182,7 +183,7 @@ class _Rows:
                 sequence.ids.append(code)
                 sequence.raw.append(logp)
                 sequence.processed.append(processed_logp)
-                stopped = code in self.sampler.stop_ids or code >= NUM_CODES
+                stopped = code in self.sampler.stop_ids or code >= CODEC.sizes[0]
                 if stopped or len(sequence.ids) == self.max_new_tokens:
                     ended.append(row)
                     break

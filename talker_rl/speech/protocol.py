@@ -1,0 +1,204 @@
+"""What a speech generator is to the rest of the house. Rooms outside ``speech/`` talk to these and to nothing else of a
+family.
+
+A **family** (:class:`Family`) is a kind of generator, known before any weights are read. A **generator** is one that is
+loaded, whole or in parts. A **policy** is its Talker with some weights: what is sampled from, trained and measured.
+
+    S  sequences of a batch         T  steps of the longest: frames, and the stop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.codec import Codec
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.speech import Speech
+from talker_rl.speech.config import ConditioningConfig, LoraSettings, ModelConfig, SamplingConfig, Token2WavConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from talker_rl.base.errors import TalkerRLError
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+class Conditioning(Protocol):
+    """What the Talker reads of one prompt. A family's own class; here only what others may look at."""
+
+    prompt_id: str
+    speaker: str
+    reply_text: str
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Everything that decides a log-prob, by name: what is stored, and what content hashes are made of."""
+        ...
+
+
+@dataclass(frozen=True)
+class TalkerSequence:
+    """One sequence to score: what was said to which conditioning."""
+
+    conditioning: Any
+    speech: Speech
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Candidates to sample of one prompt, one a seed."""
+
+    conditioning: Any
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """Codes to decode."""
+
+    codes: Sequence[int]
+    """No stop among them."""
+    speaker: str
+    seed: int | None = None
+    """Of the decoder's noise; None where the codec has none."""
+
+
+class PolicyBatch(Protocol):
+    """S sequences, collated: one forward."""
+
+    @property
+    def mask_ST(self) -> Tensor:
+        """(S, T) bool: True on steps, the stop included."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch on a device."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class Policy(Protocol):
+    """A Talker with some weights, and the reference it is measured against."""
+
+    codec: Codec
+    module: Any
+    """torch module: what an optimizer, DDP or DeepSpeed gets."""
+
+    def sample(
+        self, requests: Sequence[SampleRequest], sampling: SamplingConfig, *, batch_size: int = 64,
+        progress: Progress | None = None,
+    ) -> list[Candidate]:
+        """Candidates in order of request, then seed; each depends on its own seed alone."""
+        ...
+
+    def collate(self, sequences: Sequence[TalkerSequence]) -> PolicyBatch:
+        """A batch of one forward; sequences of the same conditioning (the same object) may share work."""
+        ...
+
+    def logps(self, batch: PolicyBatch, module: nn.Module | None = None) -> Tensor:
+        """Raw natural log-probs (S, T) float32, one a step, summed over a frame's codes; 0 at padding. They equal those
+        that ``sample`` recorded.
+
+        Args:
+            module: ``module`` as DDP or an engine wrapped it, so that its hooks run.
+        """
+        ...
+
+    def logps_and_stops(self, batch: PolicyBatch) -> tuple[Tensor, Tensor]:
+        """``logps``, and the raw log-prob of stopping at each step; both (S, T)."""
+        ...
+
+    def as_reference(self) -> AbstractContextManager[None]:
+        """Inside, the policy computes what training measures against."""
+        ...
+
+    def reference_identity(self) -> str:
+        """Content hash of the weights that the reference computes with."""
+        ...
+
+    def save(self, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the policy's weights (an adapter in PEFT's layout, or the Talker's own).
+
+        Args:
+            state: weights that an engine has gathered; None: the module's own.
+        """
+        ...
+
+    def load(self, folder: str | Path) -> None:
+        """Put weights that ``save`` wrote into the policy that is there.
+
+        Raises:
+            CheckpointError: they are not of this policy.
+        """
+        ...
+
+
+Training = LoraSettings | Literal["full"]
+"""What of a policy is trained: a new adapter, or the Talker's own weights."""
+
+
+class Generator(Protocol):
+    """A loaded speech generator, whole or in parts."""
+
+    codec: Codec
+    settings: ModelConfig
+    device: Any
+
+    @property
+    def speakers(self) -> Sequence[str]:
+        """Names, sorted."""
+        ...
+
+    def condition(
+        self, prompts: Sequence[Prompt], cfg: ConditioningConfig | None = None, *,
+        errors: dict[str, TalkerRLError] | None = None, progress: Progress | None = None,
+    ) -> list[Any]:
+        """:class:`Conditioning` of the prompts, in order.
+
+        Args:
+            errors: where given, prompts that cannot be used are left out and noted here by prompt id; otherwise the
+                first one raises.
+        """
+        ...
+
+    def conditioning_key(self, prompt: Prompt, cfg: ConditioningConfig) -> str:
+        """Content hash of everything that a prompt's conditioning depends on."""
+        ...
+
+    def policy(
+        self, weights: str | Path | None = None, *, reference: str | Path | None = None, train: Training | None = None,
+        seed: int = 0,
+    ) -> AbstractContextManager[Policy]:
+        """The Talker with some weights; on leaving, the generator is what it was.
+
+        Args:
+            weights: folder of an adapter, or of full Talker weights; None is the base.
+            reference: adapter of which a frozen copy is the reference; None: the base is.
+            train: what is trained; None: nothing. With an adapter as ``weights`` that one is trained on.
+            seed: of a new adapter's initialization.
+        """
+        ...
+
+    def decode(
+        self, utterances: Sequence[Utterance], settings: Token2WavConfig | None = None, *,
+        progress: Progress | None = None,
+    ) -> list[np.ndarray]:
+        """Speech of each: float32 samples at ``codec.sample_rate``."""
+        ...
+
+    def similarity(self, sound: np.ndarray, speaker: str) -> float | None:
+        """Likeness of a voice to a speaker's reference, -1 to 1; None where the family cannot tell."""
+        ...
+
+    def identity(self, part: str) -> str:
+        """Content hash of the files that a part (``conditioner``, ``talker``, ``decoder``) was loaded from."""
+        ...

@@ -1,0 +1,56 @@
+"""Families of speech generators, by the ``model_type`` of a checkpoint's config.json. Imports no torch.
+
+A family is a folder here with two modules: ``codec`` (what ids mean) and ``family`` (everything else, found by name, so
+that nothing is imported that is not used).
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from talker_rl.base.errors import CheckpointError
+from talker_rl.records.codec import FIRST, Codec, codec_named
+from talker_rl.speech.locate import resolve_model_path
+
+if TYPE_CHECKING:
+    from talker_rl.speech.config import ModelConfig
+
+MODEL_TYPES = {"qwen2_5_omni": "qwen2_5_omni"}
+"""model_type -> family."""
+
+
+def family_named(name: str) -> Any:
+    """A family's module (:class:`talker_rl.speech.family.Family`)."""
+    return import_module(f"talker_rl.speech.{name}.family")
+
+
+def family_of(path: str | Path) -> Any:
+    """The family of a model: "micro", a folder, or a hub name.
+
+    Raises:
+        CheckpointError: there is no such model, or it is of no family that is known here.
+    """
+    return family_named(_family_name(resolve_model_path(str(path))))
+
+
+def codec_of(model: ModelConfig) -> Codec:
+    """The codec of a model as its settings name it, before anything is loaded or fetched: where the folder is not on
+    this machine yet, that of the first family."""
+    folder = Path(model.path).expanduser()
+    if model.path != "micro" and not (folder / "config.json").is_file():
+        return codec_named(FIRST)
+    try:
+        return codec_named(_family_name(resolve_model_path(model.path)))
+    except CheckpointError:  # told by whoever loads it
+        return codec_named(FIRST)
+
+
+def _family_name(folder: Path) -> str:
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return FIRST  # whose reader says what is wrong with the file
+    return MODEL_TYPES.get(str(kind), FIRST)  # likewise of a model that is of no family
