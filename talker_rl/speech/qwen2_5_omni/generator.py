@@ -20,12 +20,10 @@ from talker_rl.speech.protocol import Progress, Training, Utterance
 from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning, compute_conditioning, conditioning_key
+from talker_rl.speech.qwen2_5_omni.family import PARTS
 from talker_rl.speech.qwen2_5_omni.policy import TalkerPolicy
 from talker_rl.speech.qwen2_5_omni.speaker import speaker_similarity
 from talker_rl.speech.qwen2_5_omni.token2wav import decode
-
-PARTS = {"conditioner": "thinker", "talker": "talker", "decoder": "token2wav"}
-"""The house's name of a part -> Qwen2.5-Omni's."""
 
 
 class OmniGenerator:

@@ -1,0 +1,88 @@
+"""Qwen2.5-Omni as a family (:class:`talker_rl.speech.family.Family`): what is asked before, or without, loading it.
+
+Imports no torch until something is asked that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from talker_rl.speech.config import LoraSettings, ModelConfig
+from talker_rl.speech.locate import resolve_model_path
+from talker_rl.speech.qwen2_5_omni.codec import CODEC as CODEC
+
+if TYPE_CHECKING:
+    from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
+
+NAME = "qwen2_5_omni"
+PARTS = {"conditioner": "thinker", "talker": "talker", "decoder": "token2wav"}
+"""The house's name of a part -> Qwen2.5-Omni's."""
+
+
+def load(settings: ModelConfig, parts: Sequence[str] = tuple(PARTS), *, tokenizer: bool | None = None) -> OmniGenerator:
+    """The asked parts, frozen and in eval mode.
+
+    Args:
+        parts: any of ``conditioner``, ``talker``, ``decoder``; only their tensors are read.
+        tokenizer: whether to load the tokenizer; by default with the conditioner.
+
+    Raises:
+        CheckpointError: a missing, unreadable or misfitting file, named.
+    """
+    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+    from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
+
+    return OmniGenerator(load_omni(settings, [PARTS[part] for part in parts], tokenizer=tokenizer))
+
+
+def identity(settings: ModelConfig, part: str) -> str:
+    """Hash of the files that a part depends on (the small ones, its own shards, what the settings put in their place);
+    shards of other parts alone are not opened.
+
+    Raises:
+        CheckpointError: the model or a file of it is not there.
+    """
+    from talker_rl.speech.qwen2_5_omni.checkpoint import part_hash
+
+    return part_hash(settings, PARTS[part])
+
+
+def files_identity(settings: ModelConfig, *parts: str) -> str:
+    """Content hash of the checkpoint's own files that these parts are read from, whatever the settings put in their
+    place."""
+    from talker_rl.speech.files import content_hash
+
+    return content_hash(resolve_model_path(settings.path), [PARTS[part] for part in parts])
+
+
+def speakers(settings: ModelConfig) -> list[str]:
+    """Names of the speakers, sorted, without loading anything else."""
+    from talker_rl.speech.qwen2_5_omni.checkpoint import speakers_of
+
+    return sorted(speakers_of(settings))
+
+
+def check_adapter(settings: ModelConfig, folder: Path) -> None:
+    """Whether an adapter is whole and of this model's Talker; no weights of the model are read.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    from talker_rl.speech.lora import check_adapter_of
+    from talker_rl.speech.qwen2_5_omni.config_json import read_config
+
+    check_adapter_of(read_config(resolve_model_path(settings.path)), folder)
+
+
+def check_lora(settings: ModelConfig, lora: LoraSettings) -> None:
+    """Whether a new adapter of these settings fits this model's Talker; no weights are read.
+
+    Raises:
+        ConfigError: ``target_modules`` is no regular expression, or names what cannot be trained.
+    """
+    from talker_rl.speech.lora import check_lora_of
+    from talker_rl.speech.qwen2_5_omni.config_json import read_config
+
+    check_lora_of(read_config(resolve_model_path(settings.path)), lora)
