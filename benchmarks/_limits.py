@@ -126,7 +126,7 @@ def training(
     """(the reference's forward, the training): pairs with prefixes of so many positions by prompt id."""
     reference, steps, positions = 0.0, 0.0, 0.0
     for pair in pairs:
-        at = Lengths((len(pair.chosen) + len(pair.rejected)) / 2, prefixes[pair.prompt_id], 0)
+        at = Lengths((pair.chosen.steps + pair.rejected.steps) / 2, prefixes[pair.prompt_id], 0)
         positions += at.prefix + 2 * (at.codes - 1)
         reference += cost.reference(geo, 1, at, batch, dtype)[0].flops
         steps += cost.training(geo, 1, at, batch, dtype, lora, recompute=False)[0].flops

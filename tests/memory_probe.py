@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from omni_factory import EMBED, random_conditionings, speakers, tiny_omni
+from said import said
 from train_helpers import make_config, make_omni, make_pairs
 
 from talker_rl import micro
@@ -68,8 +69,8 @@ def pairs_of(count: int, codes: int) -> list[Pair]:
     found = []
     for i in range(count):
         chosen, rejected = ([rng.randrange(8000) for _ in range(codes - 1)] + [8294] for _ in range(2))
-        found.append(Pair(f"p{i}", pair_id_of(f"p{i}", chosen, rejected), "", "f1", f"{i}c", f"{i}r", chosen, rejected,
-                          1.0, 0.0, 1.0, codes / 50, codes / 50))
+        found.append(Pair(f"p{i}", pair_id_of(f"p{i}", chosen, rejected), "", "f1", f"{i}c", f"{i}r", said(chosen),
+                          said(rejected), 1.0, 0.0, 1.0))
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from omni_factory import omni_config, random_conditionings, speakers, tiny_omni
+from said import sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from talker_rl import cli
@@ -26,7 +27,7 @@ from talker_rl.planning.hardware import HARDWARE, Work, hardware
 from talker_rl.speech.cache import ConditioningCache
 from talker_rl.speech.config import LoraSettings, Token2WavConfig
 from talker_rl.speech.lora import attach_lora
-from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.speech.qwen2_5_omni.token2wav import decode
 
@@ -58,7 +59,7 @@ def pair_batch(prompts: int = 2, sides: int = 2) -> Any:
     """Pairs of AT's lengths, both sides of each behind one prefix; completions have one."""
     generator = torch.Generator().manual_seed(0)
     return collate([
-        TalkerExample(c, [*torch.randint(0, 8000, (int(AT.codes) - 1,), generator=generator).tolist(), 8294])
+        sequence(c, [*torch.randint(0, 8000, (int(AT.codes) - 1,), generator=generator).tolist(), 8294])
         for c in random_conditionings([(int(AT.prefix), int(AT.reply))] * prompts) for _ in range(sides)
     ])  # fmt: skip
 
