@@ -22,14 +22,16 @@ from talker_rl.planning import cost, memory
 from talker_rl.planning.command import duration, size
 from talker_rl.planning.cost import Lengths
 from talker_rl.planning.forecast import Job, forecast, stages
-from talker_rl.planning.geometry import SHIPPED, Geometry, measure, read_geometry
 from talker_rl.planning.hardware import HARDWARE, Work, hardware
 from talker_rl.speech.cache import ConditioningCache
 from talker_rl.speech.config import LoraSettings, Token2WavConfig
 from talker_rl.speech.lora import attach_lora
 from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
+from talker_rl.speech.qwen2_5_omni.shapes import SHIPPED, measure
 from talker_rl.speech.qwen2_5_omni.token2wav import decode
+from talker_rl.speech.registry import read_geometry
+from talker_rl.speech.shapes import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
 LORA = LoraSettings(r=4, lora_alpha=8)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
     from talker_rl.speech.qwen2_5_omni.new_speaker import NewSpeaker
+    from talker_rl.speech.shapes import Geometry
 
 NAME = "qwen2_5_omni"
 PARTS = {"conditioner": "thinker", "talker": "talker", "decoder": "token2wav"}
@@ -112,3 +113,10 @@ def new_speaker(settings: ModelConfig, options: argparse.Namespace) -> NewSpeake
     from talker_rl.speech.qwen2_5_omni.new_speaker import NewSpeaker
 
     return NewSpeaker.of(settings, options)
+
+
+def read_geometry(name: str) -> Geometry:
+    """Shapes of a model: as :func:`talker_rl.speech.registry.read_geometry`."""
+    from talker_rl.speech.qwen2_5_omni import shapes
+
+    return shapes.read_geometry(name)
