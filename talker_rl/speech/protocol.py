@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+from talker_rl.base.findings import Finding
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.codec import Codec
 from talker_rl.records.prompt import Prompt
@@ -140,10 +141,6 @@ class Policy(Protocol):
             CheckpointError: they are not of this policy.
         """
         ...
-
-
-Finding = tuple[str, str]
-"""(``ok``, ``warn`` or ``fail``; what was found)."""
 
 
 class NewSpeaker(Protocol):

@@ -5,7 +5,7 @@ Imports no torch until something is asked that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from talker_rl.speech.qwen2_5_omni.codec import CODEC as CODEC
 if TYPE_CHECKING:
     import argparse
 
+    from talker_rl.base.findings import Finding
+    from talker_rl.speech.exporting import Exporter
     from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
     from talker_rl.speech.qwen2_5_omni.new_speaker import NewSpeaker
     from talker_rl.speech.shapes import Geometry
@@ -120,3 +122,24 @@ def read_geometry(name: str) -> Geometry:
     from talker_rl.speech.qwen2_5_omni import shapes
 
     return shapes.read_geometry(name)
+
+
+def check_model(folder: Path) -> Iterator[Finding]:
+    """What can be said of a checkpoint's folder without reading its weights."""
+    from talker_rl.speech.qwen2_5_omni import model_check
+
+    return model_check.check_model(folder)
+
+
+def check_loading(settings: ModelConfig, *, load: bool) -> Iterator[Finding]:
+    """Whether the weights can be loaded: by loading them, or by what can be seen without."""
+    from talker_rl.speech.qwen2_5_omni import model_check
+
+    return model_check.check_loading(settings, load=load)
+
+
+def exporter() -> Exporter:
+    """What puts a trained Talker back into its checkpoint."""
+    from talker_rl.speech.qwen2_5_omni import merge
+
+    return merge
