@@ -40,6 +40,16 @@ class Conditioning(Protocol):
     speaker: str
     reply_text: str
 
+    @property
+    def codec(self) -> str:
+        """Name of the family's codec."""
+        ...
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Positions of the prefix, and rows of the reply stream."""
+        ...
+
     def tensors(self) -> Mapping[str, Tensor]:
         """Everything that decides a log-prob, by name: what is stored, and what content hashes are made of."""
         ...

@@ -5,7 +5,7 @@ Imports no torch until something is asked that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,11 @@ from talker_rl.speech.qwen2_5_omni.codec import CODEC as CODEC
 if TYPE_CHECKING:
     import argparse
 
+    from torch import Tensor
+
     from talker_rl.base.findings import Finding
     from talker_rl.speech.exporting import Exporter
+    from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
     from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
     from talker_rl.speech.qwen2_5_omni.new_speaker import NewSpeaker
     from talker_rl.speech.shapes import Geometry
@@ -41,6 +44,14 @@ def load(settings: ModelConfig, parts: Sequence[str] = tuple(PARTS), *, tokenize
     from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
 
     return OmniGenerator(load_omni(settings, [PARTS[part] for part in parts], tokenizer=tokenizer))
+
+
+def conditioning(prompt_id: str, speaker: str, reply_text: str, tensors: Mapping[str, Tensor]) -> Conditioning:
+    """The conditioning of one prompt from its stored tensors; KeyError where one is missing."""
+    from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
+
+    return Conditioning(prompt_id, tensors["prefix"], tensors["reply_stream"], speaker, reply_text,
+                        tensors.get("position_ids"))
 
 
 def identity(settings: ModelConfig, part: str) -> str:
