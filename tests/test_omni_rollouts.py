@@ -14,7 +14,7 @@ from talker_rl.base.errors import ConfigError, DataError, StageError
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.speech.qwen2_5_omni.decoder import Decoder
 from talker_rl.speech.qwen2_5_omni.graph import GraphedStep
-from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, code_ids, collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 from talker_rl.speech.sampling import CodeSampler, Histories, uniforms
@@ -56,7 +56,7 @@ def transformers_processors(talker, sampling, prefix_length):
 
 
 def sampler_of(talker, sampling, *, narrow=True):
-    return CodeSampler(sampling, talker, torch.device("cpu"), narrow=narrow)
+    return CodeSampler(sampling, code_ids(talker), torch.device("cpu"), narrow=narrow)
 
 
 def histories_of(sampler, said):

@@ -26,7 +26,7 @@ from talker_rl.speech.adapter_check import (
     target_problem,
 )
 from talker_rl.speech.config import LoraSettings
-from talker_rl.speech.qwen2_5_omni.layout import unwrap_talker
+from talker_rl.speech.unwrap import unwrap_talker
 
 __all__ = ["attach_lora", "check_adapter", "check_adapter_of", "check_lora_of", "load_lora", "reference_logps",
            "resolve_adapter", "save_lora"]
