@@ -299,7 +299,7 @@ def test_replayed_steps_give_the_same_candidates(talker, monkeypatch, works):
     eager = sample_candidates(*call, batch_size=5)
     monkeypatch.setattr(GraphedStep, "_capture", capture)
     monkeypatch.setattr("talker_rl.speech.qwen2_5_omni.graph.ROWS", 2)
-    monkeypatch.setattr("talker_rl.speech.qwen2_5_omni.decoder.CACHE_BLOCK", 16)
+    monkeypatch.setattr("talker_rl.speech.row_cache.CACHE_BLOCK", 16)
     monkeypatch.setattr("talker_rl.speech.qwen2_5_omni.rollouts.Decoder", GraphedDecoder)
     with nullcontext() if works else pytest.warns(UserWarning, match="without CUDA graphs: no graphs here"):
         replayed = sample_candidates(*call, batch_size=5, steps_unseen=3)

@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 
+from talker_rl.speech.config import SamplingConfig
 from talker_rl.speech.head import head_only_at, selective_logps
 from talker_rl.speech.packing import use_packed_attention
-from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, stop_ids, talker_inputs, unwrap_talker
+from talker_rl.speech.processed import forced_processed
+from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, code_ids, stop_ids, talker_inputs, unwrap_talker
+from talker_rl.speech.sampling import CodeSampler
 
 
 def token_logps(talker: Any, batch: TalkerBatch) -> torch.Tensor:
@@ -32,6 +35,14 @@ def token_and_stop_logps(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor,
     stop_N = logits_NV[:, stop_ids(talker)].logsumexp(-1) - logits_NV.logsumexp(-1)
     zeros = torch.zeros(mask.shape, device=mask.device)
     return zeros.masked_scatter(mask, token_N), zeros.masked_scatter(mask, stop_N)
+
+
+@torch.no_grad()
+def processed_logps(talker: Any, batch: TalkerBatch, sampling: SamplingConfig) -> torch.Tensor:
+    """Log-probs (B, T) float32 under the processed distribution; 0 at padding, -inf where an id cannot be drawn."""
+    logits_NV, batch = _completion_logits(talker, batch)
+    sampler = CodeSampler(sampling, code_ids(talker), logits_NV.device, narrow=False)
+    return forced_processed(sampler, logits_NV, batch.codes_BT, batch.completion_mask_BT)
 
 
 def _completion_logits(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor, TalkerBatch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from talker_rl.records.candidate import Candidate
@@ -12,9 +13,8 @@ from talker_rl.speech.policy_weights import PolicyWeights
 from talker_rl.speech.protocol import Progress, SampleRequest, TalkerSequence
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, collate
-from talker_rl.speech.qwen2_5_omni.logps import token_and_stop_logps, token_logps
+from talker_rl.speech.qwen2_5_omni.logps import processed_logps, token_and_stop_logps, token_logps
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
-
 
 
 class TalkerPolicy(PolicyWeights):
@@ -25,6 +25,7 @@ class TalkerPolicy(PolicyWeights):
     """
 
     codec = CODEC
+    sparse = False
 
     def sample(
         self, requests: Sequence[SampleRequest], sampling: SamplingConfig, *, batch_size: int = 64,
@@ -41,3 +42,11 @@ class TalkerPolicy(PolicyWeights):
 
     def logps_and_stops(self, batch: TalkerBatch) -> tuple[Tensor, Tensor]:
         return token_and_stop_logps(self.module, batch)
+
+    @torch.no_grad()
+    def code_logps(self, batch: TalkerBatch) -> Tensor:
+        return token_logps(self.module, batch)[..., None]
+
+    @torch.no_grad()
+    def processed_logps(self, batch: TalkerBatch, sampling: SamplingConfig) -> Tensor:
+        return processed_logps(self.module, batch, sampling)
