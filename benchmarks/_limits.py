@@ -17,12 +17,13 @@ import torch
 
 from talker_rl.planning import cost
 from talker_rl.planning.cost import BYTES, Lengths
-from talker_rl.planning.geometry import Geometry, of_talker, of_token2wav
 from talker_rl.planning.hardware import HARDWARE, Hardware, Work
 from talker_rl.records.pair import Pair
 from talker_rl.speech.config import LoraSettings, Token2WavConfig, branches
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
+from talker_rl.speech.qwen2_5_omni.shapes import of_talker, of_token2wav
 from talker_rl.speech.qwen2_5_omni.token2wav import products
+from talker_rl.speech.shapes import Geometry
 
 from ._measure import seconds_of
 from .geometry import Models
@@ -126,7 +127,7 @@ def training(
     """(the reference's forward, the training): pairs with prefixes of so many positions by prompt id."""
     reference, steps, positions = 0.0, 0.0, 0.0
     for pair in pairs:
-        at = Lengths((len(pair.chosen) + len(pair.rejected)) / 2, prefixes[pair.prompt_id], 0)
+        at = Lengths((pair.chosen.steps + pair.rejected.steps) / 2, prefixes[pair.prompt_id], 0)
         positions += at.prefix + 2 * (at.codes - 1)
         reference += cost.reference(geo, 1, at, batch, dtype)[0].flops
         steps += cost.training(geo, 1, at, batch, dtype, lora, recompute=False)[0].flops

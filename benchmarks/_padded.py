@@ -80,7 +80,7 @@ def train(
 
     def sums(chosen_first: Sequence[Pair], reference: bool) -> Tensor:
         """(2, N) summed log-probs of chosen and rejected."""
-        sides = [[p.chosen for p in chosen_first], [p.rejected for p in chosen_first]]
+        sides = [[p.chosen.ids for p in chosen_first], [p.rejected.ids for p in chosen_first]]
         ids = [torch.tensor([index[p.prompt_id], *codes])
                for side in sides for p, codes in zip(chosen_first, side, strict=True)]
         mask = pad_sequence([torch.ones_like(x) for x in ids], batch_first=True).to(device)

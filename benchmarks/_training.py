@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import PrinterCallback
 
 from talker_rl.data.pairs import pair_id_of
-from talker_rl.records.codec import CODE_RATE_HZ, NUM_CODES
 from talker_rl.records.pair import Pair
 from talker_rl.speech.config import LoraSettings
 from talker_rl.speech.lora import attach_lora
+from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
 from talker_rl.train.arguments import TalkerDPOConfig
 from talker_rl.train.collate import PairExample
@@ -171,7 +171,7 @@ class Trainings:
         config = LoraConfig(r=self.lora.r, lora_alpha=int(self.lora.lora_alpha),
                             target_modules=self.lora.target_modules)  # fmt: skip
         index = {c.prompt_id: i for i, c in enumerate(self.conditionings)}
-        ids = [{"prompt_ids": [index[p.prompt_id]], "chosen_ids": p.chosen, "rejected_ids": p.rejected}
+        ids = [{"prompt_ids": [index[p.prompt_id]], "chosen_ids": p.chosen.ids, "rejected_ids": p.rejected.ids}
                for p in self.pairs]  # fmt: skip
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as folder:
@@ -228,7 +228,7 @@ def random_pairs(sizes: Sizes, width: int, dtype: torch.dtype) -> tuple[list[Con
         return int(torch.randint(ends[0], ends[1] + 1, (1,), generator=generator))
 
     def codes() -> list[int]:
-        return [*torch.randint(0, NUM_CODES, (draw(sizes.codes) - 1,), generator=generator).tolist(), STOP]
+        return [*torch.randint(0, CODEC.sizes[0], (draw(sizes.codes) - 1,), generator=generator).tolist(), STOP]
 
     conditionings, pairs = [], []
     for i in range(sizes.pairs):
@@ -236,7 +236,7 @@ def random_pairs(sizes: Sizes, width: int, dtype: torch.dtype) -> tuple[list[Con
         prefix, stream = (torch.randn(n, width, generator=generator).to(dtype) for n in lengths)
         conditionings.append(Conditioning(prompt_id=f"p{i}", prefix=prefix, reply_stream=stream, speaker="a"))
         chosen, rejected = codes(), codes()
-        seconds = [(len(side) - 1) / CODE_RATE_HZ for side in (chosen, rejected)]
         pair_id = pair_id_of(f"p{i}", chosen, rejected)
-        pairs.append(Pair(f"p{i}", pair_id, "", "a", f"p{i}-0", f"p{i}-1", chosen, rejected, 1.0, 0.0, 1.0, *seconds))
+        sides = [CODEC.speech(side) for side in (chosen, rejected)]
+        pairs.append(Pair(f"p{i}", pair_id, "", "a", f"p{i}-0", f"p{i}-1", *sides, 1.0, 0.0, 1.0))
     return conditionings, pairs

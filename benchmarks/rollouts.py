@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from talker_rl.records.codec import NUM_CODES
 from talker_rl.speech.config import ModelConfig, SamplingConfig
+from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning, compute_conditioning
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 
@@ -43,7 +43,7 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
     codes = 16 if args.quick else args.codes
     talker = models.talker()
     conditionings = random_conditionings(args.prompts, talker.config.embedding_size)
-    silent = sorted({talker.codec_pad_token, talker.codec_eos_token, *range(NUM_CODES, 8448)})
+    silent = sorted({talker.codec_pad_token, talker.codec_eos_token, *range(CODEC.sizes[0], 8448)})
     sampling = SamplingConfig(max_new_tokens=codes, suppress_tokens=silent)
     size = f"{models.geometry}, {args.prompts} prompts x {n}, {codes} codes"
     works = rollouts(counted(talker=talker), conditionings, n, codes, models.dtype)

@@ -148,10 +148,10 @@ def _memory(config: RunConfig) -> Iterator[Any]:
     """Peak memory of every stage, against what is there."""
     from talker_rl.planning.command import size
     from talker_rl.planning.cost import Lengths
-    from talker_rl.planning.geometry import measure
     from talker_rl.planning.memory import stage_peaks
     from talker_rl.speech.locate import pick_device, resolve_model_path
     from talker_rl.speech.qwen2_5_omni.checkpoint import read_config
+    from talker_rl.speech.qwen2_5_omni.shapes import measure
 
     if _device_fault(config) is not None:
         yield "warn", "not forecast: the device is not there"

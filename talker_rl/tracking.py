@@ -27,7 +27,6 @@ from talker_rl.report.model import ReportData
 
 log = logging.getLogger(__name__)
 
-AUDIO_RATE = 24_000
 CLIPS = 4
 """Texts of each kind (before and after, chosen and rejected) whose speech is sent."""
 
@@ -61,7 +60,7 @@ class Tracker(Protocol):
 
     def table(self, name: str, rows: Table) -> None: ...
 
-    def audio(self, name: str, samples: np.ndarray, caption: str) -> None: ...
+    def audio(self, name: str, samples: np.ndarray, sample_rate: int, caption: str) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -84,8 +83,8 @@ class _Logger:
         table = self._package.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
         self._run.log({name: table}, step=0)
 
-    def audio(self, name: str, samples: np.ndarray, caption: str) -> None:
-        self._run.log({name: self._package.Audio(samples, sample_rate=AUDIO_RATE, caption=caption)}, step=0)
+    def audio(self, name: str, samples: np.ndarray, sample_rate: int, caption: str) -> None:
+        self._run.log({name: self._package.Audio(samples, sample_rate=sample_rate, caption=caption)}, step=0)
 
 
 class WandbTracker(_Logger):
@@ -118,8 +117,9 @@ class TrackioTracker(_Logger):
                 config=target.config, resume="allow", embed=False,
             ))  # fmt: skip
 
-    def audio(self, name: str, samples: np.ndarray, caption: str) -> None:
-        super().audio(name, (samples * 32767).astype(np.int16), caption)  # floats it would bring to the same peak
+    def audio(self, name: str, samples: np.ndarray, sample_rate: int, caption: str) -> None:
+        whole = (samples * 32767).astype(np.int16)  # floats it would bring to the same peak
+        super().audio(name, whole, sample_rate, caption)
 
     def finish(self) -> None:
         with contextlib.redirect_stdout(sys.stderr):
@@ -143,8 +143,8 @@ class TensorBoardTracker:
         lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
         self._writer.add_text(name, "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines), 0)
 
-    def audio(self, name: str, samples: np.ndarray, caption: str) -> None:
-        self._writer.add_audio(name, samples, 0, AUDIO_RATE)  # has no place for a caption: see the table `speech`
+    def audio(self, name: str, samples: np.ndarray, sample_rate: int, caption: str) -> None:
+        self._writer.add_audio(name, samples, 0, sample_rate)  # has no place for a caption: see the table `speech`
 
     def finish(self) -> None:
         self._writer.close()
@@ -179,9 +179,9 @@ class StageTracker:
         if rows:
             self._do(lambda tracker: tracker.table(name, rows))
 
-    def audio(self, name: str, samples: np.ndarray, caption: str) -> None:
+    def audio(self, name: str, samples: np.ndarray, sample_rate: int, caption: str) -> None:
         """Speech: (samples,) float32 at 24 kHz."""
-        self._do(lambda tracker: tracker.audio(name, np.clip(samples, -1, 1), caption))
+        self._do(lambda tracker: tracker.audio(name, np.clip(samples, -1, 1), sample_rate, caption))
 
     def close(self) -> None:
         """Nothing more comes."""
@@ -269,4 +269,4 @@ def send_result(tracker: StageTracker, data: ReportData) -> None:
     tracker.table("speech", [{"clip": name, "text": item.text, "speaker": item.speaker, "figures": clip.caption}
                              for name, item, clip in clips])
     for name, item, clip in clips:
-        tracker.audio(name, clip.audio, f"{item.text} ({item.speaker}) {clip.caption}")
+        tracker.audio(name, clip.audio, clip.sample_rate, f"{item.text} ({item.speaker}) {clip.caption}")

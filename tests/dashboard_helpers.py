@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
+from said import said
 
 from talker_rl.base.text.tokens import normalize
 from talker_rl.data.pairs import pair_id_of
@@ -128,8 +129,8 @@ def _write_pairs(folder: Path, count: int) -> None:
             scores.append(ScoreRow(prompt_id, name, "ok", 0.9 - 0.5 * k, {"wer": 0.25 * k}, heard, spans, "[]"))
             (kept / f"{name}.opus").write_bytes(tone(lengths[side] / 50, 220 + 30 * i + 10 * k))
         pairs.append(Pair(prompt_id, pair_id_of(prompt_id, codes["chosen"], codes["rejected"]), text, "Ethan",
-                          f"{prompt_id}-0", f"{prompt_id}-1", codes["chosen"], codes["rejected"], 0.9, 0.4, 0.5,
-                          lengths["chosen"] / 50, lengths["rejected"] / 50))
+                          f"{prompt_id}-0", f"{prompt_id}-1", said(codes["chosen"]),
+                          said(codes["rejected"]), 0.9, 0.4, 0.5))
     for stage, records in (("rollouts", candidates), ("scores", scores), ("pairs", pairs)):
         ShardFolder(folder / stage, "test").write(0, records, type(records[0]) if records else None)
 

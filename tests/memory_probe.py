@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from omni_factory import EMBED, random_conditionings, speakers, tiny_omni
+from said import said
 from train_helpers import make_config, make_omni, make_pairs
 
 from talker_rl import micro
@@ -32,7 +33,6 @@ from talker_rl.config import RunConfig
 from talker_rl.data.pairs import pair_id_of
 from talker_rl.planning import memory
 from talker_rl.planning.cost import Lengths
-from talker_rl.planning.geometry import read_geometry
 from talker_rl.records.pair import Pair
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingConfig
@@ -40,6 +40,7 @@ from talker_rl.speech.qwen2_5_omni.checkpoint import Omni, load_omni
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning, compute_conditioning, text_model
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 from talker_rl.speech.qwen2_5_omni.token2wav import decode
+from talker_rl.speech.registry import read_geometry
 from talker_rl.train.run import train_variant
 
 PREFIX, REPLY = 60, 20
@@ -68,8 +69,8 @@ def pairs_of(count: int, codes: int) -> list[Pair]:
     found = []
     for i in range(count):
         chosen, rejected = ([rng.randrange(8000) for _ in range(codes - 1)] + [8294] for _ in range(2))
-        found.append(Pair(f"p{i}", pair_id_of(f"p{i}", chosen, rejected), "", "f1", f"{i}c", f"{i}r", chosen, rejected,
-                          1.0, 0.0, 1.0, codes / 50, codes / 50))
+        found.append(Pair(f"p{i}", pair_id_of(f"p{i}", chosen, rejected), "", "f1", f"{i}c", f"{i}r", said(chosen),
+                          said(rejected), 1.0, 0.0, 1.0))
     return found
 
 

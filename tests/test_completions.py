@@ -83,12 +83,12 @@ def test_the_best_finished_candidates_are_imitated_and_cut_ones_never() -> None:
     random.Random(0).shuffle(candidates)
     cfg = CompletionsConfig(min_reward=0.8, max_per_prompt=3)
     found, reasons = select_completions(PROMPTS, candidates, scores, cfg)
-    assert [(c.codes, c.reward, c.rank, c.best_of, c.seconds) for c in found] == [
+    assert [(c.speech.ids, c.reward, c.rank, c.best_of, c.seconds) for c in found] == [
         ([4, 5, 8294], 0.9, 1, 3, 0.04), ([7, 8, 9, 8294], 0.8, 2, 3, 0.06)]
     assert [c.origin for c in found] == [f"{first.prompt_id}-2", f"{first.prompt_id}-5"]
     assert reasons == {"all_truncated": 1, "below_minimum": 1}
     by_wer, _ = select_completions(PROMPTS, candidates, scores, CompletionsConfig(reward_key="-wer", min_reward=-0.15))
-    assert [c.codes for c in by_wer] == [[4, 5, 8294]]
+    assert [c.speech.ids for c in by_wer] == [[4, 5, 8294]]
 
 
 def test_given_codes_are_joined_to_prompts_and_end_with_a_stop(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_given_codes_are_joined_to_prompts_and_end_with_a_stop(tmp_path: Path) -
             {"text": "go on.", "codes": [4]}, {"text": "never heard", "codes": [5]},
             {"text": "stop go.", "codes": [1, 2]})
     found, reasons = import_completions(write(*rows), PROMPTS)
-    assert [(c.prompt_id, c.codes, c.origin, c.reward) for c in found] == [
+    assert [(c.prompt_id, c.speech.ids, c.origin, c.reward) for c in found] == [
         (PROMPTS[0].prompt_id, [1, 2, 8294], "codes.jsonl:1", None),
         (PROMPTS[2].prompt_id, [3, 8292], "codes.jsonl:2", None)]
     assert reasons == {"duplicate": 1, "no_speaker": 1, "unknown_prompt": 1}

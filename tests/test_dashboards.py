@@ -253,8 +253,8 @@ def test_the_pair_verb_takes_votes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert cli.main([*args, "--force-stage", "pairs"]) == 0
     made = ShardFolder(run / "pairs").read_all(Pair)
     expected = {pairs[2].pair_id: pairs[2].chosen}
-    if pairs[0].rejected[-1] == 8294:  # else it was cut, and never chosen
-        expected[pair_id_of(pairs[0].prompt_id, pairs[0].rejected, pairs[0].chosen)] = pairs[0].rejected
+    if pairs[0].rejected.stopped:  # else it was cut, and never chosen
+        expected[pair_id_of(pairs[0].prompt_id, pairs[0].rejected.ids, pairs[0].chosen.ids)] = pairs[0].rejected
     assert {p.pair_id: p.chosen for p in made} == expected
     assert cli.main(["pair", "--run-dir", str(run), "-q"]) == 0  # the run remembers
     assert cli.main(["pair", "--run-dir", str(run), "--votes", str(tmp_path / "none.json"), "-q"]) == 1

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from pipeline_helpers import write_world
+from said import said, sequence
 
 from talker_rl import cli
 from talker_rl.config import load_config
@@ -81,14 +82,14 @@ def forced(config: Path, run: Path, adapter: Path | None, sequences: list[tuple[
 
     from talker_rl.speech.cache import ConditioningCache
     from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
-    from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+    from talker_rl.speech.qwen2_5_omni.layout import collate
     from talker_rl.speech.qwen2_5_omni.logps import token_logps
 
     talker = load_omni(load_config([config]).model, parts=("talker",)).talker
     if adapter is not None:
         talker = PeftModel.from_pretrained(talker, str(adapter)).eval()
     stored = ConditioningCache(run / "conditioning", strict=True).load(sorted({p for p, _ in sequences}))
-    return [token_logps(talker, collate([TalkerExample(stored[p], ids)])).detach()[0].tolist() for p, ids in sequences]
+    return [token_logps(talker, collate([sequence(stored[p], ids)])).detach()[0].tolist() for p, ids in sequences]
 
 
 def test_pairs_are_scored_at_every_checkpoint_and_step_0_is_the_reference(diagnosed: tuple[Path, Path]) -> None:
@@ -276,7 +277,7 @@ def test_a_later_round_is_measured_against_the_policy_it_began_with(tmp_path: Pa
 
 
 def test_some_pairs_are_a_fixed_draw_of_both_groups() -> None:
-    pairs = [Pair(f"p{i // 2}", f"pair{i}", "stop go.", "Ann", "c", "r", [1], [2], 1.0, 0.0, 1.0, 0.02, 0.02)
+    pairs = [Pair(f"p{i // 2}", f"pair{i}", "stop go.", "Ann", "c", "r", said([1]), said([2]), 1.0, 0.0, 1.0)
              for i in range(200)]
     share = 0.3
     kept = some_pairs(pairs, share, 40)

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from pipeline_helpers import write_world
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from said import sequence
 from sharded_checkpoint import INDEX, parts_by_shard, write_sharded
 
 from talker_rl import cli
@@ -27,7 +28,7 @@ from talker_rl.speech.config import SPEECH_SYSTEM_PROMPT, ModelConfig
 from talker_rl.speech.lora import load_lora
 from talker_rl.speech.qwen2_5_omni import merge
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, quiet_transformers
-from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.stages.export import EXAMPLE_TEXT
 from talker_rl.store.shards import ShardFolder
@@ -76,7 +77,7 @@ def logps(talker: Any, run: Path) -> torch.Tensor:
     """Of the run's candidates that ended by themselves: (B, T)."""
     candidates = [c for c in ShardFolder(run / "rollouts").read_all(Candidate) if c.codes]
     conditionings = ConditioningCache(run / "conditioning").load()
-    examples = [TalkerExample(conditionings[c.prompt_id], c.codes_with_stop) for c in candidates]
+    examples = [sequence(conditionings[c.prompt_id], c.speech.ids) for c in candidates]
     return token_logps(talker, collate(examples))
 
 

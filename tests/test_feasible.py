@@ -86,8 +86,8 @@ def test_every_shipped_configuration_may_work(file: Path) -> None:
 
 
 def test_what_a_text_takes_at_the_least() -> None:
-    assert codes_needed("River.") == 8  # 2 syllables of 50 / 15 codes, and the stop
-    assert codes_needed("你好世界") == 15
+    assert codes_needed("River.", 50) == 8  # 2 syllables of 50 / 15 codes, and the stop
+    assert codes_needed("你好世界", 50) == 15
 
 
 @pytest.mark.parametrize("data", ["null", "best_of_n"])

@@ -12,6 +12,7 @@ import soundfile
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from said import sequence
 
 from talker_rl.base.errors import CheckpointError, PromptError
 from talker_rl.base.ids import stable_hash
@@ -27,7 +28,7 @@ from talker_rl.speech.qwen2_5_omni.conditioning import (
     prompt_messages,
 )
 from talker_rl.speech.qwen2_5_omni.context import _processor, encode, thinker_inputs
-from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 
@@ -195,13 +196,13 @@ def test_prefix_positions_and_logps_equal_upstreams(omni: Any, files: dict[str, 
     assert float(embed.abs().max()) > 0.1
 
     codes = [completion(row) for row in seen["codes"]]
-    examples = [TalkerExample(c, row) for c, row in zip(ours, codes, strict=True)]
+    examples = [sequence(c, row) for c, row in zip(ours, codes, strict=True)]
     logps = token_logps(omni.talker, collate(examples)).detach()
     for i, row in enumerate(codes):
         expected = seen["logits"][i, : len(row)].log_softmax(-1)[range(len(row)), row]
         assert len(row) > 5
         assert float((logps[i, : len(row)] - expected).abs().max()) <= TOLERANCE
-    flat = [TalkerExample(Conditioning(c.prompt_id, c.prefix, c.reply_stream, "Chelsie"), row)
+    flat = [sequence(Conditioning(c.prompt_id, c.prefix, c.reply_stream, "Chelsie"), row)
             for c, row in zip(ours, codes, strict=True)]  # fmt: skip
     wrong = token_logps(omni.talker, collate(flat)).detach()
     assert float((wrong - logps)[0].abs().max()) > 10 * TOLERANCE  # without their positions they would differ
@@ -218,7 +219,7 @@ def test_rollouts_record_what_training_computes(omni: Any, files: dict[str, str]
     conditionings = list(stored.values())
     candidates = sample_candidates(omni.talker, conditionings, [[1, 2]] * len(given), SamplingConfig(max_new_tokens=30),
                                    batch_size=3)
-    examples = [TalkerExample(stored[c.prompt_id], c.codes_with_stop) for c in candidates]
+    examples = [sequence(stored[c.prompt_id], c.speech.ids) for c in candidates]
     logps = token_logps(omni.talker, collate(examples)).detach()
     for row, candidate in zip(logps, candidates, strict=True):
         recorded = torch.tensor(candidate.token_logps)

@@ -7,13 +7,14 @@ from contextlib import nullcontext
 import pytest
 import torch
 from omni_factory import random_conditionings, tiny_omni
+from said import sequence
 
 from benchmarks._upstream import generate
 from talker_rl.base.errors import DataError
 from talker_rl.speech.config import LoraSettings, SamplingConfig
 from talker_rl.speech.head import selective_logps
 from talker_rl.speech.lora import attach_lora
-from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate, prefix_inputs, talker_inputs
+from talker_rl.speech.qwen2_5_omni.layout import collate, prefix_inputs, talker_inputs
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 
@@ -40,7 +41,7 @@ def adapted():
 def examples_of(candidates, conditionings):
     by_id = {c.prompt_id: c for c in conditionings}
     return [
-        TalkerExample(by_id[c.prompt_id], c.codes + ([c.stop_id] if c.stop_id is not None else [])) for c in candidates
+        sequence(by_id[c.prompt_id], c.codes + ([c.stop_id] if c.stop_id is not None else [])) for c in candidates
     ]
 
 
@@ -113,7 +114,7 @@ def test_equal_to_transformers_generate(talker, lengths):
         processed = torch.stack([scores[i] for scores in result.scores[: len(ids)]]).log_softmax(-1)
         theirs = raw.gather(-1, torch.tensor(ids)[:, None])[:, 0]
         theirs_processed = processed.gather(-1, torch.tensor(ids)[:, None])[:, 0]
-        ours = token_logps(talker, collate([TalkerExample(conditionings[i], ids)]))[0]
+        ours = token_logps(talker, collate([sequence(conditionings[i], ids)]))[0]
         assert float((ours - theirs).abs().max()) <= TOLERANCE
         assert float((torch.tensor(candidate.processed_logps) - theirs_processed).abs().max()) <= TOLERANCE
         longest = max(longest, len(ids))
@@ -122,7 +123,7 @@ def test_equal_to_transformers_generate(talker, lengths):
 
 def test_padding_content_changes_nothing(talker):
     conditionings = random_conditionings([(9, 4), (20, 3), (4, 1)])
-    examples = [TalkerExample(c, codes) for c, codes in zip(conditionings, MIXED, strict=True)]
+    examples = [sequence(c, codes) for c, codes in zip(conditionings, MIXED, strict=True)]
     clean, dirty = collate(examples), collate(examples)
     dirty.codes_BT[~dirty.completion_mask_BT] = 8000
     dirty.predictor_BT[~dirty.completion_mask_BT] = 1
@@ -132,16 +133,16 @@ def test_padding_content_changes_nothing(talker):
 def test_sequences_do_not_see_each_other(talker):
     """Other codes or another conditioning beside a sequence leave its log-probs as they are."""
     conditionings = random_conditionings([(9, 4), (20, 3), (4, 1)])
-    examples = [TalkerExample(c, codes) for c, codes in zip(conditionings, MIXED, strict=True)]
+    examples = [sequence(c, codes) for c, codes in zip(conditionings, MIXED, strict=True)]
     before = token_logps(talker, collate(examples))
-    shared = [TalkerExample(conditionings[1], [4, 4]), *examples, TalkerExample(conditionings[1], [3])]
+    shared = [sequence(conditionings[1], [4, 4]), *examples, sequence(conditionings[1], [3])]
     after = token_logps(talker, collate(shared))
     assert torch.allclose(before, after[1:4], atol=TOLERANCE)
 
 
 def test_order_of_a_batch_does_not_matter(talker):
     conditionings = random_conditionings([(9, 4), (20, 3), (4, 1)])
-    examples = [TalkerExample(c, codes) for c, codes in zip(conditionings, MIXED, strict=True)]
+    examples = [sequence(c, codes) for c, codes in zip(conditionings, MIXED, strict=True)]
     forward = token_logps(talker, collate(examples))
     backward = token_logps(talker, collate(examples[::-1])).flip(0)
     assert torch.allclose(forward, backward, atol=TOLERANCE)
@@ -150,7 +151,7 @@ def test_order_of_a_batch_does_not_matter(talker):
 def test_layout_by_hand(talker):
     """The sum of layout.py's table, position by position, and which output predicts which code."""
     (c,) = random_conditionings([(4, 2)])
-    batch = collate([TalkerExample(c, [11, 12, 13, 8294])])
+    batch = collate([sequence(c, [11, 12, 13, 8294])])
     embed = talker.get_input_embeddings().weight
     expected = torch.stack(
         [
@@ -172,8 +173,8 @@ def test_layout_by_hand(talker):
 def test_inputs_are_left_as_they_are(talker):
     (c,) = random_conditionings([(6, 3)])
     before = c.prefix.clone(), c.reply_stream.clone()
-    first = token_logps(talker, collate([TalkerExample(c, [1, 2, 3])]))
-    second = token_logps(talker, collate([TalkerExample(c, [1, 2, 3])]))
+    first = token_logps(talker, collate([sequence(c, [1, 2, 3])]))
+    second = token_logps(talker, collate([sequence(c, [1, 2, 3])]))
     assert torch.equal(first, second)
     assert torch.equal(before[0], c.prefix) and torch.equal(before[1], c.reply_stream)
 
@@ -181,14 +182,14 @@ def test_inputs_are_left_as_they_are(talker):
 def test_empty_sequences_are_refused():
     (c,) = random_conditionings([(6, 3)])
     with pytest.raises(DataError, match="without ids"):
-        collate([TalkerExample(c, [])])
+        collate([sequence(c, [])])
     with pytest.raises(DataError, match="empty batch"):
         collate([])
 
 
 def test_bf16_is_close(talker):
     conditionings = random_conditionings([(9, 4), (14, 6)])
-    examples = [TalkerExample(c, list(range(20, 40))) for c in conditionings]
+    examples = [sequence(c, list(range(20, 40))) for c in conditionings]
     exact = token_logps(talker, collate(examples))
     rough = token_logps(tiny_omni().talker.bfloat16(), collate(examples))
     assert rough.dtype == torch.float32

@@ -9,6 +9,7 @@ import pytest
 import torch
 from omni_factory import omni_config, random_conditionings, tiny_omni
 from safetensors.torch import load_file, save_file
+from said import sequence
 
 from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.speech import adapter_check
@@ -22,7 +23,7 @@ from talker_rl.speech.lora import (
     reference_logps,
     save_lora,
 )
-from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 
 SETTINGS = LoraSettings(r=4, lora_alpha=8)
@@ -30,7 +31,7 @@ SETTINGS = LoraSettings(r=4, lora_alpha=8)
 
 def batch():
     conditionings = random_conditionings([(9, 4), (14, 6)])
-    return collate([TalkerExample(c, list(range(20 + i, 40))) for i, c in enumerate(conditionings)])
+    return collate([sequence(c, list(range(20 + i, 40))) for i, c in enumerate(conditionings)])
 
 
 def nudge(model, amount=0.05, seed=0):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from said import sequence
 
 from talker_rl import micro
 from talker_rl.records.prompt import Prompt
@@ -14,7 +15,7 @@ from talker_rl.speech.config import ModelConfig, SamplingConfig
 from talker_rl.speech.qwen2_5_omni import token2wav as t2w
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning
-from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 
@@ -49,7 +50,7 @@ def test_logps_equal_the_rollouts_own(omni, rolled, batch_size):
     for start in range(0, len(kept), batch_size):
         chunk = kept[start : start + batch_size]
         ids = [c.codes + ([c.stop_id] if c.stop_id is not None else []) for c in chunk]
-        examples = [TalkerExample(by_id[c.prompt_id], i) for c, i in zip(chunk, ids, strict=True)]
+        examples = [sequence(by_id[c.prompt_id], i) for c, i in zip(chunk, ids, strict=True)]
         logps = token_logps(omni.talker, collate(examples))
         for row, c in zip(logps, chunk, strict=True):
             assert float((row[: len(c.token_logps)] - torch.tensor(c.token_logps)).abs().max()) <= 1e-5

@@ -6,13 +6,14 @@ import pytest
 import torch
 from losses_helpers import ALL_LOSSES, loss_id
 from omni_factory import random_conditionings, tiny_omni
+from said import sequence
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.losses import PairBatch, build_loss
 from talker_rl.speech.config import LoraSettings
 from talker_rl.speech.lora import attach_lora
 from talker_rl.speech.packing import Packing, use_packed_attention
-from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate, prefix_inputs, reply_rows, unwrap_talker
+from talker_rl.speech.qwen2_5_omni.layout import collate, prefix_inputs, reply_rows, unwrap_talker
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 
 TOLERANCE = 1e-5
@@ -27,7 +28,7 @@ def sequences():
     generator = torch.Generator().manual_seed(1)
     sides = [[(p, n) for p, n, _ in PAIRS], [(p, n) for p, _, n in PAIRS]]
     return [
-        TalkerExample(conditionings[p], torch.randint(0, 8194, (n,), generator=generator).tolist())
+        sequence(conditionings[p], torch.randint(0, 8194, (n,), generator=generator).tolist())
         for side in sides
         for p, n in side
     ]

@@ -9,12 +9,13 @@ import pytest
 import torch
 from omni_factory import random_conditionings, tiny_omni
 from pydantic import ValidationError
+from said import sequence
 
 from talker_rl.base.errors import ConfigError, DataError, StageError
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.speech.qwen2_5_omni.decoder import Decoder
 from talker_rl.speech.qwen2_5_omni.graph import GraphedStep
-from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, code_ids, collate
+from talker_rl.speech.qwen2_5_omni.layout import code_ids, collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 from talker_rl.speech.sampling import CodeSampler, Histories, uniforms
@@ -179,7 +180,7 @@ def test_eager_attention_scores_its_own_samples():
     conditionings = random_conditionings([(6, 3), (15, 5)])
     sampling = SamplingConfig(max_new_tokens=20, suppress_tokens=[8292, 8294, *range(8194, 8292), *range(8295, 8448)])
     for c in sample_candidates(inner, conditionings, [[1, 2], [3]], sampling, batch_size=2):
-        example = TalkerExample(conditionings[int(c.prompt_id[1:])], c.codes)
+        example = sequence(conditionings[int(c.prompt_id[1:])], c.codes)
         logps = token_logps(inner, collate([example]))[0]
         assert torch.allclose(logps, torch.tensor(c.token_logps), atol=1e-5)
 

@@ -62,7 +62,7 @@ def test_best_against_worst():
     (pair,) = pairs
     assert (pair.chosen_id, pair.rejected_id) == ("p-1", "p-3")
     assert reasons == {}
-    assert pair.chosen == [1] * 100 + [EOS] and pair.rejected == [3] * 75 + [EOS]
+    assert pair.chosen.ids == [1] * 100 + [EOS] and pair.rejected.ids == [3] * 75 + [EOS]
     assert pair.margin == pytest.approx(0.8)
     assert (pair.chosen_seconds, pair.rejected_seconds) == (2.0, 1.5)  # durations leave the stop out
 
@@ -265,8 +265,8 @@ def test_export_loads_with_datasets(tmp_path):
     loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"), split="train")
     assert len(loaded) == len(pairs)
     assert {"prompt", "chosen", "rejected", "text", "margin", "chosen_length"} <= set(loaded.column_names)
-    assert loaded[0]["chosen"] == pairs[0].chosen and loaded[0]["prompt"] == pairs[0].text
-    assert loaded[0]["chosen_length"] == len(pairs[0].chosen)
+    assert loaded[0]["chosen"] == pairs[0].chosen.ids and loaded[0]["prompt"] == pairs[0].text
+    assert loaded[0]["chosen_length"] == pairs[0].chosen.steps
     assert read_pairs(folder) == pairs
     card = (folder / "README.md").read_text()
     assert pairs_hash(pairs) in card and "model: abc" in card
@@ -319,7 +319,7 @@ def test_import_by_id_and_from_its_own_export(tmp_path):
     by_id = {"prompt_id": known.prompt_id, "chosen": [1, 2], "rejected": [3], "chosen_reward": 0.7}
     path.write_text("\n".join(json.dumps(row) for row in (by_id, GOOD | {"rejected": [4, 4]})))
     imported = import_pairs(path, [known], append_stop=True)
-    assert [p.rejected for p in imported.pairs] == [[3, EOS], [4, 4, EOS]]
+    assert [p.rejected.ids for p in imported.pairs] == [[3, EOS], [4, 4, EOS]]
     assert [(p.prompt_id, p.chosen_reward) for p in imported.pairs] == [(known.prompt_id, 0.7), (known.prompt_id, 1.0)]
     path.write_text("\n".join(json.dumps(row) for row in (by_id, GOOD)))
     with pytest.raises(DataError, match="duplicate"):  # with the stops appended, both rows say the same

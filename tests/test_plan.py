@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from omni_factory import omni_config, random_conditionings, speakers, tiny_omni
+from said import sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from talker_rl import cli
@@ -21,14 +22,16 @@ from talker_rl.planning import cost, memory
 from talker_rl.planning.command import duration, size
 from talker_rl.planning.cost import Lengths
 from talker_rl.planning.forecast import Job, forecast, stages
-from talker_rl.planning.geometry import SHIPPED, Geometry, measure, read_geometry
 from talker_rl.planning.hardware import HARDWARE, Work, hardware
 from talker_rl.speech.cache import ConditioningCache
 from talker_rl.speech.config import LoraSettings, Token2WavConfig
 from talker_rl.speech.lora import attach_lora
-from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
+from talker_rl.speech.qwen2_5_omni.shapes import SHIPPED, measure
 from talker_rl.speech.qwen2_5_omni.token2wav import decode
+from talker_rl.speech.registry import read_geometry
+from talker_rl.speech.shapes import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
 LORA = LoraSettings(r=4, lora_alpha=8)
@@ -58,7 +61,7 @@ def pair_batch(prompts: int = 2, sides: int = 2) -> Any:
     """Pairs of AT's lengths, both sides of each behind one prefix; completions have one."""
     generator = torch.Generator().manual_seed(0)
     return collate([
-        TalkerExample(c, [*torch.randint(0, 8000, (int(AT.codes) - 1,), generator=generator).tolist(), 8294])
+        sequence(c, [*torch.randint(0, 8000, (int(AT.codes) - 1,), generator=generator).tolist(), 8294])
         for c in random_conditionings([(int(AT.prefix), int(AT.reply))] * prompts) for _ in range(sides)
     ])  # fmt: skip
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from pipeline_helpers import write_world
+from said import said
 from sharded_checkpoint import write_sharded
 
 from talker_rl import cli, tracking
@@ -145,7 +146,7 @@ def test_pair_sets_name_the_files_of_messages(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "/plain text"},
                 {"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}]
     prompt = Prompt("a bell", "Chelsie", messages=messages)
-    pair = Pair(prompt.prompt_id, "p", "a bell", "Chelsie", "a", "b", [1, 8294], [2, 8294], 1.0, 0.0, 1.0, 0.02, 0.02)
+    pair = Pair(prompt.prompt_id, "p", "a bell", "Chelsie", "a", "b", said([1, 8294]), said([2, 8294]), 1.0, 0.0, 1.0)
     folder = export_pairs([pair], tmp_path / "pairs", prompts=[prompt])
     assert telling(folder) == [] and read_pairs(folder) == [pair]
     (row,) = pq.read_table(folder / "data/train-00000-of-00001.parquet").to_pylist()
@@ -287,7 +288,7 @@ def test_a_sweep_publishes_no_place(tmp_path: Path) -> None:
 
 def test_speakers_hold_no_place(tmp_path: Path) -> None:
     from talker_rl.micro import checkpoint_dir
-    from talker_rl.speakers.store import save
+    from talker_rl.speech.qwen2_5_omni.speaker_store import save
     from talker_rl.speech.qwen2_5_omni.speaker_table import load_speakers
 
     folder = checkpoint_dir() / "omni"

@@ -26,8 +26,8 @@ def tone(seconds: float = 0.5) -> np.ndarray:
 def full_data() -> ReportData:
     base = [row(f"p{i}", 0, (1, 0, 0), 4, speaker_similarity=0.9) for i in range(12)]
     trained = [row(f"p{i}", 0, (0, 0, i % 2), 4, speaker_similarity=0.91) for i in range(12)]
-    clips = [Clip("base", tone(), [("=", "river", "river"), ("S", "<b>garden", "window"), ("D", "paper", "")]),
-             Clip("trained", tone(), [("I", "", "money")], caption="WER 0.25")]
+    clips = [Clip("base", tone(), 24_000, [("=", "river", "river"), ("S", "<b>garden", "window"), ("D", "paper", "")]),
+             Clip("trained", tone(), 24_000, [("I", "", "money")], caption="WER 0.25")]
     return ReportData(
         title="demo", summary=compare(base, trained, resamples=200), base_rows=base, trained_rows=trained,
         train_log=[{"step": s, "rewards/chosen": 0.1 * s, "rewards/rejected": -0.1 * s} for s in range(3)],

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from said import said, sequence
 from train_helpers import make_config, make_omni, make_pairs
 
 from talker_rl.base.errors import StageError, TrainingError
 from talker_rl.speech.config import LoraSettings
 from talker_rl.speech.lora import attach_lora
-from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate
+from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.train.collate import PairExample, by_prompt, collate_pairs, fit_length
 from talker_rl.train.reference import reference_hash, reference_logps
@@ -34,8 +35,8 @@ def test_values_are_the_policys_own(world, tmp_path):
     references, _ = compute(omni, pairs, found, tmp_path, batch_size=5)
     for pair, (chosen, rejected) in zip(pairs, references, strict=True):
         for codes, got in ((pair.chosen, chosen), (pair.rejected, rejected)):
-            alone = token_logps(omni.talker, collate([TalkerExample(found[pair.prompt_id], codes)]))[0]
-            assert got.shape == (len(codes),) and got.dtype == torch.float32
+            alone = token_logps(omni.talker, collate([sequence(found[pair.prompt_id], codes)]))[0]
+            assert got.shape == (codes.steps,) and got.dtype == torch.float32
             torch.testing.assert_close(got, alone, atol=1e-5, rtol=0)
 
 
@@ -47,10 +48,10 @@ def test_hits_after_a_second_call_and_only_what_is_new_is_computed(world, tmp_pa
     assert counts == {"hit": 12, "computed": 0}
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
-    changed = [replace(pairs[0], rejected=[*pairs[0].rejected[:-1], 5, 8294]), *pairs[1:]]
+    changed = [replace(pairs[0], rejected=said([*pairs[0].rejected.codes, 5, 8294])), *pairs[1:]]
     third, counts = compute(omni, changed, found, tmp_path)
     assert counts == {"hit": 11, "computed": 1}
-    assert len(third[0][1]) == len(changed[0].rejected)
+    assert len(third[0][1]) == changed[0].rejected.steps
 
 
 def test_never_stale_when_weights_conditioning_adapter_or_precision_change(world, tmp_path):
@@ -140,7 +141,7 @@ def test_missing_conditioning_is_named(world):
 def test_collate_puts_references_where_the_codes_are(world):
     _, pairs, found = world
     examples = [
-        PairExample(p, found[p.prompt_id], torch.arange(len(p.chosen)) + 100.0, torch.arange(len(p.rejected)) + 200.0)
+        PairExample(p, found[p.prompt_id], torch.arange(p.chosen.steps) + 100.0, torch.arange(p.rejected.steps) + 200.0)
         for p in pairs[:3]
     ]
     inputs = collate_pairs(list(enumerate(examples)))
@@ -157,9 +158,9 @@ def test_collate_puts_references_where_the_codes_are(world):
 def test_max_length_cuts_rejected_and_drops_chosen():
     pairs, _ = make_pairs(20)
     kept, counts = fit_length(pairs, 8)
-    assert counts["chosen_too_long"] == sum(len(p.chosen) > 8 for p in pairs) > 0
-    assert counts["rejected_cut"] == sum(len(p.chosen) <= 8 < len(p.rejected) for p in pairs) > 0
+    assert counts["chosen_too_long"] == sum(p.chosen.steps > 8 for p in pairs) > 0
+    assert counts["rejected_cut"] == sum(p.chosen.steps <= 8 < p.rejected.steps for p in pairs) > 0
     assert len(kept) == len(pairs) - counts["chosen_too_long"]
-    assert all(len(p.chosen) <= 8 and len(p.rejected) <= 8 for p in kept)
-    assert all(p.chosen[-1] == 8294 for p in kept)
+    assert all(p.chosen.steps <= 8 and p.rejected.steps <= 8 for p in kept)
+    assert all(p.chosen.stop_id == 8294 for p in kept)
     assert fit_length(pairs, None)[0] == pairs

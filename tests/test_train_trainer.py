@@ -198,9 +198,9 @@ def test_training_separates_the_pairs_and_held_out_metrics_are_logged(omni, data
     held_out = losses(tmp_path, "eval_loss")
     assert [step for step, _ in held_out] == [6, 12] and held_out[1][1] < held_out[0][1]
     # 6 held-out pairs in batches of 3: the means are over the pairs.
-    shorter = [len(p.chosen) < len(p.rejected) for p in pairs[:6]]
-    ties = [len(p.chosen) == len(p.rejected) for p in pairs[:6]]
-    assert result["eval"]["eval_length/chosen"] == pytest.approx(sum(len(p.chosen) for p in pairs[:6]) / 6)
+    shorter = [p.chosen.steps < p.rejected.steps for p in pairs[:6]]
+    ties = [p.chosen.steps == p.rejected.steps for p in pairs[:6]]
+    assert result["eval"]["eval_length/chosen"] == pytest.approx(sum(p.chosen.steps for p in pairs[:6]) / 6)
     assert result["eval"]["eval_length/chosen_shorter"] == pytest.approx((sum(shorter) + sum(ties) / 2) / 6)
 
 

@@ -8,6 +8,7 @@ pytest.importorskip("trl", reason="TRL is the oracle here")
 
 import torch  # noqa: E402
 import trl_oracle  # noqa: E402
+from said import sequence
 
 from talker_rl.losses import PairBatch, build_loss  # noqa: E402
 from talker_rl.micro import checkpoint_dir  # noqa: E402
@@ -15,7 +16,7 @@ from talker_rl.records.prompt import Prompt  # noqa: E402
 from talker_rl.speech.config import ConditioningConfig, ModelConfig  # noqa: E402
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni  # noqa: E402
 from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning  # noqa: E402
-from talker_rl.speech.qwen2_5_omni.layout import TalkerExample, collate  # noqa: E402
+from talker_rl.speech.qwen2_5_omni.layout import collate  # noqa: E402
 from talker_rl.speech.qwen2_5_omni.logps import token_logps  # noqa: E402
 
 LENGTHS = [(7, 4), (3, 9), (6, 6)]
@@ -72,7 +73,7 @@ def world(request):
 
 def our_batch(talker, reference, conditionings, pairs) -> PairBatch:
     """Log-probs as the package computes them: chosen and rejected of a prompt behind one prefix."""
-    examples = [TalkerExample(conditionings[p.conditioning], codes) for p in pairs for codes in (p.chosen, p.rejected)]
+    examples = [sequence(conditionings[p.conditioning], codes) for p in pairs for codes in (p.chosen, p.rejected)]
     batch = collate(examples)
     policy = token_logps(talker, batch)
     with torch.no_grad():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from omni_factory import SPEAKERS, omni_config, random_conditionings, tiny_omni
+from said import said
 
 from talker_rl.data.pairs import pair_id_of
 from talker_rl.records.pair import Pair
@@ -44,10 +45,9 @@ def make_pairs(n: int, seed: int = 0, prompts: int | None = None) -> tuple[list[
         cut = rng.random() < 0.2
         rejected = [rng.randrange(64) for _ in range(rng.randint(4, 12))] + ([] if cut else [EOS])
         pair_id = pair_id_of(prompt_id, chosen, rejected)
-        seconds = [(len(codes) - (codes[-1] == EOS)) / 50 for codes in (chosen, rejected)]
         pairs.append(
-            Pair(prompt_id, pair_id, "stop go.", "Ann", f"{pair_id}-c", f"{pair_id}-r", chosen, rejected,
-                 1.0, 0.0, 1.0, *seconds)
+            Pair(prompt_id, pair_id, "stop go.", "Ann", f"{pair_id}-c", f"{pair_id}-r", said(chosen), said(rejected),
+                 1.0, 0.0, 1.0)
         )  # fmt: skip
     return pairs, conditionings
 

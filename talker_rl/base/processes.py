@@ -47,6 +47,19 @@ def at_once(function: Callable[[T], R], task: T) -> Future[R]:
     return future
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread: sums in the same order in every process, whatever the number of workers."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class WorkerPool:
     """Runs a module-level function over tasks.
 

@@ -20,7 +20,7 @@ class F0Stats:
     spread_semitones: float
 
 
-def f0_stats(audio: np.ndarray, sample_rate: int = 24_000) -> F0Stats | None:
+def f0_stats(audio: np.ndarray, sample_rate: int) -> F0Stats | None:
     """F0 by YIN (de Cheveigne & Kawahara 2002) on frames within 25 dB of the loud ones.
 
     Args:

@@ -21,6 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
 from talker_rl.base.errors import ConfigError
+from talker_rl.records.codec import FIRST, codec_named
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Beta = Annotated[float, Field(gt=0, allow_inf_nan=False, description="Strength of the implicit KL constraint.")]
@@ -127,7 +128,10 @@ class RDPOLossConfig(LossConfig):
     beta: Beta = 0.1
     alpha: Finite = Field(0.01, ge=0, description="Margin per unit of length by which chosen exceeds rejected.")
     alpha_unit: Literal["token", "second"] = Field("token", description="What alpha is counted in.")
-    code_rate: Finite = Field(50.0, gt=0, description="Codes per second; used when alpha_unit is `second`.")
+    code_rate: Finite = Field(
+        default_factory=lambda: codec_named(FIRST).rate, gt=0,
+        description="Codes per second; used when alpha_unit is `second`.",
+    )
 
 
 @register

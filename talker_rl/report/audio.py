@@ -17,7 +17,7 @@ FORMATS = {
 }
 
 
-def data_uri(audio: np.ndarray, sample_rate: int = 24_000, audio_format: str = "opus") -> str:
+def data_uri(audio: np.ndarray, sample_rate: int, audio_format: str = "opus") -> str:
     """``data:audio/...;base64,...`` of a mono signal.
 
     Args:

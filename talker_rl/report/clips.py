@@ -11,6 +11,7 @@ from talker_rl.base.errors import TalkerRLError
 from talker_rl.base.ids import stable_hash
 from talker_rl.base.names import without_paths
 from talker_rl.records.candidate import Candidate
+from talker_rl.records.codec import codec_named
 from talker_rl.records.rows import from_row
 from talker_rl.report.audio import data_uri, file_uri
 from talker_rl.report.collect import PairToHear, Run
@@ -62,7 +63,8 @@ def speech_of(pairs: Sequence[tuple[Run, PairToHear]], *, audio_format: str, max
             if kept is not None:
                 new[key] = file_uri(kept, audio_format)
             elif key in decoded:
-                new[key] = data_uri(decoded[key], audio_format=audio_format)
+                codec = codec_named(candidate.get("codec"))
+                new[key] = data_uri(decoded[key], codec.sample_rate, audio_format)
         size += sum(map(len, new.values()))
         if size > max_bytes:
             speech.notes.append(f"Only {at} of {len(pairs)} pairs can be heard: more would make the page too large.")
@@ -96,10 +98,13 @@ def _decode_missing(pairs: Sequence[tuple[Run, PairToHear]], notes: list[str]) -
 
 def _decode(run: Run, candidates: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     # Drawing needs no torch; only decoding does.
-    from talker_rl.stages import worker
+    from talker_rl.base.processes import one_thread
+    from talker_rl.speech.candidates import decode_candidates
+    from talker_rl.speech.config import ModelConfig, Token2WavConfig
+    from talker_rl.speech.registry import load
 
     cfg = run.config
-    task = worker.ScoreTask(model=cfg["model"], token2wav=cfg["token2wav"], reward={}, prompts=[], candidates=[],
-                            seed=cfg["seed"])
     records = [from_row(Candidate, {**row, "candidate_id": key}) for key, row in candidates]
-    return worker.speech(task, records)
+    generator = load(ModelConfig(**cfg["model"]), parts=("decoder",))
+    with one_thread():
+        return decode_candidates(generator, records, Token2WavConfig(**cfg["token2wav"]), cfg["seed"])

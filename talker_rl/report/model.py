@@ -17,7 +17,9 @@ class Clip:
 
     label: str
     audio: np.ndarray
-    """(samples,) float32 at 24 kHz."""
+    """(samples,) float32."""
+    sample_rate: int
+    """Hz."""
     alignment: Alignment
     caption: str = ""
     """Short figures beside the player, e.g. ``WER 0.20 · 2.4 s``."""

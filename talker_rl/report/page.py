@@ -121,7 +121,7 @@ def render(data: ReportData, *, audio_format: str = "opus") -> str:
         "report.html.j2", data=data, headline=headline(data.summary),
         rows=table_rows(data.summary) if data.summary else [], figures=[c for c in drawn if c.views],
         missing=[c.title for c in drawn if not c.views], rounds=round_rows(data.summary), rounds_note=ROUNDS_NOTE,
-        data_uri=lambda audio: data_uri(audio, audio_format=audio_format),
+        data_uri=lambda clip: data_uri(clip.audio, clip.sample_rate, audio_format),
     )
 
 

@@ -21,6 +21,7 @@ from talker_rl.base.text.alignment import Alignment, align, character_errors, wr
 from talker_rl.base.text.tokens import normalize
 from talker_rl.base.text.unwritten import find_unwritten
 from talker_rl.records.candidate import Candidate
+from talker_rl.records.codec import FIRST, codec_named
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
 from talker_rl.reward.asr.aligner import Aligner
@@ -30,10 +31,8 @@ from talker_rl.reward.combine import Combiner, ComponentError, Components
 from talker_rl.reward.config import RewardConfig
 from talker_rl.reward.pauses import PauseScore, score_pauses
 from talker_rl.reward.silences import find_silences
-from talker_rl.reward.stability import CODES_PER_SECOND, stability_components
+from talker_rl.reward.stability import stability_components
 from talker_rl.reward.versions import scores_version
-
-AUDIO_RATE = 24_000
 
 
 @dataclass
@@ -53,7 +52,10 @@ class ScoreItem:
     reference_seconds: float | None = None
     """Duration of a clean rendering, where known."""
     prompt_id: str = ""
-    sample_rate: int = AUDIO_RATE
+    sample_rate: int = field(default_factory=lambda: codec_named(FIRST).sample_rate)
+    """Of the audio, Hz."""
+    codec: str = FIRST
+    """Name of the codec that the codes are of."""
 
     @classmethod
     def from_candidate(cls, prompt: Prompt, candidate: Candidate, audio: np.ndarray | None) -> ScoreItem:
@@ -69,6 +71,8 @@ class ScoreItem:
             seed=candidate.seed,
             reference_seconds=prompt.reference_seconds,
             prompt_id=candidate.prompt_id,
+            sample_rate=codec_named(candidate.codec).sample_rate,
+            codec=candidate.codec,
         )
 
 
@@ -187,6 +191,7 @@ class Scorer:
                 silences,
                 text.tokens,
                 item.codes,
+                codec_named(item.codec),
                 item.end_reason,
                 item.reference_seconds,
                 config.stability,
@@ -281,7 +286,8 @@ def _codes_explain(item: ScoreItem) -> bool:
     """The audio is short because the candidate has that few codes, not because decoding went wrong."""
     if item.codes is None or item.audio is None:
         return False
-    return abs(len(item.audio) / item.sample_rate - len(item.codes) / CODES_PER_SECOND) <= 1.5 / CODES_PER_SECOND
+    codec = codec_named(item.codec)
+    return abs(len(item.audio) / item.sample_rate - codec.seconds(item.codes)) <= 1.5 / codec.rate
 
 
 def _audio(item: ScoreItem) -> np.ndarray:

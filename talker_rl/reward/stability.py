@@ -8,10 +8,10 @@ from itertools import groupby
 
 import numpy as np
 
+from talker_rl.records.codec import Codec
 from talker_rl.reward.config import StabilityConfig
 from talker_rl.reward.silences import Silences
 
-CODES_PER_SECOND = 50
 _VOWELS = re.compile(r"[aeiouyàáâãäåæèéêëìíîïòóôõöøùúûüýÿœ]+")
 
 
@@ -50,6 +50,7 @@ def stability_components(
     silences: Silences,
     tokens: Sequence[str],
     codes: Sequence[int] | None,
+    codec: Codec,
     end_reason: str | None,
     reference_seconds: float | None,
     config: StabilityConfig,
@@ -58,7 +59,8 @@ def stability_components(
 
     ``rate`` is syllables of the text per second of speech, ends without silence; ``duration`` is that of the codes.
     """
-    duration = len(codes) / CODES_PER_SECOND if codes is not None else len(audio) / sample_rate
+    duration = codec.seconds(codes) if codes is not None else len(audio) / sample_rate
+    first = (codes or ())[:: codec.groups]  # of several codebooks the first says what is said
     finite = np.isfinite(audio)
     spoken = silences.duration - silences.lead - silences.tail
     return {
@@ -68,8 +70,8 @@ def stability_components(
         "lead_silence": silences.lead,
         "tail_silence": silences.tail,
         "max_inner_silence": silences.longest_inner,
-        "repeated_run": float(longest_run(codes)) if codes is not None else None,
-        "repeated_ngram": repeated_ngrams(codes, config.ngram) if codes is not None else None,
+        "repeated_run": float(longest_run(first)) if codes is not None else None,
+        "repeated_ngram": repeated_ngrams(first, config.ngram) if codes is not None else None,
         "cap_hit": float(end_reason == "max_tokens") if end_reason is not None else None,
         "clipping": float(np.mean(np.abs(audio[finite]) >= config.clip_level)) if finite.any() else 0.0,
         "non_finite": float(np.mean(~finite)) if len(audio) else 0.0,

@@ -7,16 +7,19 @@ that nothing is imported that is not used).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talker_rl.base.errors import CheckpointError
 from talker_rl.records.codec import FIRST, Codec, codec_named
+from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.locate import resolve_model_path
 
 if TYPE_CHECKING:
-    from talker_rl.speech.config import ModelConfig
+    from talker_rl.speech.protocol import Generator
+    from talker_rl.speech.shapes import Geometry
 
 MODEL_TYPES = {"qwen2_5_omni": "qwen2_5_omni"}
 """model_type -> family."""
@@ -34,6 +37,37 @@ def family_of(path: str | Path) -> Any:
         CheckpointError: there is no such model, or it is of no family that is known here.
     """
     return family_named(_family_name(resolve_model_path(str(path))))
+
+
+def load(model: str | Path | ModelConfig, parts: Sequence[str] = ("conditioner", "talker", "decoder")) -> Generator:
+    """Load a speech generator, or parts of it, frozen and in eval mode.
+
+    >>> generator = talker_rl.load("micro")                       # or a folder, or "Qwen/Qwen2.5-Omni-7B"
+    >>> [seen] = generator.condition([talker_rl.Prompt("orange table.", speaker="Chelsie")])
+
+    Args:
+        model: "micro", a folder, a hub name, or settings.
+        parts: ``conditioner``, ``talker`` and ``decoder``; only their weights are read.
+
+    Raises:
+        CheckpointError: there is no such model, it is of no family that is known, or a file is missing or damaged.
+    """
+    settings = model if isinstance(model, ModelConfig) else ModelConfig(path=str(model))
+    found: Generator = family_of(settings.path).load(settings, parts)
+    return found
+
+
+def read_geometry(name: str) -> Geometry:
+    """Shapes of a model that need not be here: a shipped geometry's name, "micro", a folder, or a hub name, of which
+    config.json alone is fetched.
+
+    Raises:
+        ConfigError: none of these.
+        CheckpointError: no such folder or hub name, or its config.json cannot be used.
+    """
+    local = name == "micro" or Path(name).expanduser().is_dir()
+    found: Geometry = family_named(_family_name(resolve_model_path(name)) if local else FIRST).read_geometry(name)
+    return found
 
 
 def codec_of(model: ModelConfig) -> Codec:

@@ -19,6 +19,7 @@ from talker_rl.report.clips import spaced
 from talker_rl.report.model import Clip, Comparison, ReportData
 from talker_rl.report.page import write_report
 from talker_rl.report.transcript import alignment_of
+from talker_rl.speech.registry import codec_of
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context, Round, choice_stage, rounds_of
 from talker_rl.stages.evaluate import best_variant, eval_candidates, eval_rows
@@ -82,9 +83,10 @@ def _before_after(ctx: Context, variant: str, base: list[dict], trained: list[di
         _decode(ctx, ctx.prompts("eval"), [from_row(Candidate, rows[side][pair[i]["candidate_id"]]) for pair in shown])
         for i, side in enumerate(("base", variant))
     ]
+    rate = codec_of(ctx.config.model).sample_rate
     return [
         Comparison(pair[0]["text"], pair[0]["speaker"], [
-            Clip(label, sounds[i][row["candidate_id"]], alignment_of(row["text"], tokens_of(row["transcript"])),
+            Clip(label, sounds[i][row["candidate_id"]], rate, alignment_of(row["text"], tokens_of(row["transcript"])),
                  f"WER {row['wer']:.2f} · {row['duration']:.1f} s")
             for i, (label, row) in enumerate(zip(("before", "after"), pair, strict=True))
         ])
@@ -112,9 +114,10 @@ def _trained_on(ctx: Context, variant: str) -> list[Comparison]:
              if row["candidate_id"] in wanted]
     scores: dict[str, ScoreRow] = {r.candidate_id: r for r in load_scores(ctx, first) if r.candidate_id in wanted}
     sounds = _decode(ctx, ctx.prompts("train"), found)
+    rate = codec_of(ctx.config.model).sample_rate
     return [
         Comparison(record.text, record.speaker, [
-            Clip(label, sounds[candidate], alignment_of(record.text, scores[candidate].transcript),
+            Clip(label, sounds[candidate], rate, alignment_of(record.text, scores[candidate].transcript),
                  f"reward {reward:.2f} · {seconds:.1f} s")
             for label, candidate, reward, seconds in clips
         ])
@@ -131,7 +134,7 @@ def _fit(data: ReportData, max_mib: int) -> None:
     """Leave out examples from the end until the embedded speech fits (Opus: about 8 kB per second)."""
     def mib() -> float:
         clips = [clip for item in data.before_after + data.pair_clips for clip in item.clips]
-        return sum(clip.audio.size / worker.AUDIO_RATE for clip in clips) * 8_000 * 4 / 3 / 2**20
+        return sum(clip.audio.size / clip.sample_rate for clip in clips) * 8_000 * 4 / 3 / 2**20
 
     while mib() > max_mib - 6 and (data.before_after or data.pair_clips):  # plotly.js takes 5 MiB
         (data.before_after if len(data.before_after) >= len(data.pair_clips) else data.pair_clips).pop()

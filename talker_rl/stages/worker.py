@@ -17,13 +17,13 @@ import numpy as np
 
 from talker_rl.base.errors import CheckpointError, DataError
 from talker_rl.base.ids import derive_seed
+from talker_rl.base.processes import one_thread
 from talker_rl.records.candidate import Candidate
+from talker_rl.records.codec import codec_named
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.rows import from_row, to_row
 from talker_rl.reward.config import RecognizerConfig, RewardConfig
 from talker_rl.speech.config import SPEAKING, ModelConfig, SamplingConfig, Token2WavConfig
-
-AUDIO_RATE = 24_000
 
 
 @dataclass
@@ -146,19 +146,6 @@ def policy_on(omni: Any, policy: str | None) -> Iterator[Any]:
         omni.talker.load_state_dict(before)
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread: sums in the same order in every process, whatever the number of workers."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 # -- tasks ----------------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +265,7 @@ def _extras(task: ScoreTask, candidates: list[Candidate], audio: dict[str, np.nd
         if sound is None or seen[candidate.prompt_id] > task.extras:
             rows.append(dict.fromkeys(("speaker_similarity", "f0_mean", "f0_spread")))
             continue
-        f0 = f0_stats(sound, AUDIO_RATE)
+        f0 = f0_stats(sound, codec_named(candidate.codec).sample_rate)
         rows.append({
             "speaker_similarity": speaker_similarity(omni.token2wav, sound, omni.speaker(candidate.speaker)),
             "f0_mean": f0.mean_hz if f0 else None,
@@ -307,5 +294,5 @@ def _keep_audio(spec: AudioSpec, candidates: list[Candidate], audio: dict[str, n
                             fix="leave prompt_id out, or write it without / and begin the run again")
         sink = io.BytesIO()
         kind = {"format": "OGG", "subtype": "OPUS"} if spec.format == "opus" else {"format": "FLAC"}
-        soundfile.write(sink, np.clip(sound, -1.0, 1.0), AUDIO_RATE, **kind)
+        soundfile.write(sink, np.clip(sound, -1.0, 1.0), codec_named(candidate.codec).sample_rate, **kind)
         atomic_write(file, sink.getvalue())

@@ -200,6 +200,7 @@ class Engine:
         if key in self._live:
             self.metrics.cache_hits.inc()
             return self._live[key]
+        item = item if item.codec else item.model_copy(update={"codec": self.codec.name})
         seconds = speech_seconds(item, self.codec, self.config.max_seconds)
         job = Job(key, item, seconds, asyncio.get_running_loop().create_future())
         known = self._cache.get(key)
@@ -346,7 +347,8 @@ def score_question(jobs: list[Job]) -> frames.Frame:
         item = job.item
         kind = "pcm" if job.sound is not None else "file" if item.audio is not None else "none"
         rows.append(
-            item.model_dump(include={"id", "text", "lang", "codes", "end_reason", "reference_seconds", "prompt_id"})
+            item.model_dump(include={"id", "text", "lang", "codes", "codec", "end_reason", "reference_seconds",
+                                     "prompt_id"})
             | {"speaker": item.speaker or "", "seed": item.sample_seed, "sound": kind}
         )
         sounds.append(job.sound or item.audio or b"")

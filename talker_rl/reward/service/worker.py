@@ -24,6 +24,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from talker_rl.base.errors import DataError, TalkerRLError
+from talker_rl.records.codec import codec_named
 from talker_rl.reward.asr.base import Failure, is_transient
 from talker_rl.reward.asr.registry import RoutedRecognizer
 from talker_rl.reward.config import RewardConfig
@@ -32,6 +33,8 @@ from talker_rl.reward.service import frames
 from talker_rl.reward.service.fingerprint import Parts, libraries_part, settings_parts
 from talker_rl.reward.service.protocol import ItemResult
 from talker_rl.speech.config import ModelConfig, Token2WavConfig
+from talker_rl.speech.protocol import Utterance
+from talker_rl.speech.registry import load
 
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG")
 RATES = (8_000, 192_000)
@@ -57,20 +60,18 @@ class Decoder:
     """Codes to speech. Batch: items of ``codes``, ``speaker``, ``seed``; answer: a float32 blob (or b"") an item."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
-
         self.config = Token2WavConfig(**spec["token2wav"])
-        self.omni = load_omni(ModelConfig(**spec["model"]), parts=("token2wav",))
+        self.generator = load(ModelConfig(**spec["model"]), parts=("decoder",))
         self.parts = settings_parts(RewardConfig(**spec["reward"]), self.config)
 
     def hello(self) -> dict[str, Any]:
         parts: Parts = {
             "token2wav": self.parts["token2wav"],
             "code": self.parts["code"],
-            "model": self.omni.hash_of("token2wav"),
-            "decoder_libraries": libraries_part(self.omni.device.type),
+            "model": self.generator.identity("decoder"),
+            "decoder_libraries": libraries_part(self.generator.device.type),
         }
-        return {"parts": parts, "speakers": sorted(self.omni.speakers)}
+        return {"parts": parts, "speakers": list(self.generator.speakers)}
 
     def work(self, header: dict[str, Any], blobs: list[bytes]) -> frames.Frame:
         sounds = one_by_one(self._decode, header["items"])
@@ -78,15 +79,9 @@ class Decoder:
         return {"results": results}, [b"" if isinstance(s, Failure) else s.tobytes() for s in sounds]
 
     def _decode(self, items: Sequence[dict[str, Any]]) -> list[np.ndarray | Failure]:
-        from talker_rl.speech.qwen2_5_omni.token2wav import decode
-
-        known = self.omni.speakers
+        known = set(self.generator.speakers)
         able = [item for item in items if item["speaker"] in known]
-        made = decode(
-            self.omni.need("token2wav"), [item["codes"] for item in able], [known[item["speaker"]] for item in able],
-            [item["seed"] for item in able], self.config,
-        )  # fmt: skip
-        sounds = iter(made)
+        sounds = iter(self.generator.decode([Utterance(**item) for item in able], self.config))
         strange = f"no such speaker; there are: {', '.join(sorted(known))}"
         return [
             np.ascontiguousarray(next(sounds), dtype=np.float32)
@@ -97,7 +92,7 @@ class Decoder:
 
 
 class Judge:
-    """Speech to scores. Batch: items as `ScoreItem` plus ``sound``: pcm (float32, 24 kHz), file or none."""
+    """Speech to scores. Batch: items as `ScoreItem` plus ``sound``: pcm (float32, the codec's rate), file or none."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.reward = RewardConfig(**spec["reward"])
@@ -131,7 +126,8 @@ class Judge:
         if kind == "none":
             return ScoreItem(audio=None, **row)
         if kind == "pcm":
-            return ScoreItem(audio=np.frombuffer(blob, np.float32), **row)
+            rate = codec_named(row["codec"]).sample_rate
+            return ScoreItem(audio=np.frombuffer(blob, np.float32), sample_rate=rate, **row)
         sound = read_sound(blob, self.max_seconds)
         return sound if isinstance(sound, Failure) else ScoreItem(audio=sound[0], sample_rate=sound[1], **row)
 
