@@ -93,6 +93,8 @@ class Policy(Protocol):
     sparse: bool
     """Whether a router chooses experts: rounding then may choose others, so that in half precision only means of
     differences can be bounded."""
+    terms: int
+    """Log-probs that a step's is the sum of; float noise grows with them."""
     module: Any
     """torch module: what an optimizer, DDP or DeepSpeed gets."""
 

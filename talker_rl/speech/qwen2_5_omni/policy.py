@@ -26,6 +26,7 @@ class TalkerPolicy(PolicyWeights):
 
     codec = CODEC
     sparse = False
+    terms = 1
 
     def sample(
         self, requests: Sequence[SampleRequest], sampling: SamplingConfig, *, batch_size: int = 64,

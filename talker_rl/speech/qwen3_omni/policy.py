@@ -47,6 +47,7 @@ class TalkerPolicy(PolicyWeights):
     ) -> None:
         super().__init__(module)
         self.residual_weight, self.residual = residual_weight, residual or ResidualSampling()
+        self.terms = CODEC.groups if residual_weight else 1
 
     def sample(
         self, requests: Sequence[SampleRequest], sampling: SamplingConfig, *, batch_size: int = 64,
