@@ -101,6 +101,11 @@ class Policy(Protocol):
     """A Talker with some weights, and the reference it is measured against."""
 
     codec: Codec
+    sparse: bool
+    """Whether a router chooses experts: rounding then may choose others, so that in half precision only means of
+    differences can be bounded."""
+    terms: int
+    """Log-probs that a step's is the sum of; float noise grows with them."""
     module: Any
     """torch module: what an optimizer, DDP or DeepSpeed gets."""
 
@@ -126,6 +131,16 @@ class Policy(Protocol):
 
     def logps_and_stops(self, batch: PolicyBatch) -> tuple[Tensor, Tensor]:
         """``logps``, and the raw log-prob of stopping at each step; both (S, T)."""
+        ...
+
+    def code_logps(self, batch: PolicyBatch) -> Tensor:
+        """Raw log-probs (S, T, groups) float32 of every code, without gradient: which code of a frame differs, and what
+        another engine has summed, is seen in these alone. A stop's is in group 0; 0 elsewhere."""
+        ...
+
+    def processed_logps(self, batch: PolicyBatch, sampling: SamplingConfig) -> Tensor:
+        """``logps``, without gradient, under the distribution that ``sample`` draws from with these options:
+        ``Candidate.processed_logps``; -inf where an id cannot be drawn."""
         ...
 
     def as_reference(self) -> AbstractContextManager[None]:
