@@ -154,8 +154,8 @@ def adapter(tmp_path_factory):
 def test_an_adapter_is_checked_once_and_again_when_a_file_has_changed(adapter, tmp_path, monkeypatch):
     folder = shutil.copytree(adapter, tmp_path / "adapter")
     built = []
-    real = adapter_check._on_meta
-    monkeypatch.setattr(adapter_check, "_on_meta", lambda *of: built.append(of) or real(*of))
+    real = adapter_check.on_meta
+    monkeypatch.setattr(adapter_check, "on_meta", lambda *of: built.append(of) or real(*of))
     monkeypatch.setattr(adapter_check, "_sound", set())
     check_adapter(tiny_omni().talker, folder)
     check_adapter(tiny_omni().talker, folder)
