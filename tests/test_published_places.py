@@ -288,7 +288,7 @@ def test_a_sweep_publishes_no_place(tmp_path: Path) -> None:
 
 def test_speakers_hold_no_place(tmp_path: Path) -> None:
     from talker_rl.micro import checkpoint_dir
-    from talker_rl.speakers.store import save
+    from talker_rl.speech.qwen2_5_omni.speaker_store import save
     from talker_rl.speech.qwen2_5_omni.speaker_table import load_speakers
 
     folder = checkpoint_dir() / "omni"

@@ -21,10 +21,11 @@ from talker_rl.config import load_data
 from talker_rl.data.speakers import assign_instructions, assign_speakers, assignment_key, voices
 from talker_rl.evaluation.told_apart import difference, leave_one_text_out, told_apart
 from talker_rl.records.prompt import Prompt
-from talker_rl.speakers import entry as entries
 from talker_rl.speakers.sound import Heard, Known, judge
 from talker_rl.speech.config import ModelConfig
+from talker_rl.speech.qwen2_5_omni import speaker_entry as entries
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, load_speakers, part_hash, read_config
+from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.mel import log_mel
 
 
@@ -234,15 +235,13 @@ class _Deaf:
         return [Transcript(["stop", "go"] if np.abs(a).max() > 0.2 else [], []) for a in audios]
 
 
-def test_sound_is_judged(model: Path) -> None:
-    token2wav = load_omni(ModelConfig(path=str(model), device="cpu"), parts=("token2wav",)).token2wav
-    speakers = load_speakers(model)
+def test_sound_is_judged() -> None:
     good = np.random.default_rng(0).uniform(-0.5, 0.5, 30 * 480).astype(np.float32)
     known = [Known("stop go", "en", [1] * 30)]
 
     def findings(new: np.ndarray) -> dict[str, str]:
-        heard = Heard(known, [good], [new])
-        return {text.split(":")[0]: level for level, text in judge(heard, token2wav, "Ann", speakers, _Deaf())}
+        heard = Heard(known, [good], [new], CODEC)
+        return {text.split(":")[0]: level for level, text in judge(heard, _Deaf())}
 
     assert findings(good)["duration"] == findings(good)["energy"] == findings(good)["words"] == "ok"
     assert findings(good[:-1])["duration"] == "fail"

@@ -8,25 +8,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from talker_rl.base.errors import ConfigError, StageError
-from talker_rl.base.figures import count, written
+from talker_rl.base.errors import StageError
+from talker_rl.base.figures import count
 from talker_rl.config import RunConfig, load_config
 from talker_rl.records.prompt import Prompt
 from talker_rl.shipped import split
-from talker_rl.speakers.entry import (
-    ENOUGH_SECONDS,
-    BosChoice,
-    Entry,
-    Reference,
-    choose_bos,
-    cond_from_file,
-    mixed_cond,
-    reference_from_file,
-    reference_from_wav,
-)
-from talker_rl.speakers.sound import Finding, Heard
+from talker_rl.speakers.sound import Heard
+from talker_rl.speech.protocol import Finding, NewSpeaker
+from talker_rl.speech.registry import family_of
 
 HEARD_PROMPTS = 6
 """Texts of the micro world that a new speaker is heard with."""
@@ -53,14 +43,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
 
 
 def _list(args: argparse.Namespace, config: RunConfig) -> int:
-    from talker_rl.speech.qwen2_5_omni.checkpoint import speakers_of
-    from talker_rl.speech.qwen2_5_omni.mel import HOP, SAMPLE_RATE
-
-    rows = [
-        {"name": name, "bos_token": e["bos_token"], "cond": list(e["cond"].shape), "ref_mel": list(e["ref_mel"].shape),
-         "ref_seconds": e["ref_mel"].shape[1] * HOP / SAMPLE_RATE, "cond_norm": round(float(e["cond"].norm()), 3)}
-        for name, e in sorted(speakers_of(config.model).items())
-    ]
+    rows = family_of(config.model.path).speaker_rows(config.model)
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -73,12 +56,8 @@ def _list(args: argparse.Namespace, config: RunConfig) -> int:
 
 def _add(args: argparse.Namespace, config: RunConfig) -> int:
     from talker_rl.base.places import check_writable_folder, require_file
-    from talker_rl.speakers.store import check_target, save
-    from talker_rl.speech.locate import resolve_model_path
-    from talker_rl.speech.qwen2_5_omni.checkpoint import speakers_of
 
-    folder, out = resolve_model_path(config.model.path), Path(args.out).expanduser()
-    check_target(out, folder, args.overwrite)
+    out = Path(args.out).expanduser()
     if args.wavs:
         check_writable_folder(Path(args.wavs))
     for option in ("wav", "ref_mel", "codes"):
@@ -86,121 +65,50 @@ def _add(args: argparse.Namespace, config: RunConfig) -> int:
             require_file(Path(file).expanduser(), _FILES[option], f"--{option.replace('_', '-')}")
     if args.cond and args.cond != "zero":
         require_file(Path(args.cond).expanduser(), _FILES["cond"], "--cond")
-    speakers = speakers_of(config.model)
-    if args.name in speakers:
-        raise ConfigError(f"There is a speaker {args.name!r} already", where="--name", fix="choose another name")
-    entry, reference, bos = new_entry(args, folder, speakers)
-    everyone = {**speakers, args.name: entry}
-    for level, text in _shape_findings(entry, reference, bos, speakers):
+    new: NewSpeaker = family_of(config.model.path).new_speaker(config.model, args)
+    for level, text in new.look():
         print(f"{level:5} {text}")
     if args.dry_run:
-        print(f"\n{out} would hold: {', '.join(sorted(everyone))}")
+        print(f"\n{out} would hold: {', '.join(new.names)}")
         return 0
     if not args.no_sound:
         failed = 0
-        for level, text in _sound_findings(args, config, everyone):
+        for level, text in _sound_findings(args, config, new):
             print(f"{level:5} {text}", flush=True)
             failed += level == "fail"
         if failed:
             print(f"\n{count(failed, 'check')} failed: nothing was written", file=sys.stderr)
             return 1
-    save(everyone, out, folder)
-    used = f"model.speakers={out}" if out.suffix == ".pt" else f"model.path={out}"
+    used = new.save(out)
     print(f"\n{args.name} added: {out}\nuse it: {used}" + (
-        "" if args.bos_from else "; then train the Talker on it, e.g. -c stages/3-speakers"))
+        "; then train the Talker on it, e.g. -c stages/3-speakers" if new.trained else ""))
     return 0
 
 
-def new_entry(
-    args: argparse.Namespace, folder: Path, speakers: dict[str, Entry]
-) -> tuple[Entry, Reference, BosChoice | None]:
-    """The entry that the options ask for; the look of its bos token, where that is not an old speaker's."""
-    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config
-
-    reference = (reference_from_wav(args.wav, list(speakers.values()), args.seconds) if args.wav
-                 else reference_from_file(args.ref_mel))
-    old = next(iter(speakers.values()))["cond"]
-    if args.cond_from:
-        cond = mixed_cond(speakers, args.cond_from)
-    else:
-        cond = old * 0 if args.cond == "zero" else cond_from_file(args.cond, old.shape[1])
-    if args.bos_from:
-        if args.bos_from not in speakers:
-            raise ConfigError(f"Unknown speaker {args.bos_from!r}", where="--bos-from",
-                              fix=f"this checkpoint has: {', '.join(sorted(speakers))}")
-        shared = speakers[args.bos_from]["bos_token"]
-        return {"bos_token": shared, "cond": cond, "ref_mel": reference.mel}, reference, None
-    taken = [e["bos_token"] for e in speakers.values()]
-    bos = choose_bos(folder, read_config(folder), _tokens(folder), taken, args.bos_token)
-    return {"bos_token": bos.token, "cond": cond, "ref_mel": reference.mel}, reference, bos
-
-
-def _tokens(folder: Path) -> int:
-    """Ids below it are the tokenizer's."""
-    from talker_rl.speech.qwen2_5_omni.checkpoint import load_tokenizer
-
-    return len(load_tokenizer(folder))
-
-
-def _shape_findings(
-    entry: Entry, reference: Reference, bos: BosChoice | None, speakers: dict[str, Entry]
-) -> Iterator[Finding]:
-    mel, cond = entry["ref_mel"], entry["cond"]
-    yield ("ok" if reference.seconds >= ENOUGH_SECONDS else "warn"), (
-        f"ref_mel {list(mel.shape)}: {reference.seconds:.2f} s of speech"
-        + (f", amplified by {written(reference.gain_db, '{:+.1f}')} dB to the level of the model's own"
-           if reference.gain_db else "")
-        + ("" if reference.seconds >= ENOUGH_SECONDS else f"; {ENOUGH_SECONDS:g} s or more describe a voice better"))
-    yield from _range_finding(mel, speakers)
-    norms = sorted(float(e["cond"].norm()) for e in speakers.values())
-    norm = float(cond.norm())
-    usual = 0.5 * norms[0] <= norm <= 2 * norms[-1]
-    yield ("ok" if usual else "warn"), (
-        f"cond {list(cond.shape)}: norm {norm:.2f}, the model's own {norms[0]:.2f} to {norms[-1]:.2f}"
-        + ("" if usual else ": listen to the words"))
-    if bos is None:
-        yield "ok", f"bos_token {entry['bos_token']}: shared with an old speaker, so there is nothing to train"
-    else:
-        yield ("warn" if bos.faint else "ok"), (
-            f"bos_token {bos.token}: its row is {bos.norm:.2f} times as long as the old speakers', cosine to the "
-            f"nearest {bos.nearest:.2f}" + (": the Talker hardly sees it: try another" if bos.faint else ""))
-
-
-def _range_finding(mel: Any, speakers: dict[str, Entry]) -> Iterator[Finding]:
-    lows = [float(e["ref_mel"].min()) for e in speakers.values()]
-    highs = [float(e["ref_mel"].max()) for e in speakers.values()]
-    low, high = float(mel.min()), float(mel.max())
-    strange = low < min(lows) - 3 or high > max(highs) + 3 or high < min(highs) - 3
-    yield ("warn" if strange else "ok"), (
-        f"ref_mel lies in {low:.1f} .. {high:.1f} nats, the model's own in {min(lows):.1f} .. {max(highs):.1f}"
-        + (": is it a natural-log amplitude mel?" if strange else ""))
-
-
-def _sound_findings(args: argparse.Namespace, config: RunConfig, everyone: dict[str, Entry]) -> Iterator[Finding]:
+def _sound_findings(args: argparse.Namespace, config: RunConfig, new: NewSpeaker) -> Iterator[Finding]:
     from talker_rl.reward.asr.registry import build_recognizer
     from talker_rl.speakers import sound
-    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 
-    sayer = _sayer(args, everyone)
+    # the old speaker whose codes are decoded: the first that lends a part of the voice, else the first
+    sayer = next(name for name in [*new.lenders(args), *new.names] if name != args.name)
     if args.codes:
         known = sound.read_codes(args.codes)
     else:
         known = sound.known_codes(config.model, sayer, _prompts(args, config, sayer), config.rollouts.sampling)
-    token2wav = load_omni(config.model, parts=("token2wav",)).token2wav
-    heard = sound.hear(token2wav, known, everyone[sayer], everyone[args.name], config.token2wav)
+    decoder = new.decoder()
+    heard = sound.hear(decoder, known, sayer, args.name, config.token2wav)
     asr = build_recognizer(config.reward.recognizer) if _has_recognizer(config) else None
     yield "ok", f"heard: {count(len(known), 'utterance')}, codes by {args.codes or sayer}"
-    yield from sound.judge(heard, token2wav, args.name, everyone, asr)
+    finite = True
+    for finding in sound.judge(heard, asr):
+        finite = finite and not (finding[0] == "fail" and finding[1].startswith("samples"))
+        yield finding
+    if finite:
+        yield from new.likeness(decoder, heard.new)
     if asr is None:
         yield "warn", "words: not checked; name a recognizer (-c CONFIG with reward.recognizer)"
     if args.wavs:
         yield "ok", f"{count(_keep(heard, Path(args.wavs), args.name, sayer), 'sound file')} in {args.wavs}"
-
-
-def _sayer(args: argparse.Namespace, everyone: dict[str, Entry]) -> str:
-    """The old speaker whose codes are decoded: the first that lends cond, else the first."""
-    lends = [part if part in everyone else part.rpartition(":")[0] for part in args.cond_from or ()]
-    return next(name for name in [*lends, *sorted(everyone)] if name in everyone and name != args.name)
 
 
 def _prompts(args: argparse.Namespace, config: RunConfig, sayer: str) -> list[Prompt]:
@@ -225,7 +133,7 @@ def _keep(heard: Heard, folder: Path, name: str, sayer: str) -> int:
     try:
         for who, waves in ((sayer, heard.own), (name, heard.new)):
             for i, wave in enumerate(waves, 1):
-                soundfile.write(str(folder / f"{i:02d}-{who}.wav"), wave, 24_000)
+                soundfile.write(str(folder / f"{i:02d}-{who}.wav"), wave, heard.codec.sample_rate)
     except (OSError, soundfile.LibsndfileError) as error:
         raise StageError(f"Cannot write the sound: {error}", where=str(folder), fix="name another --wavs") from None
     return len(heard.own) + len(heard.new)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,15 @@ from talker_rl.base.disk import atomic_write, read_json
 from talker_rl.base.errors import ConfigError, DataError, StageError
 from talker_rl.base.figures import bare, count, span, written
 from talker_rl.base.places import require_run
+from talker_rl.base.processes import one_thread
 from talker_rl.config import RunConfig, load_data
 from talker_rl.evaluation.bootstrap import bootstrap_ci, ratio_of_sums
 from talker_rl.evaluation.summary import compare
 from talker_rl.evaluation.told_apart import difference, leave_one_text_out, told_apart
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.rows import from_row
-from talker_rl.speakers.entry import speech_frames
-from talker_rl.speech.qwen2_5_omni.mel import log_mel
-from talker_rl.speech.qwen2_5_omni.speaker import speaker_embedding
-from talker_rl.stages import worker
+from talker_rl.speech.candidates import decode_candidates
+from talker_rl.speech.registry import family_of, load
 from talker_rl.store.shards import ShardFolder
 
 LEAST_TEXTS = 8
@@ -94,10 +93,7 @@ def _best(folder: Path) -> str:
 
 def _added(config: RunConfig, speakers: list[str]) -> list[str]:
     """Evaluated speakers that the checkpoint itself does not have; all of them where there is none such."""
-    from talker_rl.speech.locate import resolve_model_path
-    from talker_rl.speech.qwen2_5_omni.checkpoint import load_speakers
-
-    own = load_speakers(resolve_model_path(config.model.path))
+    own = family_of(config.model.path).own_speakers(config.model)
     return [name for name in speakers if name not in own] or speakers
 
 
@@ -129,34 +125,28 @@ def _side(config: RunConfig, folder: Path, name: str, speakers: list[str], texts
         if row["codes"] and row["candidate_id"] in place:
             first.setdefault(place[row["candidate_id"]], from_row(Candidate, row))
     chosen = [first[text, speaker] for text in texts for speaker in speakers]
-    omni = worker.omni_of(config.model.model_dump(mode="json"))
-    references = [speaker_embedding(omni.token2wav, omni.speaker(s)["ref_mel"][0]) for s in speakers]
+    decoder = load(config.model, parts=("decoder",))
     if entry is not None:
-        omni.speaker(entry)
-        chosen = [from_row(Candidate, {**vars(c), "speaker": entry}) for c in chosen]
-    audio = worker.speech(
-        worker.ScoreTask(model=config.model.model_dump(mode="json"), token2wav=config.token2wav.model_dump(mode="json"),
-                         reward={}, prompts=[], candidates=[], seed=config.seed), chosen)
+        if entry not in decoder.speakers:
+            raise ConfigError(f"Unknown speaker {entry!r}", where="--entry",
+                              fix=f"one of: {', '.join(decoder.speakers)}")
+        chosen = [replace(c, speaker=entry) for c in chosen]
+    with one_thread():
+        audio = decode_candidates(decoder, chosen, config.token2wav, config.seed)
     missing = [c.candidate_id for c in chosen if c.candidate_id not in audio]
     if missing:
         raise DataError(f"{count(len(missing), 'utterance')} cannot be decoded, the first is "
                         f"{missing[0]}", where=str(folder),
                         fix="look at their end_reason in the evaluation rows")
-    mels = [log_mel(torch.from_numpy(audio[c.candidate_id])) for c in chosen]
-    embeddings = torch.stack([speaker_embedding(omni.token2wav, mel) for mel in mels])
-    embeddings = torch.nn.functional.normalize(embeddings, dim=1)
+    voices = [decoder.voice(audio[c.candidate_id]) for c in chosen]
+    embeddings = torch.nn.functional.normalize(torch.from_numpy(np.stack([v["embedding"] for v in voices])), dim=1)
     shape = (len(texts), len(speakers))
-    features = {"spectrum": np.stack([spectrum(mel) for mel in mels]), "embedding": embeddings.numpy()}
+    features = {"spectrum": np.stack([v["spectrum"] for v in voices]), "embedding": embeddings.numpy()}
+    references = [torch.from_numpy(decoder.reference_voice(s)) for s in speakers]
     own = torch.stack([references[i % len(speakers)] for i in range(len(chosen))])
     return Side(rows, {kind: leave_one_text_out(x.reshape(*shape, -1)) for kind, x in features.items()},
                 torch.cosine_similarity(embeddings, own).numpy().reshape(shape),
                 np.array([len(c.codes) for c in chosen], dtype=float).reshape(shape))
-
-
-def spectrum(mel_FM: torch.Tensor) -> np.ndarray:
-    """Long-term spectrum (80,): the mean log mel of speech frames less its mean, so that loudness does not count."""
-    mean = mel_FM[speech_frames(mel_FM)].mean(0)
-    return (mean - mean.mean()).double().numpy()
 
 
 def _figures(base: Side, trained: Side, speakers: list[str], name: str) -> dict[str, Any]:

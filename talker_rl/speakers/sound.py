@@ -8,23 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from talker_rl.base.errors import DataError, StageError
 from talker_rl.base.figures import count
 from talker_rl.base.ids import derive_seed
+from talker_rl.records.codec import Codec
 from talker_rl.records.prompt import Prompt
-from talker_rl.speakers.entry import Entry
 from talker_rl.speech.config import ModelConfig, SamplingConfig, Token2WavConfig
-from talker_rl.speech.qwen2_5_omni.mel import HOP, SAMPLE_RATE, log_mel
+from talker_rl.speech.protocol import Finding, Generator, SampleRequest, Utterance
+from talker_rl.speech.registry import load
 
 if TYPE_CHECKING:
     from talker_rl.reward.asr.base import Recognizer
 
-CODE_SAMPLES = 2 * HOP
 QUIET_DBFS, CLIPPED_SHARE, SPARE_WER = -40.0, 0.001, 0.1
 """Below the first the loudest 20 ms are no speech; above the second share of samples at full scale it distorts; a WER
 above the measure's by more than the third is told."""
@@ -32,10 +31,6 @@ TEXTS = {
     "en": ("The train to the coast leaves at nine, and it is seldom late.", "Could you read that to me once more?"),
     "zh": ("今天下午我们去图书馆看书。", "请再说一遍，我没有听清楚。"),
 }
-
-Finding = tuple[str, str]
-"""(``ok``, ``warn`` or ``fail``; what was found)."""
-
 
 @dataclass
 class Known:
@@ -48,12 +43,14 @@ class Known:
 
 @dataclass
 class Heard:
-    """What came of the same codes with two entries: float32 at 24 kHz, one array per utterance."""
+    """What came of the same codes with two speakers: float32, one array per utterance."""
 
     known: list[Known]
     own: list[np.ndarray]
-    """With the entry of the speaker who said them."""
+    """With the speaker who said them."""
+
     new: list[np.ndarray]
+    codec: Codec
 
 
 def known_codes(model: ModelConfig, speaker: str, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[Known]:
@@ -62,13 +59,11 @@ def known_codes(model: ModelConfig, speaker: str, prompts: Sequence[Prompt], sam
     Raises:
         StageError: none of its samples ended by itself.
     """
-    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
-    from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning
-    from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
-
-    conditionings = compute_conditioning(load_omni(model, parts=("thinker",)), prompts)
-    seeds = [[derive_seed(0, "speaker", speaker, p.text)] for p in prompts]
-    candidates = sample_candidates(load_omni(model, parts=("talker",)).talker, conditionings, seeds, sampling)
+    conditionings = load(model, parts=("conditioner",)).condition(prompts)
+    requests = [SampleRequest(c, [derive_seed(0, "speaker", speaker, p.text)])
+                for c, p in zip(conditionings, prompts, strict=True)]
+    with load(model, parts=("talker",)).policy() as policy:
+        candidates = policy.sample(requests, sampling)
     known = [Known(p.text, p.lang, c.codes) for p, c in zip(prompts, candidates, strict=True)
              if c.end_reason == "eos" and c.codes]
     if not known:
@@ -84,36 +79,35 @@ def prompts_for(speaker: str, texts: Sequence[str] = ()) -> list[Prompt]:
     return [Prompt(check_text(t), speaker, detect_lang(t)) for t in texts or (*TEXTS["en"], *TEXTS["zh"])]
 
 
-def hear(token2wav: Any, known: list[Known], own: Entry, new: Entry, cfg: Token2WavConfig) -> Heard:
-    """Decode the codes with both entries, from the same noise."""
-    from talker_rl.speech.qwen2_5_omni.token2wav import decode
+def hear(decoder: Generator, known: list[Known], own: str, new: str, cfg: Token2WavConfig) -> Heard:
+    """Decode the codes with both speakers, from the same noise."""
+    def said_by(speaker: str) -> list[np.ndarray]:
+        return decoder.decode([Utterance(k.codes, speaker, derive_seed(0, "token2wav", k.text)) for k in known], cfg)
 
-    codes, n = [k.codes for k in known], len(known)
-    seeds = [derive_seed(0, "token2wav", k.text) for k in known]
-    return Heard(known, *(decode(token2wav, codes, [entry] * n, seeds, cfg) for entry in (own, new)))
+    return Heard(known, said_by(own), said_by(new), decoder.codec)
 
 
-def judge(
-    heard: Heard, token2wav: Any, name: str, speakers: dict[str, Entry], asr: Recognizer | None
-) -> Iterator[Finding]:
+def judge(heard: Heard, asr: Recognizer | None) -> Iterator[Finding]:
     """Findings on the sound.
 
     Args:
-        name: the new speaker; ``speakers`` holds it and the checkpoint's own.
         asr: None leaves the words unchecked.
     """
     from talker_rl.base.sound import peak_level
 
-    seconds = sum(len(k.codes) for k in heard.known) * CODE_SAMPLES / SAMPLE_RATE
-    wrong = [k for k, wave in zip(heard.known, heard.new, strict=True) if len(wave) != len(k.codes) * CODE_SAMPLES]
+    codec = heard.codec
+    samples = codec.sample_rate / codec.rate
+    seconds = sum(codec.seconds(k.codes) for k in heard.known)
+    wrong = [k for k, wave in zip(heard.known, heard.new, strict=True) if len(wave) != codec.frames(k.codes) * samples]
     yield ("fail" if wrong else "ok"), (
-        f"duration: {len(wrong)} of {count(len(heard.known), 'utterance')} not 480 samples per code" if wrong
-        else f"duration: {count(len(heard.known), 'utterance')}, {seconds:.2f} s, exactly 480 samples per code")
+        f"duration: {len(wrong)} of {count(len(heard.known), 'utterance')} not {samples:g} samples per code" if wrong
+        else f"duration: {count(len(heard.known), 'utterance')}, {seconds:.2f} s, exactly {samples:g} samples per code")
     whole = np.concatenate(heard.new)
     if not np.isfinite(whole).all():
         yield "fail", f"samples: {int((~np.isfinite(whole)).sum())} are NaN or infinite"
         return
-    level, before = (float(np.mean([peak_level(w, SAMPLE_RATE) for w in side])) for side in (heard.new, heard.own))
+    level, before = (float(np.mean([peak_level(w, codec.sample_rate) for w in side]))
+                     for side in (heard.new, heard.own))
     yield ("ok" if level > QUIET_DBFS else "fail"), (
         f"energy: loudest 20 ms at {level:.1f} dBFS on average, {before:.1f} with the speaker who said the codes")
     clipped = float((np.abs(whole) >= 0.999).mean())
@@ -121,53 +115,26 @@ def judge(
         yield "warn", f"energy: {clipped:.1%} of the samples are at full scale"
     if asr is not None:
         yield _words(heard, asr)
-    yield from _likeness(heard, token2wav, name, speakers)
 
 
-def word_error_rate(asr: Recognizer, known: Sequence[Known], waves: Sequence[np.ndarray]) -> float:
-    """Corpus WER of 24 kHz speech; an utterance that is not recognized counts as all deleted."""
+def word_error_rate(asr: Recognizer, known: Sequence[Known], waves: Sequence[np.ndarray], rate: int) -> float:
+    """Corpus WER of speech at ``rate`` Hz; an utterance that is not recognized counts as all deleted."""
     from talker_rl.base.sound import resample
     from talker_rl.base.text.alignment import align, pool
     from talker_rl.base.text.tokens import tokens_of
-    from talker_rl.reward.asr.base import Failure
+    from talker_rl.reward.asr.base import SAMPLE_RATE, Failure
 
     counts = []
     for k, wave in zip(known, waves, strict=True):
-        (transcript,) = asr.transcribe([resample(wave, SAMPLE_RATE, 16_000)], k.lang)
+        (transcript,) = asr.transcribe([resample(wave, rate, SAMPLE_RATE)], k.lang)
         counts.append(align(tokens_of(k.text), [] if isinstance(transcript, Failure) else transcript.tokens).counts)
     return float(pool(counts).rate or 0.0)
 
 
 def _words(heard: Heard, asr: Recognizer) -> Finding:
-    own, new = (word_error_rate(asr, heard.known, side) for side in (heard.own, heard.new))
+    own, new = (word_error_rate(asr, heard.known, side, heard.codec.sample_rate) for side in (heard.own, heard.new))
     text = f"words: WER {new:.1%}, {own:.1%} with the speaker who said the codes"
     return ("warn", text + ": the entry costs words; try another cond") if new > own + SPARE_WER else ("ok", text)
-
-
-def _likeness(heard: Heard, token2wav: Any, name: str, speakers: dict[str, Entry]) -> Iterator[Finding]:
-    from talker_rl.speech.qwen2_5_omni.speaker import speaker_embedding
-
-    mel = speakers[name]["ref_mel"][0]
-    references = {n: speaker_embedding(token2wav, entry["ref_mel"][0]) for n, entry in speakers.items()}
-    sounds = torch.stack([speaker_embedding(token2wav, log_mel(torch.from_numpy(w))) for w in heard.new])
-
-    def cosines(x: torch.Tensor) -> dict[str, float]:
-        return {n: float(torch.cosine_similarity(x, r[None]).mean()) for n, r in references.items()}
-
-    half = len(mel) // 2
-    itself = float(torch.cosine_similarity(speaker_embedding(token2wav, mel[:half]),
-                                           speaker_embedding(token2wav, mel[half:]), dim=0))
-    found = cosines(sounds)
-    told = ", ".join(f"{n} {value:.2f}" for n, value in sorted(found.items(), key=lambda item: -item[1]))
-    nearest = max(found, key=lambda n: found[n])
-    yield ("ok" if nearest == name else "warn"), (
-        f"likeness: cosine of the sound to each reference: {told}; the reference's two halves to each other "
-        f"{itself:.2f}" + ("" if nearest == name else f". It sounds more like {nearest}: codes carry some of the voice "
-                           "(train on it: -c stages/3-speakers), or cond does: try another"))
-    others = {n: float(torch.cosine_similarity(references[name], r, dim=0)) for n, r in references.items() if n != name}
-    close = max(others, key=lambda n: others[n])
-    if others[close] > itself:
-        yield "warn", f"likeness: the encoder hardly tells the reference from {close}'s ({others[close]:.2f})"
 
 
 def read_codes(path: str) -> list[Known]:

@@ -9,7 +9,7 @@ loaded, whole or in parts. A **policy** is its Talker with some weights: what is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +142,44 @@ class Policy(Protocol):
         ...
 
 
+Finding = tuple[str, str]
+"""(``ok``, ``warn`` or ``fail``; what was found)."""
+
+
+class NewSpeaker(Protocol):
+    """A speaker that is to be added to a model: made of the options of ``speaker add``."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether the Talker must be trained on it before it speaks like it."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """All speakers, the new one among them."""
+        ...
+
+    def lenders(self, options: Any) -> Sequence[str]:
+        """Old speakers that lend a part of the voice."""
+        ...
+
+    def look(self) -> Iterator[Finding]:
+        """Findings on it before anything is decoded."""
+        ...
+
+    def decoder(self) -> Generator:
+        """The loaded decoder, which knows the new speaker as well."""
+        ...
+
+    def likeness(self, decoder: Any, sounds: Sequence[np.ndarray]) -> Iterator[Finding]:
+        """Findings on whose voice the sounds have."""
+        ...
+
+    def save(self, out: Path) -> str:
+        """Write all speakers there, whole or not at all; returns the setting that uses them."""
+        ...
+
+
 Training = LoraSettings | Literal["full"]
 """What of a policy is trained: a new adapter, or the Talker's own weights."""
 
@@ -197,6 +235,19 @@ class Generator(Protocol):
 
     def similarity(self, sound: np.ndarray, speaker: str) -> float | None:
         """Likeness of a voice to a speaker's reference, -1 to 1; None where the family cannot tell."""
+        ...
+
+    def voice(self, sound: np.ndarray) -> Mapping[str, np.ndarray]:
+        """What tells voices apart in a sound, by kind: ``spectrum`` (long-term), and ``embedding`` where the family has
+        an encoder of speakers."""
+        ...
+
+    def reference_voice(self, speaker: str) -> np.ndarray:
+        """The embedding of a speaker's reference.
+
+        Raises:
+            ConfigError: the family has no encoder of speakers.
+        """
         ...
 
     def identity(self, part: str) -> str:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from talker_rl.speech.config import LoraSettings, ModelConfig
 from talker_rl.speech.locate import resolve_model_path
 from talker_rl.speech.qwen2_5_omni.codec import CODEC as CODEC
 
 if TYPE_CHECKING:
+    import argparse
+
     from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
+    from talker_rl.speech.qwen2_5_omni.new_speaker import NewSpeaker
 
 NAME = "qwen2_5_omni"
 PARTS = {"conditioner": "thinker", "talker": "talker", "decoder": "token2wav"}
@@ -86,3 +89,26 @@ def check_lora(settings: ModelConfig, lora: LoraSettings) -> None:
     from talker_rl.speech.qwen2_5_omni.config_json import read_config
 
     check_lora_of(read_config(resolve_model_path(settings.path)), lora)
+
+
+def own_speakers(settings: ModelConfig) -> list[str]:
+    """Names of the speakers of the checkpoint itself, whatever ``settings.speakers`` adds."""
+    return speakers(settings.model_copy(update={"speakers": None}))
+
+
+def speaker_rows(settings: ModelConfig) -> list[dict[str, Any]]:
+    """What ``speaker list`` shows of each speaker."""
+    from talker_rl.speech.qwen2_5_omni.new_speaker import speaker_rows as rows
+
+    return rows(settings)
+
+
+def new_speaker(settings: ModelConfig, options: argparse.Namespace) -> NewSpeaker:
+    """The speaker that the options of ``speaker add`` ask for.
+
+    Raises:
+        ConfigError, DataError: an option does not fit, a file holds no such thing.
+    """
+    from talker_rl.speech.qwen2_5_omni.new_speaker import NewSpeaker
+
+    return NewSpeaker.of(settings, options)

@@ -21,8 +21,10 @@ from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning, compute_conditioning, conditioning_key
 from talker_rl.speech.qwen2_5_omni.family import PARTS
+from talker_rl.speech.qwen2_5_omni.mel import log_mel
 from talker_rl.speech.qwen2_5_omni.policy import TalkerPolicy
-from talker_rl.speech.qwen2_5_omni.speaker import speaker_similarity
+from talker_rl.speech.qwen2_5_omni.speaker import speaker_embedding, speaker_similarity
+from talker_rl.speech.qwen2_5_omni.speaker_entry import spectrum
 from talker_rl.speech.qwen2_5_omni.token2wav import decode
 
 
@@ -126,6 +128,15 @@ class OmniGenerator:
 
     def similarity(self, sound: np.ndarray, speaker: str) -> float | None:
         return speaker_similarity(self.omni.need("token2wav"), sound, self.omni.speaker(speaker))
+
+    def voice(self, sound: np.ndarray) -> dict[str, np.ndarray]:
+        mel = log_mel(torch.from_numpy(sound))
+        return {"spectrum": spectrum(mel), "embedding": speaker_embedding(self.omni.need("token2wav"), mel).numpy()}
+
+    def reference_voice(self, speaker: str) -> np.ndarray:
+        mel = self.omni.speaker(speaker)["ref_mel"][0]
+        found: np.ndarray = speaker_embedding(self.omni.need("token2wav"), mel).numpy()
+        return found
 
     def identity(self, part: str) -> str:
         return self.omni.hash_of(PARTS[part])

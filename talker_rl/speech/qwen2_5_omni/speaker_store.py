@@ -16,7 +16,7 @@ import torch
 
 from talker_rl.base.errors import ConfigError, StageError, is_disk_full
 from talker_rl.base.places import check_writable_file, check_writable_folder
-from talker_rl.speakers.entry import Entry
+from talker_rl.speech.qwen2_5_omni.speaker_entry import Entry
 
 SPEAKER_FILE = "spk_dict.pt"
 

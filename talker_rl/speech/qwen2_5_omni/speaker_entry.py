@@ -52,6 +52,12 @@ def speech_level(mel_FM: torch.Tensor) -> float:
     return float(mel_FM[speech_frames(mel_FM)].mean())
 
 
+def spectrum(mel_FM: torch.Tensor) -> np.ndarray:
+    """Long-term spectrum (80,): the mean log mel of speech frames less its mean, so that loudness does not count."""
+    mean = mel_FM[speech_frames(mel_FM)].mean(0)
+    return (mean - mean.mean()).double().numpy()
+
+
 def reference_from_wav(path: str | Path, like: Sequence[Entry], most_seconds: float = 10.0) -> Reference:
     """A reference from a recording of any rate and any number of channels.
 
