@@ -18,8 +18,9 @@ from talker_rl.config import RunConfig, load_config
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
 from talker_rl.records.score import ScoreRow, nothing_recognized
-from talker_rl.stages import pipeline, scores
-from talker_rl.stages.context import Context, Round, some
+from talker_rl.stages import scores
+from talker_rl.stages.context import Context
+from talker_rl.stages.rounds import Round, some
 from talker_rl.store.run_dir import RunDir
 from talker_rl.store.shards import ShardFolder
 
@@ -137,8 +138,7 @@ def test_the_same_command_again_does_nothing(
     def refuse(*_: Any) -> None:
         raise AssertionError("finished work was done again")
 
-    for name in ("sample", "score", "sample_and_score"):
-        monkeypatch.setattr(f"talker_rl.stages.worker.{name}", refuse)
+    monkeypatch.setattr("talker_rl.stages.worker.work", refuse)
     monkeypatch.setattr("talker_rl.train.run.train_variant", refuse)
     assert cli.main(["run", "-c", str(config), "--run-dir", str(copy), "-q"]) == 0
     adapters = {p for p in before if p.parent.name == "default" and p.parent.parent.name == "train"}
@@ -213,7 +213,7 @@ def test_too_many_failures_stop_the_run_with_their_codes(finished: tuple[Path, P
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(str(tmp_path))
             with pytest.raises(StageError, match=r"\d\d% of the scores failed \(\d+ recognizer_error\)") as caught:
-                pipeline.run_scores(ctx, Round(1))
+                scores.run(ctx, Round(1))
         assert "broken microphone" in str(caught.value)
         rows = ShardFolder(copy / "scores").read_all(ScoreRow)
         failed = [r for r in rows if r.status == "failed"]  # silence is heard without the recognizer, and scored

@@ -182,9 +182,9 @@ def tried(config: RunConfig, variant: str) -> int | None:
 def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
     assert round_.variant is not None
     saved, first = tried(config, round_.variant), round_.index == 1
-    spoken = sizes["dev"] * config.dev.num_candidates
+    each = sizes["dev"] * config.dev.num_candidates
     known = (count(saved, "checkpoint") if saved else "every saved checkpoint") + " and the start" * first
-    return [Step("choice", f"{round_}: {known}, {count(spoken, 'dev utterance')} each", spoken * ((saved or 1) + first))]
+    return [Step("choice", f"{round_}: {known}, {count(each, 'dev utterance')} each", each * ((saved or 1) + first))]
 
 
 def _work(job: Job, index: int) -> list[Part]:

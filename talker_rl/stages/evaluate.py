@@ -170,8 +170,8 @@ def judged(config: RunConfig) -> int:
 def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
     texts, seeds = count(sizes["eval"], "text"), count(config.eval.seeds, "seed")
     each = sizes["eval"] * config.eval.seeds
-    return [Step("evaluation", f"{count(judged(config), 'Talker')} x {count(each, 'utterance')} ({texts} x {seeds}), two "
-                               "recognizers", judged(config) * each)]
+    return [Step("evaluation", f"{count(judged(config), 'Talker')} x {count(each, 'utterance')} ({texts} x {seeds}), "
+                               "two recognizers", judged(config) * each)]
 
 
 def _work(job: Job, index: int) -> list[Part]:

@@ -40,8 +40,8 @@ def _round(command: argparse.ArgumentParser) -> None:
 
 def _pair(command: argparse.ArgumentParser) -> None:
     _round(command)
-    command.add_argument("--votes", metavar="FILE", help="votes exported by a page's blind A/B listening: make the pairs "
-                         "of round 1 of them (short for pairs.votes=FILE)")
+    command.add_argument("--votes", metavar="FILE", help="votes exported by a page's blind A/B listening: make the "
+                         "pairs of round 1 of them (short for pairs.votes=FILE)")
 
 
 def _score(command: argparse.ArgumentParser) -> None:
@@ -59,8 +59,8 @@ def _eval(command: argparse.ArgumentParser) -> None:
 def _diagnose(command: argparse.ArgumentParser) -> None:
     command.add_argument("--variant", nargs="+", action="extend", default=[], metavar="NAME",
                          help="variants to look at (default: all of the run)")
-    command.add_argument("--reward-noise", type=int, metavar="N", help="also decode some rollouts from N seeds each and "
-                         "score them all: how much of a reward is luck, and which pairs.margin follows")
+    command.add_argument("--reward-noise", type=int, metavar="N", help="also decode some rollouts from N seeds each "
+                         "and score them all: how much of a reward is luck, and which pairs.margin follows")
 
 
 RUN = Verb("run", "all stages in order", "talker-rl run -c demo --run-dir runs/demo",

@@ -22,7 +22,7 @@ from talker_rl.store.run_dir import timed
 
 
 def run(ctx: Context, round_: Round) -> None:
-    """Write ``pairs/`` of a round whose variants learn from pairs; every prompt that gives none is counted by its reason.
+    """Write ``pairs/`` of a round whose variants learn from pairs; a prompt that gives none is counted by its reason.
 
     Raises:
         StageError: no prompt gives a pair.

@@ -89,7 +89,8 @@ def describe_sweep(config: SweepConfig) -> str:
     for arm, cfg in config.arms.items():
         lines.append(f"  arm {arm}: {count(len(cfg.variants), 'variant')} x seeds {seeds}: {', '.join(cfg.variants)}")
     lines.append(f"  each training: {training_length(training)} of {count(batch, 'pair')}, {tried or 'every'} "
-                 f"checkpoints and the start on {count(dev_each, 'dev utterance')}, {count(eval_each, 'eval utterance')}")
+                 f"checkpoints and the start on {count(dev_each, 'dev utterance')}, "
+                 f"{count(eval_each, 'eval utterance')}")
     spoken = candidates + eval_each + trainings * (eval_each + dev_each * ((tried or 1) + 1))
     lines.append(f"in all: {count(trainings, 'training')}, {count(spoken, 'utterance')}, "
                  f"{count(run.workers, 'worker')}")
