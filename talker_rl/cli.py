@@ -102,9 +102,9 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         return examine(_config(args), model_only=args.model is not None and not files, as_json=args.json)
     if args.verb == "plan":
         from talker_rl.planning.command import run as plan
-        from talker_rl.stages.plan import parts
+        from talker_rl.stages.plan import kinds, parts
 
-        print(plan(args, _config(args), parts))
+        print(plan(args, _config(args), parts, kinds()))
         return 0
     if args.verb == "export":
         from talker_rl.stages import export

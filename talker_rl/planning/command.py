@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ ASSUMED_SECONDS = 5.0
 """Of speech per utterance, where neither an option nor a measured run says more."""
 
 
-def run(args: argparse.Namespace, config: RunConfig, count: Count) -> str:
+def run(args: argparse.Namespace, config: RunConfig, count: Count, kinds: Mapping[str, str]) -> str:
     """The forecast as text.
 
     Args:
         count: what the stages of a run count.
+        kinds: folder of each -> what it is called here.
 
     Raises:
         ConfigError, CheckpointError, DataError: names what does not fit.
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace, config: RunConfig, count: Count) -> str:
     if args.candidates:
         config.rollouts.num_candidates = args.candidates
     geometry = read_geometry(args.geometry or config.model.path)
-    rates = _rates(args, geometry, count)
+    rates = _rates(args, geometry, count, kinds)
     usual = rates.hardware if rates else "cpu" if geometry.name == "micro" else "h200"
     machine = hardware(args.hardware or usual, args.tflops, args.bandwidth)
     if rates and (rates.hardware != machine.name or args.tflops or args.bandwidth):
@@ -53,13 +55,13 @@ def run(args: argparse.Namespace, config: RunConfig, count: Count) -> str:
     return json.dumps(_data(job, lines, rates), indent=1) if args.json else _text(job, lines, rates)
 
 
-def _rates(args: argparse.Namespace, geometry: Geometry, count: Count) -> Rates | None:
+def _rates(args: argparse.Namespace, geometry: Geometry, count: Count, kinds: Mapping[str, str]) -> Rates | None:
     if not args.rates:
         return None
     path = Path(args.rates)
     if path.is_file():
         return load_rates(path)
-    found = read_run(path)
+    found = read_run(path, kinds)
     machine = hardware("cpu" if found.device == "cpu" else args.hardware or "h200")
     own = found.config.model.path
     return rates_of(found, count, geometry if own == geometry.name else read_geometry(own), machine, str(path))

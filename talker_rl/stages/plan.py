@@ -50,6 +50,11 @@ def parts(job: Job) -> list[Part]:
     return [part for stage, index in found if stage.work for part in stage.work(job, index)]
 
 
+def kinds() -> dict[str, str]:
+    """Folder -> what it is called in a plan, of the stages that the forecast counts."""
+    return {stage.folder: stage.label for stage in all_stages() if stage.work}
+
+
 def around_rounds() -> tuple[list[Stage], list[Stage]]:
     """Stages that a run has one of: before its rounds, and after them."""
     order = [stage for stage in all_stages() if stage.each]
