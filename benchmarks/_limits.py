@@ -17,12 +17,13 @@ import torch
 
 from talker_rl.planning import cost
 from talker_rl.planning.cost import BYTES, Lengths
-from talker_rl.planning.geometry import Geometry, of_talker, of_token2wav
 from talker_rl.planning.hardware import HARDWARE, Hardware, Work
 from talker_rl.records.pair import Pair
 from talker_rl.speech.config import LoraSettings, Token2WavConfig, branches
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
+from talker_rl.speech.qwen2_5_omni.shapes import of_talker, of_token2wav
 from talker_rl.speech.qwen2_5_omni.token2wav import products
+from talker_rl.speech.shapes import Geometry
 
 from ._measure import seconds_of
 from .geometry import Models

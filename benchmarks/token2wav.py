@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from talker_rl.planning.geometry import read_geometry
 from talker_rl.speech.config import Token2WavConfig
 from talker_rl.speech.qwen2_5_omni.flow import network, sample_mels
 from talker_rl.speech.qwen2_5_omni.streaming import stream
 from talker_rl.speech.qwen2_5_omni.token2wav import decode, products, utterance_noise
+from talker_rl.speech.registry import read_geometry
 
 from ._limits import counted, decoding, goal, share
 from ._measure import Row, compare, noted, peak_of, say, seconds_of

@@ -13,6 +13,7 @@ from talker_rl.shipped import CONFIGS_EXAMPLES, add_configs_options
 from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
 from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options
 from talker_rl.stages.order import VERBS
+from talker_rl.stages.parity import PARITY_EXAMPLES, PARITY_HELP, add_parity_options
 
 SWEEP_TEXT = """\
 Compare losses: a grid of variants, arms (ways of choosing pairs) and training seeds, one row each in a table.
@@ -102,6 +103,10 @@ def parser() -> argparse.ArgumentParser:
                  PLAN_EXAMPLES)
     _add_config(plan)
     add_plan_options(plan)
+
+    parity = _verb(verbs, "parity", PARITY_HELP, PARITY_EXAMPLES)
+    _add_config(parity)
+    add_parity_options(parity)
 
     add_export_options(_verb(verbs, "export", EXPORT_HELP, EXPORT_EXAMPLES))
     add_speaker_options(_verb(verbs, "speaker", "list speakers, add one, tell them apart", SPEAKER_EXAMPLES))

@@ -33,7 +33,6 @@ from talker_rl.config import RunConfig
 from talker_rl.data.pairs import pair_id_of
 from talker_rl.planning import memory
 from talker_rl.planning.cost import Lengths
-from talker_rl.planning.geometry import read_geometry
 from talker_rl.records.pair import Pair
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingConfig
@@ -41,6 +40,7 @@ from talker_rl.speech.qwen2_5_omni.checkpoint import Omni, load_omni
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning, compute_conditioning, text_model
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 from talker_rl.speech.qwen2_5_omni.token2wav import decode
+from talker_rl.speech.registry import read_geometry
 from talker_rl.train.run import train_variant
 
 PREFIX, REPLY = 60, 20

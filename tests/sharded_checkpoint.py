@@ -25,7 +25,7 @@ from talker_rl.speech.qwen2_5_omni.checkpoint import quiet_transformers
 from talker_rl.speech.qwen2_5_omni.published import ROTARY, stored_name
 
 MICRO = Path(micro.checkpoint_dir()) / "omni"
-GEOMETRY = Path(micro.__file__).parents[1] / "omni" / "geometry"
+GEOMETRY = Path(micro.__file__).parents[1] / "speech" / "qwen2_5_omni" / "geometry"
 COPIED = ("added_tokens.json", "chat_template.json", "generation_config.json", "merges.txt",
           "preprocessor_config.json", "special_tokens_map.json", "spk_dict.pt", "tokenizer.json",
           "tokenizer_config.json", "vocab.json")

@@ -16,8 +16,8 @@ from sharded_checkpoint import write_sharded
 from talker_rl import cli, doctor, micro
 from talker_rl.base.errors import ConfigError
 from talker_rl.config import RunConfig, load_data
-from talker_rl.planning.geometry import read_geometry
 from talker_rl.speech.qwen2_5_omni import checkpoint, model_check
+from talker_rl.speech.registry import read_geometry
 
 MICRO = Path(micro.checkpoint_dir()) / "omni"
 

@@ -18,8 +18,8 @@ from talker_rl import micro
 from talker_rl.config import load_config
 from talker_rl.planning import memory
 from talker_rl.planning.cost import Lengths
-from talker_rl.planning.geometry import read_geometry
 from talker_rl.planning.memory import stage_peaks
+from talker_rl.speech.registry import read_geometry
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs"

@@ -22,14 +22,16 @@ from talker_rl.planning import cost, memory
 from talker_rl.planning.command import duration, size
 from talker_rl.planning.cost import Lengths
 from talker_rl.planning.forecast import Job, forecast
-from talker_rl.planning.geometry import SHIPPED, Geometry, measure, read_geometry
 from talker_rl.planning.hardware import HARDWARE, Work, hardware
 from talker_rl.speech.cache import ConditioningCache
 from talker_rl.speech.config import LoraSettings, Token2WavConfig
 from talker_rl.speech.lora import attach_lora
 from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
+from talker_rl.speech.qwen2_5_omni.shapes import SHIPPED, measure
 from talker_rl.speech.qwen2_5_omni.token2wav import decode
+from talker_rl.speech.registry import read_geometry
+from talker_rl.speech.shapes import Geometry
 from talker_rl.stages.plan import parts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -231,7 +233,7 @@ def test_measured_rates_reproduce_the_run_and_carry_over(tmp_path: Path, capsys:
     file = tmp_path / "same.yaml"
     file.write_text(json.dumps(resolved))
     same = plan("-c", str(file), "--rates", str(tmp_path / "run"))
-    assert same["lengths"] == {"codes": 151, "prefix": 50, "reply": 10, "seconds": 3}
+    assert same["lengths"] == {"codes": 151, "prefix": 50, "reply": 10, "seconds": 3, "rate": 50}
     for stage in same["stages"]:  # two trainings of 80 s each on two workers
         assert stage["seconds"] == pytest.approx(sum(measured[stage["stage"]])) and stage["rate"] == "measured"
     (tmp_path / "rates.json").write_text(json.dumps(same))

@@ -12,10 +12,11 @@ from talker_rl.base.errors import ConfigError
 from talker_rl.config import RunConfig
 from talker_rl.planning.cost import Lengths
 from talker_rl.planning.forecast import Count, Job, Line, forecast, rates_of
-from talker_rl.planning.geometry import Geometry, read_geometry
 from talker_rl.planning.hardware import hardware
 from talker_rl.planning.rates import Rates, dump_rates, load_rates, read_run
 from talker_rl.planning.sizes import set_sizes
+from talker_rl.speech.registry import read_geometry
+from talker_rl.speech.shapes import Geometry
 
 ASSUMED_SECONDS = 5.0
 """Of speech per utterance, where neither an option nor a measured run says more."""
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace, config: RunConfig, count: Count, kinds: Mappin
         raise ConfigError(f"These rates were measured on {rates.hardware}", where="--rates",
                           fix="leave out --hardware, --tflops and --bandwidth, or --rates")
     lengths = rates.lengths if rates and not args.seconds else Lengths.of_seconds(
-        args.seconds or ASSUMED_SECONDS, rates.lengths if rates else None)
+        args.seconds or ASSUMED_SECONDS, rates.lengths if rates else None, geometry.codec.rate)
     job = Job(
         config, geometry, machine, set_sizes(config, {"train": args.prompts} if args.prompts else None), lengths,
         rates.pairs_per_prompt if rates else config.pairs.max_pairs_per_prompt,

@@ -7,11 +7,12 @@ token2wav has no such term: its attention is local.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from talker_rl.planning.geometry import Geometry, Stack
 from talker_rl.planning.hardware import Work
+from talker_rl.records.codec import FIRST, codec_named
 from talker_rl.speech.config import LoraSettings, Token2WavConfig, branches
+from talker_rl.speech.shapes import Geometry, Stack
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 RECOGNIZER_FLOPS = {"funasr": 6e9, "micro": 5e7}
@@ -26,25 +27,28 @@ class Lengths:
     """Of the average utterance."""
 
     codes: float
-    """T: ids of a completion, the stop included; 50 per second."""
+    """T: ids of a completion, the stop included."""
     prefix: float
     """P."""
     reply: float
     """Rows of the reply stream."""
+    rate: float = field(default_factory=lambda: codec_named(FIRST).rate)
+    """Codes per second."""
 
     @property
     def seconds(self) -> float:
-        return (self.codes - 1) / 50
+        return (self.codes - 1) / self.rate
 
     @classmethod
-    def of_seconds(cls, seconds: float, like: Lengths | None = None) -> Lengths:
+    def of_seconds(cls, seconds: float, like: Lengths | None = None, rate: float | None = None) -> Lengths:
         """Assumed: 4 text tokens per second of speech, 60 tokens of template and system prompt; or in the proportions
         of a measured length."""
-        codes = 50 * seconds + 1
+        rate = rate or codec_named(FIRST).rate
+        codes = rate * seconds + 1
         if like is None:
-            return cls(codes, 60 + 4 * seconds, 4 * seconds)
+            return cls(codes, 60 + 4 * seconds, 4 * seconds, rate)
         reply = like.reply * seconds / like.seconds
-        return cls(codes, like.prefix + reply - like.reply, reply)
+        return cls(codes, like.prefix + reply - like.reply, reply, rate)
 
 
 def attention(stack: Stack, pairs: float) -> float:

@@ -14,10 +14,10 @@ from functools import cached_property
 from talker_rl.config import RunConfig
 from talker_rl.planning import cost, memory
 from talker_rl.planning.cost import Lengths
-from talker_rl.planning.geometry import Geometry
 from talker_rl.planning.hardware import Hardware, Work
 from talker_rl.planning.rates import Finished, Rates
 from talker_rl.planning.sizes import per_round
+from talker_rl.speech.shapes import Geometry
 from talker_rl.train.config import TrainConfig
 
 

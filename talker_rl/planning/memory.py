@@ -31,13 +31,10 @@ import math
 
 from talker_rl.config import RunConfig
 from talker_rl.planning.cost import BYTES, Lengths
-from talker_rl.planning.geometry import Geometry
 from talker_rl.reward.asr.names import resolve
 from talker_rl.reward.recognizer_config import RecognizerConfig
 from talker_rl.speech.config import LoraSettings, branches
-from talker_rl.speech.qwen2_5_omni.decoder import CACHE_BLOCK
-from talker_rl.speech.qwen2_5_omni.dit import CPU_VALUES
-from talker_rl.speech.qwen2_5_omni.rollouts import PREFILL_PROMPTS
+from talker_rl.speech.shapes import Geometry
 from talker_rl.train.config import TrainConfig
 
 FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
@@ -85,10 +82,11 @@ def speech_weights(geo: Geometry, config: RunConfig) -> float:
 def sampling(geo: Geometry, config: RunConfig, at: Lengths, rows: int, longest: float, on_cpu: bool) -> float:
     """Peak of a worker that samples; ``longest``: ids of the longest candidate, which sets the cache's capacity."""
     size, talker = BYTES[config.model.dtype], geo.talker
-    positions = math.ceil((at.prefix + longest) / CACHE_BLOCK) * CACHE_BLOCK
+    block = geo.batching.cache_block
+    positions = math.ceil((at.prefix + longest) / block) * block
     cache = rows * positions * talker.kv_width * size
     growing = cache / (2 * talker.layers)
-    prefixes = min(rows, PREFILL_PROMPTS) * at.prefix * talker.kv_width * size
+    prefixes = min(rows, geo.batching.prefill_prompts) * at.prefix * talker.kv_width * size
     repeated = rows * (at.prefix + longest) * 2 * talker.heads * talker.head_dim * size
     if config.model.attn_implementation == "flash_attention_2":
         repeated = 0  # its kernels share keys among queries themselves
@@ -103,7 +101,7 @@ def decoding(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> flo
     rows = branches(cfg.guidance_scale)
     padded = cfg.batch_size * math.ceil(frames / dit.block) * dit.block
     together = padded * rows
-    wide = min(together, CPU_VALUES / dit.width) if on_cpu else together
+    wide = min(together, geo.batching.decoder_values / dit.width) if on_cpu else together
     looking = dit.seen > 1  # then queries, keys and values of the whole batch wait for their neighbors
     kept = together * (4 if looking else 1) + padded
     passing = 2 + (2 * dit.seen if looking else 3)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from talker_rl.base.errors import TalkerRLError
 from talker_rl.config import RunConfig, SetLimits
 from talker_rl.data.prompt_files import count_rows, parse_source
-from talker_rl.data.speakers import voices
+from talker_rl.speech.registry import family_of
 
 
 def count_prompts(config: RunConfig, which: str) -> int | None:
@@ -38,3 +38,16 @@ def set_sizes(config: RunConfig, given: Mapping[str, int] | None = None) -> dict
 def per_round(config: RunConfig, sizes: Mapping[str, int]) -> int:
     """Train prompts of a round."""
     return min(config.rollouts.prompts_per_round or sizes["train"], sizes["train"])
+
+
+def voices(config: RunConfig, which: str) -> int:
+    """How often each text of a set is spoken: once, or by each of the speakers."""
+    cfg = config.prompts
+    if cfg.assignment(which) != "all":
+        return 1
+    if cfg.speakers:
+        return len(cfg.speakers)
+    try:
+        return len(family_of(config.model.path).speakers(config.model))
+    except TalkerRLError:  # a forecast needs no checkpoint
+        return 2  # as the published ones have

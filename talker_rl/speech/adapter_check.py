@@ -28,8 +28,9 @@ from talker_rl.speech import adapter_files
 from talker_rl.speech.adapter_files import PREFIX, SETTINGS, WEIGHTS, adapter_weights, restoring
 from talker_rl.speech.config import LoraSettings
 from talker_rl.speech.files import read_headers, read_tensors, require_file
-from talker_rl.speech.qwen2_5_omni.layout import unwrap_talker
+from talker_rl.speech.quiet import quiet_transformers
 from talker_rl.speech.qwen2_5_omni.published import stored_as_floats
+from talker_rl.speech.unwrap import unwrap_talker
 
 __all__ = ["PREFIX", "SETTINGS", "WEIGHTS", "adapter_settings", "adapter_weights", "check_adapter", "check_adapter_of",
            "check_base_tensors", "check_finite", "meta_talker", "target_problem"]
@@ -65,8 +66,6 @@ def _talker_of(config: Any) -> tuple[type, Any]:
 
 
 def _on_meta(cls: type, config: Any) -> Any:
-    from talker_rl.speech.qwen2_5_omni.checkpoint import quiet_transformers
-
     with quiet_transformers(), torch.device("meta"):
         return cls(copy.deepcopy(config))
 

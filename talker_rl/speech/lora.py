@@ -26,10 +26,10 @@ from talker_rl.speech.adapter_check import (
     target_problem,
 )
 from talker_rl.speech.config import LoraSettings
-from talker_rl.speech.qwen2_5_omni.layout import unwrap_talker
+from talker_rl.speech.unwrap import unwrap_talker
 
-__all__ = ["attach_lora", "check_adapter", "check_adapter_of", "check_lora_of", "load_lora", "reference_logps",
-           "resolve_adapter", "save_lora"]
+__all__ = ["attach_lora", "check_adapter", "check_adapter_of", "check_lora_of", "load_lora", "merged",
+           "reference_logps", "resolve_adapter", "save_lora"]
 
 POLICY, REFERENCE = "default", "reference"
 """Adapter names inside the PeftModel; only the policy's is saved."""
@@ -185,6 +185,21 @@ def reference_logps(model: Any) -> Iterator[None]:
         chosen = {id(p) for p in trainable}
         for p in peft_model.parameters():
             p.requires_grad_(id(p) in chosen)
+
+
+@contextmanager
+def merged(model: Any) -> Iterator[None]:
+    """Inside, the adapter is merged into the weights, in their precision, as an engine that serves merged weights has
+    it; then they are what they were to the last bit."""
+    kept = [(layer.weight, layer.weight.detach().clone()) for name, layer in model.named_modules()
+            if name.endswith(".base_layer")]
+    model.merge_adapter()
+    try:
+        yield
+    finally:
+        model.unmerge_adapter()
+        for weight, before in kept:
+            weight.data.copy_(before)
 
 
 def _peft(model: Any) -> Any | None:

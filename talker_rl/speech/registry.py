@@ -19,6 +19,7 @@ from talker_rl.speech.locate import resolve_model_path
 
 if TYPE_CHECKING:
     from talker_rl.speech.protocol import Generator
+    from talker_rl.speech.shapes import Geometry
 
 MODEL_TYPES = {"qwen2_5_omni": "qwen2_5_omni"}
 """model_type -> family."""
@@ -53,6 +54,19 @@ def load(model: str | Path | ModelConfig, parts: Sequence[str] = ("conditioner",
     """
     settings = model if isinstance(model, ModelConfig) else ModelConfig(path=str(model))
     found: Generator = family_of(settings.path).load(settings, parts)
+    return found
+
+
+def read_geometry(name: str) -> Geometry:
+    """Shapes of a model that need not be here: a shipped geometry's name, "micro", a folder, or a hub name, of which
+    config.json alone is fetched.
+
+    Raises:
+        ConfigError: none of these.
+        CheckpointError: no such folder or hub name, or its config.json cannot be used.
+    """
+    local = name == "micro" or Path(name).expanduser().is_dir()
+    found: Geometry = family_named(_family_name(resolve_model_path(name)) if local else FIRST).read_geometry(name)
     return found
 
 

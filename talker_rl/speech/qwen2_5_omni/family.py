@@ -5,7 +5,7 @@ Imports no torch until something is asked that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,14 @@ from talker_rl.speech.qwen2_5_omni.codec import CODEC as CODEC
 if TYPE_CHECKING:
     import argparse
 
+    from torch import Tensor
+
+    from talker_rl.base.findings import Finding
+    from talker_rl.speech.exporting import Exporter
+    from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
     from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
     from talker_rl.speech.qwen2_5_omni.new_speaker import NewSpeaker
+    from talker_rl.speech.shapes import Geometry
 
 NAME = "qwen2_5_omni"
 PARTS = {"conditioner": "thinker", "talker": "talker", "decoder": "token2wav"}
@@ -38,6 +44,14 @@ def load(settings: ModelConfig, parts: Sequence[str] = tuple(PARTS), *, tokenize
     from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
 
     return OmniGenerator(load_omni(settings, [PARTS[part] for part in parts], tokenizer=tokenizer))
+
+
+def conditioning(prompt_id: str, speaker: str, reply_text: str, tensors: Mapping[str, Tensor]) -> Conditioning:
+    """The conditioning of one prompt from its stored tensors; KeyError where one is missing."""
+    from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
+
+    return Conditioning(prompt_id, tensors["prefix"], tensors["reply_stream"], speaker, reply_text,
+                        tensors.get("position_ids"))
 
 
 def identity(settings: ModelConfig, part: str) -> str:
@@ -112,3 +126,31 @@ def new_speaker(settings: ModelConfig, options: argparse.Namespace) -> NewSpeake
     from talker_rl.speech.qwen2_5_omni.new_speaker import NewSpeaker
 
     return NewSpeaker.of(settings, options)
+
+
+def read_geometry(name: str) -> Geometry:
+    """Shapes of a model: as :func:`talker_rl.speech.registry.read_geometry`."""
+    from talker_rl.speech.qwen2_5_omni import shapes
+
+    return shapes.read_geometry(name)
+
+
+def check_model(folder: Path) -> Iterator[Finding]:
+    """What can be said of a checkpoint's folder without reading its weights."""
+    from talker_rl.speech.qwen2_5_omni import model_check
+
+    return model_check.check_model(folder)
+
+
+def check_loading(settings: ModelConfig, *, load: bool) -> Iterator[Finding]:
+    """Whether the weights can be loaded: by loading them, or by what can be seen without."""
+    from talker_rl.speech.qwen2_5_omni import model_check
+
+    return model_check.check_loading(settings, load=load)
+
+
+def exporter() -> Exporter:
+    """What puts a trained Talker back into its checkpoint."""
+    from talker_rl.speech.qwen2_5_omni import merge
+
+    return merge

@@ -1,136 +1,28 @@
-"""The shapes that cost depends on, read off transformers' own classes on the meta device: nothing is loaded.
-
-A weight of a linear layer is one multiply-add a position; so FLOPs follow from parameter counts, and those are the
-real classes', not a formula's.
-"""
+"""Qwen2.5-Omni's shapes (:class:`talker_rl.speech.shapes.Geometry`), read off transformers' own classes."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import re
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from talker_rl.base.errors import ConfigError
-from talker_rl.speech.config import LoraSettings
+from talker_rl.speech.locate import resolve_model_path
+from talker_rl.speech.quiet import quiet_transformers
+from talker_rl.speech.qwen2_5_omni.codec import CODEC
+from talker_rl.speech.qwen2_5_omni.config_json import read_config
+from talker_rl.speech.qwen2_5_omni.dit import CPU_VALUES
+from talker_rl.speech.qwen2_5_omni.published import meta_parts
+from talker_rl.speech.qwen2_5_omni.rollouts import PREFILL_PROMPTS
+from talker_rl.speech.row_cache import CACHE_BLOCK
+from talker_rl.speech.shapes import Batching, Flow, Geometry, Linear, Stack, Vocoder
 
 SHIPPED = ("qwen2.5-omni-7b", "qwen2.5-omni-3b")
 """Geometries that the package holds: the checkpoints' own config.json."""
 PUBLISHER = "qwen/"
 """Whose hub names these are; another's model of the same name may be of another geometry."""
-
-
-@dataclass(frozen=True)
-class Linear:
-    """One linear layer, by its name in its part."""
-
-    name: str
-    inputs: int
-    outputs: int
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A decoder-only transformer without embeddings and head."""
-
-    layers: int
-    width: int
-    inner: int
-    """Width of the gated feed-forward."""
-    heads: int
-    kv_heads: int
-    head_dim: int
-    linears: tuple[Linear, ...]
-
-    @property
-    def weights(self) -> int:
-        """Of all linear layers, which every position passes once."""
-        return sum(x.inputs * x.outputs for x in self.linears)
-
-    @property
-    def kv_width(self) -> int:
-        """Values that the KV cache keeps a position, all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
-
-
-@dataclass(frozen=True)
-class Flow:
-    """The DiT, by mel frame."""
-
-    layers: int
-    width: int
-    inner: int
-    """Width of the feed-forward."""
-    weights: int
-    """Which every frame passes in every evaluation; modulations, voice and codes are computed once, not here."""
-    keys: int
-    """Keys that a frame meets, summed over the layers: its own block, and the neighbors in those that look there."""
-    block: int
-    """Frames of a block."""
-    seen: int
-    """Blocks that one layer's frame meets at most: its own, and those before and after it where a layer looks there."""
-    mel: int
-    """Values of a mel frame."""
-    frames_per_code: int
-
-
-@dataclass(frozen=True)
-class Vocoder:
-    """BigVGAN, by mel frame."""
-
-    macs: int
-    """Multiply-adds of convolutions and anti-aliasing filters."""
-    values: int
-    """Of the widest layer's output."""
-    moved: int
-    """Values that convolutions and activations read and write, each of them once."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Everything that cost depends on."""
-
-    name: str
-    parameters: dict[str, int]
-    """By part: thinker (with its audio and vision towers), talker, token2wav."""
-    thinker: Stack
-    talker: Stack
-    adaptable: tuple[Linear, ...]
-    """Every linear layer of the Talker, the stack's and those around it."""
-    embedding: int
-    """Width of conditioning: the Thinker's."""
-    vocabulary: int
-    """Of the Talker's head."""
-    dit: Flow
-    vocoder: Vocoder
-
-    @property
-    def head(self) -> int:
-        """Weights of the Talker's head."""
-        return self.talker.width * self.vocabulary
-
-    @property
-    def projection(self) -> int:
-        """Weights between the Thinker's width and the Talker's."""
-        return self.embedding * self.talker.width
-
-    def adapters(self, settings: LoraSettings) -> int:
-        """Parameters of LoRA on the Talker (targets by PEFT's rule: a name's end, or a whole regular expression)."""
-        return sum(settings.r * (x.inputs + x.outputs) for x in self.adapted(settings))
-
-    def adapted(self, settings: LoraSettings) -> list[Linear]:
-        """The Talker's linear layers that get an adapter."""
-        targets = settings.target_modules
-        return [x for x in self.adaptable if _is_target(x.name, targets)]
-
-
-def _is_target(name: str, targets: list[str] | str) -> bool:
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == t or name.endswith(f".{t}") for t in targets)
 
 
 def read_geometry(name: str) -> Geometry:
@@ -142,10 +34,6 @@ def read_geometry(name: str) -> Geometry:
         ConfigError: none of these.
         CheckpointError: no such folder or hub name, or its config.json cannot be used.
     """
-    from talker_rl.speech.locate import resolve_model_path
-    from talker_rl.speech.quiet import quiet_transformers
-    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config
-
     short = name.lower().removeprefix(PUBLISHER)
     if Path(name).expanduser().is_dir() or name == "micro" or ("/" in name and short not in SHIPPED):
         return measure(name, read_config(resolve_model_path(name, ["config.json"])))
@@ -164,8 +52,6 @@ def read_geometry(name: str) -> Geometry:
 
 def measure(name: str, config: Any) -> Geometry:
     """The geometry of transformers' Qwen2_5OmniConfig."""
-    from talker_rl.speech.qwen2_5_omni.published import meta_parts
-
     parts = meta_parts(config, name)
     text = config.thinker_config.text_config
     return Geometry(
@@ -174,6 +60,8 @@ def measure(name: str, config: Any) -> Geometry:
         thinker=_stack(parts["thinker"].model, text, text.hidden_size // text.num_attention_heads),
         **of_talker(parts["talker"]),
         **of_token2wav(parts["token2wav"]),
+        codec=CODEC,
+        batching=Batching(CACHE_BLOCK, PREFILL_PROMPTS, CPU_VALUES),
     )
 
 
