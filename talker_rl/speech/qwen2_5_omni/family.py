@@ -87,7 +87,7 @@ def check_adapter(settings: ModelConfig, folder: Path) -> None:
     Raises:
         CheckpointError: it is not.
     """
-    from talker_rl.speech.lora import check_adapter_of
+    from talker_rl.speech.qwen2_5_omni.adapters import check_adapter_of
     from talker_rl.speech.qwen2_5_omni.config_json import read_config
 
     check_adapter_of(read_config(resolve_model_path(settings.path)), folder)
@@ -99,7 +99,7 @@ def check_lora(settings: ModelConfig, lora: LoraSettings) -> None:
     Raises:
         ConfigError: ``target_modules`` is no regular expression, or names what cannot be trained.
     """
-    from talker_rl.speech.lora import check_lora_of
+    from talker_rl.speech.qwen2_5_omni.adapters import check_lora_of
     from talker_rl.speech.qwen2_5_omni.config_json import read_config
 
     check_lora_of(read_config(resolve_model_path(settings.path)), lora)

@@ -164,8 +164,8 @@ def _misfits(
         expected: stored name -> shape.
         listed: whether an index says which tensors are read.
     """
-    from talker_rl.speech.files import INDEX
-    from talker_rl.speech.qwen2_5_omni.published import ROTARY, stored_as_floats
+    from talker_rl.speech.files import INDEX, stored_as_floats
+    from talker_rl.speech.qwen2_5_omni.published import ROTARY
 
     missing = sorted(expected.keys() - found.keys() - {ROTARY})
     if missing:
