@@ -18,8 +18,9 @@ from talker_rl.config import RunConfig, load_config
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
 from talker_rl.records.score import ScoreRow, nothing_recognized
-from talker_rl.stages import scores
+from talker_rl.stages import scores, tasks, worker
 from talker_rl.stages.context import Context
+from talker_rl.stages.inputs import model_dump
 from talker_rl.stages.rounds import Round, some
 from talker_rl.store.run_dir import RunDir
 from talker_rl.store.shards import ShardFolder
@@ -144,6 +145,21 @@ def test_the_same_command_again_does_nothing(
     adapters = {p for p in before if p.parent.name == "default" and p.parent.parent.name == "train"}
     assert {p: p.stat().st_mtime_ns for p in before if p not in adapters} == {
         p: t for p, t in before.items() if p not in adapters}
+
+
+def test_sampled_and_judged_at_once_is_what_two_stages_make(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    config, run = finished
+    with RunDir(copy_of(run, tmp_path / "run")) as folder:
+        ctx = context(config, folder)
+        prompts, cfg = ctx.prompts("train")[:2], ctx.config.rollouts
+        sampling = tasks.sampling(ctx, None, "rollout", prompts, cfg.num_candidates, cfg.sampling)
+        made = worker.work(worker.Task(model_dump(ctx.config), sampling, tasks.judging(ctx, prompts)))
+        flat = worker.work(worker.Task(model_dump(ctx.config), sampling, tasks.judging(ctx, prompts, "dev"))).rows
+    assert [c["codes"] for c in made.candidates] == [c["codes"] for c in ShardFolder(run / "rollouts").rows(0)]
+    scores_there = ShardFolder(run / "scores").rows(0)
+    assert [(r["candidate_id"], r["reward"]) for r in made.rows] == [
+        (r["candidate_id"], r["reward"]) for r in scores_there]
+    assert [(r["candidate_id"], r["reward"]) for r in flat] == [(r["candidate_id"], r["reward"]) for r in scores_there]
 
 
 def test_two_workers_give_the_same_results_as_one(finished: tuple[Path, Path], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from talker_rl.stages import tasks, worker
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_dump, model_input, start_adapter, start_input
 from talker_rl.stages.rounds import Round, choice_stage, train_stage
-from talker_rl.stages.stage import Stage, Step
+from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import chunks
 
@@ -202,7 +202,5 @@ def _work(job: Job, index: int) -> list[Part]:
 STAGE = Stage(
     "choice", "choice", run, "variant", plan=_plan, work=_work,
     key=("dev", "token2wav", "seed", "model.dtype", "model.attn_implementation"),
-    through=("rollouts.sampling", "rollouts.shard_size", "reward.recognizer", "reward.pauses", "reward.stability",
-             "reward.rate", "reward.weights", "reward.wer_scale", "reward.gates", "reward.clip", "reward.components",
-             "model.path", "model.talker", "model.speakers", "model.adapter"),
+    through=("rollouts.sampling", "rollouts.shard_size", "model.adapter", *MODEL, *REWARD),
 )

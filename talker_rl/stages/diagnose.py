@@ -31,7 +31,7 @@ from talker_rl.stages.evaluate import eval_candidates, eval_rows
 from talker_rl.stages.forcing import Forced, ForceTask, force, speech_of
 from talker_rl.stages.inputs import model_dump, model_input, start_adapter
 from talker_rl.stages.rounds import Round, choice_stage, train_stage
-from talker_rl.stages.stage import Stage
+from talker_rl.stages.stage import MODEL, Stage
 from talker_rl.stages.train import is_held_out
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import ShardFolder, chunks, parquet_bytes, schema_of, table_of
@@ -319,8 +319,5 @@ def _beta(loss: dict[str, Any]) -> float | None:
     return next((float(beta) for beta in found if beta is not None), None)
 
 
-STAGE = Stage(
-    "diagnostics", "diagnostics", each=None,
-    key=("dev.held_out_share", "model.dtype", "model.attn_implementation"),
-    through=("iterations", "reference", "model.path", "model.talker", "model.speakers", "model.adapter"),
-)
+STAGE = Stage("diagnostics", "diagnostics", each=None, through=("iterations", "reference", "model.adapter", *MODEL),
+              key=("dev.held_out_share", "model.dtype", "model.attn_implementation"))

@@ -20,7 +20,7 @@ from talker_rl.stages.choice import chosen_policy
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_dump, model_input, start_adapter, start_input, talker_path
 from talker_rl.stages.rounds import Round, choice_stage
-from talker_rl.stages.stage import Stage, Step
+from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import chunks
 
@@ -188,9 +188,7 @@ def _work(job: Job, index: int) -> list[Part]:
 STAGE = Stage(
     "eval", "evaluation", run, key=("seed", "token2wav"), plan=_plan, work=_work,
     through=("eval.seeds", "eval.extras", "eval.sampling", "eval.talkers", "rollouts.sampling", "rollouts.shard_size",
-             "rollouts.batch_size", "iterations", "reward.recognizer", "reward.evaluator", "reward.pauses",
-             "reward.stability", "reward.rate", "reward.weights", "reward.wer_scale", "reward.gates", "reward.clip",
-             "reward.components", "model.path", "model.talker", "model.speakers", "model.adapter", "model.dtype",
-             "model.attn_implementation"),
+             "rollouts.batch_size", "iterations", "reward.evaluator", "model.adapter", "model.dtype",
+             "model.attn_implementation", *MODEL, *REWARD),
     anew=("eval.bootstrap_samples", "eval.protocol", "dev.metric"),
 )

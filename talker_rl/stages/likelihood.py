@@ -12,7 +12,7 @@ from talker_rl.stages.context import Context
 from talker_rl.stages.forcing import Forced, ForceTask, force
 from talker_rl.stages.inputs import model_dump, model_input, start_adapter, start_input
 from talker_rl.stages.rounds import Round, choice_stage
-from talker_rl.stages.stage import Stage
+from talker_rl.stages.stage import MODEL, Stage
 from talker_rl.stages.train import is_held_out
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import ShardFolder, chunks
@@ -63,6 +63,4 @@ def run(ctx: Context, variant: str) -> dict[str, Any] | None:
 
 
 STAGE = Stage("likelihood", "likelihood", each=None, key=("model.dtype", "model.attn_implementation"),
-              through=("dev.held_out_share", "iterations", "model.path", "model.talker", "model.speakers",
-                       "model.adapter"),
-              anew=("eval.bootstrap_samples",))
+              through=("dev.held_out_share", "iterations", "model.adapter", *MODEL), anew=("eval.bootstrap_samples",))

@@ -16,7 +16,7 @@ from talker_rl.stages import tasks, worker
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_input
 from talker_rl.stages.rollouts import prompts_of
-from talker_rl.stages.stage import Stage
+from talker_rl.stages.stage import MODEL, REWARD, Stage
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import chunks
 
@@ -71,7 +71,4 @@ def stored(ctx: Context) -> dict[str, Any]:
     return read_json(ctx.run.path / NAME / "noise.json")
 
 
-STAGE = Stage(
-    NAME, NAME, each=None, key=("token2wav", "seed"), anew=("pairs.reward_key",), through=(
-        "model.path", "model.talker", "model.speakers", "reward.recognizer", "reward.pauses", "reward.stability",
-        "reward.rate", "reward.weights", "reward.wer_scale", "reward.gates", "reward.clip", "reward.components"))
+STAGE = Stage(NAME, NAME, each=None, key=("token2wav", "seed"), through=(*MODEL, *REWARD), anew=("pairs.reward_key",))

@@ -17,7 +17,7 @@ from talker_rl.stages.context import Context
 from talker_rl.stages.flow import Leg
 from talker_rl.stages.inputs import model_dump, model_input
 from talker_rl.stages.rounds import Round, some
-from talker_rl.stages.stage import Stage, Step
+from talker_rl.stages.stage import MODEL, Stage, Step
 from talker_rl.store.shards import ShardFolder, chunks
 
 
@@ -109,4 +109,4 @@ def _work(job: Job, index: int) -> list[Part]:
 
 STAGE = Stage("rollouts", "rollouts", run, "round", plan=_plan, work=_work,
               key=("rollouts", "seed", "model.dtype", "model.attn_implementation"),
-              through=("model.path", "model.talker", "model.speakers", "model.adapter"))
+              through=("model.adapter", *MODEL))

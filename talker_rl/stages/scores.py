@@ -22,7 +22,7 @@ from talker_rl.stages.flow import Leg, describe
 from talker_rl.stages.inputs import model_input
 from talker_rl.stages.rollouts import prompts_of, sampled
 from talker_rl.stages.rounds import Round
-from talker_rl.stages.stage import Stage, Step
+from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.shards import ShardFolder
 
 
@@ -195,7 +195,5 @@ def _work(job: Job, index: int) -> list[Part]:
                  disk, policies)]
 
 
-STAGE = Stage("scores", "scores", run, "round", key=("token2wav", "seed"), plan=_plan, work=_work, through=(
-    "rollouts", "model.path", "model.talker", "model.speakers", "reward.recognizer", "reward.pauses",
-    "reward.stability", "reward.rate", "reward.weights", "reward.wer_scale", "reward.gates", "reward.clip",
-    "reward.components"))
+STAGE = Stage("scores", "scores", run, "round", key=("token2wav", "seed"), through=("rollouts", *MODEL, *REWARD),
+              plan=_plan, work=_work)

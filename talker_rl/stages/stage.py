@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from talker_rl.stages.rounds import Round
     from talker_rl.store.run_dir import RunDir
 
+MODEL = ("model.path", "model.talker", "model.speakers")
+"""What comes into a key by the model's content."""
+REWARD = ("reward.recognizer", "reward.pauses", "reward.stability", "reward.rate", "reward.weights", "reward.wer_scale",
+          "reward.gates", "reward.clip", "reward.components")
+"""What comes into a key by the scorer's fingerprint."""
 CHANGES_NOTHING = {
     "name": "a run is called so, and its folder where no other is named",
     "workers": "a shard comes out alike wherever it is made",

@@ -25,7 +25,7 @@ from talker_rl.stages.choice import start_of
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_input, start_adapter, start_input
 from talker_rl.stages.rounds import Round, train_stage
-from talker_rl.stages.stage import Stage, Step
+from talker_rl.stages.stage import MODEL, Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.config import TrainConfig
@@ -219,5 +219,4 @@ def _work(job: Job, index: int) -> list[Part]:
 
 
 STAGE = Stage("train", "training", run, "variant", key=("model.dtype", "model.attn_implementation"), plan=_plan,
-              work=_work, through=("train", "dev.held_out_share", "reference", "model.path", "model.talker",
-                                   "model.speakers", "model.adapter"))
+              work=_work, through=("train", "dev.held_out_share", "reference", "model.adapter", *MODEL))
