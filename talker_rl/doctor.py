@@ -225,15 +225,13 @@ def _prompts(config: RunConfig) -> Iterator[Finding]:
 
 
 def _training(config: RunConfig) -> Iterator[Finding]:
-    from talker_rl.speech.locate import resolve_model_path
-    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config
     from talker_rl.stages.named import loss_faults
     from talker_rl.stages.train import check_lora
     from talker_rl.train.arguments import build_arguments
 
     if config.model.adapter is None:  # else its own modules are trained on
         with suppress(CheckpointError):  # the model's check says why
-            check_lora(config, read_config(resolve_model_path(config.model.path)))
+            check_lora(config)
     yield from (("fail", one_line(fault)) for fault in loss_faults(config))
     for variant, cfg in config.train.items():
         build_arguments(cfg.args, f"runs/{config.name}")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from talker_rl.base.errors import PromptError, TalkerRLError
+from talker_rl.base.errors import PromptError
 from talker_rl.config import RunConfig
 from talker_rl.data.speaker_settings import SETS
 from talker_rl.data.speakers import assign_instructions, assign_speakers
 from talker_rl.records.prompt import Prompt
-from talker_rl.speech.registry import family_of
 
 
 def check_assigned(config: RunConfig, known: Sequence[str]) -> None:
@@ -19,19 +18,6 @@ def check_assigned(config: RunConfig, known: Sequence[str]) -> None:
     if unknown:
         raise PromptError(f"Unknown speaker {unknown[0]!r}", where="prompts.speakers",
                           fix=f"this model has: {', '.join(known)}; `talker-rl speaker add` and model.speakers add one")
-
-
-def voices(config: RunConfig, which: str) -> int:
-    """How often each text of a set is spoken: once, or by each of the speakers."""
-    cfg = config.prompts
-    if cfg.assignment(which) != "all":
-        return 1
-    if cfg.speakers:
-        return len(cfg.speakers)
-    try:
-        return len(family_of(config.model.path).speakers(config.model))
-    except TalkerRLError:  # a forecast needs no checkpoint
-        return 2  # as the published ones have
 
 
 def assignment_key(config: RunConfig) -> dict[str, Any]:

@@ -14,13 +14,21 @@ from typing import Any
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.figures import count
 from talker_rl.base.ids import derive_seed
-from talker_rl.base.processes import WorkerPool
+from talker_rl.base.processes import WorkerPool, one_thread
 from talker_rl.config import RunConfig
+from talker_rl.planning import cost, memory
+from talker_rl.planning.forecast import Job, Part, records
+from talker_rl.planning.hardware import Work
 from talker_rl.records.pair import Completion, Pair
-from talker_rl.stages.context import Context, Round, train_stage
-from talker_rl.stages.worker import one_thread
+from talker_rl.speech.registry import family_of
+from talker_rl.stages.choice import start_of
+from talker_rl.stages.context import Context
+from talker_rl.stages.inputs import model_input, start_adapter, start_input
+from talker_rl.stages.rounds import Round, train_stage
+from talker_rl.stages.stage import MODEL, Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import ShardFolder
+from talker_rl.train.config import TrainConfig
 
 
 @dataclass
@@ -53,7 +61,13 @@ class TrainTask:
     progress: bool
 
 
-def run(pool: WorkerPool, trainings: Sequence[Training]) -> None:
+def run(ctx: Context, round_: Round) -> None:
+    """Train a round's variants."""
+    train_all(ctx.pool, [Training(ctx, variant, round_, *start_of(ctx, round_, variant))
+                         for variant in round_.variants(ctx.config)])
+
+
+def train_all(pool: WorkerPool, trainings: Sequence[Training]) -> None:
     """Train what is not finished: over the workers, or here where it is its run's only training."""
     todo = [(training, task) for training in trainings if (task := _begin(training)) is not None]
     here = [both for both in todo if not both[1].one_thread]
@@ -69,14 +83,13 @@ def _begin(training: Training) -> TrainTask | None:
     ctx, variant, index = training.ctx, training.variant, training.round_.index
     cfg = ctx.config.train[variant]
     stage, source = train_stage(variant, index), training.round_.data_stage(cfg.data)
-    inputs = {source: ctx.run.content(source), "conditioning": ctx.run.content("conditioning"),
-              **ctx.model_input(), **training.start_inputs}
+    inputs = {**ctx.contents(source, "conditioning"), **model_input(ctx.config), **training.start_inputs}
     settings = {"train": cfg.model_dump(mode="json"), "held_out_share": ctx.config.dev.held_out_share}
     kept = index > 1 and ctx.config.reference == "kept"
     if kept:
-        settings["reference"], inputs = "kept", inputs | ctx.start_input()
-    reference = (str(ctx.start_adapter) if ctx.start_adapter else "base") if kept else "start"
-    ctx.begin(stage, "train", inputs, settings)
+        settings["reference"], inputs = "kept", inputs | start_input(ctx.config)
+    reference = str(start_adapter(ctx.config) or "base") if kept else "start"
+    STAGE.begin(ctx.run, ctx.config, stage, inputs, settings)
     if ctx.run.is_done(stage) and (ctx.run.path / stage / "result.json").exists():
         return None
     start = str(training.start) if training.start else None
@@ -153,20 +166,57 @@ def check_arguments(ctx: Context) -> None:
             raise ConfigError(error.what, where=where, fix=error.fix) from None
 
 
-def check_lora(config: RunConfig, model: Any) -> None:
-    """Whether the adapters that the variants would train fit the Talker of a Qwen2_5OmniConfig; no weights are read.
+def check_lora(config: RunConfig) -> None:
+    """Whether the adapters that the variants would train fit the model's Talker; no weights are read.
 
     Raises:
         ConfigError: ``lora.target_modules`` of a variant is no regular expression, or names what cannot be trained.
     """
-    from talker_rl.speech.qwen2_5_omni.adapters import check_lora_of
-
-    checked = []
+    checked, family = [], family_of(config.model.path)
     for variant, cfg in config.train.items():
         if cfg.lora is None or cfg.lora in checked:
             continue
         try:
-            check_lora_of(model, cfg.lora)
+            family.check_lora(config.model, cfg.lora)
         except ConfigError as error:
             raise ConfigError(error.what, where=f"train.{variant}.{error.where}", fix=error.fix) from None
         checked.append(cfg.lora)
+
+
+def training_length(cfg: TrainConfig) -> str:
+    """Of a training, for people."""
+    return count(cfg.fixed_steps, "step") if cfg.fixed_steps else count(cfg.args.get("num_train_epochs", 3), "epoch")
+
+
+def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
+    assert round_.variant is not None
+    cfg = config.train[round_.variant]
+    return [Step("training", f"{round_}: {cfg.loss['type']}, {training_length(cfg)}")]
+
+
+def _work(job: Job, index: int) -> list[Part]:
+    """All variants of a round; the first pays for the reference log-probs that they share."""
+    config, geo, at = job.config, job.geometry, job.lengths
+    variants = list(config.train.values())
+    works: list[Work] = []
+    disk = 0.0
+    for number, cfg in enumerate(variants):
+        pairs, sides = records(job, cfg), cfg.sides
+        dtype = "bfloat16" if cfg.args.get("bf16") else config.model.dtype
+        if number < (1 if index == 1 else len(variants)):
+            disk += pairs * (memory.PAIR_BYTES + sides * at.codes * 4)
+            works += cost.reference(geo, pairs, at, cfg.reference_batch_size, dtype, sides)
+        works += cost.training(
+            geo, cfg.steps(pairs) * cfg.pairs_per_step, at, cfg.args.get("per_device_train_batch_size", 8), dtype,
+            cfg.lora, bool(cfg.args.get("gradient_checkpointing")), sides,
+        )  # fmt: skip
+        disk += memory.checkpoints_on_disk(geo, config, cfg, cfg.checkpoints(pairs))
+    one = len(variants) == 1  # alone it has all cores
+    parallel = (job.devices if job.machine.is_cpu else 1) if one else min(job.devices, len(variants))
+    total = sum(cfg.steps(records(job, cfg)) for cfg in variants)
+    label = f"round {index}: {count(total, 'step')}, {count(len(variants), 'variant')}"
+    return [Part("training", label, works, parallel, job.peaks["training"], disk, len(variants))]
+
+
+STAGE = Stage("train", "training", run, "variant", key=("model.dtype", "model.attn_implementation"), plan=_plan,
+              work=_work, through=("train", "dev.held_out_share", "reference", "model.adapter", *MODEL))
