@@ -3,16 +3,23 @@ rounds -> evaluation -> report. Each is also a function by itself, for the verbs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from talker_rl.base.errors import StageError, TalkerRLError
+from talker_rl.base.errors import ConfigError, StageError, TalkerRLError
+from talker_rl.base.places import check_writable_folder, require_free
+from talker_rl.base.processes import WorkerPool
+from talker_rl.config import RunConfig, load_config
 from talker_rl.report.model import ReportData
+from talker_rl.shipped import split
 from talker_rl.speech.registry import family_of
 from talker_rl.stages import conditioning, evaluate, feasible, named, order, prompts, report, rollouts, scores, train
-from talker_rl.stages.context import Context
+from talker_rl.stages.context import Context, device_name
 from talker_rl.stages.inputs import start_adapter
 from talker_rl.stages.plan import describe
 from talker_rl.stages.rounds import Round, choice_stage, rounds_of
+from talker_rl.store.run_dir import RunDir
 from talker_rl.tracking import check_tracker, send_result
 
 
@@ -121,3 +128,37 @@ def run_all(ctx: Context) -> dict[str, Any]:
     summary = evaluate.run(ctx)
     track(ctx, report.run(ctx))
     return summary
+
+
+def run(
+    config: str | Path | RunConfig, run_dir: str | Path | None = None, *, overrides: Sequence[str] = (),
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run a configuration from Python, as ``talker-rl run`` does: all stages, from where the folder stands.
+
+    >>> figures = talker_rl.run("demo", "runs/demo", overrides=["seed=1"])
+    >>> figures["base"]["wer"], figures["trained"]["wer"], figures["wer_diff_ci95"]
+
+    Args:
+        config: a configuration's file or shipped name, or the settings themselves.
+        run_dir: the run's folder, begun or gone on with; None: ``runs/<name of the configuration>``.
+        overrides: ``key=value``, as on the command line.
+        quiet: no lines and bars on stderr.
+
+    Returns: the figures of ``eval/summary.json``.
+
+    Raises:
+        TalkerRLError: what does not fit, before the work where it can be known; finished shards are kept.
+    """
+    if not isinstance(config, RunConfig):
+        config = load_config(*split([str(config)], list(overrides)))
+    elif overrides:
+        raise ConfigError("Overrides belong to a configuration that is read", where="overrides",
+                          fix="set them on the settings, or give the file's name")
+    folder = Path(run_dir or Path("runs") / config.name)
+    feasible.check_config(config)
+    require_free(folder)
+    check_writable_folder(folder)
+    with RunDir(folder) as opened, WorkerPool(config.workers) as pool:
+        opened.record_command(config.resolved(), ["talker_rl.run"], device_name(config.model.device))
+        return run_all(Context(config, opened, pool, quiet=quiet))
