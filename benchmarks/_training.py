@@ -27,7 +27,7 @@ from talker_rl.speech.config import LoraSettings
 from talker_rl.speech.lora import attach_lora
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
-from talker_rl.train.arguments import TalkerDPOConfig
+from talker_rl.train.arguments import TalkerArguments
 from talker_rl.train.collate import PairExample
 from talker_rl.train.reference import reference_logps
 from talker_rl.train.trainer import TalkerDPOTrainer
@@ -144,7 +144,7 @@ class Trainings:
         with tempfile.TemporaryDirectory() as folder:
             references, _ = reference_logps(model, self.pairs, found, folder, bf16=self.bf16)
             examples = [PairExample(p, found[p.prompt_id], *r) for p, r in zip(self.pairs, references, strict=True)]
-            args = TalkerDPOConfig(output_dir=folder, **self._arguments(), **options)
+            args = TalkerArguments(output_dir=folder, **self._arguments(), **options)
             trainer = Ours(model, args, loss={"type": "dpo", "beta": BETA}, train_examples=examples)
             trainer.losses = []
             trainer.remove_callback(PrinterCallback)

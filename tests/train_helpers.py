@@ -14,6 +14,7 @@ from talker_rl.data.pairs import pair_id_of
 from talker_rl.records.pair import Pair
 from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
+from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
 from talker_rl.train.config import TrainConfig
 
 EOS = 8294
@@ -31,6 +32,11 @@ def make_omni(seed: int = 0) -> Omni:
         talker=tiny_omni(seed).talker.float(),
         parts=("talker",),
     )
+
+
+def make_generator(seed: int = 0) -> OmniGenerator:
+    """The same as a generator."""
+    return OmniGenerator(make_omni(seed))
 
 
 def make_pairs(n: int, seed: int = 0, prompts: int | None = None) -> tuple[list[Pair], list[Any]]:
