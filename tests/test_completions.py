@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from train_helpers import losses, make_config, make_omni, make_pairs
+from train_helpers import losses, make_config, make_generator, make_pairs
 
 from talker_rl.base.errors import ConfigError, DataError
 from talker_rl.config import load_data
@@ -130,7 +130,7 @@ def test_imitating_completions_is_sft_on_the_chosen_without_the_rejected(tmp_pat
     found = {}
     for name, data, cfg in (("pairs", pairs, make_config(loss={"type": "sft"})),
                             ("alone", alone, make_config(data="best_of_n"))):
-        found[name] = train_variant(make_omni(), data[:8], conditionings, cfg, tmp_path / name, eval_pairs=data[8:],
+        found[name] = train_variant(make_generator(), data[:8], conditionings, cfg, tmp_path / name, eval_pairs=data[8:],
                                     progress=False)
     for key in ("loss", "logps/chosen_per_code", "logps/chosen_drift", "eval_loss"):
         both = [losses(tmp_path / name, key) for name in ("pairs", "alone")]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omni_factory import SPEAKERS, omni_config, random_conditionings, tiny_omni
 from said import said
+from transformers import TrainerCallback
 
 from talker_rl.data.pairs import pair_id_of
 from talker_rl.records.pair import Pair
@@ -18,6 +19,17 @@ from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
 from talker_rl.train.config import TrainConfig
 
 EOS = 8294
+
+
+class StopAt(TrainerCallback):
+    """Raises in the middle of training, as a crash would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
 
 
 def make_omni(seed: int = 0) -> Omni:

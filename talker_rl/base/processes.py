@@ -79,9 +79,14 @@ def _start(parent: int, number: Any, devices: Sequence[str]) -> None:
 
     torch.set_num_threads(1)
     if devices:
-        with number.get_lock():
-            mine, number.value = number.value, number.value + 1
-        pin(devices[mine % len(devices)])
+        _pin_next(number, devices)
+
+
+def _pin_next(number: Any, devices: Sequence[str]) -> None:
+    """Take a number, and the device that is its turn."""
+    with number.get_lock():
+        mine, number.value = number.value, number.value + 1
+    pin(devices[mine % len(devices)])
 
 
 def at_once(function: Callable[[T], R], task: T) -> Future[R]:

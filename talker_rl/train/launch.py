@@ -140,9 +140,9 @@ def main(arguments: Sequence[str]) -> int:
     rank = int(os.environ.get("RANK", "0"))
     if os.environ.get(_LAUNCHED):
         threading.Thread(target=_end_with_parent, daemon=True).start()
-    _prepare(rank)
     try:
         task = Task.read(Path(file))
+        _prepare(rank)
         with _watching(None if rank else task.watch) as callbacks:
             made = run(task, callbacks)
     except TalkerRLError as error:
