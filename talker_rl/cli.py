@@ -108,6 +108,10 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
 
         print(plan(args, _config(args)))
         return 0
+    if args.verb == "parity":
+        from talker_rl.stages import parity
+
+        return parity.run(args, _config(args))
     if args.verb == "export":
         from talker_rl.stages import export
 

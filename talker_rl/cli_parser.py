@@ -12,6 +12,7 @@ from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_docto
 from talker_rl.shipped import CONFIGS_EXAMPLES, add_configs_options
 from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
 from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options
+from talker_rl.stages.parity import PARITY_EXAMPLES, PARITY_HELP, add_parity_options
 
 STAGES: dict[str, tuple[str, str]] = {
     "prompts": ("read, check and keep disjoint the three prompt sets",
@@ -137,6 +138,10 @@ def parser() -> argparse.ArgumentParser:
                  PLAN_EXAMPLES)
     _add_config(plan)
     add_plan_options(plan)
+
+    parity = _verb(verbs, "parity", PARITY_HELP, PARITY_EXAMPLES)
+    _add_config(parity)
+    add_parity_options(parity)
 
     add_export_options(_verb(verbs, "export", EXPORT_HELP, EXPORT_EXAMPLES))
     add_speaker_options(_verb(verbs, "speaker", "list speakers, add one, tell them apart", SPEAKER_EXAMPLES))

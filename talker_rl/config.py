@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from talker_rl.base.errors import ConfigError
+from talker_rl.base.settings import Settings
 from talker_rl.config_files import merge, parse_value, read_files, without_preset
 from talker_rl.data.config import CompletionsConfig, PairsConfig
 from talker_rl.data.speaker_settings import SpeakerSettings
@@ -25,12 +26,6 @@ from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingCon
 from talker_rl.train.config import TrainConfig
 
 _Config = TypeVar("_Config", bound=BaseModel)
-
-
-class Settings(BaseModel):
-    """Base of configuration classes: unknown keys are mistakes."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 def check_names(names: Iterable[str], what: str) -> None:

@@ -12,9 +12,10 @@ from said import sequence
 from benchmarks._upstream import generate
 from talker_rl.base.errors import DataError
 from talker_rl.speech.config import LoraSettings, SamplingConfig
+from talker_rl.speech.head import selective_logps
 from talker_rl.speech.lora import attach_lora
 from talker_rl.speech.qwen2_5_omni.layout import collate, prefix_inputs, talker_inputs
-from talker_rl.speech.qwen2_5_omni.logps import selective_logps, token_logps
+from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 
 TOLERANCE = 1e-5

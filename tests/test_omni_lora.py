@@ -14,15 +14,8 @@ from said import sequence
 from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.speech import adapter_check
 from talker_rl.speech.config import LoraSettings
-from talker_rl.speech.lora import (
-    attach_lora,
-    check_adapter,
-    check_adapter_of,
-    check_lora_of,
-    load_lora,
-    reference_logps,
-    save_lora,
-)
+from talker_rl.speech.lora import attach_lora, check_adapter, load_lora, reference_logps, save_lora
+from talker_rl.speech.qwen2_5_omni.adapters import check_adapter_of, check_lora_of
 from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 

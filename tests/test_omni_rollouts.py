@@ -15,7 +15,7 @@ from talker_rl.base.errors import ConfigError, DataError, StageError
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.speech.qwen2_5_omni.decoder import Decoder
 from talker_rl.speech.qwen2_5_omni.graph import GraphedStep
-from talker_rl.speech.qwen2_5_omni.layout import collate
+from talker_rl.speech.qwen2_5_omni.layout import code_ids, collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 from talker_rl.speech.sampling import CodeSampler, Histories, uniforms
@@ -57,7 +57,7 @@ def transformers_processors(talker, sampling, prefix_length):
 
 
 def sampler_of(talker, sampling, *, narrow=True):
-    return CodeSampler(sampling, talker, torch.device("cpu"), narrow=narrow)
+    return CodeSampler(sampling, code_ids(talker), torch.device("cpu"), narrow=narrow)
 
 
 def histories_of(sampler, said):
@@ -300,7 +300,7 @@ def test_replayed_steps_give_the_same_candidates(talker, monkeypatch, works):
     eager = sample_candidates(*call, batch_size=5)
     monkeypatch.setattr(GraphedStep, "_capture", capture)
     monkeypatch.setattr("talker_rl.speech.qwen2_5_omni.graph.ROWS", 2)
-    monkeypatch.setattr("talker_rl.speech.qwen2_5_omni.decoder.CACHE_BLOCK", 16)
+    monkeypatch.setattr("talker_rl.speech.row_cache.CACHE_BLOCK", 16)
     monkeypatch.setattr("talker_rl.speech.qwen2_5_omni.rollouts.Decoder", GraphedDecoder)
     with nullcontext() if works else pytest.warns(UserWarning, match="without CUDA graphs: no graphs here"):
         replayed = sample_candidates(*call, batch_size=5, steps_unseen=3)

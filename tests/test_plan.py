@@ -232,7 +232,7 @@ def test_measured_rates_reproduce_the_run_and_carry_over(tmp_path: Path, capsys:
     file = tmp_path / "same.yaml"
     file.write_text(json.dumps(resolved))
     same = plan("-c", str(file), "--rates", str(tmp_path / "run"))
-    assert same["lengths"] == {"codes": 151, "prefix": 50, "reply": 10, "seconds": 3}
+    assert same["lengths"] == {"codes": 151, "prefix": 50, "reply": 10, "seconds": 3, "rate": 50}
     for stage in same["stages"]:  # two trainings of 80 s each on two workers
         assert stage["seconds"] == pytest.approx(sum(measured[stage["stage"]])) and stage["rate"] == "measured"
     (tmp_path / "rates.json").write_text(json.dumps(same))

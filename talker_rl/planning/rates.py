@@ -110,6 +110,5 @@ def _lengths(folder: Path) -> Lengths:
     stored = ConditioningCache(folder / "conditioning").load().values()
     if not (rows and stored):
         raise DataError("The run's rollouts or conditioning are gone", where=str(folder), fix="give a run with both")
-    prefix, reply = (sum(lengths) / len(stored)
-                     for lengths in zip(*((len(c.prefix), len(c.reply_stream)) for c in stored), strict=True))
+    prefix, reply = (sum(lengths) / len(stored) for lengths in zip(*(c.rows for c in stored), strict=True))
     return Lengths(codes / rows + 1, prefix, reply)

@@ -11,6 +11,7 @@ completions of a prompt share the forward and the backward pass of its prefix.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -141,7 +142,7 @@ def refuse_sliding_window(talker: Any) -> None:
     Raises:
         ConfigError: a Talker with sliding-window layers.
     """
-    if talker.model.has_sliding_layers:
+    if getattr(talker.model, "has_sliding_layers", False):  # Qwen3-Omni's Talker cannot have any, and no word for it
         raise ConfigError(
             "A Talker with sliding-window attention", where="talker_config.use_sliding_window", fix="set it to false"
         )
@@ -160,14 +161,14 @@ def use_packed_attention(talker: Any) -> None:
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-    from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import eager_attention_forward
 
     config = talker.model.config
     name = config._attn_implementation
     if name.startswith(_NAME):
         return
     refuse_sliding_window(talker)
-    ALL_ATTENTION_FUNCTIONS.register(_NAME + name, _obeying(ALL_ATTENTION_FUNCTIONS.get(name, eager_attention_forward)))
+    eager = sys.modules[type(talker).__module__].eager_attention_forward  # each model's file has its own
+    ALL_ATTENTION_FUNCTIONS.register(_NAME + name, _obeying(ALL_ATTENTION_FUNCTIONS.get(name, eager)))
     if name in ALL_MASK_ATTENTION_FUNCTIONS:
         ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
     config._attn_implementation = _NAME + name

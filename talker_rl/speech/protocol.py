@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+from talker_rl.base.findings import Finding
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.codec import Codec
 from talker_rl.records.prompt import Prompt
@@ -38,6 +39,16 @@ class Conditioning(Protocol):
     prompt_id: str
     speaker: str
     reply_text: str
+
+    @property
+    def codec(self) -> str:
+        """Name of the family's codec."""
+        ...
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Positions of the prefix, and rows of the reply stream."""
+        ...
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Everything that decides a log-prob, by name: what is stored, and what content hashes are made of."""
@@ -90,6 +101,11 @@ class Policy(Protocol):
     """A Talker with some weights, and the reference it is measured against."""
 
     codec: Codec
+    sparse: bool
+    """Whether a router chooses experts: rounding then may choose others, so that in half precision only means of
+    differences can be bounded."""
+    terms: int
+    """Log-probs that a step's is the sum of; float noise grows with them."""
     module: Any
     """torch module: what an optimizer, DDP or DeepSpeed gets."""
 
@@ -117,6 +133,16 @@ class Policy(Protocol):
         """``logps``, and the raw log-prob of stopping at each step; both (S, T)."""
         ...
 
+    def code_logps(self, batch: PolicyBatch) -> Tensor:
+        """Raw log-probs (S, T, groups) float32 of every code, without gradient: which code of a frame differs, and what
+        another engine has summed, is seen in these alone. A stop's is in group 0; 0 elsewhere."""
+        ...
+
+    def processed_logps(self, batch: PolicyBatch, sampling: SamplingConfig) -> Tensor:
+        """``logps``, without gradient, under the distribution that ``sample`` draws from with these options:
+        ``Candidate.processed_logps``; -inf where an id cannot be drawn."""
+        ...
+
     def as_reference(self) -> AbstractContextManager[None]:
         """Inside, the policy computes what training measures against."""
         ...
@@ -140,10 +166,6 @@ class Policy(Protocol):
             CheckpointError: they are not of this policy.
         """
         ...
-
-
-Finding = tuple[str, str]
-"""(``ok``, ``warn`` or ``fail``; what was found)."""
 
 
 class NewSpeaker(Protocol):

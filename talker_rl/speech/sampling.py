@@ -8,18 +8,28 @@ million.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from transformers.generation import logits_process as hf
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.speech.config import SamplingConfig
-from talker_rl.speech.qwen2_5_omni.layout import stop_ids
 
 UNIFORMS_CHUNK = 256
 SETS = (hf.RepetitionPenaltyLogitsProcessor, hf.SuppressTokensLogitsProcessor, hf.TemperatureLogitsWarper)
 """Processors that care for which ids came before at most, not for how many or in what order."""
+
+
+@dataclass(frozen=True)
+class CodeIds:
+    """Ids of a family's Talker that the options of sampling mean."""
+
+    start: tuple[int, ...]
+    """They stand for the prefix: what penalties and n-grams take for said before the first code."""
+    stops: tuple[int, ...]
+    suppressed: tuple[int, ...]
+    """Ids that upstream never lets be drawn."""
 
 
 class Histories:
@@ -102,24 +112,21 @@ class SuppressIds(hf.SuppressTokensLogitsProcessor):
 class CodeSampler:
     """Processors and draw of the rows.
 
-    The processors' ``input_ids`` are [mask, pad, bos] and then the codes: upstream's prefix is one mask id per prompt
-    token, so as a set and as a tail (what penalties, n-grams and biases look at) the two are the same, and a
-    candidate does not depend on its neighbors' padding.
+    The processors' ``input_ids`` are the start ids and then the codes, so a candidate does not depend on its neighbors'
+    padding.
 
     Args:
         sampling: the options.
-        talker: the transformers Talker, for its codec ids.
+        ids: of the Talker.
         narrow: keep top-k's support only, which asks the device for a number at each step: cheap on a CPU, where
             sorting 8448 ids is not.
     """
 
-    def __init__(self, sampling: SamplingConfig, talker: Any, device: torch.device, *, narrow: bool) -> None:
+    def __init__(self, sampling: SamplingConfig, ids: CodeIds, device: torch.device, *, narrow: bool) -> None:
         self.do_sample = sampling.do_sample
-        self.stop_ids = stop_ids(talker)
-        self.start_ids = (int(talker.codec_mask_token), int(talker.codec_pad_token), int(talker.codec_bos_token))
-        options = (sampling, self.stop_ids, self.start_ids, device)
+        self.stop_ids, self.start_ids = ids.stops, ids.start
         try:
-            self.processors = logits_processors(*options)
+            self.processors = logits_processors(sampling, ids, device)
             self.warpers = score_warpers(sampling, device) if sampling.do_sample else hf.LogitsProcessorList()
         except (ValueError, TypeError) as error:
             raise ConfigError(f"transformers refuses a sampling option: {error}", where="sampling") from error
@@ -172,25 +179,30 @@ class CodeSampler:
         if ids is not None:  # in id order, so that two nearly equal scores cannot swap places
             ids, order = ids.sort(dim=-1)
             scores = scores.gather(-1, order)
-        logps = scores.double().log_softmax(-1)
-        if uniforms_B is None:
-            pick = scores.argmax(-1, keepdim=True)
-        else:
-            cdf = logps.exp().cumsum(-1)
-            target = uniforms_B.double().unsqueeze(-1) * cdf[:, -1:]
-            pick = (cdf <= target).sum(-1, keepdim=True)
-            last = cdf.shape[-1] - 1 - (logps.flip(-1) > -torch.inf).int().argmax(-1, keepdim=True)
-            pick = torch.minimum(pick, last)  # u * total may round up to total
+        pick, logps = draw(scores, uniforms_B)
         chosen = pick if ids is None else ids.gather(-1, pick)
-        return chosen.squeeze(-1), logps.gather(-1, pick).squeeze(-1)
+        return chosen.squeeze(-1), logps.squeeze(-1)
+
+
+def draw(scores_BV: torch.Tensor, uniforms_B: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns (B, 1) drawn by inverse CDF, or the best ones, and their log-probs (B, 1) float64."""
+    logps = scores_BV.double().log_softmax(-1)
+    if uniforms_B is None:
+        pick = scores_BV.argmax(-1, keepdim=True)
+    else:
+        cdf = logps.exp().cumsum(-1)
+        target = uniforms_B.double().unsqueeze(-1) * cdf[:, -1:]
+        pick = (cdf <= target).sum(-1, keepdim=True)
+        last = cdf.shape[-1] - 1 - (logps.flip(-1) > -torch.inf).int().argmax(-1, keepdim=True)
+        pick = torch.minimum(pick, last)  # u * total may round up to total
+    return pick, logps.gather(-1, pick)
 
 
 def logits_processors(
-    sampling: SamplingConfig, stop_ids: tuple[int, ...], start_ids: tuple[int, ...], device: torch.device
+    sampling: SamplingConfig, ids: CodeIds, device: torch.device
 ) -> hf.LogitsProcessorList:
     """Processors that come before the warpers, in the order of ``GenerationMixin._get_logits_processor``."""
-    s, stop = sampling, torch.tensor(stop_ids, device=device)
-    start, bos = len(start_ids), start_ids[-1]
+    s, stop, start = sampling, torch.tensor(ids.stops, device=device), len(ids.start)
     out = hf.LogitsProcessorList()
     if s.sequence_bias:
         out.append(hf.SequenceBiasLogitsProcessor({tuple(ids): float(bias) for ids, bias in s.sequence_bias}))
@@ -204,8 +216,7 @@ def logits_processors(
         out.append(hf.MinNewTokensLengthLogitsProcessor(start, s.min_new_tokens, stop, device=str(device)))
     if s.exponential_decay_length_penalty:
         out.append(hf.ExponentialDecayLengthPenalty(s.exponential_decay_length_penalty, stop, start))
-    # upstream always suppresses codec-bos
-    out.append(SuppressIds(sorted({bos, *(s.suppress_tokens or [])}), device=str(device)))
+    out.append(SuppressIds(sorted({*ids.suppressed, *(s.suppress_tokens or [])}), device=str(device)))
     if s.begin_suppress_tokens:
         out.append(hf.SuppressTokensAtBeginLogitsProcessor(s.begin_suppress_tokens, start, device=str(device)))
     if s.do_sample and s.temperature != 1.0:

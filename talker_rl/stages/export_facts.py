@@ -8,10 +8,10 @@ from typing import Any
 
 from talker_rl.base.disk import read_json
 from talker_rl.base.errors import DataError, StageError
-from talker_rl.base.names import recognizer_name
 from talker_rl.base.places import require_run
 from talker_rl.config import RunConfig, load_data
 from talker_rl.records.prompt import Prompt
+from talker_rl.reward.recognizer_config import recognizer_name
 from talker_rl.stages.context import SETS, Round, train_stage
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.card import RunFacts, Usage

@@ -48,7 +48,7 @@ def check_start(ctx: Context) -> None:
     feasible.check_config(ctx.config, here=True)
     named.check_prompt_files(ctx.config)
     from talker_rl.speech.locate import resolve_model_path
-    from talker_rl.speech.lora import check_adapter_of
+    from talker_rl.speech.qwen2_5_omni.adapters import check_adapter_of
     from talker_rl.speech.qwen2_5_omni.checkpoint import read_config
 
     config = read_config(resolve_model_path(ctx.config.model.path))

@@ -9,7 +9,7 @@ from talker_rl.base.errors import TalkerRLError
 from talker_rl.base.figures import count
 from talker_rl.config import RunConfig, SetLimits
 from talker_rl.data.prompt_files import count_rows, parse_source
-from talker_rl.data.speakers import voices
+from talker_rl.stages.assignment import voices
 from talker_rl.stages.context import rounds_of
 from talker_rl.sweep_config import SweepConfig, cell
 from talker_rl.train.config import TrainConfig

@@ -6,8 +6,8 @@ from talker_rl.base.errors import PromptError
 from talker_rl.base.figures import count
 from talker_rl.data.prompt_files import parse_source
 from talker_rl.data.prompts import check_disjoint, drop_shared_pieces, read_prompts
-from talker_rl.data.speakers import assigned, assignment_key, check_assigned
 from talker_rl.records.prompt import Prompt
+from talker_rl.stages.assignment import assigned, assignment_key, check_assigned
 from talker_rl.stages.context import SETS, Context
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import ShardFolder

@@ -8,7 +8,7 @@ import yaml
 
 from talker_rl.base.disk import read_json
 from talker_rl.base.figures import count
-from talker_rl.base.names import folder_name, model_name, recognizer_name, without_places
+from talker_rl.base.names import folder_name, model_name, without_places
 from talker_rl.base.text.tokens import tokens_of
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Completion, Pair
@@ -19,6 +19,7 @@ from talker_rl.report.clips import spaced
 from talker_rl.report.model import Clip, Comparison, ReportData
 from talker_rl.report.page import write_report
 from talker_rl.report.transcript import alignment_of
+from talker_rl.reward.recognizer_config import recognizer_name
 from talker_rl.speech.registry import codec_of
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context, Round, choice_stage, rounds_of

@@ -157,7 +157,7 @@ def check_lora(config: RunConfig, model: Any) -> None:
     Raises:
         ConfigError: ``lora.target_modules`` of a variant is no regular expression, or names what cannot be trained.
     """
-    from talker_rl.speech.lora import check_lora_of
+    from talker_rl.speech.qwen2_5_omni.adapters import check_lora_of
 
     checked = []
     for variant, cfg in config.train.items():

@@ -25,6 +25,8 @@ from torch.nn.utils.rnn import pad_sequence
 from talker_rl.base.errors import DataError
 from talker_rl.speech.packing import Packing
 from talker_rl.speech.protocol import TalkerSequence
+from talker_rl.speech.sampling import CodeIds
+from talker_rl.speech.unwrap import unwrap_talker as unwrap_talker
 
 if TYPE_CHECKING:
     from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
@@ -139,21 +141,18 @@ def _check(example: TalkerSequence) -> None:
         raise DataError("a conditioning needs two prefix rows and one reply row", where=where)
 
 
-def unwrap_talker(model: nn.Module) -> Any:
-    """The transformers Talker inside DDP, DeepSpeed and PEFT wrappers (LoRA layers stay in it)."""
-    while True:
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        elif isinstance(getattr(model, "module", None), nn.Module):
-            model = model.module  # type: ignore[assignment]
-        else:
-            return model
-
-
 def stop_ids(talker: nn.Module) -> tuple[int, int]:
     """The codec ids that end speech: pad and eos."""
     inner = unwrap_talker(talker)
     return int(inner.codec_pad_token), int(inner.codec_eos_token)
+
+
+def code_ids(talker: nn.Module) -> CodeIds:
+    """Upstream's prefix is one mask id per prompt token, then pad and bos: as a set and as a tail (what penalties,
+    n-grams and biases look at) three ids are the same. Upstream always suppresses codec-bos."""
+    inner = unwrap_talker(talker)
+    start = (int(inner.codec_mask_token), int(inner.codec_pad_token), int(inner.codec_bos_token))
+    return CodeIds(start, stop_ids(inner), start[-1:])
 
 
 def prefix_inputs(talker: Any, prefix_PE: torch.Tensor) -> torch.Tensor:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from safetensors.torch import load_file
+import torch
 from torch import Tensor, nn
 
-from talker_rl.base.errors import CheckpointError
-from talker_rl.base.ids import stable_hash
 from talker_rl.records.candidate import Candidate
 from talker_rl.speech.config import SamplingConfig
-from talker_rl.speech.hashes import tensor_hash
-from talker_rl.speech.lora import POLICY, REFERENCE, reference_logps, save_lora
+from talker_rl.speech.policy_weights import PolicyWeights
 from talker_rl.speech.protocol import Progress, SampleRequest, TalkerSequence
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
-from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, collate, unwrap_talker
-from talker_rl.speech.qwen2_5_omni.logps import token_and_stop_logps, token_logps
+from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, collate
+from talker_rl.speech.qwen2_5_omni.logps import processed_logps, token_and_stop_logps, token_logps
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 
-_FORMAT = 1
-"""Part of reference identities; raised whenever the meaning of a stored log-prob changes."""
 
-
-class TalkerPolicy:
+class TalkerPolicy(PolicyWeights):
     """A Talker, bare or with an adapter.
 
     Args:
@@ -34,9 +25,8 @@ class TalkerPolicy:
     """
 
     codec = CODEC
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
+    sparse = False
+    terms = 1
 
     def sample(
         self, requests: Sequence[SampleRequest], sampling: SamplingConfig, *, batch_size: int = 64,
@@ -54,41 +44,10 @@ class TalkerPolicy:
     def logps_and_stops(self, batch: TalkerBatch) -> tuple[Tensor, Tensor]:
         return token_and_stop_logps(self.module, batch)
 
-    @contextmanager
-    def as_reference(self) -> Iterator[None]:
-        if not hasattr(self.module, "peft_config"):  # full weights: the reference is what training begins with
-            yield
-            return
-        with reference_logps(self.module):
-            yield
+    @torch.no_grad()
+    def code_logps(self, batch: TalkerBatch) -> Tensor:
+        return token_logps(self.module, batch)[..., None]
 
-    def reference_identity(self) -> str:
-        """A training that began at the base hashes alike whether LoRA layers are attached or not, since its reference
-        has them switched off; one that began at an adapter hashes the frozen copy of it as well."""
-        inner = unwrap_talker(self.module)
-        parts: dict[str, str] = {}
-        for name, tensor in inner.state_dict().items():
-            if ".lora_" not in name or f".{REFERENCE}." in name:
-                parts[name.replace(".base_layer.", ".")] = tensor_hash(tensor)
-        scaling = {n: m.scaling[REFERENCE] for n, m in inner.named_modules() if REFERENCE in getattr(m, "lora_A", ())}
-        return stable_hash("policy", _FORMAT, parts, scaling)
-
-    def save(self, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
-        if hasattr(self.module, "peft_config"):
-            save_lora(self.module, folder, state)
-        else:
-            self.module.save_pretrained(folder, state_dict=state, max_shard_size="100GB")
-
-    def load(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        if hasattr(self.module, "peft_config"):
-            from peft import set_peft_model_state_dict
-
-            weights = load_file(folder / "adapter_model.safetensors")
-            unexpected = set_peft_model_state_dict(self.module, weights, adapter_name=POLICY).unexpected_keys
-        else:
-            weights = load_file(folder / "model.safetensors")
-            unexpected = self.module.load_state_dict(weights, strict=False).unexpected_keys
-        if unexpected:
-            raise CheckpointError(f"the checkpoint holds weights that the model has not: {unexpected[0]}",
-                                  where=str(folder), fix="use weights that were saved with the same settings")
+    @torch.no_grad()
+    def processed_logps(self, batch: TalkerBatch, sampling: SamplingConfig) -> Tensor:
+        return processed_logps(self.module, batch, sampling)

@@ -19,11 +19,12 @@ import torch
 from talker_rl.base.errors import DataError, StageError
 from talker_rl.records.candidate import Candidate, EndReason
 from talker_rl.speech.config import SamplingConfig
+from talker_rl.speech.head import selective_logps
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
 from talker_rl.speech.qwen2_5_omni.decoder import Decoder
-from talker_rl.speech.qwen2_5_omni.layout import unwrap_talker
-from talker_rl.speech.qwen2_5_omni.logps import selective_logps
+from talker_rl.speech.qwen2_5_omni.layout import code_ids, unwrap_talker
+from talker_rl.speech.row_cache import moves_of
 from talker_rl.speech.sampling import CodeSampler, Histories
 
 PREFILL_PROMPTS = 16
@@ -136,7 +137,7 @@ class _Rows:
     ) -> None:
         on_cpu = decoder.device.type == "cpu"
         self.decoder, self.steps_unseen = decoder, steps_unseen or (1 if on_cpu else STEPS_UNSEEN)
-        self.sampler = CodeSampler(sampling, decoder.inner, decoder.device, narrow=on_cpu)
+        self.sampler = CodeSampler(sampling, code_ids(decoder.inner), decoder.device, narrow=on_cpu)
         self.histories = Histories(self.sampler.start_ids, rows, sampling.max_new_tokens, decoder.device)
         self.max_new_tokens, self.rows = sampling.max_new_tokens, rows
         self.waiting = deque(sequences)
@@ -202,11 +203,3 @@ class _Rows:
             self.decoder.join([s.prompt for s in new])
             self.histories.join([s.seed for s in new])
             self.here += new
-
-
-def moves_of(rows: Sequence[int], count: int) -> tuple[list[tuple[int, int]], int]:
-    """(moves (from, to), rows left): how the last of ``count`` rows close the gaps that ``rows`` leave."""
-    gone = set(rows)
-    left = count - len(gone)
-    stay = [row for row in range(left, count) if row not in gone]
-    return list(zip(stay, sorted(row for row in gone if row < left), strict=True)), left

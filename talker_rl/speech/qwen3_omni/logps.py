@@ -1,0 +1,100 @@
+"""Log-probs of the Talker and its code predictor, teacher-forced, in two forwards: the Talker over the packed row, the
+predictor over all frames as a batch of rows of 16. They equal the raw ones that rollouts record, within float error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from talker_rl.speech.head import head_only_at, selective_logps
+from talker_rl.speech.packing import use_packed_attention
+from talker_rl.speech.qwen3_omni.layout import TalkerBatch, talker_inputs
+from talker_rl.speech.unwrap import unwrap_talker
+
+
+def forced(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor, torch.Tensor, TalkerBatch]:
+    """Logits (M, V) of codebook 0 at the M steps of all sequences, the hidden states (M, H) that gave them, and the
+    batch on the model's device.
+
+    One forward through the model as it is given (DDP and PEFT wrappers included, so their hooks run); gradients flow.
+    The head runs on the steps only. Positions are explicit: without them ``forward`` keeps some of its own.
+    """
+    inner = unwrap_talker(talker)
+    use_packed_attention(inner)
+    batch = batch.to(inner.codec_head.weight.device)
+    with head_only_at(inner, batch.predictor_ST[batch.mask_ST]) as hidden:
+        out = talker(
+            inputs_embeds=talker_inputs(inner, batch),
+            attention_mask=None,
+            position_ids=batch.position_ids_3L[:, None],
+            use_cache=False,
+            packing=batch.packing,
+        )
+    return out.logits, hidden[0], batch
+
+
+def residual_hidden(talker: Any, hidden_NH: torch.Tensor, frames_NG: torch.Tensor) -> torch.Tensor:
+    """(N, G-1, H) of the code predictor: column k-1 predicts code k of each frame.
+
+    Args:
+        hidden_NH: the Talker's states that predicted the frames' first codes, behind its last norm.
+    """
+    inner = unwrap_talker(talker)
+    predictor, groups = inner.code_predictor, frames_NG.shape[1]
+    if not len(frames_NG):  # its attention cannot take an empty batch
+        return hidden_NH.new_zeros(0, groups - 1, predictor.config.hidden_size)
+    tables = [inner.model.codec_embedding, *predictor.model.codec_embedding][: groups - 1]
+    rows = [hidden_NH, *(table(ids) for table, ids in zip(tables, frames_NG.T, strict=False))]
+    positions = torch.arange(groups, device=hidden_NH.device)[None]
+    out = predictor.model(inputs_embeds=torch.stack(rows, dim=1), position_ids=positions, use_cache=False)
+    hidden: torch.Tensor = out.last_hidden_state[:, 1:]
+    return hidden
+
+
+def residual_logps(talker: Any, hidden_NH: torch.Tensor, frames_NG: torch.Tensor) -> torch.Tensor:
+    """Raw log-probs (N, G-1) float32 of the frames' residual codes."""
+    heads = unwrap_talker(talker).code_predictor.lm_head
+    hidden = residual_hidden(talker, hidden_NH, frames_NG)
+    return torch.stack([selective_logps(head(hidden[:, k]), frames_NG[:, k + 1]) for k, head in enumerate(heads)], 1)
+
+
+def code_logps(talker: Any, batch: TalkerBatch) -> torch.Tensor:
+    """Raw log-probs (S, T, G) float32 of every code; of the stop in group 0; 0 elsewhere."""
+    logits_MV, hidden_MH, batch = forced(talker, batch)
+    mask, framed = batch.mask_ST, batch.framed_ST
+    out = torch.zeros(*mask.shape, batch.frames_NG.shape[1], device=mask.device)
+    first_M = selective_logps(logits_MV, batch.first_ST[mask])
+    rest_NG = residual_logps(talker, hidden_MH[framed[mask]], batch.frames_NG)
+    first = out[..., :1].masked_scatter(mask[..., None], first_M)
+    return torch.cat([first, out[..., 1:].masked_scatter(framed[..., None], rest_NG)], dim=-1)
+
+
+def step_logps(talker: Any, batch: TalkerBatch, residual_weight: float = 0.0) -> torch.Tensor:
+    """Raw log-probs (S, T) float32 of the steps: codebook 0's, and the weighted sum of the residual ones; 0 at padding.
+
+    With weight 0 the predictor is not run.
+    """
+    if residual_weight:
+        codes_STG = code_logps(talker, batch)
+        return codes_STG[..., 0] + residual_weight * codes_STG[..., 1:].sum(-1)
+    logits_MV, _, batch = forced(talker, batch)
+    mask = batch.mask_ST
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(
+        mask, selective_logps(logits_MV, batch.first_ST[mask]))
+
+
+def step_and_stop_logps(
+    talker: Any, batch: TalkerBatch, residual_weight: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`step_logps`, and the raw log-prob of stopping at each step; (S, T), 0 at padding."""
+    logits_MV, hidden_MH, batch = forced(talker, batch)
+    mask, framed, stop = batch.mask_ST, batch.framed_ST, unwrap_talker(talker).config.codec_eos_token_id
+    zeros = torch.zeros(mask.shape, device=mask.device)
+    steps = zeros.masked_scatter(mask, selective_logps(logits_MV, batch.first_ST[mask]))
+    if residual_weight:
+        rest_NG = residual_logps(talker, hidden_MH[framed[mask]], batch.frames_NG)
+        steps = steps + residual_weight * zeros.masked_scatter(framed, rest_NG.sum(-1))
+    ids = torch.full((len(logits_MV),), stop, device=mask.device)
+    return steps, zeros.masked_scatter(mask, selective_logps(logits_MV, ids))

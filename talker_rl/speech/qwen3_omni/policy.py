@@ -1,0 +1,75 @@
+"""Qwen3-Omni's Talker as a policy (:class:`talker_rl.speech.protocol.Policy`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from talker_rl.records.candidate import Candidate
+from talker_rl.speech.config import SamplingConfig
+from talker_rl.speech.policy_weights import PolicyWeights
+from talker_rl.speech.protocol import Progress, SampleRequest, TalkerSequence
+from talker_rl.speech.qwen3_omni.codec import CODEC
+from talker_rl.speech.qwen3_omni.config import ResidualSampling
+from talker_rl.speech.qwen3_omni.layout import Specials, TalkerBatch, collate
+from talker_rl.speech.qwen3_omni.logps import code_logps, step_and_stop_logps, step_logps
+from talker_rl.speech.qwen3_omni.processed import processed_logps
+from talker_rl.speech.qwen3_omni.rollouts import sample_candidates
+
+TALKER = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.shared_expert\.(gate|up|down)_proj)"
+PREDICTOR = r"code_predictor\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+
+
+def lora_targets(residual_weight: float = 0.0) -> str:
+    """Modules that an adapter is put on: attention and the shared experts. The code predictor's own only where its
+    codes count, since without they get no gradient; routed experts are no modules, and the router stays as it is."""
+    return f"{TALKER}|{PREDICTOR}" if residual_weight else TALKER
+
+
+class TalkerPolicy(PolicyWeights):
+    """A Talker with its code predictor, bare or with an adapter.
+
+    Args:
+        module: transformers' Talker, or a ``peft.PeftModel`` around it.
+        residual_weight: of the fifteen residual codes in a frame's log-prob, 0 to 1. With 0 a frame is its first code:
+            words and length are decided there, and fifteen terms of acoustic detail would drown it.
+        residual: how residual codes are drawn.
+    """
+
+    codec = CODEC
+    sparse = True
+
+    def __init__(
+        self, module: Any, *, residual_weight: float = 0.0, residual: ResidualSampling | None = None
+    ) -> None:
+        super().__init__(module)
+        self.residual_weight, self.residual = residual_weight, residual or ResidualSampling()
+        self.terms = CODEC.groups if residual_weight else 1
+
+    def sample(
+        self, requests: Sequence[SampleRequest], sampling: SamplingConfig, *, batch_size: int = 64,
+        progress: Progress | None = None,
+    ) -> list[Candidate]:
+        return sample_candidates(self.module, [r.conditioning for r in requests], [r.seeds for r in requests], sampling,
+                                 self.residual, residual_weight=self.residual_weight, batch_size=batch_size,
+                                 progress=progress)
+
+    def collate(self, sequences: Sequence[TalkerSequence]) -> TalkerBatch:
+        return collate(sequences, Specials.of(self.module))
+
+    def logps(self, batch: TalkerBatch, module: nn.Module | None = None) -> Tensor:
+        return step_logps(module if module is not None else self.module, batch, self.residual_weight)
+
+    def logps_and_stops(self, batch: TalkerBatch) -> tuple[Tensor, Tensor]:
+        return step_and_stop_logps(self.module, batch, self.residual_weight)
+
+    @torch.no_grad()
+    def code_logps(self, batch: TalkerBatch) -> Tensor:
+        return code_logps(self.module, batch)
+
+    @torch.no_grad()
+    def processed_logps(self, batch: TalkerBatch, sampling: SamplingConfig) -> Tensor:
+        return processed_logps(self.module, batch, sampling, self.residual, self.residual_weight)
