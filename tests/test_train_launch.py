@@ -133,7 +133,8 @@ def test_workers_take_the_devices_in_turn(monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [(["devices=0"], "at least one"), (["devices=[]"], "at least one"), (["devices=[cpu,cuda:0]"], "one kind"),
-     (["devices=2", "model.device=cuda:1"], "leave it auto"), (["devices=[cuda:0]", "model.device=cpu"], "leave it auto")],
+     (["devices=2", "model.device=cuda:1"], "leave it auto"),
+     (["devices=[cuda:0]", "model.device=cpu"], "leave it auto")],
 )  # fmt: skip
 def test_devices_that_contradict_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):

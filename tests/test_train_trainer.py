@@ -163,7 +163,8 @@ def test_an_incomplete_checkpoint_is_removed_and_the_one_before_taken(generator,
 @pytest.mark.parametrize("loss", LOSSES, ids=[f"{i}-{loss['type']}" for i, loss in enumerate(LOSSES)])
 def test_two_steps_of_every_loss(generator, data, cache, tmp_path, loss):
     pairs, conditionings = data
-    result = train_variant(generator, pairs[:12], conditionings, make_config(loss=loss, args={"max_steps": 2}), tmp_path,
+    cfg = make_config(loss=loss, args={"max_steps": 2})
+    result = train_variant(generator, pairs[:12], conditionings, cfg, tmp_path,
                            eval_pairs=pairs[12:], progress=False, reference_cache=cache)  # fmt: skip
     (_, first), (_, second) = losses(tmp_path)
     # Two is no multiple of save_steps: the last step is saved and evaluated all the same.
@@ -224,9 +225,10 @@ def test_the_base_talker_is_left_as_it_was(generator, data, cache, tmp_path):
         cfg = make_config(lora=lora, args={"max_steps": 2, "bf16": True})
         train_variant(generator, pairs, conditionings, cfg, tmp_path / str(bool(lora)), progress=False,
                       reference_cache=cache)  # fmt: skip
-        after = generator.omni.talker.state_dict()
+        talker = generator.omni.talker
+        after = talker.state_dict()
         assert after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in before)
-        assert not generator.omni.talker.training and not any(p.requires_grad for p in generator.omni.talker.parameters())
+        assert not talker.training and not any(p.requires_grad for p in talker.parameters())
 
 
 def test_peft_loads_the_adapter_and_the_card_tells_its_story(data, cache, tmp_path):

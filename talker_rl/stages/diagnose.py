@@ -160,16 +160,14 @@ class _Variant:
         """Per-token reference log-probs by pair id, in the precision of the model; mostly from the run's cache, which
         training filled."""
         from talker_rl.speech.cache import ConditioningCache
-        from talker_rl.speech.lora import load_lora
-        from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+        from talker_rl.speech.registry import load
         from talker_rl.train.reference import reference_logps
 
-        talker = load_omni(self.ctx.config.model, parts=("talker",)).talker
-        if self.reference is not None:
-            talker = load_lora(talker, self.reference, reference=self.reference)
         stored = ConditioningCache(self.ctx.run.path / "conditioning", strict=True)
-        found, _ = reference_logps(talker, pairs, stored.load(sorted({p.prompt_id for p in pairs})),
-                                   self.ctx.run.path / "reference", batch_size=self.cfg.reference_batch_size)
+        generator = load(self.ctx.config.model, parts=("talker",))
+        with generator.policy(self.reference, reference=self.reference) as policy:
+            found, _ = reference_logps(policy, pairs, stored.load(sorted({p.prompt_id for p in pairs})),
+                                       self.ctx.run.path / "reference", batch_size=self.cfg.reference_batch_size)
         return {pair.pair_id: (chosen.tolist(), rejected.tolist())
                 for pair, (chosen, rejected) in zip(pairs, found, strict=True)}
 

@@ -186,7 +186,7 @@ def _torchrun(arguments: list[str]) -> int:
 
 
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.read(1):
+    while os.read(0, 1):  # not sys.stdin, whose lock the end of this process would wait for
         pass
     os._exit(1)
 
