@@ -14,13 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from train_helpers import StopAt, make_config, make_generator, make_pairs
+from train_helpers import StopAt, apart, curve, make_config, make_generator, make_pairs, weights
 
 from talker_rl.base.errors import ConfigError, StageError
 from talker_rl.records.pair import Completion
 from talker_rl.train import processes
-from talker_rl.train.callbacks import read_log
 from talker_rl.train.run import train_variant
 
 PAIRS, CONDITIONINGS = make_pairs(19, prompts=6)
@@ -90,26 +88,6 @@ def ranks(function: Callable[[], Any], world: int = 2) -> list[Any]:
     return results
 
 
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(folder / "log.jsonl")]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    name = next(n for n in ("adapter_model.safetensors", "model.safetensors") if (folder / n).is_file())
-    return load_file(folder / name)
-
-
-def apart(one: Path, two: Path) -> tuple[float, float]:
-    """Largest relative difference of what was logged, and of a weight."""
-    logs = [log_of(folder) for folder in (one, two)]
-    assert [[*row] for row in logs[0]] == [[*row] for row in logs[1]] and logs[0]
-    scale = {name: 100.0 for name in ("length/reward_corr", "eval_length/reward_corr")}  # of rewards of nearly 0
-    logged = max(abs(a[k] - b[k]) / max(scale.get(k, 1.0), abs(a[k])) for a, b in zip(*logs, strict=True) for k in a)
-    a, b = weights(one), weights(two)
-    assert a.keys() == b.keys()
-    return logged, max(float((a[k] - b[k]).abs().max()) for k in a)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     """All cases in one process and in two: a folder with ``one/<case>`` and ``two/<case>``; what the two returned."""
@@ -140,7 +118,7 @@ def test_two_processes_equal_one(trained, name):
 
 
 def test_held_out_means_count_each_pair_once(trained):
-    row = next(row for row in log_of(trained[0] / "two" / "dpo") if "eval_loss" in row)
+    row = next(row for row in curve(trained[0] / "two" / "dpo") if "eval_loss" in row)
     held_out = PAIRS[TRAINED:]
     assert len(held_out) == 4  # in batches of 3: one process of two has nothing of the last
     assert row["eval_length/chosen"] == sum(p.chosen.steps for p in held_out) / 4

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_helpers import StopAt, losses, make_config, make_generator, make_pairs
+from train_helpers import StopAt, curve, losses, make_config, make_generator, make_pairs, weights
 from transformers import TrainerCallback
 
 from talker_rl.base.errors import CheckpointError, ConfigError, StageError, TrainingError
-from talker_rl.train.callbacks import best_step, evaluations, read_log
+from talker_rl.train.callbacks import best_step, evaluations
 from talker_rl.train.checkpoints import list_checkpoints, newest_complete, promote_checkpoint
 from talker_rl.train.run import train_variant
 
@@ -67,18 +67,9 @@ class Watch(TrainerCallback):
         self.steps += 1
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    file = folder / "adapter_model.safetensors"
-    return load_file(file if file.is_file() else folder / "model.safetensors")
-
-
 def same(a: Path, b: Path) -> bool:
     left, right = weights(a), weights(b)
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
-
-
-def curve(folder: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(folder / "log.jsonl")]
 
 
 @pytest.mark.parametrize(
