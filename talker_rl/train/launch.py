@@ -86,7 +86,7 @@ def run(task: Task, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     from talker_rl.records.pair import Completion, Pair
     from talker_rl.speech.cache import ConditioningCache
     from talker_rl.speech.config import ModelConfig
-    from talker_rl.speech.registry import family_of
+    from talker_rl.speech.registry import load
     from talker_rl.store.shards import ShardFolder
     from talker_rl.train.config import TrainConfig
     from talker_rl.train.run import train_variant
@@ -96,7 +96,7 @@ def run(task: Task, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     held_out = [r for r in records if is_held_out(r.prompt_id, task.held_out_share)]
     fitted = [r for r in records if not is_held_out(r.prompt_id, task.held_out_share)]
     with one_thread() if task.one_thread else contextlib.nullcontext():
-        generator = family_of(model.path).load(model, parts=("talker",))  # its own copy: training wraps and changes it
+        generator = load(model, parts=("talker",))  # its own copy: training wraps and changes it
         conditionings = ConditioningCache(Path(task.conditioning), strict=True).load([r.prompt_id for r in records])
         result = train_variant(
             generator, fitted, conditionings, cfg, task.output, eval_pairs=held_out or None, start_adapter=task.start,

@@ -156,7 +156,8 @@ class TalkerTrainer(Trainer):
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, *args, **kwargs)
         indexed = not isinstance(dataset, torch.utils.data.IterableDataset)
         loader = DataLoader(dataset, batch_size, sampler=sampler_fn(dataset) if sampler_fn and indexed else None,
-                            drop_last=self.args.dataloader_drop_last, collate_fn=self.data_collator)
+                            drop_last=self.args.dataloader_drop_last, collate_fn=self.data_collator,
+                            num_workers=self.args.dataloader_num_workers)
         return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, rng_types=[],
                                    use_seedable_sampler=True, data_seed=self.args.data_seed)
 
