@@ -203,12 +203,13 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
         return 0
     _check_places(args, config, run_dir)
     check_config(config, args.verb, here=True, remote=bool(endpoints))  # before a stage to force is deleted
-    from talker_rl.base.processes import WorkerPool
+    from talker_rl.base.processes import WorkerPool, device_list
     from talker_rl.stages.context import Context, device_name
     from talker_rl.store.run_dir import RunDir
 
     device = device_name(config.model.device)
-    with RunDir(run_dir, force=args.force_stage) as run, WorkerPool(config.workers) as pool:
+    devices = device_list(config.devices, config.model.device)
+    with RunDir(run_dir, force=args.force_stage) as run, WorkerPool(config.workers, devices) as pool:
         run.record_command(config.resolved(), ["talker-rl", *arguments], device)
         ctx = Context(config, run, pool, quiet=args.quiet, endpoints=endpoints)
         from talker_rl.stages import pipeline
@@ -267,12 +268,12 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
     require_free(folder, sweep=True)
     require_adapter(config.run.model.adapter)
     check_writable_folder(folder)
-    from talker_rl.base.processes import WorkerPool
+    from talker_rl.base.processes import WorkerPool, device_list
     from talker_rl.stages.context import device_name
     from talker_rl.stages.sweep import Sweep
 
     device = device_name(config.run.model.device)
-    with WorkerPool(config.run.workers) as pool:
+    with WorkerPool(config.run.workers, device_list(config.run.devices, config.run.model.device)) as pool:
         found = Sweep(config, folder, pool, ["talker-rl", *arguments], device, args.force_stage, args.quiet).run()
     print(f"\n{text_table(found)}\n\nfigures: {folder / 'ablation.json'}\n"
           f"look and listen: {(folder / 'report' / 'loss_ablation.html').resolve()}")

@@ -168,7 +168,7 @@ class _Variant:
         stored = ConditioningCache(self.ctx.run.path / "conditioning", strict=True)
         generator = load(self.ctx.config.model, parts=("talker",))
         with generator.policy(self.reference, reference=self.reference) as policy:
-            found, _ = reference_logps(policy.module, pairs, stored.load(sorted({p.prompt_id for p in pairs})),
+            found, _ = reference_logps(policy, pairs, stored.load(sorted({p.prompt_id for p in pairs})),
                                        self.ctx.run.path / "reference", batch_size=self.cfg.reference_batch_size)
         return {pair.pair_id: (chosen.tolist(), rejected.tolist())
                 for pair, (chosen, rejected) in zip(pairs, found, strict=True)}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from talker_rl.base.errors import CheckpointError, ConfigError, PromptError, TalkerRLError
+from talker_rl.base.processes import device_list
 from talker_rl.config import RunConfig
 from talker_rl.data.prompt_files import KINDS, parse_source
 from talker_rl.reward.asr.names import KNOWN, REQUIRED, local_folder, model_folder, resolve
@@ -94,9 +95,12 @@ def loss_faults(config: RunConfig) -> Iterator[TalkerRLError]:
 
 
 def device_faults(config: RunConfig, *, here: bool) -> Iterator[TalkerRLError]:
-    """Of ``model.device``."""
+    """Of ``model.device`` and ``devices``."""
     if config.model.device != "auto":
         yield from _raised(check_device, config.model.device, "model.device", here)
+    if isinstance(config.devices, list) or here:
+        for device in device_list(config.devices, config.model.device):
+            yield from _raised(check_device, device, "devices", here)
 
 
 def check_heard(config: RunConfig, which: str, languages: Iterable[str]) -> None:
