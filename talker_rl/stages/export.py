@@ -27,10 +27,11 @@ from talker_rl.speech.exporting import Entry, Rounding
 from talker_rl.speech.files import content_hash
 from talker_rl.speech.locate import resolve_model_path
 from talker_rl.speech.registry import family_of
+from talker_rl.speech.usage import Usage
 from talker_rl.stages import export_facts
 from talker_rl.stages.export_check import policy_of
 from talker_rl.store.run_dir import disk_full
-from talker_rl.train.card import RunFacts, Usage, model_card
+from talker_rl.train.card import RunFacts, model_card
 
 LINEAGE = "export.json"
 """What the folder was made of, for programs; it also marks a folder that --overwrite may replace."""

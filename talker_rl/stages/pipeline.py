@@ -9,7 +9,7 @@ from typing import Any
 
 from talker_rl.base.errors import ConfigError, StageError, TalkerRLError
 from talker_rl.base.places import check_writable_folder, require_free
-from talker_rl.base.processes import WorkerPool
+from talker_rl.base.processes import WorkerPool, device_list
 from talker_rl.config import RunConfig, load_config
 from talker_rl.report.model import ReportData
 from talker_rl.shipped import split
@@ -159,6 +159,7 @@ def run(
     feasible.check_config(config)
     require_free(folder)
     check_writable_folder(folder)
-    with RunDir(folder) as opened, WorkerPool(config.workers) as pool:
+    devices = device_list(config.devices, config.model.device)
+    with RunDir(folder) as opened, WorkerPool(config.workers, devices) as pool:
         opened.record_command(config.resolved(), ["talker_rl.run"], device_name(config.model.device))
         return run_all(Context(config, opened, pool, quiet=quiet))

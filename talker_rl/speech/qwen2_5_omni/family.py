@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
     from talker_rl.speech.qwen2_5_omni.new_speaker import NewSpeaker
     from talker_rl.speech.shapes import Geometry
+    from talker_rl.speech.usage import Usage
 
-NAME = "qwen2_5_omni"
+NAME, TITLE = "qwen2_5_omni", "Qwen2.5-Omni"
 PARTS = {"conditioner": "thinker", "talker": "talker", "decoder": "token2wav"}
 """The house's name of a part -> Qwen2.5-Omni's."""
 
@@ -147,6 +148,13 @@ def check_loading(settings: ModelConfig, *, load: bool) -> Iterator[Finding]:
     from talker_rl.speech.qwen2_5_omni import model_check
 
     return model_check.check_loading(settings, load=load)
+
+
+def speaking_code(usage: Usage, *, adapter: bool) -> str:
+    """A model card's code: speaking without this package."""
+    from talker_rl.speech.qwen2_5_omni import speaking_code
+
+    return speaking_code.speaking_code(usage, adapter=adapter)
 
 
 def exporter() -> Exporter:
