@@ -1,4 +1,4 @@
-"""One LoRA training by `TalkerDPOTrainer` against the same one in padded rows: same pairs, order, start, rate.
+"""One LoRA training by `TalkerTrainer` against the same one in padded rows: same pairs, order, start, rate.
 
 Geometry mid: the other side is TRL's DPOTrainer, in float32. Other geometries: a plain loop that does the same
 (`_padded`), so that TRL need not be there; the real one computes in bfloat16 (weights and autocast; adapters float32).
@@ -22,15 +22,17 @@ from torch import Tensor
 from transformers import PrinterCallback
 
 from talker_rl.data.pairs import pair_id_of
+from talker_rl.losses import build_loss
 from talker_rl.records.pair import Pair
 from talker_rl.speech.config import LoraSettings
 from talker_rl.speech.lora import attach_lora
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
-from talker_rl.train.arguments import TalkerDPOConfig
-from talker_rl.train.collate import PairExample
-from talker_rl.train.reference import reference_logps
-from talker_rl.train.trainer import TalkerDPOTrainer
+from talker_rl.speech.qwen2_5_omni.policy import TalkerPolicy
+from talker_rl.train.arguments import TalkerArguments
+from talker_rl.train.objective import PairObjective
+from talker_rl.train.sources import Stored
+from talker_rl.train.trainer import TalkerTrainer
 
 from ._limits import counted, goal, share, utilization
 from ._limits import training as counts
@@ -53,7 +55,7 @@ class Recording:
         return loss
 
 
-class Ours(Recording, TalkerDPOTrainer):
+class Ours(Recording, TalkerTrainer):
     """The project's trainer."""
 
 
@@ -139,13 +141,13 @@ class Trainings:
 
     def ours(self, **options: Any) -> Tensor:
         """By the project's trainer; ``options``: more arguments of it."""
-        found = {c.prompt_id: c for c in self.conditionings}
         model = attach_lora(self.talker, self.lora, base_model="benchmark", seed=0)
         with tempfile.TemporaryDirectory() as folder:
-            references, _ = reference_logps(model, self.pairs, found, folder, bf16=self.bf16)
-            examples = [PairExample(p, found[p.prompt_id], *r) for p, r in zip(self.pairs, references, strict=True)]
-            args = TalkerDPOConfig(output_dir=folder, **self._arguments(), **options)
-            trainer = Ours(model, args, loss={"type": "dpo", "beta": BETA}, train_examples=examples)
+            policy, source = TalkerPolicy(model), Stored(self.pairs, [], self.conditionings)
+            source.refer(policy, folder, bf16=self.bf16)
+            args = TalkerArguments(output_dir=folder, **self._arguments(), **options)
+            objective = PairObjective(build_loss({"type": "dpo", "beta": BETA}))
+            trainer = Ours(policy, args, objective=objective, source=source)
             trainer.losses = []
             trainer.remove_callback(PrinterCallback)
             start = time.perf_counter()

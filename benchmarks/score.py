@@ -28,11 +28,10 @@ def rows(args: argparse.Namespace) -> list[Row]:
     """One row; the difference is the largest of two rewards (the decodes differ)."""
     said = spoken(8 if args.quick else args.candidates, "micro:train")
     config = RunConfig.model_validate({"model": {"path": "micro", "device": "cpu"}, "token2wav": {"preset": "reward"}})
-    task = worker.ScoreTask(
-        model=config.model.model_dump(mode="json"), token2wav=config.token2wav.model_dump(mode="json"),
-        reward=config.reward.model_dump(mode="json"), prompts=[to_row(p) for p in said.prompts],
-        candidates=[to_row(c) for c in said.candidates], seed=0,
-    )  # fmt: skip
+    judging = worker.Judging(config.token2wav.model_dump(mode="json"), config.reward.model_dump(mode="json"),
+                             [to_row(p) for p in said.prompts], seed=0)
+    task = worker.Task(config.model.model_dump(mode="json"), judging=judging,
+                       candidates=[to_row(c) for c in said.candidates])
     scorer = Scorer(config.reward)
 
     def theirs() -> list[dict[str, Any]]:
@@ -49,4 +48,4 @@ def rows(args: argparse.Namespace) -> list[Row]:
         return max(abs(a["reward"] - b["reward"]) for a, b in zip(ours, other, strict=True))
 
     case = f"{len(said.candidates)} candidates, preset reward; against one by one with upstream's defaults"
-    return [compare("score", case, lambda: worker.score(task), theirs, changed, repeats=args.repeats)]
+    return [compare("score", case, lambda: worker.work(task).rows, theirs, changed, repeats=args.repeats)]

@@ -120,18 +120,16 @@ def sample(file: Path, run: Path, count: int) -> tuple[list[Candidate], dict[str
 def in_process(config: RunConfig, candidates: list[Candidate], prompts: dict[str, Prompt]) -> dict[str, Any]:
     """Rows and time of the scoring stage's own function, models loaded beforehand."""
 
-    def task(part: list[Candidate]) -> worker.ScoreTask:
-        return worker.ScoreTask(
-            model=config.model.model_dump(mode="json"), token2wav=config.token2wav.model_dump(mode="json"),
-            reward=config.reward.model_dump(mode="json"), prompts=[vars(p) for p in prompts.values()],
-            candidates=[vars(c) for c in part], seed=config.seed,
-        )
+    judging = worker.Judging(config.token2wav.model_dump(mode="json"), config.reward.model_dump(mode="json"),
+                             [vars(p) for p in prompts.values()], config.seed)
 
-    worker.score(task(candidates[:1]))
+    def task(part: list[Candidate]) -> worker.Task:
+        return worker.Task(config.model.model_dump(mode="json"), judging=judging, candidates=[vars(c) for c in part])
+
+    worker.work(task(candidates[:1]))
     start, cpu = time.monotonic(), time.process_time()
-    rows = [row for at in range(0, len(candidates), 80) for row in worker.score(task(candidates[at : at + 80]))]
+    rows = [row for at in range(0, len(candidates), 80) for row in worker.work(task(candidates[at : at + 80])).rows]
     took = {"seconds": time.monotonic() - start, "cpu_seconds": time.process_time() - cpu}
-    worker.forget_models()
     return {"rows": [from_row(ScoreRow, row) for row in rows], **took}
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from talker_rl.speech.config import LoraSettings, ModelConfig, SamplingConfig, Token2WavConfig
     from talker_rl.speech.protocol import SampleRequest, TalkerSequence, Utterance
     from talker_rl.speech.registry import load
+    from talker_rl.stages.pipeline import run
 
 _HOME = {
     "Candidate": "records.candidate",
@@ -44,12 +45,14 @@ _HOME = {
     "build_loss": "losses",
     "build_recognizer": "reward.asr.registry",
     "load": "speech.registry",
+    "run": "stages.pipeline",
 }
 
 __all__ = [
     "Candidate", "Codec", "LoraSettings", "ModelConfig", "PairBatch", "Prompt", "RecognizerConfig", "RewardConfig",
     "SampleRequest", "SamplingConfig", "ScoreItem", "Scorer", "Speech", "TalkerSequence", "Token2WavConfig",
     "Utterance", "build_loss", "build_recognizer", "load",
+    "run",
 ]
 
 

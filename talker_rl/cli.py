@@ -16,13 +16,10 @@ from talker_rl.base.errors import ConfigError, DataError, TalkerRLError, disk_fu
 from talker_rl.base.progress import quiet_logs
 from talker_rl.cli_parser import parse
 from talker_rl.shipped import split
+from talker_rl.stages.order import VERBS
 
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
-
-FROM_THE_START = ("run", "prompts")
-"""Verbs that may begin a run; the others go on with what is in its folder."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. A user's mistake is one message, never a traceback."""
@@ -105,8 +102,9 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         return examine(_config(args), model_only=args.model is not None and not files, as_json=args.json)
     if args.verb == "plan":
         from talker_rl.planning.command import run as plan
+        from talker_rl.stages.plan import kinds, parts
 
-        print(plan(args, _config(args)))
+        print(plan(args, _config(args), parts, kinds()))
         return 0
     if args.verb == "parity":
         from talker_rl.stages import parity
@@ -205,12 +203,13 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
         return 0
     _check_places(args, config, run_dir)
     check_config(config, args.verb, here=True, remote=bool(endpoints))  # before a stage to force is deleted
-    from talker_rl.base.processes import WorkerPool
+    from talker_rl.base.processes import WorkerPool, device_list
     from talker_rl.stages.context import Context, device_name
     from talker_rl.store.run_dir import RunDir
 
     device = device_name(config.model.device)
-    with RunDir(run_dir, force=args.force_stage) as run, WorkerPool(config.workers) as pool:
+    devices = device_list(config.devices, config.model.device)
+    with RunDir(run_dir, force=args.force_stage) as run, WorkerPool(config.workers, devices) as pool:
         run.record_command(config.resolved(), ["talker-rl", *arguments], device)
         ctx = Context(config, run, pool, quiet=args.quiet, endpoints=endpoints)
         from talker_rl.stages import pipeline
@@ -235,7 +234,7 @@ def _check_places(args: argparse.Namespace, config: RunConfig, run_dir: Path) ->
     """Whether what the verb goes on from is there, and its folder can be written; nothing is created before."""
     from talker_rl.base.places import check_writable_folder, require_adapter, require_free, require_run
 
-    if args.verb in FROM_THE_START and not args.force_stage:
+    if VERBS[args.verb].begins and not args.force_stage:
         require_free(run_dir)
     else:
         require_run(run_dir, fix="do what comes before, or all of it: talker-rl run")
@@ -269,12 +268,12 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
     require_free(folder, sweep=True)
     require_adapter(config.run.model.adapter)
     check_writable_folder(folder)
-    from talker_rl.base.processes import WorkerPool
+    from talker_rl.base.processes import WorkerPool, device_list
     from talker_rl.stages.context import device_name
     from talker_rl.stages.sweep import Sweep
 
     device = device_name(config.run.model.device)
-    with WorkerPool(config.run.workers) as pool:
+    with WorkerPool(config.run.workers, device_list(config.run.devices, config.run.model.device)) as pool:
         found = Sweep(config, folder, pool, ["talker-rl", *arguments], device, args.force_stage, args.quiet).run()
     print(f"\n{text_table(found)}\n\nfigures: {folder / 'ablation.json'}\n"
           f"look and listen: {(folder / 'report' / 'loss_ablation.html').resolve()}")

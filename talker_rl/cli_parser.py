@@ -12,26 +12,8 @@ from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_docto
 from talker_rl.shipped import CONFIGS_EXAMPLES, add_configs_options
 from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
 from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options
+from talker_rl.stages.order import VERBS
 from talker_rl.stages.parity import PARITY_EXAMPLES, PARITY_HELP, add_parity_options
-
-STAGES: dict[str, tuple[str, str]] = {
-    "prompts": ("read, check and keep disjoint the three prompt sets",
-                "talker-rl prompts -c demo prompts.train=my_texts.txt\n"
-                "  talker-rl prompts hard --help      texts that break Talkers, made by rules"),
-    "condition": ("compute what the Thinker gives the Talker, once per prompt",
-                  "talker-rl condition -c demo"),
-    "rollout": ("sample candidates of every train prompt",
-                "talker-rl rollout -c demo rollouts.num_candidates=16"),
-    "score": ("decode and judge every candidate", "talker-rl score -c demo workers=2"),
-    "pair": ("choose preference pairs (or completions to imitate) among the scored candidates",
-             "talker-rl pair -c demo pairs.length_match=3"),
-    "train": ("train every variant, and choose its checkpoint on dev",
-              "talker-rl train -c demo train.default.loss.type=ld_dpo"),
-    "eval": ("evaluate base and trained by a second recognizer", "talker-rl eval -c demo eval.seeds=4"),
-    "report": ("write report/index.html", "talker-rl report --run-dir runs/demo"),
-    "diagnose": ("measure length bias, drift and stopping of the trained variants of a finished run",
-                 "talker-rl diagnose --run-dir runs/demo --reward-noise 4"),
-}
 
 SWEEP_TEXT = """\
 Compare losses: a grid of variants, arms (ways of choosing pairs) and training seeds, one row each in a table.
@@ -75,28 +57,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"talker-rl {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    run = _verb(verbs, "run", "all stages in order", "talker-rl run -c demo --run-dir runs/demo")
-    _add_shared(run)
-    for name, (text, example) in STAGES.items():
-        stage = _verb(verbs, name, text, example)
-        _add_shared(stage)
-        if name in ("rollout", "score", "pair", "train"):
-            stage.add_argument("--round", type=int, metavar="N", help="on-policy round (default: the latest)")
-        if name == "diagnose":
-            stage.add_argument("--variant", nargs="+", action="extend", default=[], metavar="NAME",
-                               help="variants to look at (default: all of the run)")
-            stage.add_argument("--reward-noise", type=int, metavar="N", help="also decode some rollouts from N seeds "
-                               "each and score them all: how much of a reward is luck, and which pairs.margin follows")
-        if name == "eval":
-            stage.add_argument("--protocol", choices=("seed-tts-eval",), help="also score as seed-tts-eval does, by "
-                               "language (short for eval.protocol=...)")
-        if name == "pair":
-            stage.add_argument("--votes", metavar="FILE", help="votes exported by a page's blind A/B listening: make "
-                               "the pairs of round 1 of them (short for pairs.votes=FILE)")
-        if name == "score":
-            stage.add_argument("--endpoint", action="extend", nargs="+", default=[], metavar="URL",
-                               help="let reward services do it (talker-rl serve), with the same results; a token is "
-                               "taken from $TALKER_RL_TOKEN")
+    for verb in VERBS.values():
+        command = _verb(verbs, verb.name, verb.text, verb.example)
+        _add_shared(command)
+        if verb.options:
+            verb.options(command)
 
     sweep = _verb(verbs, "sweep", "compare losses: a grid of variants, arms and seeds in one table", SWEEP_EXAMPLES)
     sweep.description = SWEEP_TEXT

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from talker_rl.base.errors import ConfigError
+from talker_rl.base.settings import Settings
 from talker_rl.config_files import merge, parse_value, read_files, without_preset
 from talker_rl.data.config import CompletionsConfig, PairsConfig
 from talker_rl.data.speaker_settings import SpeakerSettings
@@ -25,12 +26,6 @@ from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingCon
 from talker_rl.train.config import TrainConfig
 
 _Config = TypeVar("_Config", bound=BaseModel)
-
-
-class Settings(BaseModel):
-    """Base of configuration classes: unknown keys are mistakes."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 def check_names(names: Iterable[str], what: str) -> None:
@@ -216,6 +211,13 @@ class RunConfig(Settings):
         "On a GPU each holds its models: 2 let one sample while the other scores."
     )
 
+    devices: int | list[str] | None = Field(
+        None, description="What a training is spread over, one process each: so many of model.device's kind, or names "
+        "such as [cuda:0, cuda:1]. It gives what one process gives but for the last digits: batch sizes are those of "
+        "all processes together. Several variants take turns. Worker i works on the i-th, round and round. null: a "
+        "training is one process on model.device."
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _single_variant(cls, data: Any) -> Any:
@@ -240,8 +242,21 @@ class RunConfig(Settings):
         check_names(value, "name a variant")
         return value
 
+    @field_validator("devices")
+    @classmethod
+    def _some_devices(cls, value: int | list[str] | None) -> int | list[str] | None:
+        if value is not None and (value < 1 if isinstance(value, int) else not value):
+            raise ValueError("at least one device is needed")
+        if isinstance(value, list) and len({name.partition(":")[0] for name in value}) > 1:
+            raise ValueError("devices of one kind can share a training")
+        return value
+
     @model_validator(mode="after")
     def _sound(self) -> RunConfig:
+        named = self.devices[0].partition(":")[0] if isinstance(self.devices, list) else None
+        device = self.model.device
+        if self.devices is not None and device not in ("auto", named or device.partition(":")[0]):
+            raise ValueError(f"devices says where the work is done, and model.device is {device}: leave it auto")
         full = [name for name, cfg in self.train.items() if cfg.lora is None]
         if self.iterations > 1 and full:
             raise ValueError(f"iterations above 1 need LoRA, and train.{full[0]}.lora is null")

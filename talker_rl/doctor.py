@@ -12,17 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from talker_rl.base.errors import CheckpointError, TalkerRLError
+from talker_rl.base.errors import CheckpointError, ConfigError, TalkerRLError
 from talker_rl.base.figures import count
+from talker_rl.base.findings import Finding, guarded, one_line
 from talker_rl.config import RunConfig
-from talker_rl.speech.qwen2_5_omni.model_check import (
-    Finding,
-    check_attention,
-    check_model,
-    check_talker,
-    guarded,
-    one_line,
-)
 from talker_rl.store.run_dir import versions
 
 MIN_FREE_GIB = 2.0
@@ -93,23 +86,23 @@ def _speech_libraries(_: RunConfig) -> Iterator[Finding]:
 def _model(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.speech.files import weight_files
     from talker_rl.speech.locate import pick_device, resolve_model_path
-    from talker_rl.speech.lora import check_adapter_of, resolve_adapter
-    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, read_config, speakers_of
+    from talker_rl.speech.lora import resolve_adapter
+    from talker_rl.speech.registry import family_of
 
-    folder = resolve_model_path(config.model.path)
+    folder, family = resolve_model_path(config.model.path), family_of(config.model.path)
     failed = False
-    for finding in check_model(folder):
+    for finding in family.check_model(folder):
         failed |= finding[0] == "fail"
         yield finding
     if failed:
         return
     if config.model.speakers:
-        yield "ok", f"speakers of {config.model.speakers}: {', '.join(sorted(speakers_of(config.model)))}"
-    if config.prompts.speaker and config.prompts.speaker not in speakers_of(config.model):
+        yield "ok", f"speakers of {config.model.speakers}: {', '.join(family.speakers(config.model))}"
+    if config.prompts.speaker and config.prompts.speaker not in family.speakers(config.model):
         yield "fail", f"prompts.speaker {config.prompts.speaker!r} is not among them"
     if config.model.adapter:
         adapter = resolve_adapter(config.model.adapter)
-        check_adapter_of(read_config(folder), adapter)
+        family.check_adapter(config.model, adapter)
         yield "ok", f"model.adapter {adapter} fits the Talker"
     if _device_fault(config) is not None:
         yield "warn", "not loaded: the device is not there"
@@ -119,29 +112,10 @@ def _model(config: RunConfig) -> Iterator[Finding]:
 
         four_bit(config.model, pick_device(config.model.device))
         yield "ok", "the Thinker's language model is held in 4 bits; its towers, Talker and token2wav are not quantized"
-    if sum(file.stat().st_size for file in weight_files(folder)) < LOADED_BYTES:
-        omni = load_omni(config.model, parts=("thinker", "talker", "token2wav"))
-        counts = {part: sum(p.numel() for p in getattr(omni, part).parameters()) / 1e6 for part in omni.parts}
-        yield "ok", "loads: " + ", ".join(f"{part} {n:.2f} M parameters" for part, n in counts.items())
-        yield from _finite(omni)
-    else:
-        yield from check_attention(config.model.attn_implementation)
-        if config.model.talker:
-            yield from check_talker(read_config(folder), Path(config.model.talker).expanduser())
+    small = sum(file.stat().st_size for file in weight_files(folder)) < LOADED_BYTES
+    yield from family.check_loading(config.model, load=small)
+    if not small:
         yield "ok", f"weights are not loaded here (above {LOADED_BYTES >> 30} GiB)"
-
-
-def _finite(omni: Any) -> Iterator[Finding]:
-    """Weights that are no numbers, each part's first one by its stored name."""
-    from talker_rl.speech.qwen2_5_omni.published import stored_name
-
-    for part in omni.parts:
-        bad = [name for name, p in getattr(omni, part).named_parameters() if not p.isfinite().all()]
-        if bad:
-            source = omni.settings.talker if part == "talker" and omni.settings.talker else omni.path
-            yield "fail", (f"{source}: {stored_name(f'{part}.{bad[0]}')} holds NaN or infinity in "
-                           f"{omni.settings.dtype if part != 'token2wav' else 'float32'} "
-                           f"({count(len(bad), 'such tensor')})")
 
 
 def _memory(config: RunConfig) -> Iterator[Any]:
@@ -149,21 +123,20 @@ def _memory(config: RunConfig) -> Iterator[Any]:
     from talker_rl.planning.command import size
     from talker_rl.planning.cost import Lengths
     from talker_rl.planning.memory import stage_peaks
-    from talker_rl.speech.locate import pick_device, resolve_model_path
-    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config
-    from talker_rl.speech.qwen2_5_omni.shapes import measure
+    from talker_rl.speech.locate import pick_device
+    from talker_rl.speech.registry import read_geometry
 
     if _device_fault(config) is not None:
         yield "warn", "not forecast: the device is not there"
         return
     device = str(pick_device(config.model.device))
     try:
-        geometry = measure(config.model.path, read_config(resolve_model_path(config.model.path)))
-    except CheckpointError:
+        geometry = read_geometry(config.model.path)
+    except (CheckpointError, ConfigError):
         yield "warn", "not forecast: that needs a model whose config.json can be used"  # the model's check says why
         return
     there = _free_memory(device)
-    at = Lengths.of_seconds(PLANNED_SECONDS)
+    at = Lengths.of_seconds(PLANNED_SECONDS, rate=geometry.codec.rate)
     quantized = f", Thinker in {config.model.thinker_quantization}" if config.model.thinker_quantization else ""
     yield "ok", (f"{size(there)} free on {device}; peaks in {config.model.dtype}{quantized}, utterances of "
                  f"{PLANNED_SECONDS:g} s" + (", Python and libraries included" if device == "cpu" else ""))
@@ -201,6 +174,7 @@ def _recognizers(config: RunConfig) -> Iterator[Finding]:
 
     from talker_rl.base.text.tokens import LANGUAGES
     from talker_rl.reward.asr.aligner import Aligner
+    from talker_rl.reward.asr.base import SAMPLE_RATE
     from talker_rl.reward.asr.names import KNOWN
     from talker_rl.reward.asr.registry import build_recognizer
     from talker_rl.reward.config import shared_languages
@@ -211,7 +185,7 @@ def _recognizers(config: RunConfig) -> Iterator[Finding]:
     yield from (("fail", one_line(fault)) for fault in faults)
     if faults:
         return  # which loading would only say once more
-    noise = np.random.default_rng(0).normal(0, 0.05, 16_000).astype(np.float32)
+    noise = np.random.default_rng(0).normal(0, 0.05, SAMPLE_RATE).astype(np.float32)
     for which in ("recognizer", "evaluator"):
         settings = getattr(config.reward, which)
         others = [lang for lang in LANGUAGES if lang not in settings.by_lang][:1] if settings.path else []
@@ -235,9 +209,9 @@ def _recognizers(config: RunConfig) -> Iterator[Finding]:
 
 def _prompts(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.data.prompts import check_disjoint, drop_shared_pieces, read_prompts
-    from talker_rl.speech.qwen2_5_omni.checkpoint import speakers_of
+    from talker_rl.speech.registry import family_of
 
-    speakers = sorted(speakers_of(config.model))
+    speakers = family_of(config.model.path).speakers(config.model)
     sets = {}
     for name in ("train", "dev", "eval"):
         found = read_prompts(**config.prompts.reading(name), speakers=speakers)
@@ -251,15 +225,13 @@ def _prompts(config: RunConfig) -> Iterator[Finding]:
 
 
 def _training(config: RunConfig) -> Iterator[Finding]:
-    from talker_rl.speech.locate import resolve_model_path
-    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config
     from talker_rl.stages.named import loss_faults
     from talker_rl.stages.train import check_lora
     from talker_rl.train.arguments import build_arguments
 
     if config.model.adapter is None:  # else its own modules are trained on
         with suppress(CheckpointError):  # the model's check says why
-            check_lora(config, read_config(resolve_model_path(config.model.path)))
+            check_lora(config)
     yield from (("fail", one_line(fault)) for fault in loss_faults(config))
     for variant, cfg in config.train.items():
         build_arguments(cfg.args, f"runs/{config.name}")

@@ -20,7 +20,8 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from talker_rl.base.errors import ConfigError
-from talker_rl.config import RunConfig, Settings, apply_overrides, check_names, parse_as
+from talker_rl.base.settings import Settings
+from talker_rl.config import RunConfig, apply_overrides, check_names, parse_as
 from talker_rl.config_files import merge, read_files
 from talker_rl.data.config import PairsConfig
 from talker_rl.losses.config import parse_loss

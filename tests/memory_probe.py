@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from omni_factory import EMBED, random_conditionings, speakers, tiny_omni
 from said import said
-from train_helpers import make_config, make_omni, make_pairs
+from train_helpers import make_config, make_generator, make_pairs
 
 from talker_rl import micro
 from talker_rl.config import RunConfig
@@ -38,6 +38,7 @@ from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingConfig
 from talker_rl.speech.qwen2_5_omni.checkpoint import Omni, load_omni
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning, compute_conditioning, text_model
+from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 from talker_rl.speech.qwen2_5_omni.token2wav import decode
 from talker_rl.speech.registry import read_geometry
@@ -118,7 +119,7 @@ class Probe:
         cfg.args["per_device_train_batch_size"] = count
         given = conditionings(2 * count, self.geo.embedding)
         with tempfile.TemporaryDirectory() as folder:
-            train_variant(omni, pairs_of(2 * count, codes), given, cfg, folder, progress=False)
+            train_variant(OmniGenerator(omni), pairs_of(2 * count, codes), given, cfg, folder, progress=False)
 
     def condition(self, omni: Omni, count: int) -> None:
         words = (Path(micro.checkpoint_dir()) / "omni" / "words.txt").read_text().split()
@@ -148,7 +149,7 @@ class Probe:
 
     def training(self, count: int, codes: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            train_variant(make_omni(), *make_pairs(4), make_config(args={"max_steps": 2}), folder, progress=False)
+            train_variant(make_generator(), *make_pairs(4), make_config(args={"max_steps": 2}), folder, progress=False)
         found = measure(self.load("talker"), self.train, count, codes)
         cfg = self.config.train["default"]
         cfg.args["per_device_train_batch_size"] = count

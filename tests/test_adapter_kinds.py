@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from test_omni_lora import logps, nudge
 
 from talker_rl.base.errors import CheckpointError
-from talker_rl.speech.adapter_check import KEEPING, check_adapter_of
+from talker_rl.speech.adapter_check import KEEPING
 from talker_rl.speech.adapter_files import PREFIX, SETTINGS, WEIGHTS
 from talker_rl.speech.lora import load_lora, resolve_adapter
+from talker_rl.speech.qwen2_5_omni.adapters import check_adapter_of
 from talker_rl.speech.qwen2_5_omni.merge import merged_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")

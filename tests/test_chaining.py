@@ -10,7 +10,7 @@ import pytest
 import torch
 from pipeline_helpers import write_world
 from safetensors.torch import load_file, save_file
-from train_helpers import losses, make_config, make_omni, make_pairs
+from train_helpers import losses, make_config, make_generator, make_pairs
 
 from talker_rl import cli
 from talker_rl.base.errors import CheckpointError, ConfigError
@@ -179,12 +179,12 @@ def test_codes_from_a_file_are_trained_on_without_sampling(first: tuple[Path, Pa
 @pytest.mark.parametrize("kind", ["base", "another"])
 def test_the_reference_may_be_another_than_the_start(tmp_path: Path, kind: str) -> None:
     pairs, conditionings = make_pairs(8)
-    omni = make_omni()
+    generator = make_generator()
     cfg = make_config(args={"max_steps": 3, "learning_rate": 3e-2})
     run = dict(progress=False, reference_cache=tmp_path / "cache")
-    train_variant(omni, pairs, conditionings, cfg, tmp_path / "one", **run)
-    train_variant(omni, pairs, conditionings, cfg, tmp_path / "two", start_adapter=tmp_path / "one", **run)
-    kept = train_variant(omni, pairs, conditionings, cfg, tmp_path / "three", start_adapter=tmp_path / "two",
+    train_variant(generator, pairs, conditionings, cfg, tmp_path / "one", **run)
+    train_variant(generator, pairs, conditionings, cfg, tmp_path / "two", start_adapter=tmp_path / "one", **run)
+    kept = train_variant(generator, pairs, conditionings, cfg, tmp_path / "three", start_adapter=tmp_path / "two",
                          reference="base" if kind == "base" else tmp_path / "one", **run)
     # its log-probs were there already: the base's from the first training, the first adapter's from the second
     assert kept["reference"] == {"hit": 16, "computed": 0}
@@ -194,4 +194,4 @@ def test_the_reference_may_be_another_than_the_start(tmp_path: Path, kind: str) 
     settings = json.loads((tmp_path / "three/variant.json").read_text())
     assert settings["reference"] == ("the base" if kind == "base" else str(tmp_path / "one"))
     with pytest.raises(ConfigError, match="training begins without one"):
-        train_variant(omni, pairs, conditionings, cfg, tmp_path / "four", reference=tmp_path / "one", **run)
+        train_variant(generator, pairs, conditionings, cfg, tmp_path / "four", reference=tmp_path / "one", **run)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from train_helpers import losses, make_config, make_omni, make_pairs
+from train_helpers import losses, make_config, make_generator, make_pairs
 
 from talker_rl.base.errors import ConfigError, DataError
 from talker_rl.config import load_data
@@ -17,6 +16,7 @@ from talker_rl.data.config import CompletionsConfig
 from talker_rl.data.export import export_completions
 from talker_rl.evaluation.likelihood import compare_likelihood
 from talker_rl.records.candidate import Candidate
+from talker_rl.records.pair import Completion
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
 from talker_rl.stages.plan import plan
@@ -126,12 +126,12 @@ def test_datasets_loads_completions(tmp_path: Path) -> None:
 
 def test_imitating_completions_is_sft_on_the_chosen_without_the_rejected(tmp_path: Path) -> None:
     pairs, conditionings = make_pairs(12)
-    alone = [replace(pair, rejected=[], rejected_seconds=0.0) for pair in pairs]
+    alone = [Completion(p.prompt_id, p.pair_id, p.text, p.speaker, p.chosen, p.chosen_id) for p in pairs]
     found = {}
     for name, data, cfg in (("pairs", pairs, make_config(loss={"type": "sft"})),
                             ("alone", alone, make_config(data="best_of_n"))):
-        found[name] = train_variant(make_omni(), data[:8], conditionings, cfg, tmp_path / name, eval_pairs=data[8:],
-                                    progress=False)
+        found[name] = train_variant(make_generator(), data[:8], conditionings, cfg, tmp_path / name,
+                                    eval_pairs=data[8:], progress=False)
     for key in ("loss", "logps/chosen_per_code", "logps/chosen_drift", "eval_loss"):
         both = [losses(tmp_path / name, key) for name in ("pairs", "alone")]
         assert len(both[0]) >= 2 and [step for step, _ in both[0]] == [step for step, _ in both[1]]

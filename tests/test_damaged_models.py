@@ -18,7 +18,7 @@ from talker_rl.base.errors import CheckpointError
 from talker_rl.speech.config import LoraSettings, ModelConfig
 from talker_rl.speech.lora import attach_lora, load_lora, save_lora
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
-from talker_rl.stages.worker import omni_of
+from talker_rl.stages.worker import generator_of
 
 Damage = Callable[[Path], str]
 """Damages the folder; returns the name of the file that must be named."""
@@ -227,11 +227,11 @@ def test_a_rollout_from_cached_conditioning_reads_no_thinker(world: Path, monkey
 def test_weights_that_change_between_two_runs_of_a_process_are_loaded_again(world: Path, tmp_path: Path) -> None:
     assert start(world, "rollout") == 0
     model = {"path": str(world / "omni"), "device": "cpu"}
-    before = omni_of(model)
-    assert omni_of(model) is before
+    before = generator_of(model)
+    assert generator_of(model) is before
     shutil.rmtree(world / "omni")
     write_sharded(world / "omni", seed=5)
-    assert not torch.equal(omni_of(model).talker.codec_head.weight, before.talker.codec_head.weight)
+    assert not torch.equal(generator_of(model).omni.talker.codec_head.weight, before.omni.talker.codec_head.weight)
 
 
 def no_adapter(world: Path) -> str:

@@ -201,7 +201,7 @@ def test_a_second_start_does_nothing_and_a_lost_shard_is_made_again(
     files = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file() and "diagnostics" in str(p)}
     manifest = json.loads((copy / "manifest.json").read_text())["stages"]
     with monkeypatch.context() as patch:
-        for name in ("diagnose.force", "worker.score", "worker.sample"):
+        for name in ("diagnose.force", "worker.work"):
             patch.setattr(f"talker_rl.stages.{name}", lambda *_: pytest.fail("finished work was done again"))
         assert cli.main(["diagnose", "--run-dir", str(copy), "-q", "--variant", "plain"]) == 0
     assert {p: p.stat().st_mtime_ns for p in files} == files

@@ -30,9 +30,10 @@ from talker_rl.speech.qwen2_5_omni import merge
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, quiet_transformers
 from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
+from talker_rl.speech.qwen2_5_omni.speaking_code import speaking_code
+from talker_rl.speech.usage import Usage
 from talker_rl.stages.export import EXAMPLE_TEXT
 from talker_rl.store.shards import ShardFolder
-from talker_rl.train.card import Usage, speaking_code
 
 LAYOUT = ("config.json", INDEX, "spk_dict.pt", "tokenizer.json", "tokenizer_config.json", "chat_template.json",
           "preprocessor_config.json", "generation_config.json")

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conditioning_helpers import ensure_conditioning
 from omni_factory import random_conditionings, tokenizer, write_checkpoint
 
 from talker_rl.base.errors import CheckpointError, DataError, PromptError, StageError
 from talker_rl.records.prompt import Prompt
-from talker_rl.speech.cache import ConditioningCache, ensure_conditioning
+from talker_rl.speech.cache import ConditioningCache
 from talker_rl.speech.config import SPEECH_SYSTEM_PROMPT, ConditioningConfig, ModelConfig
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning, conditioning_key, prompt_messages
+from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
 
 TOLERANCE = 1e-5
 GENERATE = ConditioningConfig(mode="generate", max_reply_tokens=12, max_reply_wer=None)
@@ -163,15 +165,15 @@ def count_forwards(omni, monkeypatch):
 def test_cache_computes_only_what_is_missing(omni, tmp_path, monkeypatch):
     calls = count_forwards(omni, monkeypatch)
     cfg = ConditioningConfig()
-    first = ensure_conditioning(omni, PROMPTS[:3], cfg, tmp_path, shard_size=2)
+    first = ensure_conditioning(OmniGenerator(omni), PROMPTS[:3], cfg, tmp_path, shard_size=2)
     assert sum(calls) == 3
-    again = ensure_conditioning(omni, PROMPTS, cfg, tmp_path, shard_size=2)
+    again = ensure_conditioning(OmniGenerator(omni), PROMPTS, cfg, tmp_path, shard_size=2)
     assert sum(calls) == 4 and list(again) == [p.prompt_id for p in PROMPTS]
     for prompt_id, c in first.items():
         stored = again[prompt_id]
         assert torch.equal(c.prefix, stored.prefix) and torch.equal(c.reply_stream, stored.reply_stream)
         assert (c.speaker, c.reply_text) == (stored.speaker, stored.reply_text)
-    ensure_conditioning(omni, PROMPTS, GENERATE, tmp_path)
+    ensure_conditioning(OmniGenerator(omni), PROMPTS, GENERATE, tmp_path)
     assert sum(calls) == 8  # other content
     index = json.loads((tmp_path / "index.json").read_text())
     assert set(index) == {p.prompt_id for p in PROMPTS}
@@ -180,7 +182,7 @@ def test_cache_computes_only_what_is_missing(omni, tmp_path, monkeypatch):
 
 def test_truncated_shard_is_recomputed_or_refused(omni, tmp_path, monkeypatch):
     cfg = ConditioningConfig()
-    expected = ensure_conditioning(omni, PROMPTS, cfg, tmp_path, shard_size=2)
+    expected = ensure_conditioning(OmniGenerator(omni), PROMPTS, cfg, tmp_path, shard_size=2)
     shard = sorted(tmp_path.glob("*.safetensors"))[0]
     damaged = shard.read_bytes()[:-10]
     shard.unlink()  # `expected` lies in this file
@@ -189,7 +191,7 @@ def test_truncated_shard_is_recomputed_or_refused(omni, tmp_path, monkeypatch):
         ConditioningCache(tmp_path, strict=True)
     assert shard.name in str(raised.value)
     calls = count_forwards(omni, monkeypatch)
-    repaired = ensure_conditioning(omni, PROMPTS, cfg, tmp_path, shard_size=2)
+    repaired = ensure_conditioning(OmniGenerator(omni), PROMPTS, cfg, tmp_path, shard_size=2)
     assert sum(calls) == 2
     for prompt_id, c in expected.items():
         assert torch.allclose(c.prefix, repaired[prompt_id].prefix, atol=TOLERANCE)
@@ -220,7 +222,7 @@ def test_stored_tensors_stay_on_disk_and_are_what_was_stored(tmp_path, dtype):
 
 
 def test_reading_without_the_model(omni, tmp_path):
-    ensure_conditioning(omni, PROMPTS[:2], ConditioningConfig(), tmp_path)
+    ensure_conditioning(OmniGenerator(omni), PROMPTS[:2], ConditioningConfig(), tmp_path)
     cache = ConditioningCache(tmp_path, strict=True)
     assert set(cache.load()) == {p.prompt_id for p in PROMPTS[:2]}
     with pytest.raises(DataError, match="no conditioning"):
@@ -229,7 +231,8 @@ def test_reading_without_the_model(omni, tmp_path):
 
 def test_bad_prompts_are_skipped_and_counted(omni, tmp_path):
     errors = {}
-    out = ensure_conditioning(omni, [Prompt("", "Ann"), *PROMPTS], ConditioningConfig(), tmp_path, errors=errors)
+    prompts = [Prompt("", "Ann"), *PROMPTS]
+    out = ensure_conditioning(OmniGenerator(omni), prompts, ConditioningConfig(), tmp_path, errors=errors)
     assert len(out) == 4 and len(errors) == 1
 
 
@@ -255,7 +258,7 @@ def test_what_is_not_finite_is_not_stored(omni, tmp_path, monkeypatch, name):
         compute_conditioning(omni, PROMPTS)
     assert bad.prompt_id in str(raised.value) and "model.dtype" in str(raised.value)
     errors = {}
-    made = ensure_conditioning(omni, PROMPTS, ConditioningConfig(), tmp_path, errors=errors)
+    made = ensure_conditioning(OmniGenerator(omni), PROMPTS, ConditioningConfig(), tmp_path, errors=errors)
     assert list(errors) == [bad.prompt_id] and len(made) == 3
     assert all(c.prefix.isfinite().all() and c.reply_stream.isfinite().all() for c in made.values())
 

@@ -65,14 +65,14 @@ def rollouts(model):
 def max_difference(model, candidates, conditionings, batch_size):
     worst, count = 0.0, 0
     examples = examples_of(candidates, conditionings)
-    pairs = [(c, e) for c, e in zip(candidates, examples, strict=True) if e.codes]
+    pairs = [(c, e) for c, e in zip(candidates, examples, strict=True) if e.speech.ids]
     for start in range(0, len(pairs), batch_size):
         chunk = pairs[start : start + batch_size]
         with torch.no_grad():
             logps = token_logps(model, collate([e for _, e in chunk]))
         for row, (candidate, example) in zip(logps, chunk, strict=True):
             stored = torch.tensor(candidate.token_logps)
-            assert len(stored) == len(example.codes)
+            assert len(stored) == len(example.speech.ids)
             worst = max(worst, float((row[: len(stored)] - stored).abs().max()))
             assert not row[len(stored) :].any()
             count += 1

@@ -14,15 +14,8 @@ from said import sequence
 from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.speech import adapter_check
 from talker_rl.speech.config import LoraSettings
-from talker_rl.speech.lora import (
-    attach_lora,
-    check_adapter,
-    check_adapter_of,
-    check_lora_of,
-    load_lora,
-    reference_logps,
-    save_lora,
-)
+from talker_rl.speech.lora import attach_lora, check_adapter, load_lora, reference_logps, save_lora
+from talker_rl.speech.qwen2_5_omni.adapters import check_adapter_of, check_lora_of
 from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 
@@ -161,8 +154,8 @@ def adapter(tmp_path_factory):
 def test_an_adapter_is_checked_once_and_again_when_a_file_has_changed(adapter, tmp_path, monkeypatch):
     folder = shutil.copytree(adapter, tmp_path / "adapter")
     built = []
-    real = adapter_check._on_meta
-    monkeypatch.setattr(adapter_check, "_on_meta", lambda *of: built.append(of) or real(*of))
+    real = adapter_check.on_meta
+    monkeypatch.setattr(adapter_check, "on_meta", lambda *of: built.append(of) or real(*of))
     monkeypatch.setattr(adapter_check, "_sound", set())
     check_adapter(tiny_omni().talker, folder)
     check_adapter(tiny_omni().talker, folder)

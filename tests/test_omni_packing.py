@@ -40,7 +40,7 @@ def plain_logps(model, examples):
     embed = inner.get_input_embeddings()
     rows = []
     for example in examples:
-        speech, codes = example.conditioning, torch.tensor(example.codes)
+        speech, codes = example.conditioning, torch.tensor(example.speech.ids)
         stream = reply_rows(speech.reply_stream, len(codes) - 1) + embed(codes[:-1])
         inputs = torch.cat([prefix_inputs(inner, speech.prefix), stream])[None]
         positions = torch.arange(inputs.shape[1]).expand(3, 1, -1)

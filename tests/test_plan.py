@@ -21,7 +21,7 @@ from talker_rl.config import RunConfig, load_data
 from talker_rl.planning import cost, memory
 from talker_rl.planning.command import duration, size
 from talker_rl.planning.cost import Lengths
-from talker_rl.planning.forecast import Job, forecast, stages
+from talker_rl.planning.forecast import Job, forecast
 from talker_rl.planning.hardware import HARDWARE, Work, hardware
 from talker_rl.speech.cache import ConditioningCache
 from talker_rl.speech.config import LoraSettings, Token2WavConfig
@@ -32,6 +32,7 @@ from talker_rl.speech.qwen2_5_omni.shapes import SHIPPED, measure
 from talker_rl.speech.qwen2_5_omni.token2wav import decode
 from talker_rl.speech.registry import read_geometry
 from talker_rl.speech.shapes import Geometry
+from talker_rl.stages.plan import parts
 
 ROOT = Path(__file__).resolve().parents[1]
 LORA = LoraSettings(r=4, lora_alpha=8)
@@ -173,7 +174,7 @@ def job(tiny: Geometry) -> Job:
 
 def test_cost_grows_linearly_with_prompts(job: Job) -> None:
     twice = replace(job, sizes={name: 2 * n for name, n in job.sizes.items()})
-    for one, two in zip(forecast(job), forecast(twice), strict=True):
+    for one, two in zip(forecast(job, parts), forecast(twice, parts), strict=True):
         if one.stage.kind == "choice":  # twice as many prompts and, of a whole epoch, checkpoints
             continue
         assert two.device_seconds == pytest.approx(2 * one.device_seconds)
@@ -183,7 +184,7 @@ def test_cost_grows_linearly_with_prompts(job: Job) -> None:
 
 def test_cost_grows_linearly_with_length_but_for_the_talkers_attention(job: Job) -> None:
     def counted(codes: float) -> dict[str, float]:
-        found = stages(replace(job, lengths=replace(AT, codes=codes)))
+        found = parts(replace(job, lengths=replace(AT, codes=codes)))
         return {f"{s.kind} {s.label}": sum(w.flops for w in s.works) for s in found}
 
     first, second, third = (counted(n) for n in (101, 201, 301))
@@ -232,7 +233,7 @@ def test_measured_rates_reproduce_the_run_and_carry_over(tmp_path: Path, capsys:
     file = tmp_path / "same.yaml"
     file.write_text(json.dumps(resolved))
     same = plan("-c", str(file), "--rates", str(tmp_path / "run"))
-    assert same["lengths"] == {"codes": 151, "prefix": 50, "reply": 10, "seconds": 3}
+    assert same["lengths"] == {"codes": 151, "prefix": 50, "reply": 10, "seconds": 3, "rate": 50}
     for stage in same["stages"]:  # two trainings of 80 s each on two workers
         assert stage["seconds"] == pytest.approx(sum(measured[stage["stage"]])) and stage["rate"] == "measured"
     (tmp_path / "rates.json").write_text(json.dumps(same))

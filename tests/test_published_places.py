@@ -21,14 +21,14 @@ from sharded_checkpoint import write_sharded
 
 from talker_rl import cli, tracking
 from talker_rl.base.errors import ConfigError
-from talker_rl.base.names import folder_name, model_name, recognizer_name, without_paths, without_places
+from talker_rl.base.names import folder_name, model_name, without_paths, without_places
 from talker_rl.config import load_data
 from talker_rl.data.export import export_pairs, read_pairs
 from talker_rl.data.hard.command import run as prompts_hard
 from talker_rl.records.pair import Pair
 from talker_rl.records.prompt import Prompt
 from talker_rl.report.dashboards import write_dashboards
-from talker_rl.reward.recognizer_config import RecognizerConfig
+from talker_rl.reward.recognizer_config import RecognizerConfig, recognizer_name
 from talker_rl.store.run_dir import RunDir
 from talker_rl.train.card import model_card
 

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from talker_rl import cli
 from talker_rl.base.errors import CheckpointError, ConfigError, DataError, StageError
 from talker_rl.config import load_data
-from talker_rl.data.speakers import assign_instructions, assign_speakers, assignment_key, voices
+from talker_rl.data.speakers import assign_instructions, assign_speakers
 from talker_rl.evaluation.told_apart import difference, leave_one_text_out, told_apart
+from talker_rl.planning.sizes import voices
 from talker_rl.records.prompt import Prompt
 from talker_rl.speakers.sound import Heard, Known, judge
 from talker_rl.speech.config import ModelConfig
@@ -27,6 +28,7 @@ from talker_rl.speech.qwen2_5_omni import speaker_entry as entries
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, load_speakers, part_hash, read_config
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.mel import log_mel
+from talker_rl.stages.assignment import assignment_key
 
 
 @pytest.fixture(scope="module")

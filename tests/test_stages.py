@@ -18,8 +18,10 @@ from talker_rl.config import RunConfig, load_config
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
 from talker_rl.records.score import ScoreRow, nothing_recognized
-from talker_rl.stages import pipeline, scores
-from talker_rl.stages.context import Context, Round, some
+from talker_rl.stages import scores, tasks, worker
+from talker_rl.stages.context import Context
+from talker_rl.stages.inputs import model_dump
+from talker_rl.stages.rounds import Round, some
 from talker_rl.store.run_dir import RunDir
 from talker_rl.store.shards import ShardFolder
 
@@ -137,13 +139,27 @@ def test_the_same_command_again_does_nothing(
     def refuse(*_: Any) -> None:
         raise AssertionError("finished work was done again")
 
-    for name in ("sample", "score", "sample_and_score"):
-        monkeypatch.setattr(f"talker_rl.stages.worker.{name}", refuse)
+    monkeypatch.setattr("talker_rl.stages.worker.work", refuse)
     monkeypatch.setattr("talker_rl.train.run.train_variant", refuse)
     assert cli.main(["run", "-c", str(config), "--run-dir", str(copy), "-q"]) == 0
     adapters = {p for p in before if p.parent.name == "default" and p.parent.parent.name == "train"}
     assert {p: p.stat().st_mtime_ns for p in before if p not in adapters} == {
         p: t for p, t in before.items() if p not in adapters}
+
+
+def test_sampled_and_judged_at_once_is_what_two_stages_make(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    config, run = finished
+    with RunDir(copy_of(run, tmp_path / "run")) as folder:
+        ctx = context(config, folder)
+        prompts, cfg = ctx.prompts("train")[:2], ctx.config.rollouts
+        sampling = tasks.sampling(ctx, None, "rollout", prompts, cfg.num_candidates, cfg.sampling)
+        made = worker.work(worker.Task(model_dump(ctx.config), sampling, tasks.judging(ctx, prompts)))
+        flat = worker.work(worker.Task(model_dump(ctx.config), sampling, tasks.judging(ctx, prompts, "dev"))).rows
+    assert [c["codes"] for c in made.candidates] == [c["codes"] for c in ShardFolder(run / "rollouts").rows(0)]
+    scores_there = ShardFolder(run / "scores").rows(0)
+    assert [(r["candidate_id"], r["reward"]) for r in made.rows] == [
+        (r["candidate_id"], r["reward"]) for r in scores_there]
+    assert [(r["candidate_id"], r["reward"]) for r in flat] == [(r["candidate_id"], r["reward"]) for r in scores_there]
 
 
 def test_two_workers_give_the_same_results_as_one(finished: tuple[Path, Path], tmp_path: Path) -> None:
@@ -213,7 +229,7 @@ def test_too_many_failures_stop_the_run_with_their_codes(finished: tuple[Path, P
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(str(tmp_path))
             with pytest.raises(StageError, match=r"\d\d% of the scores failed \(\d+ recognizer_error\)") as caught:
-                pipeline.run_scores(ctx, Round(1))
+                scores.run(ctx, Round(1))
         assert "broken microphone" in str(caught.value)
         rows = ShardFolder(copy / "scores").read_all(ScoreRow)
         failed = [r for r in rows if r.status == "failed"]  # silence is heard without the recognizer, and scored

@@ -241,7 +241,7 @@ def test_the_same_command_does_nothing_again_and_a_changed_one_is_refused(
     folder = shutil.copytree(original, tmp_path / "sweep")
     command = ["sweep", str(file), "--run-dir", str(folder), "-q"]
     with monkeypatch.context() as patch:
-        for name in ("talker_rl.stages.worker.sample_and_score", "talker_rl.train.run.train_variant"):
+        for name in ("talker_rl.stages.worker.work", "talker_rl.train.run.train_variant"):
             patch.setattr(name, lambda *_: pytest.fail("finished work was done again"))
         assert cli.main(command) == 0
         assert table(folder) == table(original)

@@ -28,13 +28,13 @@ from talker_rl.train.config import LOSS_FIELDS, SAVE_STEPS, TrainConfig, suggest
     ],
 )
 def test_loss_fields_are_refused_with_the_dictionary_to_write(args, advice):
-    from talker_rl.train.arguments import TalkerDPOConfig
+    from talker_rl.train.arguments import TalkerArguments
 
     with pytest.raises(ConfigError) as error:
         TrainConfig(args=args)
     assert advice in str(error.value) and next(iter(args)) in str(error.value)
     with pytest.raises(ConfigError, match="only way to name a loss"):
-        TalkerDPOConfig(output_dir="unused", **args)
+        TalkerArguments(output_dir="unused", **args)
 
 
 def test_every_loss_field_of_dpo_config_is_known():
@@ -75,7 +75,7 @@ def test_bad_loss_and_dropout_contradiction_are_named():
 def test_defaults(tmp_path):
     from transformers import TrainingArguments
 
-    from talker_rl.train.arguments import HAS_TRL, TalkerDPOConfig, build_arguments
+    from talker_rl.train.arguments import HAS_TRL, TalkerArguments, build_arguments
 
     args = build_arguments({}, tmp_path, use_cpu=True)
     assert isinstance(args, TrainingArguments)
@@ -86,7 +86,7 @@ def test_defaults(tmp_path):
     if HAS_TRL:
         import trl
 
-        assert issubclass(TalkerDPOConfig, trl.DPOConfig)
+        assert issubclass(TalkerArguments, trl.DPOConfig)
 
 
 @pytest.mark.parametrize(
@@ -118,15 +118,15 @@ import talker_rl.train.config
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 sys.modules["trl"] = None  # as if it were not installed
 sys.modules["funasr"] = None
-from talker_rl.train.arguments import HAS_TRL, TalkerDPOConfig
+from talker_rl.train.arguments import HAS_TRL, TalkerArguments
 import talker_rl.train.run
 assert not HAS_TRL
 from talker_rl.base.errors import ConfigError
-args = TalkerDPOConfig(output_dir="unused", max_steps=3)
+args = TalkerArguments(output_dir="unused", max_steps=3)
 assert args.max_length is None and args.disable_dropout
 for bad in ({"beta": 0.1}, {"ld_alpha": 0.5}, {"padding_free": False}):
     try:
-        TalkerDPOConfig(output_dir="unused", **bad)
+        TalkerArguments(output_dir="unused", **bad)
     except ConfigError:
         continue
     raise AssertionError(bad)
@@ -136,7 +136,7 @@ for bad in ({"beta": 0.1}, {"ld_alpha": 0.5}, {"padding_free": False}):
 
 
 def test_steps_and_checkpoints_are_counted_as_the_trainer_counts_them():
-    from talker_rl.train.arguments import TalkerDPOConfig
+    from talker_rl.train.arguments import TalkerArguments
 
     fixed = TrainConfig(args={"max_steps": 120})
     assert (fixed.fixed_steps, fixed.steps(7), fixed.checkpoints(0)) == (120, 120, 3)  # every 50, and the last
@@ -146,4 +146,4 @@ def test_steps_and_checkpoints_are_counted_as_the_trainer_counts_them():
     assert (by_pairs.steps(100), by_pairs.checkpoints(100)) == (25, 3)
     assert TrainConfig(args={"save_steps": 0.25}).checkpoints(100) == 4
     assert [TrainConfig(args={"save_strategy": s}).checkpoints(9) for s in ("epoch", "no")] == [3, 1]
-    assert TalkerDPOConfig.save_steps == SAVE_STEPS
+    assert TalkerArguments.save_steps == SAVE_STEPS

@@ -8,16 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 from said import said, sequence
-from train_helpers import make_config, make_omni, make_pairs
+from train_helpers import make_config, make_generator, make_omni, make_pairs
 
 from talker_rl.base.errors import StageError, TrainingError
 from talker_rl.speech.config import LoraSettings
 from talker_rl.speech.lora import attach_lora
 from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
-from talker_rl.train.collate import PairExample, by_prompt, collate_pairs, fit_length
-from talker_rl.train.reference import reference_hash, reference_logps
+from talker_rl.speech.qwen2_5_omni.policy import TalkerPolicy
+from talker_rl.train.collate import Collator, Example
+from talker_rl.train.reference import reference_logps
 from talker_rl.train.run import train_variant
+from talker_rl.train.sources import by_prompt, fit_length
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def world():
 
 
 def compute(omni, pairs, found, folder, **options):
-    return reference_logps(options.pop("talker", omni.talker), pairs, found, folder, **options)
+    return reference_logps(TalkerPolicy(options.pop("talker", omni.talker)), pairs, found, folder, **options)
 
 
 def test_values_are_the_policys_own(world, tmp_path):
@@ -87,12 +89,12 @@ def test_a_fresh_adapter_shares_the_bases_reference_even_after_it_was_trained(wo
 
 def test_a_starting_adapter_is_its_own_reference(tmp_path):
     pairs, conditionings = make_pairs(8)
-    omni = make_omni()
+    generator = make_generator()
     cache = tmp_path / "cache"
     settings = {"args": {"max_steps": 3, "learning_rate": 3e-2}}
-    train_variant(omni, pairs, conditionings, make_config(**settings), tmp_path / "one", progress=False,
+    train_variant(generator, pairs, conditionings, make_config(**settings), tmp_path / "one", progress=False,
                   reference_cache=cache)  # fmt: skip
-    second = train_variant(omni, pairs, conditionings, make_config(**settings), tmp_path / "two", progress=False,
+    second = train_variant(generator, pairs, conditionings, make_config(**settings), tmp_path / "two", progress=False,
                            reference_cache=cache, start_adapter=tmp_path / "one")  # fmt: skip
     assert second["reference"]["computed"] == 16  # nothing of the base's is taken for the adapter's
     from train_helpers import losses
@@ -100,17 +102,17 @@ def test_a_starting_adapter_is_its_own_reference(tmp_path):
     # The policy begins where its reference is: ln 2, while against the base it would have moved.
     assert losses(tmp_path / "two")[0][1] == pytest.approx(0.693147, abs=1e-5)
     assert losses(tmp_path / "one")[-1][1] < 0.67
-    third = train_variant(omni, pairs, conditionings, make_config(**settings), tmp_path / "three", progress=False,
+    third = train_variant(generator, pairs, conditionings, make_config(**settings), tmp_path / "three", progress=False,
                           reference_cache=cache, start_adapter=tmp_path / "two")  # fmt: skip
     assert third["reference"]["computed"] == 16
 
 
 def test_the_hash_ignores_where_lora_layers_hang(world):
     omni, _, _ = world
-    bare = reference_hash(omni.talker)
+    bare = TalkerPolicy(omni.talker).reference_identity()
     model = attach_lora(omni.talker, LoraSettings(r=2), base_model="tiny")
-    assert reference_hash(model) == bare
-    assert reference_hash(make_omni(1).talker) != bare
+    assert TalkerPolicy(model).reference_identity() == bare
+    assert TalkerPolicy(make_omni(1).talker).reference_identity() != bare
 
 
 def test_a_damaged_cache_file_is_computed_again(world, tmp_path):
@@ -139,20 +141,36 @@ def test_missing_conditioning_is_named(world):
 
 
 def test_collate_puts_references_where_the_codes_are(world):
-    _, pairs, found = world
+    omni, pairs, found = world
     examples = [
-        PairExample(p, found[p.prompt_id], torch.arange(p.chosen.steps) + 100.0, torch.arange(p.rejected.steps) + 200.0)
+        Example(p.pair_id, [sequence(found[p.prompt_id], side) for side in p.sides],
+                [torch.arange(side.steps) + first for side, first in zip(p.sides, (100.0, 200.0), strict=True)])
         for p in pairs[:3]
-    ]
-    inputs = collate_pairs(list(enumerate(examples)))
-    assert set(inputs) == {"pair_index", "preference"}  # no `labels`, no loose float tensor
-    batch = inputs["preference"]
-    for i, example in enumerate(examples):
-        for row, codes, ref in ((i, example.pair.chosen, 100.0), (i + 3, example.pair.rejected, 200.0)):
-            mask = batch.talker.completion_mask_BT[row]
-            assert batch.talker.codes_BT[row][mask].tolist() == codes
-            assert batch.ref_logps[row][mask].tolist() == [ref + k for k in range(len(codes))]
-            assert bool(batch.stopped[row]) == (codes[-1] == 8294)
+    ]  # fmt: skip
+    inputs = Collator(TalkerPolicy(omni.talker))(list(enumerate(examples)))
+    assert set(inputs) == {"index", "batch"}  # no `labels`, no loose float tensor
+    batch = inputs["batch"]
+    assert batch.group_S.tolist() == [0, 1, 2] * 2 and batch.side_S.tolist() == [0] * 3 + [1] * 3
+    for i, pair in enumerate(pairs[:3]):
+        for row, speech, ref in ((i, pair.chosen, 100.0), (i + 3, pair.rejected, 200.0)):
+            mask = batch.talker.mask_ST[row]
+            assert batch.talker.codes_BT[row][mask].tolist() == speech.ids
+            assert batch.ref_logps_ST[row][mask].tolist() == [ref + k for k in range(speech.steps)]
+            assert bool(batch.stopped_S[row]) == speech.stopped
+
+
+def test_shares_are_parts_of_one_batch(world):
+    omni, pairs, found = world
+    examples = [Example(p.pair_id, [sequence(found[p.prompt_id], side) for side in p.sides]) for p in pairs[:5]]
+    whole = Collator(TalkerPolicy(omni.talker))(list(enumerate(examples)))["batch"]
+    parts = [Collator(TalkerPolicy(omni.talker), 3, rank)(list(enumerate(examples)))["batch"] for rank in range(3)]
+    assert sum((part.names for part in parts), []) == whole.names == parts[1].whole
+    assert sum(part.weight for part in parts) == pytest.approx(3) and whole.weight == 1 and whole.share is None
+    assert [part.share.first for part in parts] == [0, 1, 3]
+    assert {(part.share.pairs, part.share.chosen_tokens, part.share.longest) for part in parts} == {
+        (5, sum(p.chosen.steps for p in pairs[:5]), max(side.steps for p in pairs[:5] for side in p.sides))}
+    few = [Collator(TalkerPolicy(omni.talker), 3, rank)([(4, examples[4])])["batch"] for rank in range(3)]
+    assert [part.weight for part in few] == [0, 0, 3] and all(len(part) == 1 for part in few)  # two only fill a turn
 
 
 def test_max_length_cuts_rejected_and_drops_chosen():

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_helpers import losses, make_config, make_omni, make_pairs
+from train_helpers import StopAt, curve, losses, make_config, make_generator, make_pairs, weights
 from transformers import TrainerCallback
 
 from talker_rl.base.errors import CheckpointError, ConfigError, StageError, TrainingError
-from talker_rl.train.callbacks import best_step, evaluations, read_log
+from talker_rl.train.callbacks import best_step, evaluations
 from talker_rl.train.checkpoints import list_checkpoints, newest_complete, promote_checkpoint
 from talker_rl.train.run import train_variant
 
@@ -39,8 +39,8 @@ LOSSES = [
 
 
 @pytest.fixture(scope="module")
-def omni():
-    return make_omni()
+def generator():
+    return make_generator()
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +51,6 @@ def data():
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("reference")
-
-
-class StopAt(TrainerCallback):
-    """Raises in the middle of training, as a crash would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 class Watch(TrainerCallback):
@@ -78,18 +67,9 @@ class Watch(TrainerCallback):
         self.steps += 1
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    file = folder / "adapter_model.safetensors"
-    return load_file(file if file.is_file() else folder / "model.safetensors")
-
-
 def same(a: Path, b: Path) -> bool:
     left, right = weights(a), weights(b)
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
-
-
-def curve(folder: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(folder / "log.jsonl")]
 
 
 @pytest.mark.parametrize(
@@ -103,16 +83,16 @@ def curve(folder: Path) -> list[dict]:
     ],
     ids=["lora", "full", "sampo", "window"],
 )
-def test_resume_is_bit_identical(omni, data, cache, tmp_path, changes):
+def test_resume_is_bit_identical(generator, data, cache, tmp_path, changes):
     pairs, conditionings = data
     cfg = make_config(**changes)
     run = dict(eval_pairs=pairs[12:], progress=False, reference_cache=cache)
-    train_variant(omni, pairs[:12], conditionings, cfg, tmp_path / "whole", **run)
+    train_variant(generator, pairs[:12], conditionings, cfg, tmp_path / "whole", **run)
     with pytest.raises(KeyboardInterrupt):
-        train_variant(omni, pairs[:12], conditionings, cfg, tmp_path / "cut", extra_callbacks=[StopAt(5)], **run)
+        train_variant(generator, pairs[:12], conditionings, cfg, tmp_path / "cut", extra_callbacks=[StopAt(5)], **run)
     assert not (tmp_path / "cut" / "result.json").exists()
     watch = Watch()
-    result = train_variant(omni, pairs[:12], conditionings, cfg, tmp_path / "cut", extra_callbacks=[watch], **run)
+    result = train_variant(generator, pairs[:12], conditionings, cfg, tmp_path / "cut", extra_callbacks=[watch], **run)
     assert result["steps"] == 6 and watch.steps == 3
     assert same(tmp_path / "whole", tmp_path / "cut")
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
@@ -121,7 +101,7 @@ def test_resume_is_bit_identical(omni, data, cache, tmp_path, changes):
 
 CHILD = """
 import os, signal, sys
-from train_helpers import make_config, make_omni, make_pairs
+from train_helpers import make_config, make_generator, make_pairs
 from talker_rl.train import checkpoints
 from talker_rl.train.run import train_variant
 
@@ -134,14 +114,14 @@ def kill_in_the_middle_of_saving(folder):
 checkpoints.seal = kill_in_the_middle_of_saving
 pairs, conditionings = make_pairs(16)
 cfg = make_config(args={"max_steps": 8})
-train_variant(make_omni(), pairs, conditionings, cfg, sys.argv[1], progress=False)
+train_variant(make_generator(), pairs, conditionings, cfg, sys.argv[1], progress=False)
 """
 
 
-def test_kill_9_while_saving(omni, data, tmp_path):
+def test_kill_9_while_saving(generator, data, tmp_path):
     pairs, conditionings = data
     cfg = make_config(args={"max_steps": 8})
-    train_variant(omni, pairs, conditionings, cfg, tmp_path / "whole", progress=False)
+    train_variant(generator, pairs, conditionings, cfg, tmp_path / "whole", progress=False)
     folder = tmp_path / "killed"
     root = Path(__file__).resolve().parents[1]
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(root), str(root / "tests")]))
@@ -151,7 +131,7 @@ def test_kill_9_while_saving(omni, data, tmp_path):
     assert list(list_checkpoints(folder)) == [3] and len(losses(folder)) == 6
     assert (folder / ".saving" / "checkpoint-6").is_dir()
     watch = Watch()
-    train_variant(omni, pairs, conditionings, cfg, folder, progress=False, extra_callbacks=[watch])
+    train_variant(generator, pairs, conditionings, cfg, folder, progress=False, extra_callbacks=[watch])
     assert watch.steps == 5 and not (folder / ".saving").exists()
     whole, killed = losses(tmp_path / "whole"), losses(folder)
     assert [step for step, _ in killed] == list(range(1, 9))
@@ -159,10 +139,10 @@ def test_kill_9_while_saving(omni, data, tmp_path):
     assert same(tmp_path / "whole", folder)
 
 
-def test_an_incomplete_checkpoint_is_removed_and_the_one_before_taken(omni, data, cache, tmp_path):
+def test_an_incomplete_checkpoint_is_removed_and_the_one_before_taken(generator, data, cache, tmp_path):
     pairs, conditionings = data
     with pytest.raises(KeyboardInterrupt):
-        train_variant(omni, pairs, conditionings, make_config(args={"save_steps": 2}), tmp_path, progress=False,
+        train_variant(generator, pairs, conditionings, make_config(args={"save_steps": 2}), tmp_path, progress=False,
                       reference_cache=cache, extra_callbacks=[StopAt(5)])  # fmt: skip
     optimizer = tmp_path / "checkpoint-4" / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:-10])
@@ -172,9 +152,10 @@ def test_an_incomplete_checkpoint_is_removed_and_the_one_before_taken(omni, data
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=[f"{i}-{loss['type']}" for i, loss in enumerate(LOSSES)])
-def test_two_steps_of_every_loss(omni, data, cache, tmp_path, loss):
+def test_two_steps_of_every_loss(generator, data, cache, tmp_path, loss):
     pairs, conditionings = data
-    result = train_variant(omni, pairs[:12], conditionings, make_config(loss=loss, args={"max_steps": 2}), tmp_path,
+    cfg = make_config(loss=loss, args={"max_steps": 2})
+    result = train_variant(generator, pairs[:12], conditionings, cfg, tmp_path,
                            eval_pairs=pairs[12:], progress=False, reference_cache=cache)  # fmt: skip
     (_, first), (_, second) = losses(tmp_path)
     # Two is no multiple of save_steps: the last step is saved and evaluated all the same.
@@ -189,10 +170,10 @@ def test_two_steps_of_every_loss(omni, data, cache, tmp_path, loss):
         assert first == pytest.approx(0.693147, abs=1e-6)
 
 
-def test_training_separates_the_pairs_and_held_out_metrics_are_logged(omni, data, cache, tmp_path):
+def test_training_separates_the_pairs_and_held_out_metrics_are_logged(generator, data, cache, tmp_path):
     pairs, conditionings = data
     cfg = make_config(args={"max_steps": 12, "learning_rate": 5e-3, "save_steps": 6})
-    result = train_variant(omni, pairs, conditionings, cfg, tmp_path, eval_pairs=pairs[:6], progress=False,
+    result = train_variant(generator, pairs, conditionings, cfg, tmp_path, eval_pairs=pairs[:6], progress=False,
                            reference_cache=cache)  # fmt: skip
     assert result["train"]["loss"] < 0.4 and result["train"]["rewards/accuracies"] == 1.0
     held_out = losses(tmp_path, "eval_loss")
@@ -204,23 +185,23 @@ def test_training_separates_the_pairs_and_held_out_metrics_are_logged(omni, data
     assert result["eval"]["eval_length/chosen_shorter"] == pytest.approx((sum(shorter) + sum(ties) / 2) / 6)
 
 
-def test_accumulation_equals_a_larger_batch(omni, data, cache, tmp_path):
+def test_accumulation_equals_a_larger_batch(generator, data, cache, tmp_path):
     pairs, conditionings = data
     for name, batch, steps in (("large", 4, 1), ("small", 2, 2)):
         args = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "max_steps": 3}
-        train_variant(omni, pairs, conditionings, make_config(args=args), tmp_path / name, progress=False,
+        train_variant(generator, pairs, conditionings, make_config(args=args), tmp_path / name, progress=False,
                       reference_cache=cache)  # fmt: skip
     for (_, a), (_, b) in zip(losses(tmp_path / "large"), losses(tmp_path / "small"), strict=True):
         assert a == pytest.approx(b, abs=1e-5)
 
 
 @pytest.mark.parametrize("args", [{"gradient_checkpointing": True}, {"bf16": True}], ids=["checkpointing", "bf16"])
-def test_memory_savers_change_little(omni, data, cache, tmp_path, args):
+def test_memory_savers_change_little(generator, data, cache, tmp_path, args):
     pairs, conditionings = data
     for name, extra in (("plain", {}), ("saver", args)):
         cfg = make_config(args={"max_steps": 3, **extra})
         watch = Watch()
-        train_variant(omni, pairs, conditionings, cfg, tmp_path / name, progress=False, reference_cache=cache,
+        train_variant(generator, pairs, conditionings, cfg, tmp_path / name, progress=False, reference_cache=cache,
                       extra_callbacks=[watch])  # fmt: skip
         assert watch.checkpointing == ("gradient_checkpointing" in extra)
     tolerance = 0.05 if "bf16" in args else 1e-6
@@ -228,16 +209,17 @@ def test_memory_savers_change_little(omni, data, cache, tmp_path, args):
         assert a == pytest.approx(b, abs=tolerance)
 
 
-def test_the_base_talker_is_left_as_it_was(omni, data, cache, tmp_path):
+def test_the_base_talker_is_left_as_it_was(generator, data, cache, tmp_path):
     pairs, conditionings = data
-    before = {k: v.clone() for k, v in omni.talker.state_dict().items()}
+    before = {k: v.clone() for k, v in generator.omni.talker.state_dict().items()}
     for lora in ({"r": 2}, None):
         cfg = make_config(lora=lora, args={"max_steps": 2, "bf16": True})
-        train_variant(omni, pairs, conditionings, cfg, tmp_path / str(bool(lora)), progress=False,
+        train_variant(generator, pairs, conditionings, cfg, tmp_path / str(bool(lora)), progress=False,
                       reference_cache=cache)  # fmt: skip
-        after = omni.talker.state_dict()
+        talker = generator.omni.talker
+        after = talker.state_dict()
         assert after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in before)
-        assert not omni.talker.training and not any(p.requires_grad for p in omni.talker.parameters())
+        assert not talker.training and not any(p.requires_grad for p in talker.parameters())
 
 
 def test_peft_loads_the_adapter_and_the_card_tells_its_story(data, cache, tmp_path):
@@ -245,8 +227,8 @@ def test_peft_loads_the_adapter_and_the_card_tells_its_story(data, cache, tmp_pa
 
     pairs, conditionings = data
     cfg = make_config(args={"max_steps": 2, "learning_rate": 1e-2})
-    train_variant(make_omni(), pairs, conditionings, cfg, tmp_path, progress=False, reference_cache=cache)
-    model = PeftModel.from_pretrained(make_omni().talker, str(tmp_path))
+    train_variant(make_generator(), pairs, conditionings, cfg, tmp_path, progress=False, reference_cache=cache)
+    model = PeftModel.from_pretrained(make_generator().omni.talker, str(tmp_path))
     loaded = {k: v for k, v in model.state_dict().items() if "lora_" in k}
     saved = weights(tmp_path)
     assert len(loaded) == len(saved) > 0
@@ -259,12 +241,12 @@ def test_peft_loads_the_adapter_and_the_card_tells_its_story(data, cache, tmp_pa
 
 def test_full_weights_load_into_a_talker(data, cache, tmp_path):
     pairs, conditionings = data
-    omni = make_omni()
+    generator = make_generator()
     cfg = make_config(lora=None, args={"max_steps": 2})
-    train_variant(omni, pairs, conditionings, cfg, tmp_path, progress=False, reference_cache=cache)
-    talker = make_omni(1).talker
+    train_variant(generator, pairs, conditionings, cfg, tmp_path, progress=False, reference_cache=cache)
+    talker = make_generator(1).omni.talker
     talker.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    assert not torch.equal(talker.codec_head.weight, omni.talker.codec_head.weight)
+    assert not torch.equal(talker.codec_head.weight, generator.omni.talker.codec_head.weight)
 
 
 def test_nan_stops_with_step_and_pairs(data, cache, tmp_path):
@@ -277,38 +259,38 @@ def test_nan_stops_with_step_and_pairs(data, cache, tmp_path):
     pairs, conditionings = data
     cfg = make_config(args={"save_steps": 1})
     with pytest.raises(TrainingError) as error:
-        train_variant(make_omni(), pairs, conditionings, cfg, tmp_path, progress=False, reference_cache=cache,
+        train_variant(make_generator(), pairs, conditionings, cfg, tmp_path, progress=False, reference_cache=cache,
                       extra_callbacks=[Poison()])  # fmt: skip
     assert "after step 2" in str(error.value)
     assert any(pair.pair_id in str(error.value) for pair in pairs)
     assert 1 in list_checkpoints(tmp_path)
 
 
-def test_a_full_disk_is_named_and_training_goes_on_afterwards(omni, data, cache, tmp_path, monkeypatch):
-    from talker_rl.train import trainer
+def test_a_full_disk_is_named_and_training_goes_on_afterwards(generator, data, cache, tmp_path, monkeypatch):
+    from talker_rl.speech.qwen2_5_omni.policy import TalkerPolicy
 
-    def full(model, folder):
+    def full(policy, folder, state=None):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     class FillTheDisk(TrainerCallback):
         def on_step_end(self, args, state, control, **_):
             if state.global_step == 4:
-                monkeypatch.setattr(trainer, "save_lora", full)
+                monkeypatch.setattr(TalkerPolicy, "save", full)
 
     pairs, conditionings = data
     run = dict(progress=False, reference_cache=cache)
     with pytest.raises(TrainingError, match="disk is full"):
-        train_variant(omni, pairs, conditionings, make_config(), tmp_path, extra_callbacks=[FillTheDisk()], **run)
+        train_variant(generator, pairs, conditionings, make_config(), tmp_path, extra_callbacks=[FillTheDisk()], **run)
     monkeypatch.undo()
     watch = Watch()
-    train_variant(omni, pairs, conditionings, make_config(), tmp_path, extra_callbacks=[watch], **run)
+    train_variant(generator, pairs, conditionings, make_config(), tmp_path, extra_callbacks=[watch], **run)
     assert watch.steps == 3
 
 
-def test_best_checkpoint_is_kept_and_another_can_be_promoted(omni, data, cache, tmp_path):
+def test_best_checkpoint_is_kept_and_another_can_be_promoted(generator, data, cache, tmp_path):
     pairs, conditionings = data
     cfg = make_config(select="best", args={"max_steps": 8, "save_steps": 2, "learning_rate": 2e-2})
-    result = train_variant(omni, pairs[:12], conditionings, cfg, tmp_path, eval_pairs=pairs[12:], progress=False,
+    result = train_variant(generator, pairs[:12], conditionings, cfg, tmp_path, eval_pairs=pairs[12:], progress=False,
                            reference_cache=cache)  # fmt: skip
     values = dict(losses(tmp_path, "eval_loss"))
     assert result["step"] == min(values, key=lambda s: (values[s], s))
@@ -321,18 +303,18 @@ def test_best_checkpoint_is_kept_and_another_can_be_promoted(omni, data, cache, 
         promote_checkpoint(tmp_path, 5)
 
 
-def test_early_stopping_and_alarm(omni, data, cache, tmp_path):
+def test_early_stopping_and_alarm(generator, data, cache, tmp_path):
     pairs, conditionings = data
     args = {"max_steps": 40, "save_steps": 2, "learning_rate": 5e-2}
     cfg = make_config(patience=2, select="best", chosen_drop_alarm=None, args=args)
-    result = train_variant(omni, pairs[:12], conditionings, cfg, tmp_path / "patience", eval_pairs=pairs[12:],
+    result = train_variant(generator, pairs[:12], conditionings, cfg, tmp_path / "patience", eval_pairs=pairs[12:],
                            progress=False, reference_cache=cache)  # fmt: skip
     assert result["steps"] == result["step"] + 4 < 40
     # Preferring what the reference finds likelier by pushing both down: a high rate makes the chosen fall too.
     cfg = make_config(loss={"type": "simpo", "beta": 10.0, "gamma": 5.0}, chosen_drop_alarm=0.01, chosen_drop_stop=True,
                       args=args | {"learning_rate": 0.3})  # fmt: skip
     with pytest.warns(UserWarning, match="nats per code"):
-        result = train_variant(omni, pairs, conditionings, cfg, tmp_path / "alarm", progress=False,
+        result = train_variant(generator, pairs, conditionings, cfg, tmp_path / "alarm", progress=False,
                                reference_cache=cache)  # fmt: skip
     assert result["alarm_step"] is not None and result["steps"] == result["alarm_step"] < 40
     assert result["checkpoints"][-1] == result["steps"]
@@ -346,43 +328,43 @@ def test_best_step_reads_the_direction_from_the_name():
     assert best_step({}, "eval_loss") is None
 
 
-def test_a_finished_folder_is_returned_and_another_setting_refused(omni, data, cache, tmp_path):
+def test_a_finished_folder_is_returned_and_another_setting_refused(generator, data, cache, tmp_path):
     pairs, conditionings = data
     cfg = make_config(args={"max_steps": 2})
     run = dict(progress=False, reference_cache=cache)
-    first = train_variant(omni, pairs, conditionings, cfg, tmp_path, **run)
+    first = train_variant(generator, pairs, conditionings, cfg, tmp_path, **run)
     stamp = (tmp_path / "adapter_model.safetensors").stat().st_mtime_ns
-    assert train_variant(omni, pairs, conditionings, cfg, tmp_path, **run) == first
+    assert train_variant(generator, pairs, conditionings, cfg, tmp_path, **run) == first
     assert (tmp_path / "adapter_model.safetensors").stat().st_mtime_ns == stamp
     other = make_config(args={"max_steps": 3})
     with pytest.raises(StageError, match="max_steps: 2 -> 3"):
-        train_variant(omni, pairs, conditionings, other, tmp_path, **run)
+        train_variant(generator, pairs, conditionings, other, tmp_path, **run)
     with pytest.raises(StageError, match="pairs_hash"):
-        train_variant(omni, pairs[:-1], conditionings, cfg, tmp_path, **run)
-    assert train_variant(omni, pairs, conditionings, other, tmp_path, resume=False, **run)["steps"] == 3
+        train_variant(generator, pairs[:-1], conditionings, cfg, tmp_path, **run)
+    assert train_variant(generator, pairs, conditionings, other, tmp_path, resume=False, **run)["steps"] == 3
 
 
-def test_bad_input_is_named(omni, data, tmp_path):
+def test_bad_input_is_named(generator, data, tmp_path):
     pairs, conditionings = data
     with pytest.raises(StageError, match="no pair to train on"):
-        train_variant(omni, [], conditionings, make_config(), tmp_path / "a")
+        train_variant(generator, [], conditionings, make_config(), tmp_path / "a")
     with pytest.raises(StageError, match="chosen_too_long"):
-        train_variant(omni, pairs, conditionings, make_config(args={"max_length": 2}), tmp_path / "b")
+        train_variant(generator, pairs, conditionings, make_config(args={"max_length": 2}), tmp_path / "b")
     with pytest.raises(StageError, match="no conditioning"):
-        train_variant(omni, pairs, conditionings[1:], make_config(), tmp_path / "c")
+        train_variant(generator, pairs, conditionings[1:], make_config(), tmp_path / "c")
     with pytest.raises(ConfigError, match="held-out pairs"):
-        train_variant(omni, pairs, conditionings, make_config(select="best"), tmp_path / "d")
+        train_variant(generator, pairs, conditionings, make_config(select="best"), tmp_path / "d")
     with pytest.raises(CheckpointError, match="adapter_model.safetensors"):
-        train_variant(omni, pairs, conditionings, make_config(), tmp_path / "e", start_adapter=tmp_path)
+        train_variant(generator, pairs, conditionings, make_config(), tmp_path / "e", start_adapter=tmp_path)
     with pytest.raises(ConfigError, match="target_modules|LoRA cannot"):
         bad = make_config(lora={"target_modules": ["nothing_like_it"]})
-        train_variant(omni, pairs, conditionings, bad, tmp_path / "f")
+        train_variant(generator, pairs, conditionings, bad, tmp_path / "f")
 
 
-def test_seeds_differ_and_repeat(omni, data, cache, tmp_path):
+def test_seeds_differ_and_repeat(generator, data, cache, tmp_path):
     pairs, conditionings = data
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         cfg = make_config(args={"max_steps": 2, "seed": seed})
-        train_variant(omni, pairs, conditionings, cfg, tmp_path / name, progress=False, reference_cache=cache)
+        train_variant(generator, pairs, conditionings, cfg, tmp_path / name, progress=False, reference_cache=cache)
     assert same(tmp_path / "a", tmp_path / "b") and not same(tmp_path / "a", tmp_path / "c")
     assert curve(tmp_path / "a")[0]["length/chosen"] != curve(tmp_path / "c")[0]["length/chosen"]  # other pairs first

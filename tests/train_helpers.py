@@ -8,15 +8,29 @@ from typing import Any
 
 import torch
 from omni_factory import SPEAKERS, omni_config, random_conditionings, tiny_omni
+from safetensors.torch import load_file
 from said import said
+from transformers import TrainerCallback
 
 from talker_rl.data.pairs import pair_id_of
 from talker_rl.records.pair import Pair
 from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
+from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
 from talker_rl.train.config import TrainConfig
 
 EOS = 8294
+
+
+class StopAt(TrainerCallback):
+    """Raises in the middle of training, as a crash would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
 
 
 def make_omni(seed: int = 0) -> Omni:
@@ -31,6 +45,11 @@ def make_omni(seed: int = 0) -> Omni:
         talker=tiny_omni(seed).talker.float(),
         parts=("talker",),
     )
+
+
+def make_generator(seed: int = 0) -> OmniGenerator:
+    """The same as a generator."""
+    return OmniGenerator(make_omni(seed))
 
 
 def make_pairs(n: int, seed: int = 0, prompts: int | None = None) -> tuple[list[Pair], list[Any]]:
@@ -72,3 +91,26 @@ def losses(folder: Path, key: str = "loss") -> list[tuple[int, float]]:
     from talker_rl.train.callbacks import read_log
 
     return [(row["step"], row[key]) for row in read_log(folder / "log.jsonl") if key in row]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    file = folder / "adapter_model.safetensors"
+    return load_file(file if file.is_file() else folder / "model.safetensors")
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """What was logged, but for the clock."""
+    from talker_rl.train.callbacks import read_log
+
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(folder / "log.jsonl")]
+
+
+def apart(one: Path, two: Path) -> tuple[float, float]:
+    """Largest relative difference of what was logged, and of a weight."""
+    logs = [curve(folder) for folder in (one, two)]
+    assert [[*row] for row in logs[0]] == [[*row] for row in logs[1]] and logs[0]
+    scale = {name: 100.0 for name in ("length/reward_corr", "eval_length/reward_corr")}  # of rewards of nearly 0
+    logged = max(abs(a[k] - b[k]) / max(scale.get(k, 1.0), abs(a[k])) for a, b in zip(*logs, strict=True) for k in a)
+    a, b = weights(one), weights(two)
+    assert a.keys() == b.keys()
+    return logged, max(float((a[k] - b[k]).abs().max()) for k in a)

@@ -8,10 +8,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from talker_rl.reward.recognizer_config import RecognizerConfig
+from typing import Any
 
 _FREE_TEXT = {"instruction", "system_prompt", "title", "text", "content"}
 """Keys whose values are what somebody wrote, never a path."""
@@ -40,15 +37,6 @@ def folder_name(path: str | Path) -> str:
     place = Path(os.path.abspath(os.path.expanduser(given)))  # (a link is called as it is, not as what it leads to)
     inside = re.search(r"([^/]+)/((round\d+/)?train/[^/]+(/checkpoint-\d+)?)$", str(place))
     return f"{inside[1]}/{inside[2]}" if inside else place.name
-
-
-def recognizer_name(recognizer: RecognizerConfig) -> str:
-    """A recognizer's label, with names in the place of folders."""
-    def named(settings: Any) -> dict[str, str]:
-        return {"path": model_name(settings.path) if settings.path else ""}
-
-    routes = {lang: route.model_copy(update=named(route)) for lang, route in recognizer.by_lang.items()}
-    return recognizer.model_copy(update={**named(recognizer), "by_lang": routes}).label
 
 
 def without_paths(text: str) -> str:

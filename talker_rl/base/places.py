@@ -219,3 +219,12 @@ def unwritable(error: BaseException) -> StageError | None:
     why = "its folder is not there" if lost else error.strerror or str(error)
     return StageError(f"Cannot read or write this place: {why[:1].lower() + why[1:]}", where=str(path),
                       fix="name another place, or make this one accessible")
+
+
+def micro_dir() -> Path:
+    """The folder that holds the shipped model: ``omni/``, ``asr/reward``, ``asr/eval`` and ``prompts/``.
+
+    The environment variable ``TALKER_RL_MICRO_DIR`` names another one (for instance a fresh ``talker-rl micro build``).
+    """
+    override = os.environ.get("TALKER_RL_MICRO_DIR")
+    return Path(override).expanduser() if override else Path(__file__).resolve().parents[1] / "micro" / "checkpoint"

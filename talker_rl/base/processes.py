@@ -25,8 +25,48 @@ R = TypeVar("R")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def _start(parent: int) -> None:
-    """In a worker: Ctrl-C is the parent's business, and a parent that was killed takes its workers along."""
+def device_list(devices: int | Sequence[str] | None, kind: str) -> list[str]:
+    """Names of the devices of a run, one a process; none where it was not said.
+
+    Args:
+        devices: so many of the kind, from the first on; or their names.
+        kind: ``auto``, or what begins the name of a device: ``cpu``, ``cuda``.
+    """
+    if devices is None:
+        return []
+    if not isinstance(devices, int):
+        return list(devices)
+    if kind == "auto":
+        import torch
+
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return [f"cuda:{i}" if kind.startswith("cuda") else kind for i in range(devices)]
+
+
+def visible_devices(devices: Sequence[str]) -> dict[str, str]:
+    """The environment of processes that see these CUDA devices and no other, so that theirs are 0, 1, ..."""
+    if not devices or not devices[0].startswith("cuda"):
+        return {}
+    seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    places = [int(device.partition(":")[2] or 0) for device in devices]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(seen[i] if i < len(seen) else str(i) for i in places)}
+
+
+def pin(device: str) -> None:
+    """Make a CUDA device the one that ``cuda`` means in this process; nothing to do for a CPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.set_device(device)
+
+
+def _start(parent: int, number: Any, devices: Sequence[str]) -> None:
+    """In a worker: Ctrl-C is the parent's business, and a parent that was killed takes its workers along.
+
+    Args:
+        number: shared counter of the workers that have started.
+        devices: worker i is pinned to the i-th, round and round.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -38,6 +78,15 @@ def _start(parent: int) -> None:
     import torch
 
     torch.set_num_threads(1)
+    if devices:
+        _pin_next(number, devices)
+
+
+def _pin_next(number: Any, devices: Sequence[str]) -> None:
+    """Take a number, and the device that is its turn."""
+    with number.get_lock():
+        mine, number.value = number.value, number.value + 1
+    pin(devices[mine % len(devices)])
 
 
 def at_once(function: Callable[[T], R], task: T) -> Future[R]:
@@ -65,10 +114,14 @@ class WorkerPool:
 
     Args:
         workers: processes; 1 works in this process.
+        devices: that the workers are pinned to, round and round, and this process to the first; none: as the settings
+            of what they load say.
     """
 
-    def __init__(self, workers: int = 1) -> None:
-        self.workers = workers
+    def __init__(self, workers: int = 1, devices: Sequence[str] = ()) -> None:
+        self.workers, self._devices = workers, devices
+        if devices:
+            pin(devices[0])
         self._executor: ProcessPoolExecutor | None = None
         self._processes: set[multiprocessing.process.BaseProcess] = set()
 
@@ -127,9 +180,10 @@ class WorkerPool:
             before: dict[str, Any] = {name: os.environ.get(name) for name in _THREADS}
             os.environ.update(dict.fromkeys(_THREADS, "1"))
             try:
+                context = multiprocessing.get_context("spawn")
                 self._executor = ProcessPoolExecutor(
-                    self.workers, mp_context=multiprocessing.get_context("spawn"),
-                    initializer=_start, initargs=(os.getpid(),),
+                    self.workers, mp_context=context, initializer=_start,
+                    initargs=(os.getpid(), context.Value("i", 0), self._devices),
                 )
                 # processes start at the first submit; they read the environment then
                 wait([self._executor.submit(os.getpid) for _ in range(self.workers)])

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from talker_rl.base.settings import Settings
 
 
-class PairsConfig(BaseModel):
+class PairsConfig(Settings):
     """How the scored candidates of one prompt become (chosen, rejected) pairs.
 
     Whatever these say: a failed score never enters a pair, a tie never makes one, and a candidate that was cut at
     the token limit (it would teach the Talker not to stop), or in which nothing was recognized (silence has no
     substitutions, no false pause, no tail), may be rejected but never chosen.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     reward_key: str = Field(
         "reward",
@@ -105,14 +105,12 @@ class PairsConfig(BaseModel):
         return self
 
 
-class CompletionsConfig(BaseModel):
+class CompletionsConfig(Settings):
     """What supervised variants (``train.<variant>.data``) imitate: the best of N samples, or codes from a file.
 
     Whatever these say: only candidates that ended by themselves, in which something was recognized, and that have a
     score are taken, and none twice.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     reward_key: str = Field("reward", description="What ranks the candidates, as pairs.reward_key.", min_length=1)
     min_reward: float | None = Field(

@@ -19,7 +19,7 @@ from talker_rl.base.errors import DataError
 from talker_rl.base.ids import derive_seed, stable_hash
 from talker_rl.data.config import PairsConfig
 from talker_rl.records.candidate import Candidate
-from talker_rl.records.pair import Pair
+from talker_rl.records.pair import Completion, Pair
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow, nothing_recognized, nothing_right, right_words
 
@@ -121,9 +121,16 @@ def explain_pairs(
     return pairs, reason_of
 
 
-def pairs_hash(pairs: Sequence[Pair]) -> str:
-    """Content hash of a set of pairs, independent of their order."""
-    return stable_hash("pairs", sorted((p.pair_id, p.chosen.ids, p.rejected.ids, p.margin) for p in pairs))
+def pairs_hash(records: Sequence[Pair | Completion]) -> str:
+    """Content hash of a set of pairs or completions, independent of their order."""
+    pairs = [(r.pair_id, r.chosen.ids, r.rejected.ids, r.margin) for r in records if isinstance(r, Pair)]
+    pairs += [(r.completion_id, r.speech.ids, [], 0.0) for r in records if isinstance(r, Completion)]
+    return stable_hash("pairs", sorted(pairs))
+
+
+def is_held_out(prompt_id: str, share: float) -> bool:
+    """Whether a prompt's pairs are kept out of training: a property of the prompt, not of who else is there."""
+    return share > 0 and derive_seed("held-out", prompt_id) / 2**31 < share
 
 
 def pair_id_of(prompt_id: str, chosen: Sequence[int], rejected: Sequence[int]) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 from talker_rl.base.errors import PromptError
 from talker_rl.base.file_hash import cached_hash
 from talker_rl.base.ids import stable_hash
+from talker_rl.base.places import micro_dir
 from talker_rl.base.text.files import raw_lines
 from talker_rl.data.seed_lst import read_lst
 from talker_rl.records.checks import why_no_file_name
@@ -91,9 +92,7 @@ def parse_source(spec: str) -> Source:
         return Source(spec, path=Path(os.path.expanduser(spec)))
     place, _, column = spec.partition("#")
     if place.startswith("micro:"):
-        from talker_rl.micro import checkpoint_dir
-
-        path = checkpoint_dir() / "prompts" / f"{place.removeprefix('micro:')}.jsonl"
+        path = micro_dir() / "prompts" / f"{place.removeprefix('micro:')}.jsonl"
         return Source(spec, path=path, column=column or None)
     if place.startswith("hf:"):
         name, *rest = place.removeprefix("hf:").split(":")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from talker_rl.base.settings import Settings
 
 Assignment = Literal["as_given", "shuffled", "all"]
 SETS = ("train", "dev", "eval")
 
 
-class SetSpeakers(BaseModel):
+class SetSpeakers(Settings):
     """Who speaks the texts of each set."""
-
-    model_config = ConfigDict(extra="forbid")
 
     train: Assignment = Field("as_given", description="as_given: whom each prompt names. shuffled: one of the speakers "
                               "by seed, so that no voice hangs on certain texts. all: each text by each speaker.")
@@ -21,10 +21,8 @@ class SetSpeakers(BaseModel):
     eval: Assignment = Field("as_given", description="Likewise; all compares speakers on the same texts.")
 
 
-class SpeakerSettings(BaseModel):
+class SpeakerSettings(Settings):
     """Who speaks, and under which instruction."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     speakers: list[str] | None = Field(
         None, min_length=1, description="Speakers that speaker_assignment assigns; null is all of the checkpoint."

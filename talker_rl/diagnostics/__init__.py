@@ -2,5 +2,5 @@
 
 Every function here is pure: records in (rows as the stages store them), figures out. A figure that cannot be computed
 (nothing there, one point, no variation) is None, never NaN, and a line in ``notes`` says why. Durations are seconds,
-codes / 50, the stop not counted; log-probs are natural logs, summed over a completion with its stop.
+codes over the codec's rate, the stop not counted; log-probs are natural logs, summed over a completion with its stop.
 """

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from talker_rl.losses.build import Loss, build_loss
     from talker_rl.losses.config import LossConfig, loss_types, parse_loss, register
-    from talker_rl.losses.types import LossOutput, PairBatch
+    from talker_rl.losses.types import LossOutput, PairBatch, Share
 
 _HOME = {
     "Loss": "build",
@@ -24,9 +24,12 @@ _HOME = {
     "register": "config",
     "LossOutput": "types",
     "PairBatch": "types",
+    "Share": "types",
 }
 
-__all__ = ["Loss", "LossConfig", "LossOutput", "PairBatch", "build_loss", "loss_types", "parse_loss", "register"]
+__all__ = [
+    "Loss", "LossConfig", "LossOutput", "PairBatch", "Share", "build_loss", "loss_types", "parse_loss", "register",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,16 +21,17 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
 from talker_rl.base.errors import ConfigError
+from talker_rl.base.settings import Settings
 from talker_rl.records.codec import FIRST, codec_named
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Beta = Annotated[float, Field(gt=0, allow_inf_nan=False, description="Strength of the implicit KL constraint.")]
 
 
-class LossConfig(BaseModel):
+class LossConfig(Settings):
     """Base of all loss configurations: frozen, unknown keys forbidden, ``type`` names the loss."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     aliases: ClassVar[tuple[str, ...]] = ()
     """Other names of ``type``, TRL's where TRL has one."""
@@ -198,10 +199,10 @@ class CustomLossConfig(LossConfig):
     kwargs: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the function.")
 
 
-class MixTerm(BaseModel):
+class MixTerm(Settings):
     """One weighted part of a mixture."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     weight: Finite = Field(1.0, ge=0, description="Factor of this term; at 0 it is computed for the metrics only.")
     loss: SerializeAsAny[LossConfig] = Field(description="The term's own loss dictionary.")

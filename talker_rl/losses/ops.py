@@ -118,9 +118,9 @@ def finish(
             metrics["rewards/rejected"] = batch_mean(_keep(rejected, valid), valid)
             metrics["rewards/accuracies"] = batch_mean(_keep((chosen > rejected).float(), valid), valid)
             metrics["rewards/margins"] = batch_mean(_keep(chosen - rejected, valid), valid)
-        policy_w, policy_l = policy_logps(batch)
-        metrics["logps/chosen"] = policy_w.detach().sum(dim=1).mean()
-        metrics["logps/rejected"] = policy_l.detach().sum(dim=1).mean()
+        for side in ("chosen", "rejected") if batch.paired else ("chosen",):
+            logps = clean(getattr(batch, f"policy_{side}_logps"), getattr(batch, f"{side}_mask"))
+            metrics[f"logps/{side}"] = logps.detach().sum(dim=1).mean()
         if valid is not None:
             metrics["loss/skipped_pairs"] = (~valid).sum().float()
     return LossOutput(loss=batch_mean(per_pair, valid), per_pair=per_pair, margin=margin, metrics=metrics)

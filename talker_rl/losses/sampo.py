@@ -8,19 +8,22 @@ from torch import Tensor
 from talker_rl.losses.config import SamPOLossConfig
 from talker_rl.losses.dpo import sigmoid_loss
 from talker_rl.losses.ops import finish, lengths, log_ratios, policy_logps, token_index
-from talker_rl.losses.types import LossOutput, PairBatch
+from talker_rl.losses.types import LossOutput, PairBatch, Share
 
 
 def random_keys(batch: PairBatch) -> tuple[Tensor, Tensor]:
     """A uniform number for each completion token; the tokens with the smallest are kept. ((B, T_w), (B, T_l)).
 
     One row of numbers per pair serves both sides, since only the longer side loses tokens. They belong to the n-th
-    completion token and not to a position, so the draw does not depend on where or how wide the padding is.
+    completion token and not to a position, so the draw does not depend on where or how wide the padding is. Processes
+    that share a batch each draw for all of it and take their own rows.
     """
     masks = (batch.chosen_mask, batch.rejected_mask)
     longest = max(1, int(torch.stack([lengths(mask).max() for mask in masks]).max()))
+    whole = batch.share or Share(0, len(batch), 0, longest)
     device = batch.generator.device if batch.generator is not None else torch.device("cpu")
-    noise = torch.rand(len(batch), longest, generator=batch.generator, device=device).to(batch.chosen_mask.device)
+    noise = torch.rand(whole.pairs, whole.longest, generator=batch.generator, device=device)
+    noise = noise[whole.first : whole.first + len(batch)].to(batch.chosen_mask.device)
     keys_w, keys_l = (noise.gather(1, (token_index(mask) - 1).clamp(min=0)) for mask in masks)
     return keys_w, keys_l
 

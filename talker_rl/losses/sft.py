@@ -6,7 +6,7 @@ import torch
 
 from talker_rl.base.errors import DataError
 from talker_rl.losses.config import SFTLossConfig
-from talker_rl.losses.ops import finish, lengths, mean_over_tokens, non_empty, policy_logps
+from talker_rl.losses.ops import clean, finish, lengths, mean_over_tokens, non_empty
 from talker_rl.losses.types import LossOutput, PairBatch
 
 
@@ -14,16 +14,19 @@ def sft_loss(batch: PairBatch, config: SFTLossConfig) -> LossOutput:
     """-mean log pi(w), over a completion's own tokens and then over pairs (`sequence`), or over all tokens of the
     batch (`token`: TRL's and the SimPO repository's, where long completions weigh more and micro-batches matter).
 
-    In the `token` form ``per_pair`` is scaled so that its mean is the loss. ``margin`` is 0: no pair is compared.
+    In the `token` form ``per_pair`` is scaled so that its mean is the loss (over the whole batch, where the pairs are a
+    share of one). ``margin`` is 0: no pair is compared, and there need be no rejected.
     """
-    policy_w, _ = policy_logps(batch)
+    policy_w = clean(batch.policy_chosen_logps, batch.chosen_mask)
     valid = None
     if config.normalize == "sequence":
         valid = non_empty(config, chosen=batch.chosen_mask)
         per_pair = -mean_over_tokens(policy_w, batch.chosen_mask)
     else:
         tokens = lengths(batch.chosen_mask).sum()
-        if config.empty == "skip":
+        if batch.share is not None:  # its completions all have tokens
+            per_pair = -policy_w.sum(dim=1) * (batch.share.pairs / batch.share.chosen_tokens)
+        elif config.empty == "skip":
             # An empty completion has no tokens to average, so only the count is left to report.
             valid = batch.chosen_mask.any(dim=1)
             per_pair = -policy_w.sum(dim=1) * (valid.sum() / tokens.clamp(min=1))

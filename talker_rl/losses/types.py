@@ -8,33 +8,53 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Share:
+    """Where the pairs of a :class:`PairBatch` stand in a batch that several processes share. A loss that draws, or
+    divides by what the whole batch holds, needs it to give what one process would."""
+
+    first: int
+    """Place of the first of these pairs in the whole batch."""
+    pairs: int
+    """Pairs of the whole batch."""
+    chosen_tokens: int
+    """Tokens of all its chosen completions, EOS included."""
+    longest: int
+    """Tokens of its longest completion, EOS included."""
+
+
 @dataclass
 class PairBatch:
     """Per-token log-probabilities (natural log) of B pairs.
 
     Chosen and rejected may be padded to different widths (T_w, T_l) and on either side. What stands at padding is
-    never read (NaN is fine) and gets a gradient of exactly 0. Nothing flows into the reference.
+    never read (NaN is fine) and gets a gradient of exactly 0. Nothing flows into the reference. Completions without a
+    rejected have None in its three places; only a loss that compares nothing (sft) is given them.
     """
 
     policy_chosen_logps: Tensor
     """(B, T_w) float."""
-    policy_rejected_logps: Tensor
-    """(B, T_l) float."""
+    policy_rejected_logps: Tensor | None
+    """(B, T_l) float; None where nothing is compared."""
     ref_chosen_logps: Tensor | None
     """(B, T_w) float, or None where the loss needs no reference."""
     ref_rejected_logps: Tensor | None
-    """(B, T_l) float, or None where the loss needs no reference."""
+    """(B, T_l) float, or None where the loss needs no reference, or nothing is compared."""
     chosen_mask: Tensor
     """(B, T_w) bool, True on completion tokens, EOS included."""
-    rejected_mask: Tensor
-    """(B, T_l) bool, True on completion tokens, EOS included."""
+    rejected_mask: Tensor | None
+    """(B, T_l) bool, True on completion tokens, EOS included; None where nothing is compared."""
     generator: torch.Generator | None = None
     """Source of the draws of SamPO; None takes torch's global CPU generator."""
+    share: Share | None = None
+    """None: these pairs are the whole batch."""
 
     def __post_init__(self) -> None:
-        if (self.ref_chosen_logps is None) != (self.ref_rejected_logps is None):
+        if (self.policy_rejected_logps is None) != (self.rejected_mask is None):
+            raise ValueError("give both policy_rejected_logps and rejected_mask, or neither")
+        if self.paired and (self.ref_chosen_logps is None) != (self.ref_rejected_logps is None):
             raise ValueError("give both ref_chosen_logps and ref_rejected_logps, or neither")
-        for side in ("chosen", "rejected"):
+        for side in ("chosen", "rejected") if self.paired else ("chosen",):
             mask, policy = getattr(self, f"{side}_mask"), getattr(self, f"policy_{side}_logps")
             if mask.dtype != torch.bool:
                 raise TypeError(f"{side}_mask must be bool, not {mask.dtype}: use mask.bool()")
@@ -50,6 +70,11 @@ class PairBatch:
                     raise TypeError(f"{name} must be floating point, not {logps.dtype}")
             if policy.shape[0] != self.chosen_mask.shape[0]:
                 raise ValueError(f"{self.chosen_mask.shape[0]} chosen, but {policy.shape[0]} rejected completions")
+
+    @property
+    def paired(self) -> bool:
+        """Whether each chosen has a rejected beside it."""
+        return self.rejected_mask is not None
 
     def __len__(self) -> int:
         return self.chosen_mask.shape[0]

@@ -5,14 +5,6 @@ Importing this module loads neither torch nor transformers.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from talker_rl.base.places import micro_dir as checkpoint_dir
 
-
-def checkpoint_dir() -> Path:
-    """The folder that holds ``omni/``, ``asr/reward``, ``asr/eval`` and ``prompts/``.
-
-    The environment variable ``TALKER_RL_MICRO_DIR`` names another one (for instance a fresh ``talker-rl micro build``).
-    """
-    override = os.environ.get("TALKER_RL_MICRO_DIR")
-    return Path(override).expanduser() if override else Path(__file__).resolve().parent / "checkpoint"
+__all__ = ["checkpoint_dir"]

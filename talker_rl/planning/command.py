@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.config import RunConfig
 from talker_rl.planning.cost import Lengths
-from talker_rl.planning.forecast import Job, Line, forecast, rates_of
+from talker_rl.planning.forecast import Count, Job, Line, forecast, rates_of
 from talker_rl.planning.hardware import hardware
 from talker_rl.planning.rates import Rates, dump_rates, load_rates, read_run
+from talker_rl.planning.sizes import set_sizes
 from talker_rl.speech.registry import read_geometry
 from talker_rl.speech.shapes import Geometry
-from talker_rl.stages.plan import set_sizes
 
 ASSUMED_SECONDS = 5.0
 """Of speech per utterance, where neither an option nor a measured run says more."""
 
 
-def run(args: argparse.Namespace, config: RunConfig) -> str:
+def run(args: argparse.Namespace, config: RunConfig, count: Count, kinds: Mapping[str, str]) -> str:
     """The forecast as text.
+
+    Args:
+        count: what the stages of a run count.
+        kinds: folder of each -> what it is called here.
 
     Raises:
         ConfigError, CheckpointError, DataError: names what does not fit.
@@ -34,7 +39,7 @@ def run(args: argparse.Namespace, config: RunConfig) -> str:
     if args.candidates:
         config.rollouts.num_candidates = args.candidates
     geometry = read_geometry(args.geometry or config.model.path)
-    rates = _rates(args, geometry)
+    rates = _rates(args, geometry, count, kinds)
     usual = rates.hardware if rates else "cpu" if geometry.name == "micro" else "h200"
     machine = hardware(args.hardware or usual, args.tflops, args.bandwidth)
     if rates and (rates.hardware != machine.name or args.tflops or args.bandwidth):
@@ -47,20 +52,20 @@ def run(args: argparse.Namespace, config: RunConfig) -> str:
         rates.pairs_per_prompt if rates else config.pairs.max_pairs_per_prompt,
         config.workers if machine.is_cpu else args.gpus,
     )  # fmt: skip
-    lines = forecast(job, rates)
+    lines = forecast(job, count, rates)
     return json.dumps(_data(job, lines, rates), indent=1) if args.json else _text(job, lines, rates)
 
 
-def _rates(args: argparse.Namespace, geometry: Geometry) -> Rates | None:
+def _rates(args: argparse.Namespace, geometry: Geometry, count: Count, kinds: Mapping[str, str]) -> Rates | None:
     if not args.rates:
         return None
     path = Path(args.rates)
     if path.is_file():
         return load_rates(path)
-    found = read_run(path)
+    found = read_run(path, kinds)
     machine = hardware("cpu" if found.device == "cpu" else args.hardware or "h200")
     own = found.config.model.path
-    return rates_of(found, geometry if own == geometry.name else read_geometry(own), machine, str(path))
+    return rates_of(found, count, geometry if own == geometry.name else read_geometry(own), machine, str(path))
 
 
 def _data(job: Job, lines: list[Line], rates: Rates | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ less right, to another geometry.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,6 @@ from talker_rl.base.errors import DataError
 from talker_rl.base.places import require_run
 from talker_rl.config import RunConfig, load_data
 from talker_rl.planning.cost import Lengths
-
-KINDS = {"conditioning": "conditioning", "rollouts": "rollouts", "scores": "scores", "train": "training",
-         "choice": "choice", "eval": "evaluation"}
-"""Folder of a stage in a run -> what it is called in a plan."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,11 @@ def dump_rates(rates: Rates) -> dict[str, Any]:
     return asdict(rates)
 
 
-def read_run(folder: Path) -> Finished:
+def read_run(folder: Path, kinds: Mapping[str, str]) -> Finished:
     """Seconds and counts of a run's manifest, lengths of its candidates and prefixes.
+
+    Args:
+        kinds: folder of a stage in a run -> what it is called in a plan.
 
     Raises:
         DataError: the run has not finished its rollouts.
@@ -84,7 +84,7 @@ def read_run(folder: Path) -> Finished:
                         fix="give a run that has finished")
     seconds: dict[str, list[float]] = {}
     for name, entry in stages.items():
-        kind = next((KINDS[part] for part in name.split("/") if part in KINDS), None)
+        kind = next((kinds[part] for part in name.split("/") if part in kinds), None)
         if kind:
             seconds.setdefault(kind, []).append(entry["seconds"])
     counts = stages.get("pairs", {}).get("counts", {})
@@ -110,6 +110,5 @@ def _lengths(folder: Path) -> Lengths:
     stored = ConditioningCache(folder / "conditioning").load().values()
     if not (rows and stored):
         raise DataError("The run's rollouts or conditioning are gone", where=str(folder), fix="give a run with both")
-    prefix, reply = (sum(lengths) / len(stored)
-                     for lengths in zip(*((len(c.prefix), len(c.reply_stream)) for c in stored), strict=True))
+    prefix, reply = (sum(lengths) / len(stored) for lengths in zip(*(c.rows for c in stored), strict=True))
     return Lengths(codes / rows + 1, prefix, reply)

@@ -31,6 +31,11 @@ class Pair:
     """What a table holds beside the fields."""
 
     @property
+    def sides(self) -> tuple[Speech, ...]:
+        """What was said: the chosen, then the rejected."""
+        return self.chosen, self.rejected
+
+    @property
     def chosen_seconds(self) -> float:
         """Duration of the chosen."""
         return self.chosen.seconds
@@ -62,12 +67,15 @@ class Completion:
 
     COLUMNS: ClassVar = {"seconds": float}
 
-    def as_pair(self) -> Pair:
-        """What the trainer takes: a pair without a rejected."""
-        reward = self.reward or 0.0
-        nothing = Speech([], None, self.speech.codec)
-        return Pair(self.prompt_id, self.completion_id, self.text, self.speaker, self.origin, "", self.speech, nothing,
-                    reward, 0.0, 0.0)
+    @property
+    def pair_id(self) -> str:
+        """Its id, under the name by which the trainer speaks of a record."""
+        return self.completion_id
+
+    @property
+    def sides(self) -> tuple[Speech, ...]:
+        """What was said: there is no rejected."""
+        return (self.speech,)
 
     @property
     def seconds(self) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from talker_rl.base.settings import Settings
 from talker_rl.reward.recognizer_config import Lang, RecognizerConfig, default_evaluator, shared_languages
 
 __all__ = ["AlignerConfig", "PauseConfig", "RecognizerConfig", "RewardConfig", "ServiceConfig", "StabilityConfig",
@@ -14,10 +15,8 @@ __all__ = ["AlignerConfig", "PauseConfig", "RecognizerConfig", "RewardConfig", "
 Bounds = tuple[float, float]
 
 
-class AlignerConfig(BaseModel):
+class AlignerConfig(Settings):
     """A forced aligner: it says when the tokens of the given text are said."""
-
-    model_config = ConfigDict(extra="forbid")
 
     path: str = Field(default="fa-zh", description="Folder of a FunASR MonotonicAligner, or the name fa-zh.")
     languages: list[Lang] = Field(
@@ -35,10 +34,8 @@ class AlignerConfig(BaseModel):
         return self.model_dump(mode="json", exclude={"path", "device"})
 
 
-class PauseConfig(BaseModel):
+class PauseConfig(Settings):
     """What counts as silence, as a pause, and as a wrong one. Seconds and decibels."""
-
-    model_config = ConfigDict(extra="forbid")
 
     frame_seconds: float = Field(default=0.02, gt=0.0, description="Length of an RMS frame.")
     hop_seconds: float = Field(default=0.01, gt=0.0, description="Distance between RMS frames.")
@@ -86,20 +83,16 @@ class PauseConfig(BaseModel):
     )
 
 
-class StabilityConfig(BaseModel):
+class StabilityConfig(Settings):
     """What the stability columns measure."""
-
-    model_config = ConfigDict(extra="forbid")
 
     ngram: int = Field(default=8, ge=1, description="Length, in codes, of the n-grams whose repetition is counted.")
     clip_level: float = Field(default=0.999, gt=0.0, description="A sample of at least this magnitude is clipped.")
     silence_dbfs: float = Field(default=-60.0, description="Audio that never exceeds this level is silent throughout.")
 
 
-class RateConfig(BaseModel):
+class RateConfig(Settings):
     """The two-sided rate term: too fast and too slow both lose, so that neither hurry nor drawl pays."""
-
-    model_config = ConfigDict(extra="forbid")
 
     units_per_second: Bounds = Field(
         default=(2.0, 8.0),
@@ -113,10 +106,8 @@ class RateConfig(BaseModel):
     )
 
 
-class WeightsConfig(BaseModel):
+class WeightsConfig(Settings):
     """Weights of the built-in terms, each within [0, 1]; the reward is their weighted mean."""
-
-    model_config = ConfigDict(extra="forbid")
 
     wer: float = Field(default=0.7, ge=0.0, description="Weight of 1 - tanh(wer_scale * WER).")
     cer: float = Field(default=0.0, ge=0.0, description="Weight of 1 - tanh(wer_scale * CER).")
@@ -124,14 +115,12 @@ class WeightsConfig(BaseModel):
     rate: float = Field(default=0.0, ge=0.0, description="Weight of right * the two-sided rate term.")
 
 
-class GateConfig(BaseModel):
+class GateConfig(Settings):
     """Multiplies the reward by `factor` where a component lies outside [min, max].
 
     A null component passes only where it does not apply to the item at all (no reference duration, no codes, no mark in
     the text); one that could not be measured does not.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     component: str = Field(description="Name of a score component.")
     min: float | None = Field(default=None, description="Smallest value that passes.")
@@ -145,10 +134,8 @@ class GateConfig(BaseModel):
         return self
 
 
-class ComponentConfig(BaseModel):
+class ComponentConfig(Settings):
     """A component of one's own: `function(item, components, **kwargs) -> float | None`, recorded under `name`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(description="Column name of the component.")
     import_path: str = Field(description="`module:function`.", pattern=r"^[\w.]+:[\w.]+$")
@@ -168,14 +155,12 @@ def default_gates() -> list[GateConfig]:
     ]
 
 
-class RewardConfig(BaseModel):
+class RewardConfig(Settings):
     """How candidates are scored.
 
     The default reward, in [0, 1]: ``gates * (0.7 * (1 - tanh(3 * WER)) + 0.3 * right * (1 - pause_error))``, right
     being the share of the text's words that were recognized; the minimum where nothing was (docs/REWARD.md).
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     recognizer: RecognizerConfig = Field(default_factory=RecognizerConfig, description="The recognizer that rewards.")
     evaluator: RecognizerConfig = Field(
@@ -240,10 +225,8 @@ class RewardConfig(BaseModel):
         return settings
 
 
-class ServiceConfig(BaseModel):
+class ServiceConfig(Settings):
     """`talker-rl serve`: where it listens, how it batches, and what it refuses."""
-
-    model_config = ConfigDict(extra="forbid")
 
     host: str = Field(
         default="127.0.0.1", description="Address to listen on; any but a loopback address needs a token."

@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from talker_rl.base.errors import ConfigError
+from talker_rl.base.names import model_name
+from talker_rl.base.settings import Settings
 from talker_rl.base.text.tokens import LANGUAGES
 from talker_rl.reward.asr.names import KNOWN, same_model
 
 Lang = Literal["zh", "en", "mixed"]
 
 
-class RecognizerSettings(BaseModel):
+class RecognizerSettings(Settings):
     """One recognizer, and what it refuses to listen to."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: str = Field(
         default="funasr", description="`funasr`, `whisper`, or the import path `module:factory` of one's own; a known "
@@ -164,3 +164,12 @@ def shared_languages(recognizer: RecognizerConfig, evaluator: RecognizerConfig) 
         if one.path and one.type == other.type and same_model(one.path, other.path):
             found.append(lang)
     return found
+
+
+def recognizer_name(recognizer: RecognizerConfig) -> str:
+    """A recognizer's label, with names in the place of folders."""
+    def named(settings: Any) -> dict[str, str]:
+        return {"path": model_name(settings.path) if settings.path else ""}
+
+    routes = {lang: route.model_copy(update=named(route)) for lang, route in recognizer.by_lang.items()}
+    return recognizer.model_copy(update={**named(recognizer), "by_lang": routes}).label

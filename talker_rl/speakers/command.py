@@ -11,11 +11,12 @@ from pathlib import Path
 
 from talker_rl.base.errors import StageError
 from talker_rl.base.figures import count
+from talker_rl.base.findings import Finding
 from talker_rl.config import RunConfig, load_config
 from talker_rl.records.prompt import Prompt
 from talker_rl.shipped import split
 from talker_rl.speakers.sound import Heard
-from talker_rl.speech.protocol import Finding, NewSpeaker
+from talker_rl.speech.protocol import NewSpeaker
 from talker_rl.speech.registry import family_of
 
 HEARD_PROMPTS = 6

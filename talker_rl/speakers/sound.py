@@ -14,11 +14,12 @@ import numpy as np
 
 from talker_rl.base.errors import DataError, StageError
 from talker_rl.base.figures import count
+from talker_rl.base.findings import Finding
 from talker_rl.base.ids import derive_seed
 from talker_rl.records.codec import Codec
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ModelConfig, SamplingConfig, Token2WavConfig
-from talker_rl.speech.protocol import Finding, Generator, SampleRequest, Utterance
+from talker_rl.speech.protocol import Generator, SampleRequest, Utterance
 from talker_rl.speech.registry import load
 
 if TYPE_CHECKING:

@@ -27,13 +27,12 @@ from talker_rl.base.file_hash import cached_hash
 from talker_rl.speech import adapter_files
 from talker_rl.speech.adapter_files import PREFIX, SETTINGS, WEIGHTS, adapter_weights, restoring
 from talker_rl.speech.config import LoraSettings
-from talker_rl.speech.files import read_headers, read_tensors, require_file
+from talker_rl.speech.files import read_headers, read_tensors, require_file, stored_as_floats
 from talker_rl.speech.quiet import quiet_transformers
-from talker_rl.speech.qwen2_5_omni.published import stored_as_floats
 from talker_rl.speech.unwrap import unwrap_talker
 
-__all__ = ["PREFIX", "SETTINGS", "WEIGHTS", "adapter_settings", "adapter_weights", "check_adapter", "check_adapter_of",
-           "check_base_tensors", "check_finite", "meta_talker", "target_problem"]
+__all__ = ["PREFIX", "SETTINGS", "WEIGHTS", "adapter_settings", "adapter_weights", "check_adapter",
+           "check_adapter_of_class", "check_base_tensors", "check_finite", "on_meta", "target_problem"]
 
 FREE = {"alpha_pattern", "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules",
         "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout",
@@ -52,27 +51,10 @@ _sound: set[tuple[str, ...]] = set()
 without memory takes seconds, and a worker loads the same adapter for every task."""
 
 
-def meta_talker(config: Any) -> Any:
-    """The Talker of a Qwen2_5OmniConfig on the meta device."""
-    return _on_meta(*_talker_of(config))
-
-
-def _talker_of(config: Any) -> tuple[type, Any]:
-    """Class and config of the Talker that a Qwen2_5OmniConfig describes."""
-    from talker_rl.speech.qwen2_5_omni.checkpoint import part_class
-
-    cls, attribute = part_class("talker")
-    return cls, getattr(config, attribute)
-
-
-def _on_meta(cls: type, config: Any) -> Any:
+def on_meta(cls: type, config: Any) -> Any:
+    """A module of this class and config, without memory."""
     with quiet_transformers(), torch.device("meta"):
         return cls(copy.deepcopy(config))
-
-
-def check_adapter_of(config: Any, folder: Path) -> None:
-    """:func:`check_adapter` for the Talker that a Qwen2_5OmniConfig describes."""
-    _check(*_talker_of(config), folder)
 
 
 def check_adapter(talker: Any, folder: Path) -> None:
@@ -83,10 +65,11 @@ def check_adapter(talker: Any, folder: Path) -> None:
             first tensor or setting that does not.
     """
     inner = unwrap_talker(talker)
-    _check(type(inner), inner.config, folder)
+    check_adapter_of_class(type(inner), inner.config, folder)
 
 
-def _check(cls: type, config: Any, folder: Path) -> None:
+def check_adapter_of_class(cls: type, config: Any, folder: Path) -> None:
+    """:func:`check_adapter` for a Talker of this class and config; no weights of it are needed."""
     settings = adapter_settings(folder)
     weights = adapter_weights(folder)
     files = cached_hash(folder / SETTINGS), cached_hash(weights)
@@ -96,7 +79,7 @@ def _check(cls: type, config: Any, folder: Path) -> None:
     with restoring(folder):
         header = read_headers(weights)
     adapter_files.refuse_other_names(folder, header, settings)
-    talker = _on_meta(cls, config)
+    talker = on_meta(cls, config)
     modules = {name for name, _ in talker.named_modules()}  # before there are layers of LoRA in it
     own = {name: tuple(value.shape) for name, value in talker.named_parameters()}
     expected = _expected(talker, settings, folder / SETTINGS)

@@ -146,3 +146,8 @@ def refuse_other_names(folder: Path, names: Collection[str], settings: Mapping[s
 
 def _rename(old: str, new: str) -> str:
     return _RENAME.format(file=WEIGHTS, old=old, new=new)
+
+
+def is_adapter(weights: Path) -> bool:
+    """Whether a folder of trained weights is a PEFT adapter (else it holds full weights)."""
+    return (weights / "adapter_config.json").is_file() or (weights / WEIGHTS).is_file()

@@ -1,26 +1,25 @@
 """Conditioning on disk: safetensors shards, keyed by content, each finished by an atomic rename.
 
-A shard holds ``<prompt_id>.prefix``, ``<prompt_id>.reply_stream`` and, where the prefix holds images or video,
-``<prompt_id>.position_ids``; its header's metadata says which content key each prompt was computed from. The headers
-are the truth; ``index.json`` repeats them for other tools.
+A shard holds ``<prompt_id>.<name>`` for each tensor of a prompt's conditioning; its header's metadata says which
+content key each prompt was computed from, and of which family it is. The headers are the truth; ``index.json`` repeats
+them for other tools.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from talker_rl.base.errors import DataError, PromptError, StageError, TalkerRLError, is_disk_full
+from talker_rl.base.errors import DataError, StageError, is_disk_full
 from talker_rl.base.figures import count
 from talker_rl.base.ids import stable_hash
-from talker_rl.records.prompt import Prompt
-from talker_rl.speech.config import ConditioningConfig
+from talker_rl.records.codec import FIRST
 from talker_rl.speech.files import map_tensors
-from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
-from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning, compute_conditioning, conditioning_key
+from talker_rl.speech.protocol import Conditioning
+from talker_rl.speech.registry import family_named
 
 _META = "talker_rl.conditioning"
 
@@ -58,7 +57,7 @@ class ConditioningCache:
         """Whether this prompt is stored, computed from exactly this content."""
         return self._entries.get(prompt_id, {}).get("key") == key
 
-    def load(self, prompt_ids: Sequence[str] | None = None) -> dict[str, Conditioning]:
+    def load(self, prompt_ids: Sequence[str] | None = None) -> dict[str, Any]:
         """Conditioning by prompt id; all of it without ``prompt_ids``. Tensors stay on disk until they are used.
 
         Raises:
@@ -72,7 +71,7 @@ class ConditioningCache:
                 where=str(self.folder),
                 fix="run the conditioning stage again",
             )
-        out: dict[str, Conditioning] = {}
+        out: dict[str, Any] = {}
         by_shard: dict[Path, list[str]] = {}
         for prompt_id in wanted:
             by_shard.setdefault(self._entries[prompt_id]["shard"], []).append(prompt_id)
@@ -90,16 +89,10 @@ class ConditioningCache:
         from safetensors.torch import save_file
 
         entries: dict[str, dict[str, Any]] = {
-            c.prompt_id: {"key": key, "speaker": c.speaker, "reply_text": c.reply_text}
-            | ({"position_ids": True} if c.position_ids is not None else {})
+            c.prompt_id: {"key": key, "speaker": c.speaker, "reply_text": c.reply_text, "codec": c.codec}
             for c, key in items
         }
-        tensors = {}
-        for c, _ in items:
-            tensors[f"{c.prompt_id}.prefix"] = c.prefix.contiguous()
-            tensors[f"{c.prompt_id}.reply_stream"] = c.reply_stream.contiguous()
-            if c.position_ids is not None:
-                tensors[f"{c.prompt_id}.position_ids"] = c.position_ids.contiguous()
+        tensors = {f"{c.prompt_id}.{name}": x.contiguous() for c, _ in items for name, x in c.tensors().items()}
         name = stable_hash("shard", sorted((i, e["key"]) for i, e in entries.items()))[:16]
         shard = self.folder / f"{name}.safetensors"
         temporary = shard.with_suffix(f".tmp{os.getpid()}")
@@ -111,7 +104,7 @@ class ConditioningCache:
             if is_disk_full(error):
                 raise StageError("the disk is full", where=str(shard), fix="free some space and run again") from error
             raise
-        self._entries.update({i: {**e, "shard": shard} for i, e in entries.items()})
+        self._entries.update(_read_entries(shard))
         self._write_index()
         return shard
 
@@ -138,67 +131,33 @@ def _read_entries(shard: Path) -> dict[str, dict[str, Any]]:
 
     try:
         with safe_open(str(shard), framework="pt") as reader:  # checks that the file is as long as its header says
-            entries = json.loads((reader.metadata() or {})[_META])
+            entries: dict[str, dict[str, Any]] = json.loads((reader.metadata() or {})[_META])
+            names: dict[str, list[str]] = {}
+            for key in reader.keys():
+                prompt_id, _, name = key.rpartition(".")
+                names.setdefault(prompt_id, []).append(name)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise DataError(
             f"a conditioning shard cannot be read ({error}); it may be truncated",
             where=str(shard),
             fix="delete this file and run the conditioning stage again",
         ) from error
-    return {prompt_id: {**entry, "shard": shard} for prompt_id, entry in entries.items()}
+    return {prompt_id: {**entry, "shard": shard, "tensors": names.get(prompt_id, [])}
+            for prompt_id, entry in entries.items()}
 
 
-def _read_shard(shard: Path, entries: dict[str, dict[str, Any]]) -> dict[str, Conditioning]:
+def _read_shard(shard: Path, entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
     try:
-        tensors = map_tensors(shard, [f"{i}.{part}" for i, e in entries.items() for part in _parts(e)])
+        tensors = map_tensors(shard, [f"{i}.{name}" for i, e in entries.items() for name in e["tensors"]])
+        return {
+            prompt_id: family_named(entry.get("codec") or FIRST).conditioning(
+                prompt_id, entry["speaker"], entry["reply_text"],
+                {name: tensors[f"{prompt_id}.{name}"] for name in entry["tensors"]})
+            for prompt_id, entry in entries.items()
+        }
     except (ValueError, OSError, KeyError) as error:
         raise DataError(
             f"a conditioning shard cannot be read ({error})",
             where=str(shard),
             fix="delete this file and run the conditioning stage again",
         ) from error
-    return {
-        prompt_id: Conditioning(
-            prompt_id=prompt_id,
-            prefix=tensors[f"{prompt_id}.prefix"],
-            reply_stream=tensors[f"{prompt_id}.reply_stream"],
-            speaker=entry["speaker"],
-            reply_text=entry["reply_text"],
-            position_ids=tensors.get(f"{prompt_id}.position_ids"),
-        )
-        for prompt_id, entry in entries.items()
-    }
-
-
-def _parts(entry: dict[str, Any]) -> tuple[str, ...]:
-    return ("prefix", "reply_stream", *(["position_ids"] if entry.get("position_ids") else []))
-
-
-def ensure_conditioning(
-    omni: Omni,
-    prompts: Sequence[Prompt],
-    cfg: ConditioningConfig,
-    folder: Path | str,
-    *,
-    shard_size: int = 128,
-    errors: dict[str, TalkerRLError] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Conditioning]:
-    """Conditioning of the prompts by prompt id: what the folder has for this content, and the rest computed and stored.
-
-    Prompts that cannot be used are noted in ``errors`` where it is given, otherwise the first one raises.
-    """
-    cache = ConditioningCache(folder)
-    cache.drop_damaged()
-    keys = {p.prompt_id: conditioning_key(omni, p, cfg) for p in prompts}
-    if len(keys) != len(prompts):
-        raise PromptError("two prompts have the same prompt_id", where=str(folder), fix="remove one, or its prompt_id")
-    todo = [p for p in prompts if not cache.has(p.prompt_id, keys[p.prompt_id])]
-    for start in range(0, len(todo), shard_size):
-        fresh = compute_conditioning(omni, todo[start : start + shard_size], cfg, errors=errors)
-        if fresh:
-            cache.put([(c, keys[c.prompt_id]) for c in fresh])
-        if progress:
-            progress(min(start + shard_size, len(todo)), len(todo))
-    failed = errors or {}
-    return cache.load([p.prompt_id for p in prompts if p.prompt_id not in failed])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from talker_rl.base.settings import Settings
 
 SPEECH_SYSTEM_PROMPT = (
     "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, "
@@ -32,11 +34,7 @@ REFUSED_SEARCHES = {
 """transformers' options whose sequences are no samples of the policy, and what each asks for."""
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-
-class ModelConfig(_Settings):
+class ModelConfig(Settings):
     """Which checkpoint, and how it is loaded."""
 
     path: str = Field(
@@ -74,7 +72,7 @@ class ModelConfig(_Settings):
     )
 
 
-class ConditioningConfig(_Settings):
+class ConditioningConfig(Settings):
     """How the Thinker turns a prompt into what the Talker reads."""
 
     mode: Literal["teacher_forced", "generate"] = Field(
@@ -89,7 +87,7 @@ class ConditioningConfig(_Settings):
     )
 
 
-class SamplingConfig(_Settings):
+class SamplingConfig(Settings):
     """How candidates are drawn: transformers' names, transformers' order, transformers' processors."""
 
     do_sample: bool = Field(default=True, description="False: the most probable code at every step.")
@@ -160,7 +158,7 @@ def branches(guidance_scale: float) -> int:
     return 2 if guidance_scale >= 1e-5 else 1
 
 
-class Token2WavConfig(_Settings):
+class Token2WavConfig(Settings):
     """How codes become speech: upstream's settings are the defaults."""
 
     preset: Literal["reward"] | None = Field(
@@ -199,7 +197,7 @@ class Token2WavConfig(_Settings):
         return EVALUATIONS[self.solver or "rk4"] * (self.num_steps - 1) * branches(self.guidance_scale)
 
 
-class LoraSettings(_Settings):
+class LoraSettings(Settings):
     """LoRA on the Talker; peft's names."""
 
     r: int = Field(default=16, ge=1, description="Rank.")

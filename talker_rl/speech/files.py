@@ -295,3 +295,8 @@ def content_hash(path: Path, parts: Sequence[str] = ()) -> str:
         needed = {file.name for part in parts for file in shards_of(path, f"{part}.")}
         names -= {name for name in names if name.endswith(".safetensors") and name not in needed}
     return stable_hash("content", [(name, cached_hash(path / name)) for name in sorted(names)])
+
+
+def stored_as_floats(dtype: str) -> bool:
+    """Whether weights can be of this type (safetensors' word); of any other they are not a model's, or quantized."""
+    return dtype in ("F64", "F32", "F16", "BF16")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from talker_rl.base.errors import CheckpointError, ConfigError
+from talker_rl.base.places import micro_dir
 from talker_rl.speech.other_folders import refuse_other
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ def resolve_model_path(path: str, patterns: Sequence[str] = HUB_PATTERNS) -> Pat
         CheckpointError: there is none.
     """
     if path == "micro":
-        from talker_rl import micro
-
-        folder = Path(micro.checkpoint_dir()) / "omni"
+        folder = micro_dir() / "omni"
         if not (folder / "config.json").is_file():
             raise CheckpointError("the micro model is not there", where=str(folder), fix="run `talker-rl micro build`")
         return folder

@@ -17,18 +17,11 @@ import torch
 from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.base.names import model_name
 from talker_rl.speech import adapter_files
-from talker_rl.speech.adapter_check import (
-    check_adapter,
-    check_adapter_of,
-    check_base_tensors,
-    check_finite,
-    meta_talker,
-    target_problem,
-)
+from talker_rl.speech.adapter_check import check_adapter, check_base_tensors, check_finite, target_problem
 from talker_rl.speech.config import LoraSettings
 from talker_rl.speech.unwrap import unwrap_talker
 
-__all__ = ["attach_lora", "check_adapter", "check_adapter_of", "check_lora_of", "load_lora", "merged",
+__all__ = ["attach_lora", "check_adapter", "load_lora", "merged",
            "reference_logps", "resolve_adapter", "save_lora"]
 
 POLICY, REFERENCE = "default", "reference"
@@ -69,16 +62,6 @@ def attach_lora(talker: Any, settings: LoraSettings, *, base_model: str, seed: i
             raise _refused(str(error).splitlines()[0], talker) from error
     model.peft_config[POLICY].base_model_name_or_path = base_model  # peft would put the module's own name here
     return model
-
-
-def check_lora_of(config: Any, settings: LoraSettings) -> None:
-    """Whether :func:`attach_lora` would take these settings, on the Talker of a Qwen2_5OmniConfig; no weights are read.
-
-    Raises:
-        ConfigError: as there.
-    """
-    with torch.device("meta"):
-        attach_lora(meta_talker(config), settings, base_model="")
 
 
 def _refused(problem: str, talker: Any) -> ConfigError:

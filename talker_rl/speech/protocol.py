@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+from talker_rl.base.findings import Finding
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.codec import Codec
 from talker_rl.records.prompt import Prompt
@@ -38,6 +39,16 @@ class Conditioning(Protocol):
     prompt_id: str
     speaker: str
     reply_text: str
+
+    @property
+    def codec(self) -> str:
+        """Name of the family's codec."""
+        ...
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Positions of the prefix, and rows of the reply stream."""
+        ...
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Everything that decides a log-prob, by name: what is stored, and what content hashes are made of."""
@@ -155,10 +166,6 @@ class Policy(Protocol):
             CheckpointError: they are not of this policy.
         """
         ...
-
-
-Finding = tuple[str, str]
-"""(``ok``, ``warn`` or ``fail``; what was found)."""
 
 
 class NewSpeaker(Protocol):

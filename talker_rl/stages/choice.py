@@ -8,35 +8,43 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from talker_rl.base.disk import atomic_write, read_json
 from talker_rl.base.errors import StageError
-from talker_rl.base.figures import written
+from talker_rl.base.figures import count, written
+from talker_rl.config import RunConfig
 from talker_rl.evaluation.summary import variant_summary
-from talker_rl.records.rows import to_row
-from talker_rl.stages import worker
-from talker_rl.stages.context import Context, choice_stage, train_stage
-from talker_rl.stages.scores import score_task
+from talker_rl.planning import memory
+from talker_rl.planning.forecast import Job, Part, heard, records, spoken
+from talker_rl.stages import tasks, worker
+from talker_rl.stages.context import Context
+from talker_rl.stages.inputs import model_dump, model_input, start_adapter, start_input
+from talker_rl.stages.rounds import Round, choice_stage, train_stage
+from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.run_dir import timed
-from talker_rl.store.shards import ShardFolder, chunks
-
-CANDIDATES = "candidates"
-"""Folder in which a choice keeps what its checkpoints sampled."""
+from talker_rl.store.shards import chunks
 
 
-def run(ctx: Context, variant: str, index: int) -> Path:
+def run(ctx: Context, round_: Round) -> None:
+    """Choose the checkpoints of a round's variants; after the last round they are the run's result."""
+    for variant in round_.variants(ctx.config):
+        choose(ctx, variant, round_.index)
+        if round_.index == ctx.config.iterations:
+            export_variant(ctx, variant)
+
+
+def choose(ctx: Context, variant: str, index: int) -> Path:
     """Write ``round<index>/choice/<variant>/choice.json``; returns the folder of the policy that was chosen."""
     from talker_rl.train.checkpoints import list_checkpoints
 
     stage, trained = choice_stage(variant, index), train_stage(variant, index)
-    inputs = {"prompts": ctx.run.content("prompts"), "conditioning": ctx.run.content("conditioning"),
-              trained: ctx.run.content(trained), "reward": ctx.scorer_input("recognizer"), **ctx.model_input(),
-              **ctx.start_input()}
+    inputs = {**ctx.contents("prompts", "conditioning", trained), "reward": ctx.scorer_input("recognizer"),
+              **model_input(ctx.config), **start_input(ctx.config)}
     cfg = ctx.config.dev
     sampling = cfg.sampling or ctx.config.rollouts.sampling
-    key = ctx.begin(stage, "choice", inputs, {"sampling": sampling.model_dump(mode="json"),
-                                              "shard_size": ctx.config.rollouts.shard_size})
+    key = STAGE.begin(ctx.run, ctx.config, stage, inputs, {"sampling": sampling.model_dump(mode="json"),
+                                                           "shard_size": ctx.config.rollouts.shard_size})
     result = ctx.run.path / stage / "choice.json"
     if ctx.run.is_done(stage) and result.exists():
         return _policy_folder(ctx, read_json(result), variant, index)
@@ -53,23 +61,19 @@ def run(ctx: Context, variant: str, index: int) -> Path:
                              where=str(ctx.run.path / trained), fix=f"leave train.{variant}.args.save_total_limit out")
         checkpoints = {step: checkpoints[step]}
     known = _start_rows(ctx, variant, index)
-    policies: dict[int, Path | None] = {**checkpoints} if known else {0: ctx.start_adapter, **checkpoints}
+    policies: dict[int, Path | None] = {**checkpoints} if known else {0: start_adapter(ctx.config), **checkpoints}
     prompts = ctx.prompts("dev")
     parts = chunks(prompts, ctx.config.rollouts.shard_size)
     work = [(step, part) for step in policies for part in parts]
 
-    def task(i: int) -> worker.EvalTask:
+    def task(i: int) -> worker.Task:
         step, part = work[i]
-        return eval_task(ctx, policies[step], "dev", part, cfg.num_candidates, sampling.model_dump(mode="json"))
-
-    candidates = ShardFolder(ctx.run.path / stage / CANDIDATES, key)
-
-    def store(folder: ShardFolder, i: int, made: dict[str, list[dict[str, Any]]]) -> None:
-        for target, name in ((candidates, "candidates"), (folder, "rows")):
-            target.write(i, [{"step": work[i][0], **row} for row in made[name]])
+        return worker.Task(model_dump(ctx.config),
+                           tasks.sampling(ctx, policies[step], "dev", part, cfg.num_candidates, sampling),
+                           tasks.judging(ctx, part, "dev"))
 
     with timed() as seconds:
-        folder = ctx.fill(stage, key, len(work), task, worker.sample_and_score, store)
+        folder = tasks.speak(ctx, stage, key, len(work), task, lambda i: {"step": work[i][0]})
         table = _table([*known, *folder.all_rows()])
         eligible = [row for row in table if row["step"] or index > 1]
         sign = -1.0 if cfg.metric == "reward" else 1.0
@@ -93,28 +97,34 @@ def _start_rows(ctx: Context, variant: str, index: int) -> list[dict[str, Any]]:
         return []
     stage = choice_stage(variant, index - 1)
     step = read_json(ctx.run.path / stage / "choice.json")["step"]
-    spoken = list(ShardFolder(ctx.run.path / stage).all_rows())
     if step == 0:  # the round before was undone: its start is the one of the round before that
         return _start_rows(ctx, variant, index - 1)
-    return [{**row, "step": 0} for row in spoken if row["step"] == step]
+    return [{**row, "step": 0} for row in ctx.shards(stage).all_rows() if row["step"] == step]
 
 
 def dev_rows(ctx: Context, variant: str, index: int) -> list[dict[str, Any]]:
     """Every dev utterance of a finished choice, by ``step``; step 0 is the policy that the round began with."""
     ctx.run.content(choice_stage(variant, index))
-    spoken = ShardFolder(ctx.run.path / choice_stage(variant, index)).all_rows()
-    return [*_start_rows(ctx, variant, index), *spoken]
+    return [*_start_rows(ctx, variant, index), *ctx.shards(choice_stage(variant, index)).all_rows()]
 
 
 def dev_candidates(ctx: Context, variant: str, index: int) -> list[dict[str, Any]]:
     """Candidate rows (with codes) of a finished choice, by ``step``; none where an earlier version kept none."""
-    return list(ShardFolder(ctx.run.path / choice_stage(variant, index) / CANDIDATES).all_rows())
+    return list(ctx.shards(f"{choice_stage(variant, index)}/{tasks.CANDIDATES}").all_rows())
 
 
 def chosen_policy(ctx: Context, variant: str, index: int) -> Path:
     """Folder of the policy that a finished choice named."""
     ctx.run.content(choice_stage(variant, index))
     return _policy_folder(ctx, read_json(ctx.run.path / choice_stage(variant, index) / "choice.json"), variant, index)
+
+
+def start_of(ctx: Context, round_: Round, variant: str | None) -> tuple[Path | None, dict[str, str]]:
+    """The policy a round begins with and what it comes from; for round 1 ``model.adapter``, or the base."""
+    if round_.index == 1 or variant is None:
+        return start_adapter(ctx.config), start_input(ctx.config)
+    before = round_.index - 1
+    return chosen_policy(ctx, variant, before), ctx.contents(choice_stage(variant, before))
 
 
 def _policy_folder(ctx: Context, choice: dict[str, Any], variant: str, index: int) -> Path:
@@ -135,23 +145,6 @@ def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                                              "duration_ratio", "cap_hit_rate", "deletion_rate", "insertion_rate",
                                              "substitution_rate")}})
     return table
-
-
-def eval_task(
-    ctx: Context, policy: Path | None, purpose: str, prompts: list, count: int, sampling: dict[str, Any],
-    *, model: dict[str, Any] | None = None, mode: Literal["dev", "eval"] = "dev", extras: int = 0,
-    audio: worker.AudioSpec | None = None,
-) -> worker.EvalTask:
-    """Sample from a policy and score what it says; the same seeds whatever the policy."""
-    rollout = worker.RolloutTask(
-        model=model or ctx.model_dump(), policy=str(policy) if policy else None,
-        conditioning=str(ctx.run.path / "conditioning"), prompt_ids=[p.prompt_id for p in prompts],
-        seeds=[ctx.seeds(purpose, p, count) for p in prompts], sampling=sampling,
-        batch_size=ctx.config.rollouts.batch_size,
-    )
-    scoring = score_task(ctx, [to_row(p) for p in prompts], [], audio)
-    scoring.mode, scoring.extras = mode, extras
-    return worker.EvalTask(rollout, scoring)
 
 
 def export_variant(ctx: Context, variant: str) -> Path:
@@ -178,3 +171,36 @@ def export_variant(ctx: Context, variant: str) -> Path:
     atomic_write(target / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     ctx.write_json(f"train/{variant}/chosen.json", {"round": int(trained.parts[-3].removeprefix("round")), **chosen})
     return target
+
+
+def tried(config: RunConfig, variant: str) -> int | None:
+    """How many checkpoints a training saves, where that is known beforehand."""
+    cfg = config.train[variant]
+    return 1 if config.dev.checkpoints != "all" else cfg.checkpoints(0) if cfg.fixed_steps else None
+
+
+def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
+    assert round_.variant is not None
+    saved, first = tried(config, round_.variant), round_.index == 1
+    each = sizes["dev"] * config.dev.num_candidates
+    known = (count(saved, "checkpoint") if saved else "every saved checkpoint") + " and the start" * first
+    return [Step("choice", f"{round_}: {known}, {count(each, 'dev utterance')} each", each * ((saved or 1) + first))]
+
+
+def _work(job: Job, index: int) -> list[Part]:
+    """Saved checkpoints, and in round 1 the start, on dev."""
+    config = job.config
+    every, each = config.dev.checkpoints == "all", config.dev.num_candidates
+    policies = sum((cfg.checkpoints(records(job, cfg)) if every else 1) + (index == 1) for cfg in config.train.values())
+    texts = policies * job.sizes["dev"]
+    works = spoken(job, texts, each) + heard(job, "recognizer", texts * each)
+    label = f"round {index}: {count(policies, 'policy', 'policies')}, {count(texts * each, 'utterance')}"
+    return [Part("choice", label, works, job.devices, job.peaks["choice"], texts * each * memory.SCORE_BYTES,
+                 len(config.train))]
+
+
+STAGE = Stage(
+    "choice", "choice", run, "variant", plan=_plan, work=_work,
+    key=("dev", "token2wav", "seed", "model.dtype", "model.attn_implementation"),
+    through=("rollouts.sampling", "rollouts.shard_size", "model.adapter", *MODEL, *REWARD),
+)

@@ -8,7 +8,15 @@ from talker_rl.base.disk import atomic_write
 from talker_rl.base.errors import PromptError, TalkerRLError
 from talker_rl.base.figures import count
 from talker_rl.base.ids import stable_hash
-from talker_rl.stages.context import SETS, Context
+from talker_rl.config import RunConfig
+from talker_rl.data.speaker_settings import SETS
+from talker_rl.planning import cost, memory
+from talker_rl.planning.forecast import Job, Part
+from talker_rl.speech.registry import load
+from talker_rl.stages.context import Context
+from talker_rl.stages.inputs import model_input
+from talker_rl.stages.rounds import Round
+from talker_rl.stages.stage import Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import chunks
 
@@ -25,13 +33,11 @@ Note = dict[str, str]
 def run(ctx: Context) -> None:
     """Write ``conditioning/`` (safetensors shards and index); prompts the model cannot speak are counted and told."""
     from talker_rl.speech.cache import ConditioningCache
-    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
-    from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning, conditioning_key
 
-    inputs = {"prompts": ctx.run.content("prompts"), **ctx.model_input("thinker")}
+    inputs = ctx.contents("prompts") | model_input(ctx.config, "conditioner")
     cfg = ctx.config.conditioning
     limit = {"conditioning.max_reply_wer": cfg.max_reply_wer} if cfg.mode == "generate" else None
-    key = ctx.begin("conditioning", "conditioning", inputs, limit)
+    key = STAGE.begin(ctx.run, ctx.config, "conditioning", inputs, limit)
     folder = ctx.run.path / "conditioning"
     notes = folder / "skipped.json"
     skipped: dict[str, Note] = {i: _note(told) for i, told in ctx.skipped_prompts().items()}
@@ -47,15 +53,15 @@ def run(ctx: Context) -> None:
     if ctx.run.is_done("conditioning") and all(p.prompt_id in cache for p in prompts):
         return
     with timed() as seconds:
-        omni = load_omni(ctx.config.model, parts=("thinker",))
-        keys = {p.prompt_id: conditioning_key(omni, p, cfg) for p in prompts}
+        generator = load(ctx.config.model, parts=("conditioner",))
+        keys = {p.prompt_id: generator.conditioning_key(p, cfg) for p in prompts}
         parts, stored = chunks(prompts, SHARD_SIZE), 0
         for part in ctx.progress(parts, len(parts), "conditioning"):
             if all(cache.has(p.prompt_id, keys[p.prompt_id]) for p in part):
                 stored += len(part)
                 continue
             errors: dict[str, TalkerRLError] = {}
-            fresh = compute_conditioning(omni, part, cfg, errors=errors)
+            fresh = generator.condition(part, cfg, errors=errors)
             skipped |= {prompt_id: _note(error) for prompt_id, error in errors.items()}
             if fresh:
                 cache.put([(c, keys[c.prompt_id]) for c in fresh])
@@ -101,3 +107,24 @@ def _one_line(text: str, width: int = 160) -> str:
     text = " ".join(text.split())
     half = (width - 1) // 2
     return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
+
+
+def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
+    return [Step("conditioning", f"{count(sum(sizes.values()), 'prompt')} through the Thinker")]
+
+
+def _work(job: Job, index: int) -> list[Part]:
+    config, prompts = job.config, sum(job.sizes.values())
+    cfg = config.conditioning
+    works = cost.conditioning(job.geometry, prompts, job.lengths, cfg.batch_size, cfg.mode == "generate",
+                              config.model.dtype)
+    return [Part("conditioning", count(prompts, "prompt"), works, job.devices if job.machine.is_cpu else 1,
+                 job.peaks["conditioning"], memory.cache_on_disk(job.geometry, config, prompts, job.lengths))]
+
+
+STAGE = Stage(
+    "conditioning", "conditioning", run, plan=_plan, work=_work,
+    key=("conditioning.mode", "conditioning.max_reply_tokens", "model.dtype", "model.system_prompt",
+         "model.instruction", "model.thinker_quantization"),
+    through=("conditioning.max_reply_wer", "model.path", "model.speakers"),
+)

@@ -26,9 +26,12 @@ from talker_rl.records.pair import Pair
 from talker_rl.records.speech import Speech
 from talker_rl.stages import reward_noise
 from talker_rl.stages.choice import chosen_policy, dev_candidates, dev_rows
-from talker_rl.stages.context import Context, Round, choice_stage, train_stage
+from talker_rl.stages.context import Context
 from talker_rl.stages.evaluate import eval_candidates, eval_rows
 from talker_rl.stages.forcing import Forced, ForceTask, force, speech_of
+from talker_rl.stages.inputs import model_dump, model_input, start_adapter
+from talker_rl.stages.rounds import Round, choice_stage, train_stage
+from talker_rl.stages.stage import MODEL, Stage
 from talker_rl.stages.train import is_held_out
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import ShardFolder, chunks, parquet_bytes, schema_of, table_of
@@ -78,9 +81,9 @@ class _Variant:
         self.cfg, self.index = ctx.config.train[name], ctx.config.iterations
         self.trained, self.choice = train_stage(name, self.index), choice_stage(name, self.index)
         self.pairs_stage = Round(self.index, None if self.index == 1 else name).stage("pairs")
-        self.start = ctx.start_adapter if self.index == 1 else chosen_policy(ctx, name, self.index - 1)
+        self.start = start_adapter(ctx.config) if self.index == 1 else chosen_policy(ctx, name, self.index - 1)
         """The policy that the round began with; None is the base."""
-        self.reference = ctx.start_adapter if ctx.config.reference == "kept" else self.start
+        self.reference = start_adapter(ctx.config) if ctx.config.reference == "kept" else self.start
         """Likewise, what the losses compared with."""
 
     def run(self, noise: Row) -> Row:
@@ -89,12 +92,11 @@ class _Variant:
 
         ctx = self.ctx
         sources = (self.pairs_stage, "conditioning", self.trained, self.choice, "eval/base", f"eval/{self.name}")
-        self.key = ctx.begin(self.stage, "diagnostics",
-                             {name: ctx.run.content(name) for name in sources} | ctx.model_input())
+        self.key = STAGE.begin(ctx.run, ctx.config, self.stage, ctx.contents(*sources) | model_input(ctx.config))
         policies: dict[int, Path | None] = {**list_checkpoints(ctx.run.path / self.trained)}
         policies[0] = self.start
         step = int(read_json(ctx.run.path / self.choice / "choice.json")["step"])
-        found = ShardFolder(ctx.run.path / self.pairs_stage).read(0, Pair)
+        found = ctx.shards(self.pairs_stage).read(0, Pair)
         self.pairs = some_pairs(found, ctx.config.dev.held_out_share)
         with timed() as seconds:
             pairs = self._pairs(policies)
@@ -133,7 +135,7 @@ class _Variant:
         parts = chunks(self.pairs, SHARD)
         work = [(step, part) for step in sorted(policies) for part in parts]
         stage = f"{self.stage}/parts/pairs"
-        folder = ShardFolder(ctx.run.path / stage, self.key)
+        folder = ctx.shards(stage, self.key)
         if not folder.missing(len(work)):
             return folder
         references = self._references([pair for part in parts for pair in part])
@@ -160,16 +162,14 @@ class _Variant:
         """Per-token reference log-probs by pair id, in the precision of the model; mostly from the run's cache, which
         training filled."""
         from talker_rl.speech.cache import ConditioningCache
-        from talker_rl.speech.lora import load_lora
-        from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+        from talker_rl.speech.registry import load
         from talker_rl.train.reference import reference_logps
 
-        talker = load_omni(self.ctx.config.model, parts=("talker",)).talker
-        if self.reference is not None:
-            talker = load_lora(talker, self.reference, reference=self.reference)
         stored = ConditioningCache(self.ctx.run.path / "conditioning", strict=True)
-        found, _ = reference_logps(talker, pairs, stored.load(sorted({p.prompt_id for p in pairs})),
-                                   self.ctx.run.path / "reference", batch_size=self.cfg.reference_batch_size)
+        generator = load(self.ctx.config.model, parts=("talker",))
+        with generator.policy(self.reference, reference=self.reference) as policy:
+            found, _ = reference_logps(policy, pairs, stored.load(sorted({p.prompt_id for p in pairs})),
+                                       self.ctx.run.path / "reference", batch_size=self.cfg.reference_batch_size)
         return {pair.pair_id: (chosen.tolist(), rejected.tolist())
                 for pair, (chosen, rejected) in zip(pairs, found, strict=True)}
 
@@ -227,7 +227,7 @@ class _Variant:
 
     def _task(self, policies: list[Path | None], sequences: list[tuple[str, Speech]]) -> ForceTask:
         return ForceTask(
-            model=self.ctx.model_dump(), policies=[str(p) if p else None for p in policies],
+            model=model_dump(self.ctx.config), policies=[str(p) if p else None for p in policies],
             conditioning=str(self.ctx.run.path / "conditioning"), sequences=sequences,
             batch_size=self.cfg.reference_batch_size,
         )
@@ -317,3 +317,7 @@ def _beta(loss: dict[str, Any]) -> float | None:
     config = parse_loss(loss)
     found = [getattr(c, "beta", None) for c in (config, *(term.loss for term in getattr(config, "terms", ())))]
     return next((float(beta) for beta in found if beta is not None), None)
+
+
+STAGE = Stage("diagnostics", "diagnostics", each=None, through=("iterations", "reference", "model.adapter", *MODEL),
+              key=("dev.held_out_share", "model.dtype", "model.attn_implementation"))

@@ -7,16 +7,22 @@ from typing import Any
 
 from talker_rl.base.disk import atomic_write, read_json
 from talker_rl.base.errors import StageError
+from talker_rl.base.figures import count
+from talker_rl.config import RunConfig
 from talker_rl.evaluation.seed_tts_eval import figures, simplified, table
 from talker_rl.evaluation.seed_tts_rows import protocol_figures, score_rows
 from talker_rl.evaluation.summary import compare, variant_summary
+from talker_rl.planning import memory
+from talker_rl.planning.forecast import Job, Part, heard, spoken
 from talker_rl.reward.config import shared_languages
-from talker_rl.stages import likelihood, rounds, worker
-from talker_rl.stages.choice import chosen_policy, eval_task
-from talker_rl.stages.context import Context, choice_stage, talker_path
-from talker_rl.stages.scores import audio_spec
+from talker_rl.stages import likelihood, round_figures, tasks, worker
+from talker_rl.stages.choice import chosen_policy
+from talker_rl.stages.context import Context
+from talker_rl.stages.inputs import model_dump, model_input, start_adapter, start_input, talker_path
+from talker_rl.stages.rounds import Round, choice_stage
+from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.run_dir import timed
-from talker_rl.store.shards import ShardFolder, chunks
+from talker_rl.store.shards import chunks
 
 Row = dict[str, Any]
 
@@ -28,9 +34,9 @@ def run(ctx: Context) -> dict[str, Any]:
     """
     check(ctx)
     shared = shared_languages(ctx.config.reward.recognizer, ctx.config.reward.evaluator)
-    heard = [lang for lang in ctx.languages("eval") if lang in shared]
-    if heard:
-        ctx.say(f"warning: the recognizer that rewards also evaluates ({', '.join(heard)}): the figures may flatter; "
+    same = [lang for lang in ctx.languages("eval") if lang in shared]
+    if same:
+        ctx.say(f"warning: the recognizer that rewards also evaluates ({', '.join(same)}): the figures may flatter; "
                 "name another under reward.evaluator")
     base = run_base(ctx)
     last = ctx.config.iterations
@@ -43,7 +49,7 @@ def run(ctx: Context) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     for variant in ctx.config.train:
         choice = choice_stage(variant, last)
-        rows = _variant(ctx, variant, chosen_policy(ctx, variant, last), {choice: ctx.run.content(choice)})
+        rows = _variant(ctx, variant, chosen_policy(ctx, variant, last), ctx.contents(choice))
         found[variant] = _summary(ctx, variant, base, rows, trained_here=True)
     best = best_variant(ctx)
     ctx.write_json("eval/summary.json", {"variant": best, **found[best]})
@@ -67,7 +73,7 @@ def check(ctx: Context) -> None:
 
 def run_base(ctx: Context) -> list[Row]:
     """Write ``eval/base/``, the policy as the run began: every variant is measured against it. It needs no training."""
-    rows = _variant(ctx, "base", ctx.start_adapter, ctx.start_input())
+    rows = _variant(ctx, "base", start_adapter(ctx.config), start_input(ctx.config))
     found = variant_summary(rows, resamples=ctx.config.eval.bootstrap_samples)
     if ctx.config.eval.protocol:
         found["seed_tts_eval"] = _by_protocol(ctx, "base", rows)
@@ -89,12 +95,12 @@ def best_variant(ctx: Context) -> str:
 def eval_rows(ctx: Context, name: str) -> list[Row]:
     """Rows of an evaluated variant."""
     ctx.run.content(f"eval/{name}")
-    return list(ShardFolder(ctx.run.path / "eval" / name).all_rows())
+    return list(ctx.shards(f"eval/{name}").all_rows())
 
 
 def eval_candidates(ctx: Context, name: str) -> list[Row]:
     """Candidate rows (with codes) of an evaluated variant."""
-    return list(ShardFolder(ctx.run.path / "eval" / name / "candidates").all_rows())
+    return list(ctx.shards(f"eval/{name}/{tasks.CANDIDATES}").all_rows())
 
 
 def _variant(
@@ -102,32 +108,25 @@ def _variant(
 ) -> list[Row]:
     """Speak and judge the eval prompts with one policy."""
     stage, cfg = f"eval/{name}", ctx.config.eval
-    sampling = (cfg.sampling or ctx.config.rollouts.sampling).model_dump(mode="json")
-    inputs = {"prompts": ctx.run.content("prompts"), "conditioning": ctx.run.content("conditioning"),
-              "reward": ctx.scorer_input("recognizer"), "evaluator": ctx.scorer_input("evaluator"),
-              **ctx.model_input(), **more}
-    key = ctx.run.begin(stage, {
-        "seeds": cfg.seeds, "extras": cfg.extras, "sampling": sampling, "seed": ctx.config.seed,
-        "token2wav": ctx.config.token2wav.model_dump(mode="json"), "dtype": ctx.config.model.dtype,
-        "attn_implementation": ctx.config.model.attn_implementation, "shard_size": ctx.config.rollouts.shard_size,
-        "batch_size": ctx.config.rollouts.batch_size,
-    }, inputs)
+    sampling = cfg.sampling or ctx.config.rollouts.sampling
+    inputs = {**ctx.contents("prompts", "conditioning"), "reward": ctx.scorer_input("recognizer"),
+              "evaluator": ctx.scorer_input("evaluator"), **model_input(ctx.config), **more}
+    key = STAGE.begin(ctx.run, ctx.config, stage, inputs, {
+        "seeds": cfg.seeds, "extras": cfg.extras, "sampling": sampling.model_dump(mode="json"),
+        "dtype": ctx.config.model.dtype, "attn_implementation": ctx.config.model.attn_implementation,
+        "shard_size": ctx.config.rollouts.shard_size, "batch_size": ctx.config.rollouts.batch_size,
+    })
     prompts = ctx.prompts("eval")
     parts = chunks(prompts, ctx.config.rollouts.shard_size)
-    model = ctx.model_dump() | ({"talker": talker} if talker else {})
-    audio = audio_spec(ctx, stage, [p.prompt_id for p in prompts])
-    candidates = ShardFolder(ctx.run.path / stage / "candidates", key)
+    model = model_dump(ctx.config) | ({"talker": talker} if talker else {})
+    audio = tasks.audio_spec(ctx, stage, [p.prompt_id for p in prompts])
 
-    def task(i: int) -> worker.EvalTask:
-        return eval_task(ctx, policy, "eval", parts[i], cfg.seeds, sampling, model=model, mode="eval",
-                         extras=cfg.extras, audio=audio)
-
-    def store(folder: ShardFolder, i: int, made: dict[str, list[Row]]) -> None:
-        candidates.write(i, made["candidates"])
-        folder.write(i, made["rows"])
+    def task(i: int) -> worker.Task:
+        return worker.Task(model, tasks.sampling(ctx, policy, "eval", parts[i], cfg.seeds, sampling),
+                           tasks.judging(ctx, parts[i], "eval", audio=audio, extras=cfg.extras))
 
     with timed() as seconds:
-        folder = ctx.fill(stage, key, len(parts), task, worker.sample_and_score, store)
+        folder = tasks.speak(ctx, stage, key, len(parts), task)
     rows = list(folder.all_rows())
     failed = sum(row["status"] != "ok" for row in rows)
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
@@ -156,8 +155,40 @@ def _summary(
             found[side]["nll"] = codes.pop(side)
         found |= {"nll_diff_ci95": codes.pop("diff_ci95"), "nll_of": codes}
     if trained_here and ctx.config.iterations > 1:
-        found["rounds"] = rounds.table(ctx, name)
+        found["rounds"] = round_figures.table(ctx, name)
     if ctx.config.eval.protocol:
         found["seed_tts_eval"] = _by_protocol(ctx, name, rows, base)
     ctx.write_json(f"eval/{name}/summary.json", found)
     return found
+
+
+def judged(config: RunConfig) -> int:
+    """Talkers that are evaluated."""
+    return 1 + len(config.eval.talkers) + len(config.train)
+
+
+def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
+    texts, seeds = count(sizes["eval"], "text"), count(config.eval.seeds, "seed")
+    each = sizes["eval"] * config.eval.seeds
+    return [Step("evaluation", f"{count(judged(config), 'Talker')} x {count(each, 'utterance')} ({texts} x {seeds}), "
+                               "two recognizers", judged(config) * each)]
+
+
+def _work(job: Job, index: int) -> list[Part]:
+    config, texts = job.config, judged(job.config) * job.sizes["eval"]
+    utterances = texts * config.eval.seeds
+    works = spoken(job, texts, config.eval.seeds) + heard(job, "recognizer", utterances)
+    disk = (utterances * (memory.EVAL_BYTES + job.lengths.codes * memory.ROLLOUT_BYTES_A_CODE)
+            + judged(config) * memory.audio_on_disk(config, job.sizes["eval"], config.eval.seeds, job.lengths))
+    return [Part("evaluation", f"{count(judged(config), 'Talker')}: {count(utterances, 'utterance')}",
+                 works + heard(job, "evaluator", utterances), job.devices, job.peaks["evaluation"], disk,
+                 judged(config))]
+
+
+STAGE = Stage(
+    "eval", "evaluation", run, key=("seed", "token2wav"), plan=_plan, work=_work,
+    through=("eval.seeds", "eval.extras", "eval.sampling", "eval.talkers", "rollouts.sampling", "rollouts.shard_size",
+             "rollouts.batch_size", "iterations", "reward.evaluator", "model.adapter", "model.dtype",
+             "model.attn_implementation", *MODEL, *REWARD),
+    anew=("eval.bootstrap_samples", "eval.protocol", "dev.metric"),
+)

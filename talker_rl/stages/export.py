@@ -20,16 +20,18 @@ from talker_rl.base.ids import stable_hash
 from talker_rl.base.names import hub_name, model_name
 from talker_rl.base.places import check_writable_folder
 from talker_rl.planning.command import size
-from talker_rl.speech.adapter_check import adapter_settings, adapter_weights, check_adapter_of, check_finite
+from talker_rl.speech.adapter_check import adapter_settings, check_finite
+from talker_rl.speech.adapter_files import adapter_weights, is_adapter
 from talker_rl.speech.config import SPEAKING, ModelConfig
+from talker_rl.speech.exporting import Entry, Rounding
 from talker_rl.speech.files import content_hash
 from talker_rl.speech.locate import resolve_model_path
-from talker_rl.speech.qwen2_5_omni import merge
-from talker_rl.speech.qwen2_5_omni.checkpoint import read_config, speakers_of
+from talker_rl.speech.registry import family_of
+from talker_rl.speech.usage import Usage
 from talker_rl.stages import export_facts
 from talker_rl.stages.export_check import policy_of
 from talker_rl.store.run_dir import disk_full
-from talker_rl.train.card import RunFacts, Usage, model_card
+from talker_rl.train.card import RunFacts, model_card
 
 LINEAGE = "export.json"
 """What the folder was made of, for programs; it also marks a folder that --overwrite may replace."""
@@ -56,7 +58,12 @@ class Source:
     @property
     def adapter(self) -> bool:
         """Whether the weights are a PEFT adapter."""
-        return merge.is_adapter(self.weights)
+        return is_adapter(self.weights)
+
+    @property
+    def family(self) -> Any:
+        """The base's family."""
+        return family_of(self.base)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError("--merge and --adapter would write into each other", where=f"{whole}, {adapter}",
                               fix="give two folders beside each other")
     if source.adapter:
-        check_adapter_of(read_config(source.base), source.weights)
+        source.family.check_adapter(source.model, source.weights)
     name = args.base_name or _base_name(source)
     if "merge" in targets:
         _export_merged(source, targets["merge"], name, args)
@@ -119,7 +126,7 @@ def _source(args: argparse.Namespace) -> Source:
 
 def _base_of(weights: Path) -> str:
     """Where the base of an adapter is, from the run that the adapter lies in or from its own settings."""
-    named = adapter_settings(weights).get("base_model_name_or_path") if merge.is_adapter(weights) else None
+    named = adapter_settings(weights).get("base_model_name_or_path") if is_adapter(weights) else None
     if not named or not isinstance(named, str):
         raise ConfigError("The base is not known", where=str(weights), fix="name it: --model PATH")
     for above in weights.resolve().parents[:4]:
@@ -158,7 +165,7 @@ def check_target(target: Path, source: Source, overwrite: bool) -> None:
 
 
 def _export_merged(source: Source, target: Path, base_name: str, args: argparse.Namespace) -> None:
-    widen = args.talker_dtype == "float32"
+    widen, merge = args.talker_dtype == "float32", source.family.exporter()
     merged = merge.merged_tensors(source.base, source.weights, source.model)
     written = merge.entries(source.base, merged, widen=widen)
     parent = _existing(target.parent)
@@ -187,7 +194,7 @@ def _export_merged(source: Source, target: Path, base_name: str, args: argparse.
     for line in lines:
         print(f"export: {line}", file=sys.stderr)
     _note_left_out(source, written)
-    print(f"{target}: loads with Qwen2_5OmniForConditionalGeneration.from_pretrained")
+    print(f"{target}: loads with {merge.LOADS_WITH}")
 
 
 def _export_adapter(source: Source, target: Path, base_name: str, args: argparse.Namespace) -> None:
@@ -215,7 +222,7 @@ def _export_adapter(source: Source, target: Path, base_name: str, args: argparse
 _HOW = {"merge": "written anew", "keep": "as it is", "copy": "copied"}
 
 
-def _weight_lines(rounding: merge.Rounding, widened: bool) -> list[str]:
+def _weight_lines(rounding: Rounding, widened: bool) -> list[str]:
     kinds = ", ".join(sorted(rounding.dtypes))
     of = "" if rounding.changed == rounding.merged else f" of the {rounding.merged} that were merged"
     line = f"{count(rounding.changed, 'tensor')} of the Talker changed{of}, stored as {kinds}"
@@ -243,9 +250,9 @@ def _finish(
 ) -> None:
     """Write speakers of the user's own, export.json and the card."""
     model, run = source.model, source.run
-    speakers = sorted(speakers_of(model))
+    speakers = source.family.speakers(model)
     if model.speakers:
-        shutil.copyfile(Path(model.speakers).expanduser(), folder / merge.SPEAKERS)
+        shutil.copyfile(Path(model.speakers).expanduser(), folder / source.family.exporter().SPEAKERS)
     lineage = {
         "format": 1, "kind": "checkpoint" if merged else "adapter", "variant": source.name, "base": base_name,
         "base_hash": base_hash, "weights_hash": stable_hash(
@@ -313,8 +320,8 @@ def _list(files: list[tuple[str, str, int]], needed: int) -> None:
     print(f"  {'on the disk, new':<{width}}  {size(needed):>10}  beside README.md and {LINEAGE}")
 
 
-def _note_left_out(source: Source, written: list[merge.Entry]) -> None:
-    left = merge.left_out(source.base, written)
+def _note_left_out(source: Source, written: list[Entry]) -> None:
+    left = source.family.exporter().left_out(source.base, written)
     if left:
         print(f"not taken over from {source.base}: {', '.join(left)}")
 

@@ -13,11 +13,8 @@ from talker_rl.base.figures import count
 from talker_rl.records.candidate import Candidate
 from talker_rl.speech.cache import ConditioningCache
 from talker_rl.speech.config import ModelConfig
-from talker_rl.speech.lora import load_lora
-from talker_rl.speech.protocol import TalkerSequence
-from talker_rl.speech.qwen2_5_omni import merge
-from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, collate
-from talker_rl.speech.qwen2_5_omni.logps import token_logps
+from talker_rl.speech.protocol import Generator, PolicyBatch, TalkerSequence
+from talker_rl.speech.registry import family_of, load
 from talker_rl.store.shards import ShardFolder
 
 UTTERANCES = 4
@@ -33,11 +30,11 @@ class Policy:
 
     merged: Any
     """The Talker with the adapter in its weights."""
-    batch: TalkerBatch
-    base_BT: torch.Tensor
-    """Log-probs (B, T) of the base."""
-    policy_BT: torch.Tensor
-    """Log-probs (B, T) with the adapter beside the weights."""
+    batch: PolicyBatch
+    base_ST: torch.Tensor
+    """Log-probs (S, T) of the base."""
+    policy_ST: torch.Tensor
+    """Log-probs (S, T) with the adapter beside the weights."""
 
     def check(self, folder: Path, *, exact: bool) -> list[str]:
         """Read the written Talker back and compare; lines for the user and the card.
@@ -48,10 +45,11 @@ class Policy:
         Raises:
             StageError: they are not.
         """
-        mask = self.batch.completion_mask_BT
-        written = _logps(merge.base_talker(ModelConfig(path=str(folder))), self.batch)
-        difference = (written - self.policy_BT)[mask].abs()
-        trained = (self.policy_BT - self.base_BT)[mask].abs()
+        mask = self.batch.mask_ST
+        with _talker(ModelConfig(path=str(folder))).policy() as policy:
+            written = _logps(policy, self.batch)
+        difference = (written - self.policy_ST)[mask].abs()
+        trained = (self.policy_ST - self.base_ST)[mask].abs()
         if exact and float(difference.max()) > EXACT:
             raise StageError(f"The written checkpoint is not the trained policy: a log-prob differs by "
                              f"{float(difference.max()):.2g}", where=str(folder), fix="this is a bug: please report it")
@@ -71,30 +69,37 @@ def policy_of(run: Path, weights: Path, model: ModelConfig) -> Policy | None:
     Raises:
         CheckpointError: base or adapter are incomplete, or of different geometries.
     """
-    batch = _samples(run)
-    if batch is None:
+    sequences = _samples(run)
+    if not sequences:
         return None
-    talker = merge.base_talker(model)
-    base_BT = _logps(talker, batch)
-    with_adapter = load_lora(talker, weights)
-    policy_BT = _logps(with_adapter, batch)
-    return Policy(merge.merge_adapter(with_adapter, weights), batch, base_BT, policy_BT)
+    generator = _talker(model)
+    with generator.policy() as policy:
+        batch = policy.collate(sequences)
+        base_ST = _logps(policy, batch)
+    with generator.policy(weights) as policy:
+        policy_ST = _logps(policy, batch)
+    return Policy(family_of(model.path).exporter().merged_talker(weights, model), batch, base_ST, policy_ST)
 
 
-def _samples(run: Path) -> TalkerBatch | None:
+def _talker(model: ModelConfig) -> Generator:
+    """float32, on the CPU: what is merged into."""
+    return load(model.model_copy(update={"dtype": "float32", "device": "cpu"}), parts=("talker",))
+
+
+def _samples(run: Path) -> list[TalkerSequence]:
     """The first finished candidates, one per prompt, of the first round."""
     if not (run / "rollouts" / "index.json").is_file():
-        return None
+        return []
     chosen: dict[str, Candidate] = {}
     for candidate in ShardFolder(run / "rollouts").read(0, Candidate):
         if candidate.end_reason == "eos" and len(chosen) < UTTERANCES:
             chosen.setdefault(candidate.prompt_id, candidate)
     if not chosen:
-        return None
+        return []
     conditionings = ConditioningCache(run / "conditioning", strict=True).load(list(chosen))
-    return collate([TalkerSequence(conditionings[p], c.speech) for p, c in chosen.items()])
+    return [TalkerSequence(conditionings[p], c.speech) for p, c in chosen.items()]
 
 
 @torch.no_grad()
-def _logps(talker: Any, batch: TalkerBatch) -> torch.Tensor:
-    return token_logps(talker, batch)
+def _logps(policy: Any, batch: PolicyBatch) -> torch.Tensor:
+    return policy.logps(batch)  # type: ignore[no-any-return]

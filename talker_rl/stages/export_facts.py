@@ -8,13 +8,16 @@ from typing import Any
 
 from talker_rl.base.disk import read_json
 from talker_rl.base.errors import DataError, StageError
-from talker_rl.base.names import recognizer_name
 from talker_rl.base.places import require_run
 from talker_rl.config import RunConfig, load_data
+from talker_rl.data.speaker_settings import SETS
+from talker_rl.diagnostics.summary import text_lines
 from talker_rl.records.prompt import Prompt
-from talker_rl.stages.context import SETS, Round, train_stage
+from talker_rl.reward.recognizer_config import recognizer_name
+from talker_rl.speech.usage import Usage
+from talker_rl.stages.rounds import Round, train_stage
 from talker_rl.store.shards import ShardFolder
-from talker_rl.train.card import RunFacts, Usage
+from talker_rl.train.card import RunFacts
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def facts(run: Run, usage: Usage, weights: list[str], lineage: dict[str, Any]) -
         evaluation=read_json(evaluation) if evaluation.is_file() else None,
         before="before this run" if started else "base",
         judge=f"{recognizer_name(run.config.reward.evaluator)}, which rewarded nothing",
-        diagnostics=read_json(diagnostics) if diagnostics.is_file() else None,
+        length_bias=text_lines(read_json(diagnostics)) if diagnostics.is_file() else (),
         data=_data_lines(run), lineage=_lineage_lines(run, lineage),
     )
 

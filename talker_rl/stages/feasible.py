@@ -21,6 +21,7 @@ from talker_rl.reward.combine import BUILT_IN_COMPONENTS
 from talker_rl.reward.stability import speaking_units
 from talker_rl.speech.registry import codec_of
 from talker_rl.stages import named
+from talker_rl.stages.order import VERBS
 
 FASTEST = 15.0
 """Syllables per second that nobody speaks: quick speech has 8."""
@@ -34,10 +35,6 @@ _OF_THE_TEXT = {"ref_words", "pause_marks"}
 """Components that are the same for all candidates of a prompt."""
 
 
-PAIRING = ("run", "rollout", "score", "pair")
-"""Verbs that are of no use where nothing to learn from can come out."""
-
-
 def check_config(config: RunConfig, verb: str = "run", *, here: bool = False, remote: bool = False) -> None:
     """Refuse what the verb could not do: settings with which no text can give a pair, or a completion, that a variant
     is to learn from; then what is named and is not there. Arguments as for :func:`named.faults`.
@@ -46,7 +43,7 @@ def check_config(config: RunConfig, verb: str = "run", *, here: bool = False, re
         ConfigError: names the setting and what to set it to.
         CheckpointError: a recognizer's folder is missing or incomplete.
     """
-    if verb in PAIRING:
+    if VERBS[verb].learns:
         check_learning(config)
     for fault in named.faults(config, verb, here=here, remote=remote):
         raise fault

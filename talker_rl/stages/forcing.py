@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from talker_rl.base.processes import one_thread
 from talker_rl.records.codec import codec_named
 from talker_rl.records.speech import Speech
-from talker_rl.stages.worker import omni_of, one_thread, policy_on
+from talker_rl.stages.worker import generator_of
+
+if TYPE_CHECKING:
+    from talker_rl.speech.protocol import Policy, TalkerSequence
 
 
 @dataclass
@@ -44,30 +48,27 @@ def force(task: ForceTask) -> list[list[Forced]]:
     from talker_rl.speech.cache import ConditioningCache
     from talker_rl.speech.protocol import TalkerSequence
 
-    omni = omni_of(task.model)
+    generator = generator_of(task.model)
     prompt_ids = sorted({prompt_id for prompt_id, _ in task.sequences})
     stored = ConditioningCache(task.conditioning, strict=True).load(prompt_ids)
     examples = [TalkerSequence(stored[prompt_id], speech) for prompt_id, speech in task.sequences]
     found = []
-    for policy in task.policies:
-        with one_thread(), policy_on(omni, policy) as talker:
-            found.append(_force(talker, examples, task.batch_size))
+    for weights in task.policies:
+        with one_thread(), generator.policy(weights) as policy:
+            found.append(_force(policy, examples, task.batch_size))
     return found
 
 
-def _force(talker: Any, examples: Sequence[Any], batch_size: int) -> list[Forced]:
+def _force(policy: Policy, examples: Sequence[TalkerSequence], batch_size: int) -> list[Forced]:
     """Sequences of a prompt side by side share its prefix."""
     import torch
-
-    from talker_rl.speech.qwen2_5_omni.layout import collate
-    from talker_rl.speech.qwen2_5_omni.logps import token_and_stop_logps
 
     order = sorted(range(len(examples)), key=lambda i: examples[i].conditioning.prompt_id)
     found: dict[int, Forced] = {}
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
         with torch.no_grad():
-            logps, stops = token_and_stop_logps(talker, collate([examples[i] for i in batch]))
+            logps, stops = policy.logps_and_stops(policy.collate([examples[i] for i in batch]))
         for i, row, stop in zip(batch, logps.cpu(), stops.exp().cpu(), strict=True):
             length = examples[i].speech.steps
             found[i] = Forced(row[:length].tolist(), stop[:length].tolist())

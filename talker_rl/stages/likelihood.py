@@ -8,8 +8,11 @@ from typing import Any
 from talker_rl.evaluation.likelihood import compare_likelihood
 from talker_rl.records.pair import Completion
 from talker_rl.stages.choice import chosen_policy
-from talker_rl.stages.context import Context, Round, choice_stage
+from talker_rl.stages.context import Context
 from talker_rl.stages.forcing import Forced, ForceTask, force
+from talker_rl.stages.inputs import model_dump, model_input, start_adapter, start_input
+from talker_rl.stages.rounds import Round, choice_stage
+from talker_rl.stages.stage import MODEL, Stage
 from talker_rl.stages.train import is_held_out
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import ShardFolder, chunks
@@ -30,19 +33,18 @@ def run(ctx: Context, variant: str) -> dict[str, Any] | None:
         return None
     stage, last = f"likelihood/{variant}", ctx.config.iterations
     source, choice = Round(1).data_stage(cfg.data), choice_stage(variant, last)
-    completions = [c for c in ShardFolder(ctx.run.path / source).read(0, Completion) if is_held_out(c.prompt_id, share)]
+    completions = [c for c in ctx.shards(source).read(0, Completion) if is_held_out(c.prompt_id, share)]
     if not completions:
         return None
-    key = ctx.begin(stage, "likelihood", {
-        source: ctx.run.content(source), "conditioning": ctx.run.content("conditioning"),
-        choice: ctx.run.content(choice), **ctx.model_input(), **ctx.start_input(),
+    key = STAGE.begin(ctx.run, ctx.config, stage, {
+        **ctx.contents(source, "conditioning", choice), **model_input(ctx.config), **start_input(ctx.config),
     }, {"held_out_share": share})
-    policies = [ctx.start_adapter, chosen_policy(ctx, variant, last)]
+    policies = [start_adapter(ctx.config), chosen_policy(ctx, variant, last)]
     parts = chunks(completions, SHARD)
 
     def task(i: int) -> ForceTask:
         return ForceTask(
-            model=ctx.model_dump(), policies=[str(p) if p else None for p in policies],
+            model=model_dump(ctx.config), policies=[str(p) if p else None for p in policies],
             conditioning=str(ctx.run.path / "conditioning"),
             sequences=[(c.prompt_id, c.speech) for c in parts[i]], batch_size=cfg.reference_batch_size,
         )
@@ -58,3 +60,7 @@ def run(ctx: Context, variant: str) -> dict[str, Any] | None:
         folder = ctx.fill(stage, key, len(parts), task, force, store)
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts={"completions": len(completions)})
     return compare_likelihood(list(folder.all_rows()), resamples=ctx.config.eval.bootstrap_samples)
+
+
+STAGE = Stage("likelihood", "likelihood", each=None, key=("model.dtype", "model.attn_implementation"),
+              through=("dev.held_out_share", "iterations", "model.adapter", *MODEL), anew=("eval.bootstrap_samples",))

@@ -13,22 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from talker_rl.base.errors import CheckpointError, ConfigError, PromptError, TalkerRLError
+from talker_rl.base.processes import device_list
 from talker_rl.config import RunConfig
 from talker_rl.data.prompt_files import KINDS, parse_source
 from talker_rl.reward.asr.names import KNOWN, REQUIRED, local_folder, model_folder, resolve
 from talker_rl.reward.combine import Combiner, load_function
 from talker_rl.reward.recognizer_config import RecognizerSettings
+from talker_rl.stages.order import VERBS
 
-NEEDS: dict[str, tuple[str, ...]] = {
-    "run": ("reward", "recognizer", "evaluator", "losses", "device"),
-    "condition": ("device",),
-    "rollout": ("device",),
-    "score": ("reward", "recognizer", "device"),
-    "train": ("reward", "recognizer", "losses", "device"),
-    "eval": ("reward", "recognizer", "evaluator", "device"),
-    "diagnose": ("device",),
-}
-"""Verb -> what it uses of what is named; `train` judges its checkpoints on dev."""
 _DEVICES = re.compile(r"(cpu|cuda|hip|hpu|ipu|lazy|maia|meta|mps|mtia|privateuseone|vulkan|xla|xpu)(:\d+)?")
 """Devices that torch knows of, one that is not there among them."""
 
@@ -37,11 +29,11 @@ def faults(config: RunConfig, verb: str = "run", *, here: bool = True, remote: b
     """Everything that is named and cannot be used.
 
     Args:
-        verb: only what it needs.
+        verb: only what it needs (:class:`talker_rl.stages.order.Verb`).
         here: the work will be done on this machine, now: its devices and shipped models are asked for as well.
         remote: reward services score, so no recognizer that rewards and no component of one's own is needed here.
     """
-    needs = NEEDS.get(verb, ())
+    needs = VERBS[verb].needs
     if remote and verb == "score":
         return
     if "reward" in needs:
@@ -103,9 +95,12 @@ def loss_faults(config: RunConfig) -> Iterator[TalkerRLError]:
 
 
 def device_faults(config: RunConfig, *, here: bool) -> Iterator[TalkerRLError]:
-    """Of ``model.device``."""
+    """Of ``model.device`` and ``devices``."""
     if config.model.device != "auto":
         yield from _raised(check_device, config.model.device, "model.device", here)
+    if isinstance(config.devices, list) or here:
+        for device in device_list(config.devices, config.model.device):
+            yield from _raised(check_device, device, "devices", here)
 
 
 def check_heard(config: RunConfig, which: str, languages: Iterable[str]) -> None:

@@ -7,18 +7,22 @@ from pathlib import Path
 from talker_rl.base.errors import DataError, StageError
 from talker_rl.base.figures import count
 from talker_rl.base.file_hash import cached_hash
+from talker_rl.config import RunConfig
+from talker_rl.planning.sizes import per_round
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
-from talker_rl.stages.context import Context, Round
+from talker_rl.stages.context import Context
 from talker_rl.stages.feasible import advice
+from talker_rl.stages.inputs import model_input
 from talker_rl.stages.rollouts import prompts_of
+from talker_rl.stages.rounds import Round
 from talker_rl.stages.scores import load_scores
+from talker_rl.stages.stage import Stage, Step
 from talker_rl.store.run_dir import timed
-from talker_rl.store.shards import ShardFolder
 
 
 def run(ctx: Context, round_: Round) -> None:
-    """Write ``pairs/`` of a round; every prompt that gives no pair is counted by its reason.
+    """Write ``pairs/`` of a round whose variants learn from pairs; a prompt that gives none is counted by its reason.
 
     Raises:
         StageError: no prompt gives a pair.
@@ -28,21 +32,22 @@ def run(ctx: Context, round_: Round) -> None:
     from talker_rl.data.import_pairs import import_votes
     from talker_rl.data.pairs import REASONS, select_pairs
 
+    if None not in round_.data(ctx.config):
+        return
     stage = round_.stage("pairs")
     votes = Path(ctx.config.pairs.votes) if ctx.config.pairs.votes and round_.index == 1 else None
     sources = [round_.stage("rollouts"), round_.stage("scores")]
-    inputs = {name: ctx.run.content(name) for name in sources}
+    inputs = ctx.contents(*sources)
     if votes is not None:
         if not votes.is_file():
             raise DataError("The votes file does not exist", where=str(votes), fix="check the path (pairs.votes)")
         inputs["votes"] = cached_hash(votes)
-    key = ctx.begin(stage, "pairs", inputs)
-    folder = ShardFolder(ctx.run.path / stage, key)
+    folder = ctx.shards(stage, STAGE.begin(ctx.run, ctx.config, stage, inputs))
     if ctx.run.is_done(stage) and folder.has(0):
         return
     with timed() as seconds:
         prompts = prompts_of(ctx, round_.index)
-        candidates = ShardFolder(ctx.run.path / sources[0]).read_all(Candidate)
+        candidates = ctx.shards(sources[0]).read_all(Candidate)
         if votes is not None:
             pairs, reasons = import_votes(votes, prompts, candidates)
         else:
@@ -61,9 +66,19 @@ def run(ctx: Context, round_: Round) -> None:
             raise StageError(f"No prompt gives a pair ({why})", where=str(ctx.run.path / stage), fix=fix)
         folder.write(0, pairs, Pair)
         export_pairs(pairs, ctx.run.path / stage, prompts=prompts, reasons=reasons,
-                     source={"run": ctx.config.name, **ctx.model_input()})
+                     source={"run": ctx.config.name, **model_input(ctx.config)})
     shorter = sum(p.chosen_seconds < p.rejected_seconds for p in pairs) / len(pairs)
     ctx.say(f"{stage}: {count(len(pairs), 'pair')} of {count(len(prompts), 'prompt')}, mean margin "
             f"{sum(p.margin for p in pairs) / len(pairs):.3f}, chosen is shorter in {shorter:.0%}")
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
                    counts={"pairs": len(pairs), "prompts": len(prompts), "no_pair": dict(reasons)})
+
+
+def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
+    if None not in round_.data(config):
+        return []
+    most = per_round(config, sizes) * config.pairs.max_pairs_per_prompt
+    return [Step("pairs", f"{round_}: at most {count(most, 'pair')}")]
+
+
+STAGE = Stage("pairs", "pairs", run, "round", key=("pairs", "reward.remove_length"), plan=_plan)

@@ -3,36 +3,24 @@ rounds -> evaluation -> report. Each is also a function by itself, for the verbs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from talker_rl.base.errors import StageError, TalkerRLError
+from talker_rl.base.errors import ConfigError, StageError, TalkerRLError
+from talker_rl.base.places import check_writable_folder, require_free
+from talker_rl.base.processes import WorkerPool, device_list
+from talker_rl.config import RunConfig, load_config
 from talker_rl.report.model import ReportData
-from talker_rl.stages import (
-    choice,
-    completions,
-    conditioning,
-    evaluate,
-    feasible,
-    named,
-    pairs,
-    prompts,
-    rollouts,
-    scores,
-    train,
-)
-from talker_rl.stages.context import Context, Round, choice_stage, rounds_of
+from talker_rl.shipped import split
+from talker_rl.speech.registry import family_of
+from talker_rl.stages import conditioning, evaluate, feasible, named, order, prompts, report, rollouts, scores, train
+from talker_rl.stages.context import Context, device_name
+from talker_rl.stages.inputs import start_adapter
 from talker_rl.stages.plan import describe
+from talker_rl.stages.rounds import Round, choice_stage, rounds_of
+from talker_rl.store.run_dir import RunDir
 from talker_rl.tracking import check_tracker, send_result
-
-
-def start_of(ctx: Context, round_: Round, variant: str | None) -> tuple[Path | None, dict[str, str]]:
-    """The policy a round begins with and what it comes from; for round 1 ``model.adapter``, or the base."""
-    if round_.index == 1 or variant is None:
-        return ctx.start_adapter, ctx.start_input()
-    before = choice_stage(variant, round_.index - 1)
-    return choice.chosen_policy(ctx, variant, round_.index - 1), {before: ctx.run.content(before)}
 
 
 def check_start(ctx: Context) -> None:
@@ -47,25 +35,11 @@ def check_start(ctx: Context) -> None:
     """
     feasible.check_config(ctx.config, here=True)
     named.check_prompt_files(ctx.config)
-    from talker_rl.speech.locate import resolve_model_path
-    from talker_rl.speech.lora import check_adapter_of
-    from talker_rl.speech.qwen2_5_omni.checkpoint import read_config
-
-    config = read_config(resolve_model_path(ctx.config.model.path))
-    if ctx.start_adapter is not None:  # its modules are trained on, whatever the variants say
-        check_adapter_of(config, ctx.start_adapter)
+    adapter = start_adapter(ctx.config)
+    if adapter is not None:  # its modules are trained on, whatever the variants say
+        family_of(ctx.config.model.path).check_adapter(ctx.config.model, adapter)
     else:
-        train.check_lora(ctx.config, config)
-
-
-def check_texts(ctx: Context) -> None:
-    """Whether the train texts can be said within the token limit; tells where some cannot.
-
-    Raises:
-        ConfigError: none can.
-    """
-    if told := feasible.check_texts(ctx.config, ctx.prompts("train")):
-        ctx.say(f"prompts: {told}")
+        train.check_lora(ctx.config)
 
 
 def check_prompts(ctx: Context) -> None:
@@ -76,58 +50,18 @@ def check_prompts(ctx: Context) -> None:
         CheckpointError: a language's recognizer is not there.
         StageError: variants and further Talkers share a name.
     """
-    check_texts(ctx)
+    rollouts.check_texts(ctx)
     evaluate.check(ctx)
     named.check_heard(ctx.config, "recognizer", ctx.languages())
     named.check_heard(ctx.config, "evaluator", ctx.languages("eval"))
 
 
-def run_rollouts(ctx: Context, round_: Round) -> None:
-    """Sample a round's candidates from the policy it begins with."""
-    check_texts(ctx)
-    rollouts.run(ctx, round_, *start_of(ctx, round_, round_.variant))
-
-
-def run_scores(ctx: Context, round_: Round) -> None:
-    """Score a round's candidates."""
-    scores.run(ctx, round_)
-
-
-def run_samples(ctx: Context, round_: Round) -> None:
-    """Sample and score a round's candidates, both at once; nothing where all its variants learn from a file."""
-    if all(ctx.config.train[variant].data == "file" for variant in round_.variants(ctx.config)):
-        return
-    scores.run_with_rollouts(ctx, round_, *start_of(ctx, round_, round_.variant))
-
-
-def run_pairs(ctx: Context, round_: Round) -> None:
-    """Make what a round's variants are trained on: pairs, completions, or both."""
-    for data in dict.fromkeys(ctx.config.train[variant].data for variant in round_.variants(ctx.config)):
-        if data is None:
-            pairs.run(ctx, round_)
-        else:
-            completions.run(ctx, round_, data)
-
-
-def run_training(ctx: Context, round_: Round) -> None:
-    """Train the round's variants and choose their checkpoints on dev."""
-    variants = round_.variants(ctx.config)
-    train.run(ctx.pool, [train.Training(ctx, v, round_, *start_of(ctx, round_, v)) for v in variants])
-    choose(ctx, round_, variants)
-
-
-def choose(ctx: Context, round_: Round, variants: Sequence[str]) -> None:
-    """Choose the checkpoints of trained variants on dev; after the last round they are the run's result."""
-    for variant in variants:
-        choice.run(ctx, variant, round_.index)
-        if round_.index == ctx.config.iterations:
-            choice.export_variant(ctx, variant)
-
-
-ROUND_STAGES: dict[str, Callable[[Context, Round], None]] = {
-    "rollout": run_rollouts, "score": run_scores, "pair": run_pairs, "train": run_training,
-}
-"""Verb -> what it does in a round."""
+def run_round(ctx: Context, round_: Round) -> None:
+    """A round's stages in order, the first two at once."""
+    scores.run_with_rollouts(ctx, round_)
+    for stage in order.all_stages("round") + order.all_stages("variant"):
+        if stage not in (rollouts.STAGE, scores.STAGE):
+            stage.make(ctx, round_)
 
 
 def run_verb(ctx: Context, verb: str, index: int | None = None) -> Any:
@@ -136,21 +70,19 @@ def run_verb(ctx: Context, verb: str, index: int | None = None) -> Any:
     Args:
         index: the round, where the stage belongs to one; None is the latest that can begin.
     """
-    if verb in ("train", "eval"):
+    if order.VERBS[verb].tracks:
         check_tracker(ctx.config)
-    if verb == "prompts":
-        return prompts.run(ctx)
-    if verb == "condition":
-        return conditioning.run(ctx)
     if verb == "eval":
         return evaluate_and_track(ctx)
-    if verb == "report":
-        return report(ctx)
+    made = order.stages_of(verb)
+    if made[0].each == "run":
+        return made[0].make(ctx)
     for round_ in rounds_of(ctx.config, index or _latest_round(ctx)):
         if round_.index > ctx.config.iterations:
             raise StageError(f"There is no round {round_.index}", where=f"iterations: {ctx.config.iterations}",
                              fix="raise iterations, or name an earlier round")
-        ROUND_STAGES[verb](ctx, round_)
+        for stage in made:
+            stage.make(ctx, round_)
     return None
 
 
@@ -164,21 +96,10 @@ def _latest_round(ctx: Context) -> int:
 
 def evaluate_and_track(ctx: Context) -> dict[str, Any]:
     """The figures, and where a tracker is configured, a little of what the report would show to it."""
-    from talker_rl.stages.report import collect
-
     summary = evaluate.run(ctx)
     if ctx.tracking.to != "none":
-        track(ctx, collect(ctx))
+        track(ctx, report.collect(ctx))
     return summary
-
-
-def report(ctx: Context) -> ReportData:
-    """Write the page; returns what it shows."""
-    from talker_rl.stages import report as stage
-
-    data = stage.run(ctx)
-    ctx.say(f"report: {ctx.run.path / 'report' / 'index.html'}")
-    return data
 
 
 def track(ctx: Context, data: ReportData) -> None:
@@ -203,9 +124,42 @@ def run_all(ctx: Context) -> dict[str, Any]:
     conditioning.run(ctx)
     for index in range(1, ctx.config.iterations + 1):
         for round_ in rounds_of(ctx.config, index):
-            run_samples(ctx, round_)
-            run_pairs(ctx, round_)
-            run_training(ctx, round_)
+            run_round(ctx, round_)
     summary = evaluate.run(ctx)
-    track(ctx, report(ctx))
+    track(ctx, report.run(ctx))
     return summary
+
+
+def run(
+    config: str | Path | RunConfig, run_dir: str | Path | None = None, *, overrides: Sequence[str] = (),
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run a configuration from Python, as ``talker-rl run`` does: all stages, from where the folder stands.
+
+    >>> figures = talker_rl.run("demo", "runs/demo", overrides=["seed=1"])
+    >>> figures["base"]["wer"], figures["trained"]["wer"], figures["wer_diff_ci95"]
+
+    Args:
+        config: a configuration's file or shipped name, or the settings themselves.
+        run_dir: the run's folder, begun or gone on with; None: ``runs/<name of the configuration>``.
+        overrides: ``key=value``, as on the command line.
+        quiet: no lines and bars on stderr.
+
+    Returns: the figures of ``eval/summary.json``.
+
+    Raises:
+        TalkerRLError: what does not fit, before the work where it can be known; finished shards are kept.
+    """
+    if not isinstance(config, RunConfig):
+        config = load_config(*split([str(config)], list(overrides)))
+    elif overrides:
+        raise ConfigError("Overrides belong to a configuration that is read", where="overrides",
+                          fix="set them on the settings, or give the file's name")
+    folder = Path(run_dir or Path("runs") / config.name)
+    feasible.check_config(config)
+    require_free(folder)
+    check_writable_folder(folder)
+    devices = device_list(config.devices, config.model.device)
+    with RunDir(folder) as opened, WorkerPool(config.workers, devices) as pool:
+        opened.record_command(config.resolved(), ["talker_rl.run"], device_name(config.model.device))
+        return run_all(Context(config, opened, pool, quiet=quiet))

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from talker_rl.base.errors import TalkerRLError
 from talker_rl.base.figures import count
-from talker_rl.config import RunConfig, SetLimits
-from talker_rl.data.prompt_files import count_rows, parse_source
-from talker_rl.data.speakers import voices
-from talker_rl.stages.context import rounds_of
+from talker_rl.config import RunConfig
+from talker_rl.planning.forecast import Job, Part
+from talker_rl.planning.sizes import set_sizes
+from talker_rl.stages import choice
+from talker_rl.stages.order import all_stages
+from talker_rl.stages.rounds import Round, rounds_of
+from talker_rl.stages.stage import Stage, Step
+from talker_rl.stages.train import training_length
 from talker_rl.sweep_config import SweepConfig, cell
-from talker_rl.train.config import TrainConfig
 
 MICRO_SECONDS = {"utterance": 0.55, "pair": 0.16, "diagnostics": 80.0}
 """Of one core, on the micro model: to sample, decode and judge an utterance; to train on a pair for one step; to
 diagnose a training. As the shipped sweep took them in 86 minutes, beside other work (docs/LOG.md)."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One line of the plan."""
-
-    stage: str
-    what: str
-    decodes: int = 0
-    """Utterances that go through token2wav and a recognizer."""
-
-
-def count_prompts(config: RunConfig, which: str) -> int | None:
-    """Lines of a set within its limit (skips and pieces of long texts not known yet); None where there is no file."""
-    limit = getattr(config.prompts.limit, which)
-    source = parse_source(getattr(config.prompts, which))
-    lines = limit if limit and source.name else count_rows(source)  # with a limit the hub is not asked
-    if lines is None:
-        return limit
-    return min(lines, limit) if limit else lines
 
 
 def plan(config: RunConfig) -> list[Step]:
@@ -44,75 +25,41 @@ def plan(config: RunConfig) -> list[Step]:
     return list(_steps(config))
 
 
-def set_sizes(config: RunConfig, given: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Prompts of the three sets; those of ``given`` are taken from there.
-
-    Raises:
-        TalkerRLError: a file that is not there.
-    """
-    counts = {}
-    for name in SetLimits.model_fields:
-        found = given[name] if given and name in given else count_prompts(config, name)
-        if found is None:
-            raise TalkerRLError(f"Cannot count the {name} prompts", fix=f"check prompts.{name}, or set prompts.limit")
-        counts[name] = found if name in (given or {}) else found * voices(config, name)
-    return counts
-
-
 def _steps(config: RunConfig) -> Iterator[Step]:
-    counts = set_sizes(config)
-    total = sum(counts.values())
-    yield Step("prompts", ", ".join(f"{n} {name}" for name, n in counts.items()))
-    yield Step("conditioning", f"{count(total, 'prompt')} through the Thinker")
-    per_round = min(config.rollouts.prompts_per_round or counts["train"], counts["train"])
-    sampled = per_round * config.rollouts.num_candidates
+    sizes = set_sizes(config)
+    before, after = around_rounds()
+    for stage in before:
+        yield from stage.plan(config, sizes, Round(1)) if stage.plan else ()
     for index in range(1, config.iterations + 1):
-        for round_ in rounds_of(config, index):
-            label = f"round {index}" + (f", {round_.variant}" if round_.variant else "")
-            learned = dict.fromkeys(config.train[name].data for name in round_.variants(config))
-            if set(learned) != {"file"}:
-                yield Step("rollouts", f"{label}: {count(sampled, 'candidate')} ({count(per_round, 'prompt')} x "
-                                       f"{config.rollouts.num_candidates})")
-                yield Step("scores", f"{label}: {count(sampled, 'utterance')} decoded and recognized", sampled)
-            for data in learned:
-                yield Step(*_data(config, data, label, per_round))
-        for variant, cfg in config.train.items():
-            yield Step("training", f"round {index}, {variant}: {cfg.loss['type']}, {_length(cfg)}")
-            tried = _checkpoints(config, variant)
-            spoken = counts["dev"] * config.dev.num_candidates
-            known = count(tried, "checkpoint") if tried else "every saved checkpoint"
-            known += " and the start" * (index == 1)
-            yield Step("choice", f"round {index}, {variant}: {known}, {count(spoken, 'dev utterance')} each",
-                       spoken * ((tried or 1) + (index == 1)))
-    judged = 1 + len(config.eval.talkers) + len(config.train)
-    spoken = counts["eval"] * config.eval.seeds
-    yield Step("evaluation", f"{count(judged, 'Talker')} x {count(spoken, 'utterance')} "
-                             f"({count(counts['eval'], 'text')} x "
-                             f"{count(config.eval.seeds, 'seed')}), two recognizers", judged * spoken)
-    yield Step("report", "one page")
+        variants = [Round(index, variant) for variant in config.train]
+        for each, rounds in (("round", rounds_of(config, index)), ("variant", variants)):
+            for round_ in rounds:
+                for stage in all_stages(each):
+                    yield from stage.plan(config, sizes, round_) if stage.plan else ()
+    for stage in after:
+        yield from stage.plan(config, sizes, Round(1)) if stage.plan else ()
 
 
-def _data(config: RunConfig, data: str | None, label: str, prompts: int) -> tuple[str, str]:
-    """What a round's variants are trained on."""
-    if data is None:
-        return "pairs", f"{label}: at most {count(prompts * config.pairs.max_pairs_per_prompt, 'pair')}"
-    if data == "file":
-        return "completions", f"{label}: the codes of {config.completions.file or config.prompts.train}"
-    cfg = config.completions
-    least = "" if cfg.min_reward is None else f" with {cfg.reward_key} >= {cfg.min_reward:g}"
-    return "completions", f"{label}: the best {cfg.max_per_prompt} of each prompt's candidates{least}"
+def parts(job: Job) -> list[Part]:
+    """What the forecast counts, stage by stage."""
+    before, after = around_rounds()
+    inside = all_stages("round") + all_stages("variant")
+    found = [(stage, 0) for stage in before]
+    found += [(stage, index) for index in range(1, job.config.iterations + 1) for stage in inside]
+    found += [(stage, 0) for stage in after]
+    return [part for stage, index in found if stage.work for part in stage.work(job, index)]
 
 
-def _length(cfg: TrainConfig) -> str:
-    return count(cfg.fixed_steps, "step") if cfg.fixed_steps else count(cfg.args.get("num_train_epochs", 3), "epoch")
+def kinds() -> dict[str, str]:
+    """Folder -> what it is called in a plan, of the stages that the forecast counts."""
+    return {stage.folder: stage.label for stage in all_stages() if stage.work}
 
 
-def _checkpoints(config: RunConfig, variant: str) -> int | None:
-    """How many checkpoints a training saves, where that is known beforehand."""
-    if config.dev.checkpoints != "all":
-        return 1
-    cfg = config.train[variant]
-    return cfg.checkpoints(0) if cfg.fixed_steps else None
+def around_rounds() -> tuple[list[Stage], list[Stage]]:
+    """Stages that a run has one of: before its rounds, and after them."""
+    order = [stage for stage in all_stages() if stage.each]
+    first = next(i for i, stage in enumerate(order) if stage.each != "run")
+    return order[:first], [stage for stage in order[first:] if stage.each == "run"]
 
 
 def describe(config: RunConfig) -> str:
@@ -137,7 +84,7 @@ def describe_sweep(config: SweepConfig) -> str:
     variant = next(iter(config.variants))
     training = config.variants[variant]
     batch, steps = training.pairs_per_step, training.fixed_steps
-    tried = _checkpoints(config.arm_run(next(iter(config.arms))), cell(variant, config.seeds[0]))
+    tried = choice.tried(config.arm_run(next(iter(config.arms))), cell(variant, config.seeds[0]))
     trainings = sum(len(config.cells(arm)) for arm in config.arms)
     lines = [f"sweep {config.name}, measured against {config.baseline}:",
              f"  shared: {count(candidates, 'candidate')} ({count(counts['train'], 'prompt')} x "
@@ -146,9 +93,9 @@ def describe_sweep(config: SweepConfig) -> str:
     seeds = ", ".join(map(str, config.seeds))
     for arm, cfg in config.arms.items():
         lines.append(f"  arm {arm}: {count(len(cfg.variants), 'variant')} x seeds {seeds}: {', '.join(cfg.variants)}")
-    lines.append(f"  each training: {_length(training)} of {count(batch, 'pair')}, {tried or 'every'} checkpoints and "
-                 f"the start "
-                 f"on {count(dev_each, 'dev utterance')}, {count(eval_each, 'eval utterance')}")
+    lines.append(f"  each training: {training_length(training)} of {count(batch, 'pair')}, {tried or 'every'} "
+                 f"checkpoints and the start on {count(dev_each, 'dev utterance')}, "
+                 f"{count(eval_each, 'eval utterance')}")
     spoken = candidates + eval_each + trainings * (eval_each + dev_each * ((tried or 1) + 1))
     lines.append(f"in all: {count(trainings, 'training')}, {count(spoken, 'utterance')}, "
                  f"{count(run.workers, 'worker')}")

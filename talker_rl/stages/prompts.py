@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from talker_rl.base.errors import PromptError
 from talker_rl.base.figures import count
+from talker_rl.config import RunConfig
 from talker_rl.data.prompt_files import parse_source
 from talker_rl.data.prompts import check_disjoint, drop_shared_pieces, read_prompts
-from talker_rl.data.speakers import assigned, assignment_key, check_assigned
+from talker_rl.data.speaker_settings import SETS
 from talker_rl.records.prompt import Prompt
-from talker_rl.stages.context import SETS, Context
+from talker_rl.speech.registry import family_of
+from talker_rl.stages.assignment import assigned, assignment_key, check_assigned
+from talker_rl.stages.context import Context
+from talker_rl.stages.rounds import Round
+from talker_rl.stages.stage import Stage, Step
 from talker_rl.store.run_dir import timed
-from talker_rl.store.shards import ShardFolder
 
 
 def run(ctx: Context) -> None:
     """Write ``prompts/``; what was skipped is told and noted in the manifest."""
-    from talker_rl.speech.qwen2_5_omni.checkpoint import speakers_of
-
     cfg = ctx.config.prompts
     inputs = {f"prompts.{name}": parse_source(getattr(cfg, name)).content_hash() for name in SETS}
-    speakers = sorted(speakers_of(ctx.config.model))
-    key = ctx.begin("prompts", "prompts", inputs, {"speakers": speakers, **assignment_key(ctx.config)})
-    folder = ShardFolder(ctx.run.path / "prompts", key)
+    speakers = family_of(ctx.config.model.path).speakers(ctx.config.model)
+    named = {"speakers": speakers, **assignment_key(ctx.config)}
+    folder = ctx.shards("prompts", STAGE.begin(ctx.run, ctx.config, "prompts", inputs, named))
     if ctx.run.is_done("prompts") and not folder.missing(len(SETS)):
         return
     if cfg.speaker is not None and cfg.speaker not in speakers:
@@ -44,3 +46,11 @@ def run(ctx: Context) -> None:
     ctx.run.finish("prompts", content=folder.content(), seconds=seconds[0],
                    counts={name: len(found.prompts) for name, found in sets.items()},
                    skipped={name: found.counts() for name, found in sets.items() if found.skips})
+
+
+def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
+    return [Step("prompts", ", ".join(f"{n} {name}" for name, n in sizes.items()))]
+
+
+STAGE = Stage("prompts", "prompts", run, key=("prompts",), plan=_plan,
+              through=("seed", "model.path", "model.speakers", "model.system_prompt"))

@@ -17,6 +17,7 @@ from talker_rl.reward.asr.base import Failure
 from talker_rl.reward.scorer import ScoreItem, ScoreResult, to_score_row
 from talker_rl.reward.service.fingerprint import settings_parts
 from talker_rl.reward.service.protocol import TOKEN_VARIABLE, Item, ItemResult
+from talker_rl.speech.registry import family_of
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class RemoteScorer:
-    """Stands where `worker.score` stands. All services must score as this run's configuration says, and alike.
+    """Stands where `worker.work` stands. All services must score as this run's configuration says, and alike.
 
     Args:
         stage: its folder remembers the services' fingerprint (``service.json``), so that a run that goes on another
@@ -45,32 +46,33 @@ class RemoteScorer:
         except ImportError as error:
             raise ConfigError(f"The client's packages are missing: {error}", fix="pip install 'talker-rl[service]'"
                               ) from error
-        from talker_rl.speech.qwen2_5_omni.checkpoint import part_hash
-
         ctx, config = self._ctx, self._ctx.config
         note = Path(ctx.run.path) / self._stage / "service.json"
         before = read_json(note)["fingerprint"] if note.exists() else None
-        expected = settings_parts(config.reward, config.token2wav) | {"model": part_hash(config.model, "token2wav")}
+        expected = settings_parts(config.reward, config.token2wav) | {
+            "model": family_of(config.model.path).identity(config.model, "decoder")}
         self._client = ScoreClient(ctx.endpoints, token=os.environ.get(TOKEN_VARIABLE), expected=expected,
                                    fingerprint=before)
         found = self._client.connect()
         ctx.write_json(f"{self._stage}/service.json", {"fingerprint": found, "endpoints": list(ctx.endpoints)})
         return self._client
 
-    def __call__(self, task: worker.ScoreTask) -> list[dict[str, Any]]:
+    def __call__(self, task: worker.Task) -> worker.Made:
         """Score rows of the task's candidates, in their order.
 
         Raises:
             ServiceError: no service answers, or one scores otherwise than the run.
         """
-        client = self._connected()
-        prompts = {p["prompt_id"]: from_row(Prompt, p) for p in task.prompts}
+        asked, client = task.judging, self._connected()
+        assert asked is not None
+        prompts = {p["prompt_id"]: from_row(Prompt, p) for p in asked.prompts}
         candidates = [from_row(Candidate, row) for row in task.candidates]
         items = [
-            item_of(prompts[c.prompt_id], c, derive_seed(task.seed, "token2wav", c.prompt_id)) for c in candidates
+            item_of(prompts[c.prompt_id], c, derive_seed(asked.seed, "token2wav", c.prompt_id)) for c in candidates
         ]
         results = client.score(items)
-        return [to_row(row_of(prompts[c.prompt_id], c, r)) for c, r in zip(candidates, results, strict=True)]
+        rows = [to_row(row_of(prompts[c.prompt_id], c, r)) for c, r in zip(candidates, results, strict=True)]
+        return worker.Made(rows=rows)
 
     def close(self) -> None:
         """Close the connections."""

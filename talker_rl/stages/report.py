@@ -8,8 +8,9 @@ import yaml
 
 from talker_rl.base.disk import read_json
 from talker_rl.base.figures import count
-from talker_rl.base.names import folder_name, model_name, recognizer_name, without_places
+from talker_rl.base.names import folder_name, model_name, without_places
 from talker_rl.base.text.tokens import tokens_of
+from talker_rl.config import RunConfig
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Completion, Pair
 from talker_rl.records.prompt import Prompt
@@ -19,12 +20,15 @@ from talker_rl.report.clips import spaced
 from talker_rl.report.model import Clip, Comparison, ReportData
 from talker_rl.report.page import write_report
 from talker_rl.report.transcript import alignment_of
+from talker_rl.reward.recognizer_config import recognizer_name
 from talker_rl.speech.registry import codec_of
 from talker_rl.stages import worker
-from talker_rl.stages.context import Context, Round, choice_stage, rounds_of
+from talker_rl.stages.context import Context
 from talker_rl.stages.evaluate import best_variant, eval_candidates, eval_rows
-from talker_rl.stages.scores import load_scores, score_task
-from talker_rl.store.shards import ShardFolder
+from talker_rl.stages.inputs import model_dump, model_input
+from talker_rl.stages.rounds import Round, choice_stage, rounds_of
+from talker_rl.stages.scores import load_scores
+from talker_rl.stages.stage import Stage, Step
 
 
 def run(ctx: Context) -> ReportData:
@@ -32,6 +36,7 @@ def run(ctx: Context) -> ReportData:
     data = collect(ctx)
     _fit(data, ctx.config.report.max_mib)
     write_report(data, ctx.run.path / "report" / "index.html", audio_format="opus")
+    ctx.say(f"report: {ctx.run.path / 'report' / 'index.html'}")
     return data
 
 
@@ -50,7 +55,7 @@ def collect(ctx: Context) -> ReportData:
                 data = ctx.config.train[variant].data
                 stage = round_.data_stage(data)
                 counts = ctx.run.stages[stage]["counts"]
-                pairs += ShardFolder(ctx.run.path / stage).rows(0) if data is None else []
+                pairs += ctx.shards(stage).rows(0) if data is None else []
                 for reason, count in counts["no_pair" if data is None else "no_completion"].items():
                     skipped[reason] = skipped.get(reason, 0) + count
     return ReportData(
@@ -100,7 +105,7 @@ def _trained_on(ctx: Context, variant: str) -> list[Comparison]:
     data, first = ctx.config.train[variant].data, rounds_of(ctx.config, 1)[0]
     if data == "file":
         return []
-    folder = ShardFolder(ctx.run.path / first.data_stage(data))
+    folder = ctx.shards(first.data_stage(data))
     sides: list[tuple[Any, list[tuple[str, str, float | None, float]]]]
     if data is None:
         sides = [(p, [("chosen", p.chosen_id, p.chosen_reward, p.chosen_seconds),
@@ -110,7 +115,7 @@ def _trained_on(ctx: Context, variant: str) -> list[Comparison]:
         sides = [(c, [("imitated", c.origin, c.reward, c.seconds)])
                  for c in spaced(folder.read(0, Completion), ctx.config.report.pairs)]
     wanted = {candidate for _, clips in sides for _, candidate, _, _ in clips}
-    found = [from_row(Candidate, row) for row in ShardFolder(ctx.run.path / "rollouts").all_rows()
+    found = [from_row(Candidate, row) for row in ctx.shards("rollouts").all_rows()
              if row["candidate_id"] in wanted]
     scores: dict[str, ScoreRow] = {r.candidate_id: r for r in load_scores(ctx, first) if r.candidate_id in wanted}
     sounds = _decode(ctx, ctx.prompts("train"), found)
@@ -127,7 +132,10 @@ def _trained_on(ctx: Context, variant: str) -> list[Comparison]:
 
 def _decode(ctx: Context, prompts: list[Prompt], candidates: list[Candidate]) -> dict[str, Any]:
     """The speech that was judged, decoded again: same codes, same seeds, same sound."""
-    return worker.speech(score_task(ctx, [], []), candidates) if candidates and prompts else {}
+    cfg = ctx.config
+    if not (candidates and prompts):
+        return {}
+    return worker.decode(model_dump(cfg), cfg.token2wav.model_dump(mode="json"), cfg.seed, candidates)
 
 
 def _fit(data: ReportData, max_mib: int) -> None:
@@ -148,7 +156,7 @@ def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]
     learned = cfg.train[variant].data
     completions = ctx.run.stages[Round(1).data_stage(learned)]["counts"] if learned else {}
     return {
-        "model": f"{model_name(cfg.model.path)} (content hash {ctx.model_input()['model']})",
+        "model": f"{model_name(cfg.model.path)} (content hash {model_input(cfg)['model']})",
         **({"begins with": folder_name(cfg.model.adapter)} if cfg.model.adapter else {}),
         **({"completions": f"{completions['completions']} of {count(completions['prompts'], 'prompt')} ({learned})"}
            if learned else {}),
@@ -162,3 +170,10 @@ def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]
         "device": command["device"],
         "versions": ", ".join(f"{k} {v}" for k, v in command["versions"].items()),
     }
+
+
+def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
+    return [Step("report", "one page")]
+
+
+STAGE = Stage("report", "report", run, anew=("report", "eval.bootstrap_samples"), plan=_plan)

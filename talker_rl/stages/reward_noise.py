@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from talker_rl.base.disk import read_json
@@ -13,14 +12,15 @@ from talker_rl.diagnostics.noise import reward_noise
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.rows import from_row, to_row
 from talker_rl.records.score import ScoreRow
-from talker_rl.stages import worker
+from talker_rl.stages import tasks, worker
 from talker_rl.stages.context import Context
+from talker_rl.stages.inputs import model_input
 from talker_rl.stages.rollouts import prompts_of
-from talker_rl.stages.scores import score_task
+from talker_rl.stages.stage import MODEL, REWARD, Stage
 from talker_rl.store.run_dir import timed
-from talker_rl.store.shards import ShardFolder, chunks
+from talker_rl.store.shards import chunks
 
-STAGE = "reward_noise"
+NAME = "reward_noise"
 
 CANDIDATES = 48
 """Candidates that are decoded, of the first prompts: an interval of about +-0.1 around an ICC of 0.8 at 4 decodes."""
@@ -38,35 +38,37 @@ def run(ctx: Context, decodes: int) -> dict[str, Any]:
     if decodes < 2:
         raise StageError("Reward noise needs at least two decodes of the same codes", where=f"--reward-noise {decodes}",
                          fix="give 4 or more")
-    inputs = {"rollouts": ctx.run.content("rollouts"), "reward": ctx.scorer_input("recognizer"), **ctx.model_input()}
-    key = ctx.begin(STAGE, "reward_noise", inputs, {"decodes": decodes, "candidates": CANDIDATES})
-    rollouts = ShardFolder(ctx.run.path / "rollouts").read_all(Candidate)
+    inputs = ctx.contents("rollouts") | {"reward": ctx.scorer_input("recognizer")} | model_input(ctx.config)
+    key = STAGE.begin(ctx.run, ctx.config, NAME, inputs, {"decodes": decodes, "candidates": CANDIDATES})
+    rollouts = ctx.shards("rollouts").read_all(Candidate)
     able = [c for c in rollouts if c.codes and c.end_reason in ("eos", "max_tokens")][:CANDIDATES]
-    prompts = {p.prompt_id: to_row(p) for p in prompts_of(ctx, 1)}
+    prompts = {p.prompt_id: p for p in prompts_of(ctx, 1)}
     parts = chunks(able, ctx.config.rollouts.shard_size)
     work = [(decode, part) for decode in range(decodes) for part in parts]
 
-    def task(i: int) -> worker.ScoreTask:
-        decode, part = work[i]
-        asked = score_task(ctx, [prompts[p] for p in dict.fromkeys(c.prompt_id for c in part)],
-                           [to_row(c) for c in part])
-        return replace(asked, seed=derive_seed(ctx.config.seed, "reward-noise", decode))
+    def task(i: int) -> worker.Task:
+        decode, candidates = work[i][0], [to_row(c) for c in work[i][1]]
+        seed = derive_seed(ctx.config.seed, "reward-noise", decode)
+        return tasks.judge(ctx, tasks.judging(ctx, tasks.of_candidates(prompts, candidates), seed=seed), candidates)
 
     with timed() as seconds:
-        folder = ctx.fill(STAGE, key, len(work), task, worker.score,
-                          lambda f, i, made: f.write(i, [from_row(ScoreRow, row) for row in made], ScoreRow))
+        folder = ctx.fill(NAME, key, len(work), task, worker.work,
+                          lambda f, i, made: f.write(i, [from_row(ScoreRow, row) for row in made.rows], ScoreRow))
         rows = [{"candidate_id": row.candidate_id, "reward": rank_value(row, ctx.config.pairs.reward_key),
                  "wer": row.components.get("wer")} for row in folder.read_all(ScoreRow)]
         notes: list[str] = []
         found = {"figures": reward_noise(rows, notes), "notes": notes}
-        ctx.write_json(f"{STAGE}/noise.json", found)
-    if not ctx.run.is_done(STAGE):
-        ctx.run.finish(STAGE, content=folder.content(), seconds=seconds[0], counts={"scores": len(rows)})
+        ctx.write_json(f"{NAME}/noise.json", found)
+    if not ctx.run.is_done(NAME):
+        ctx.run.finish(NAME, content=folder.content(), seconds=seconds[0], counts={"scores": len(rows)})
     return found
 
 
 def stored(ctx: Context) -> dict[str, Any]:
     """What :func:`run` found before, or a note that says how to have it found."""
-    if not ctx.run.is_done(STAGE):
+    if not ctx.run.is_done(NAME):
         return {"figures": None, "notes": ["reward_noise: not measured (talker-rl diagnose --reward-noise 4)"]}
-    return read_json(ctx.run.path / STAGE / "noise.json")
+    return read_json(ctx.run.path / NAME / "noise.json")
+
+
+STAGE = Stage(NAME, NAME, each=None, key=("token2wav", "seed"), through=(*MODEL, *REWARD), anew=("pairs.reward_key",))

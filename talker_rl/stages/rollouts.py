@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from talker_rl.base.figures import count
+from talker_rl.config import RunConfig
+from talker_rl.planning import cost, memory
+from talker_rl.planning.forecast import Job, Part, rows_at_a_time
+from talker_rl.planning.sizes import per_round
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.rows import from_row
-from talker_rl.stages import worker
-from talker_rl.stages.context import Context, Round, some
+from talker_rl.speech.registry import codec_of
+from talker_rl.stages import feasible, tasks, worker
+from talker_rl.stages.choice import start_of
+from talker_rl.stages.context import Context
 from talker_rl.stages.flow import Leg
+from talker_rl.stages.inputs import model_dump, model_input
+from talker_rl.stages.rounds import Round, some
+from talker_rl.stages.stage import MODEL, Stage, Step
 from talker_rl.store.shards import ShardFolder, chunks
 
 
@@ -22,42 +28,40 @@ def prompts_of(ctx: Context, index: int) -> list[Prompt]:
     return prompts if per_round is None else some(prompts, per_round, index)
 
 
-def run(ctx: Context, round_: Round, policy: Path | None = None, policy_inputs: dict[str, str] | None = None) -> None:
-    """Write ``rollouts/`` of a round.
+def check_texts(ctx: Context) -> None:
+    """Whether the train texts can be said within the token limit; tells where some cannot.
 
-    Args:
-        policy: adapter to sample from; None is the base.
-        policy_inputs: stage that made the policy -> its content.
+    Raises:
+        ConfigError: none can.
     """
-    leg = begin(ctx, round_, policy, policy_inputs)
+    if told := feasible.check_texts(ctx.config, ctx.prompts("train")):
+        ctx.say(f"prompts: {told}")
+
+
+def run(ctx: Context, round_: Round) -> None:
+    """Write ``rollouts/`` of a round, from the policy it begins with."""
+    check_texts(ctx)
+    leg = begin(ctx, round_)
     finish(ctx, leg, ctx.flow(leg))
 
 
-def begin(
-    ctx: Context, round_: Round, policy: Path | None = None, policy_inputs: dict[str, str] | None = None
-) -> Leg:
+def begin(ctx: Context, round_: Round) -> Leg:
     """The stage's work, as a leg of a flow."""
-    cfg = ctx.config.rollouts
-    stage = round_.stage("rollouts")
-    inputs = {"prompts": ctx.run.content("prompts"), "conditioning": ctx.run.content("conditioning"),
-              **ctx.model_input(), **(policy_inputs or {})}
-    key = ctx.begin(stage, "rollouts", inputs)
-    prompts = prompts_of(ctx, round_.index)
-    shards = chunks(prompts, cfg.shard_size)
+    cfg, stage = ctx.config.rollouts, round_.stage("rollouts")
+    policy, policy_inputs = start_of(ctx, round_, round_.variant)
+    inputs = ctx.contents("prompts", "conditioning") | model_input(ctx.config) | policy_inputs
+    key = STAGE.begin(ctx.run, ctx.config, stage, inputs)
+    shards = chunks(prompts_of(ctx, round_.index), cfg.shard_size)
     purpose = "rollout" if round_.index == 1 else f"rollout{round_.index}"
 
-    def task(i: int) -> worker.RolloutTask:
-        return worker.RolloutTask(
-            model=ctx.model_dump(), policy=str(policy) if policy else None,
-            conditioning=str(ctx.run.path / "conditioning"), prompt_ids=[p.prompt_id for p in shards[i]],
-            seeds=[ctx.seeds(purpose, p, cfg.num_candidates) for p in shards[i]],
-            sampling=cfg.sampling.model_dump(mode="json"), batch_size=cfg.batch_size,
-        )
+    def task(i: int) -> worker.Task:
+        return worker.Task(model_dump(ctx.config), tasks.sampling(ctx, policy, purpose, shards[i], cfg.num_candidates,
+                                                                  cfg.sampling))
 
-    def store(folder: ShardFolder, i: int, rows: list[dict[str, Any]]) -> None:
-        folder.write(i, [from_row(Candidate, r) for r in rows], Candidate)
+    def store(folder: ShardFolder, i: int, made: worker.Made) -> None:
+        folder.write(i, [from_row(Candidate, r) for r in made.candidates], Candidate)
 
-    return Leg(stage, ShardFolder(ctx.run.path / stage, key), len(shards), task, worker.sample, store)
+    return Leg(stage, ctx.shards(stage, key), len(shards), task, worker.work, store)
 
 
 def finish(ctx: Context, leg: Leg, seconds: float) -> None:
@@ -66,12 +70,43 @@ def finish(ctx: Context, leg: Leg, seconds: float) -> None:
         ctx.run.finish(leg.stage, content=leg.folder.content(), seconds=0.0)
         return
     reasons: dict[str, int] = {}
-    codes, prompts = 0, set()
+    spoken, prompts, codec = 0.0, set(), codec_of(ctx.config.model)
     for row in leg.folder.all_rows():
         reasons[row["end_reason"]] = reasons.get(row["end_reason"], 0) + 1
-        codes += len(row["codes"])
+        spoken += codec.seconds(row["codes"])
         prompts.add(row["prompt_id"])
     ctx.say(f"{leg.stage}: {count(sum(reasons.values()), 'candidate')} of {count(len(prompts), 'prompt')}, "
-            f"{codes / 50:.0f} s of speech, "
+            f"{spoken:.0f} s of speech, "
             + ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items())))
     ctx.run.finish(leg.stage, content=leg.folder.content(), seconds=seconds, counts=reasons)
+
+
+def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
+    if round_.data(config) == ["file"]:
+        return []
+    prompts, each = per_round(config, sizes), config.rollouts.num_candidates
+    return [Step("rollouts", f"{round_}: {count(prompts * each, 'candidate')} ({count(prompts, 'prompt')} x {each})")]
+
+
+def sampled(job: Job, index: int) -> tuple[int, int]:
+    """Policies that a round samples from, and candidates in all; none where every variant learns from a file."""
+    if all(cfg.data == "file" for cfg in job.config.train.values()):
+        return 0, 0
+    policies = 1 if index == 1 else len(job.config.train)
+    return policies, policies * per_round(job.config, job.sizes) * job.config.rollouts.num_candidates
+
+
+def _work(job: Job, index: int) -> list[Part]:
+    policies, candidates = sampled(job, index)
+    if not policies:
+        return []
+    each = job.config.rollouts.num_candidates
+    works = cost.rollouts(job.geometry, candidates / each, each, job.lengths, rows_at_a_time(job, each),
+                          job.config.model.dtype)
+    return [Part("rollouts", f"round {index}: {count(candidates, 'candidate')}", works, job.devices,
+                 job.peaks["rollouts"], candidates * job.lengths.codes * memory.ROLLOUT_BYTES_A_CODE, policies)]
+
+
+STAGE = Stage("rollouts", "rollouts", run, "round", plan=_plan, work=_work,
+              key=("rollouts", "seed", "model.dtype", "model.attn_implementation"),
+              through=("model.adapter", *MODEL))

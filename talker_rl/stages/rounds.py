@@ -1,48 +1,68 @@
-"""Rounds: WER, pauses and duration of a variant round by round, on the dev prompts, from what the choices heard."""
+"""Rounds and the names of their stages, which are folders of the run."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
-from talker_rl.base.disk import read_json
-from talker_rl.evaluation.summary import compare, variant_summary
-from talker_rl.stages.choice import dev_rows
-from talker_rl.stages.context import Context, Round, choice_stage
+from talker_rl.config import RunConfig
 
-FIGURES = ("wer", "pause_error", "duration_mean", "duration_ratio", "cap_hit_rate", "deletion_rate", "insertion_rate")
-
-
-def table(ctx: Context, variant: str) -> list[dict[str, Any]]:
-    """A row per round, the first (round 0) being the policy as the run began.
-
-    Returns: ``round, step`` (kept; 0: the round was undone), ``pairs`` (or completions) that the round made,
-        ``reward`` (mean), ``FIGURES``, and against round 0 on the same prompts and seeds ``wer_diff, wer_diff_ci95,
-        pause_error_diff_ci95, duration_ratio_to_start``. Checkpoints were chosen on these prompts: the figures flatter
-        a little, those of ``eval/`` do not.
-    """
-    resamples = ctx.config.eval.bootstrap_samples
-    found: list[dict[str, Any]] = []
-    start: list[dict[str, Any]] = []
-    for index in range(1, ctx.config.iterations + 1):
-        rows = dev_rows(ctx, variant, index)
-        if index == 1:
-            start = [row for row in rows if row["step"] == 0]
-            found.append({"round": 0, "step": 0, **_figures(start)})
-        step = read_json(ctx.run.path / choice_stage(variant, index) / "choice.json")["step"]
-        kept = [row for row in rows if row["step"] == step]
-        against = compare(start, kept, resamples=resamples)
-        round_ = Round(index, None if index == 1 else variant)
-        counts = ctx.run.stages[round_.data_stage(ctx.config.train[variant].data)]["counts"]
-        found.append({
-            "round": index, "step": step, "pairs": counts.get("pairs", counts.get("completions")), **_figures(kept),
-            "wer_diff": against["wer_diff"], "wer_diff_ci95": against["wer_diff_ci95"],
-            "pause_error_diff_ci95": against["pause_error_diff_ci95"],
-            "duration_ratio_to_start": against["duration_ratio_to_base"],
-        })
-    return found
+T = TypeVar("T")
 
 
-def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    summary = variant_summary(rows, resamples=100)
-    rewards = [row["reward"] for row in rows if row["reward"] is not None]
-    return {"reward": sum(rewards) / len(rewards) if rewards else None, **{name: summary[name] for name in FIGURES}}
+@dataclass(frozen=True)
+class Round:
+    """One on-policy round of one variant; the first round's samples serve all variants."""
+
+    index: int
+    """1-based."""
+    variant: str | None = None
+    """None in round 1."""
+
+    @property
+    def prefix(self) -> str:
+        """Folder prefix inside the run."""
+        return "" if self.index == 1 else f"round{self.index}/{self.variant}/"
+
+    def __str__(self) -> str:
+        return f"round {self.index}" + (f", {self.variant}" if self.variant else "")
+
+    def stage(self, name: str) -> str:
+        """Name of a stage of this round."""
+        return f"{self.prefix}{name}"
+
+    def data_stage(self, data: str | None) -> str:
+        """Name of the stage whose records a variant with this ``data`` is trained on."""
+        return self.stage("pairs" if data is None else f"completions/{data}")
+
+    def variants(self, config: RunConfig) -> list[str]:
+        """Names of the variants that this round trains."""
+        return [self.variant] if self.variant else list(config.train)
+
+    def data(self, config: RunConfig) -> list[str | None]:
+        """What its variants learn from (``train.<variant>.data``), each once."""
+        return list(dict.fromkeys(config.train[variant].data for variant in self.variants(config)))
+
+
+def rounds_of(config: RunConfig, index: int) -> list[Round]:
+    """The rounds that run at this index: one for all variants first, one per variant then."""
+    return [Round(1)] if index == 1 else [Round(index, variant) for variant in config.train]
+
+
+def train_stage(variant: str, index: int) -> str:
+    """Name of the training stage of a variant's round."""
+    return f"round{index}/train/{variant}"
+
+
+def choice_stage(variant: str, index: int) -> str:
+    """Name of the stage that chooses among that training's checkpoints."""
+    return f"round{index}/choice/{variant}"
+
+
+def some(items: Sequence[T], count: int, index: int) -> list[T]:
+    """``count`` items from ``(index - 1) * count`` on, going round at the end."""
+    if count >= len(items):
+        return list(items)
+    start = (index - 1) * count % len(items)
+    return [items[(start + i) % len(items)] for i in range(count)]

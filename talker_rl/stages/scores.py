@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 from talker_rl.base.errors import StageError
 from talker_rl.base.figures import count, written
 from talker_rl.base.ids import stable_hash
+from talker_rl.config import RunConfig
+from talker_rl.planning import cost, memory
+from talker_rl.planning.forecast import Job, Part, heard
+from talker_rl.planning.sizes import per_round
 from talker_rl.records.candidate import Candidate
-from talker_rl.records.rows import from_row, to_row
+from talker_rl.records.rows import from_row
 from talker_rl.records.score import ScoreRow, nothing_recognized
-from talker_rl.stages import rollouts, worker
-from talker_rl.stages.context import Context, Round
+from talker_rl.stages import rollouts, tasks, worker
+from talker_rl.stages.context import Context
 from talker_rl.stages.flow import Leg, describe
-from talker_rl.stages.rollouts import prompts_of
+from talker_rl.stages.inputs import model_input
+from talker_rl.stages.rollouts import prompts_of, sampled
+from talker_rl.stages.rounds import Round
+from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.shards import ShardFolder
 
 
@@ -29,29 +34,29 @@ def run(ctx: Context, round_: Round) -> None:
     """
     stage, source = round_.stage("scores"), round_.stage("rollouts")
     key = _begin(ctx, round_)
-    sampled = ShardFolder(ctx.run.path / source)
-    folder = ShardFolder(ctx.run.path / stage, key, source=sampled, early_key=_early_key(ctx, round_))
+    candidates = ctx.shards(source)
+    folder = ShardFolder(ctx.run.path / stage, key, source=candidates, early_key=_early_key(ctx, round_))
     with _judge(ctx, stage) as judge:
-        leg = _leg(ctx, round_, folder, sampled, len(sampled), judge)
+        leg = _leg(ctx, round_, folder, candidates, len(candidates), judge)
         seconds = ctx.flow(leg)
     _finish(ctx, leg, seconds)
 
 
-def run_with_rollouts(
-    ctx: Context, round_: Round, policy: Path | None = None, policy_inputs: dict[str, str] | None = None
-) -> None:
-    """``rollouts/`` and ``scores/`` of a round, each shard scored as soon as it is sampled. The same files as by the
-    two stages one after the other; arguments as for the rollouts.
+def run_with_rollouts(ctx: Context, round_: Round) -> None:
+    """``rollouts/`` and ``scores/`` of a round, each shard scored as soon as it is sampled; nothing where all its
+    variants learn from a file. The same files as by the two stages one after the other.
 
     Raises:
         StageError: more scores failed than reward.max_failure_rate allows.
     """
     stage, source = round_.stage("scores"), round_.stage("rollouts")
+    if round_.data(ctx.config) == ["file"]:
+        return
+    sampling = rollouts.begin(ctx, round_)
     if ctx.run.is_done(source):
-        rollouts.run(ctx, round_, policy, policy_inputs)
+        rollouts.finish(ctx, sampling, ctx.flow(sampling))
         run(ctx, round_)
         return
-    sampling = rollouts.begin(ctx, round_, policy, policy_inputs)
     (ctx.run.path / stage).mkdir(parents=True, exist_ok=True)
     folder = ShardFolder(ctx.run.path / stage, _early_key(ctx, round_), source=sampling.folder)
     with _judge(ctx, stage) as judge:
@@ -68,35 +73,35 @@ def run_with_rollouts(
 
 def _begin(ctx: Context, round_: Round) -> str:
     source = round_.stage("rollouts")
-    inputs = {source: ctx.run.content(source), "reward": ctx.scorer_input("recognizer"), **ctx.model_input()}
-    return ctx.begin(round_.stage("scores"), "scores", inputs)
+    inputs = ctx.contents(source) | {"reward": ctx.scorer_input("recognizer")} | model_input(ctx.config)
+    return STAGE.begin(ctx.run, ctx.config, round_.stage("scores"), inputs)
 
 
 def _early_key(ctx: Context, round_: Round) -> str:
     """Key of scores whose rollouts are still being made: what they will be is known, their content is not yet."""
     stage, source = round_.stage("scores"), round_.stage("rollouts")
-    return stable_hash("early", stage, ctx.settings_of("scores"), ctx.run.stages[source]["key"],
-                       ctx.scorer_input("recognizer"), ctx.model_input())
+    return stable_hash("early", stage, STAGE.settings(ctx.config), ctx.run.stages[source]["key"],
+                       ctx.scorer_input("recognizer"), model_input(ctx.config))
 
 
 def _leg(
     ctx: Context, round_: Round, folder: ShardFolder, source: ShardFolder, count: int,
-    judge: Callable[[worker.ScoreTask], list[dict[str, Any]]],
+    judge: Callable[[worker.Task], worker.Made],
 ) -> Leg:
     """The stage's work, as a leg of a flow."""
     stage = round_.stage("scores")
     prompts = prompts_of(ctx, round_.index)
-    rows = {p.prompt_id: to_row(p) for p in prompts}
-    audio = audio_spec(ctx, stage, [p.prompt_id for p in prompts])
+    by_id = {p.prompt_id: p for p in prompts}
+    audio = tasks.audio_spec(ctx, stage, [p.prompt_id for p in prompts])
     total = len(prompts) * ctx.config.rollouts.num_candidates
     failures: Counter[str | None] = Counter()
 
-    def task(i: int) -> worker.ScoreTask:
+    def task(i: int) -> worker.Task:
         candidates = source.rows(i)
-        return score_task(ctx, [rows[p] for p in dict.fromkeys(c["prompt_id"] for c in candidates)], candidates, audio)
+        return tasks.judge(ctx, tasks.judging(ctx, tasks.of_candidates(by_id, candidates), audio=audio), candidates)
 
-    def store(folder: ShardFolder, i: int, made: list[dict]) -> None:
-        records: list[ScoreRow] = [from_row(ScoreRow, r) for r in made]
+    def store(folder: ShardFolder, i: int, made: worker.Made) -> None:
+        records: list[ScoreRow] = [from_row(ScoreRow, r) for r in made.rows]
         _count_failures(ctx, stage, records, failures, total)  # first: a shard that stops the run is made again
         folder.write(i, records, ScoreRow)
 
@@ -118,10 +123,10 @@ def _finish(ctx: Context, leg: Leg, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def _judge(ctx: Context, stage: str) -> Iterator[Callable[[worker.ScoreTask], list[dict[str, Any]]]]:
+def _judge(ctx: Context, stage: str) -> Iterator[Callable[[worker.Task], worker.Made]]:
     """What scores a task: this process and its workers, or the services of ``--endpoint``."""
     if not ctx.endpoints:
-        yield worker.score
+        yield worker.work
         return
     from talker_rl.stages.remote import RemoteScorer
 
@@ -150,38 +155,18 @@ def _count_failures(
         )
 
 
-def score_task(
-    ctx: Context, prompts: list[dict], candidates: list[dict], audio: worker.AudioSpec | None = None
-) -> worker.ScoreTask:
-    """A scoring task with the run's settings."""
-    return worker.ScoreTask(
-        model=ctx.model_dump(), token2wav=ctx.config.token2wav.model_dump(mode="json"),
-        reward=ctx.config.reward.model_dump(mode="json"), prompts=prompts, candidates=candidates,
-        seed=ctx.config.seed, audio=audio,
-    )
-
-
-def audio_spec(ctx: Context, stage: str, prompt_ids: list[str]) -> worker.AudioSpec | None:
-    """Whose speech is kept, by `audio.keep`."""
-    cfg = ctx.config.audio
-    if cfg.keep == "none":
-        return None
-    kept = None if cfg.keep == "all" else prompt_ids[: cfg.sample_prompts]
-    return worker.AudioSpec(str(Path(ctx.run.path) / "audio" / stage), cfg.format, kept)
-
-
 def load_scores(ctx: Context, round_: Round) -> list[ScoreRow]:
     """Score rows of a round; with reward.remove_length their rewards without the dependence on duration.
 
     That slope is fitted over the whole finished set, so it is applied when scores are read, never shard by shard; the
     raw reward stays in the shards and in the component ``reward_raw``.
     """
-    rows = ShardFolder(ctx.run.path / round_.stage("scores")).read_all(ScoreRow)
+    rows = ctx.shards(round_.stage("scores")).read_all(ScoreRow)
     if not ctx.config.reward.remove_length:
         return rows
     from talker_rl.reward.combine import remove_length
 
-    candidates = ShardFolder(ctx.run.path / round_.stage("rollouts")).read_all(Candidate)
+    candidates = ctx.shards(round_.stage("rollouts")).read_all(Candidate)
     seconds = {c.candidate_id: c.duration for c in candidates}
     rewards, slope = remove_length([r.reward for r in rows], [seconds[r.candidate_id] for r in rows],
                                    [r.prompt_id for r in rows], [nothing_recognized(r.components) for r in rows])
@@ -190,3 +175,25 @@ def load_scores(ctx: Context, round_: Round) -> list[ScoreRow]:
         row.components["reward_raw"] = row.reward
         row.reward = reward
     return rows
+
+
+def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
+    if round_.data(config) == ["file"]:
+        return []
+    candidates = per_round(config, sizes) * config.rollouts.num_candidates
+    return [Step("scores", f"{round_}: {count(candidates, 'utterance')} decoded and recognized", candidates)]
+
+
+def _work(job: Job, index: int) -> list[Part]:
+    policies, candidates = sampled(job, index)
+    if not policies:
+        return []
+    config, each = job.config, job.config.rollouts.num_candidates
+    works = cost.decode(job.geometry, candidates, job.lengths, config.token2wav) + heard(job, "recognizer", candidates)
+    disk = candidates * memory.SCORE_BYTES + memory.audio_on_disk(config, candidates // each, each, job.lengths)
+    return [Part("scores", f"round {index}: {count(candidates, 'utterance')}", works, job.devices, job.peaks["scores"],
+                 disk, policies)]
+
+
+STAGE = Stage("scores", "scores", run, "round", key=("token2wav", "seed"), through=("rollouts", *MODEL, *REWARD),
+              plan=_plan, work=_work)

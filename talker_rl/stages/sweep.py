@@ -28,9 +28,21 @@ from talker_rl.base.errors import StageError, TalkerRLError
 from talker_rl.base.processes import WorkerPool
 from talker_rl.config import RunConfig
 from talker_rl.evaluation import ablation
-from talker_rl.stages import conditioning, diagnose, evaluate, pipeline, prompts, train
-from talker_rl.stages.context import Context, Round, train_stage
+from talker_rl.stages import (
+    choice,
+    completions,
+    conditioning,
+    diagnose,
+    evaluate,
+    pairs,
+    pipeline,
+    prompts,
+    scores,
+    train,
+)
+from talker_rl.stages.context import Context
 from talker_rl.stages.plan import describe_sweep
+from talker_rl.stages.rounds import Round, train_stage
 from talker_rl.store.run_dir import RunDir
 from talker_rl.sweep_config import SweepConfig, cell
 
@@ -71,11 +83,12 @@ class Sweep:
             for ctx in arms.values():
                 self._record(ctx)
                 ctx.run.adopt(shared.run.path, SHARED)
-                pipeline.run_pairs(ctx, Round(1))
-            train.run(self.pool, [train.Training(ctx, name, Round(1), *pipeline.start_of(ctx, Round(1), name))
-                                  for ctx in arms.values() for name in ctx.config.train])
+                pairs.run(ctx, Round(1))
+                completions.run(ctx, Round(1))
+            train.train_all(self.pool, [train.Training(ctx, name, Round(1), *choice.start_of(ctx, Round(1), name))
+                                        for ctx in arms.values() for name in ctx.config.train])
             for ctx in arms.values():
-                pipeline.choose(ctx, Round(1), list(ctx.config.train))
+                choice.run(ctx, Round(1))
                 evaluate.run(ctx)
             found = self._table(arms)
             _pages(self.path, list(arms.values()))
@@ -125,7 +138,7 @@ class Sweep:
         prompts.run(ctx)
         pipeline.check_prompts(ctx)
         conditioning.run(ctx)
-        pipeline.run_samples(ctx, Round(1))
+        scores.run_with_rollouts(ctx, Round(1))
         evaluate.run_base(ctx)
 
     def _table(self, arms: dict[str, Context]) -> dict[str, Any]:

@@ -1,29 +1,33 @@
 """The work on one shard: sample, decode, score. Runs in this process or in a worker; loaded models stay loaded.
 
-A task is plain data in and plain rows out, so that it means the same wherever it runs.
+A task is plain data in and plain rows out, so that it means the same wherever it runs. Samples of rollouts, their
+scores, and what checkpoints and variants say on dev and eval are one kind of task, with or without either half.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from talker_rl.base.errors import CheckpointError, DataError
-from talker_rl.base.ids import derive_seed
+from talker_rl.base.errors import DataError
 from talker_rl.base.processes import one_thread
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.codec import codec_named
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.rows import from_row, to_row
 from talker_rl.reward.config import RecognizerConfig, RewardConfig
-from talker_rl.speech.config import SPEAKING, ModelConfig, SamplingConfig, Token2WavConfig
+from talker_rl.speech.config import ModelConfig, SamplingConfig, Token2WavConfig
+from talker_rl.stages.inputs import SPEAKING
+
+if TYPE_CHECKING:
+    from talker_rl.speech.protocol import Generator
+
+Row = dict[str, Any]
 
 
 @dataclass
@@ -37,32 +41,29 @@ class AudioSpec:
 
 
 @dataclass
-class RolloutTask:
-    """Sample candidates for some prompts."""
+class Sampling:
+    """Candidates of some prompts are sampled."""
 
-    model: dict[str, Any]
     policy: str | None
     """Folder of an adapter (or of full Talker weights); None is the base."""
     conditioning: str
     prompt_ids: list[str]
     seeds: list[list[int]]
-    sampling: dict[str, Any]
+    settings: Row
     batch_size: int
 
 
 @dataclass
-class ScoreTask:
-    """Decode candidates and let recognizers judge them."""
+class Judging:
+    """Candidates are decoded, and recognizers judge them."""
 
-    model: dict[str, Any]
-    token2wav: dict[str, Any]
-    reward: dict[str, Any]
-    prompts: list[dict[str, Any]]
-    candidates: list[dict[str, Any]]
+    token2wav: Row
+    reward: Row
+    prompts: list[Row]
     seed: int
     """Root of the decoder's seeds: one per prompt, so that a prompt's candidates differ in their codes only."""
     audio: AudioSpec | None = None
-    mode: Literal["score", "dev", "eval"] = "score"
+    rows: Literal["score", "dev", "eval"] = "score"
     """score: score rows by the reward recognizer. dev: flat rows by it. eval: flat rows by the evaluator, with the
     reward recognizer's errors beside."""
     extras: int = 0
@@ -70,29 +71,52 @@ class ScoreTask:
 
 
 @dataclass
-class EvalTask:
-    """Sample and score in one go: what evaluation and the choice of a checkpoint do."""
+class Task:
+    """A shard of work."""
 
-    rollout: RolloutTask
-    score: ScoreTask = field(default_factory=lambda: ScoreTask({}, {}, {}, [], [], 0))
+    model: Row
+    sampling: Sampling | None = None
+    """None: the candidates are given."""
+    judging: Judging | None = None
+    """None: they are sampled, and that is all."""
+    candidates: list[Row] = field(default_factory=list)
+
+
+@dataclass
+class Made:
+    """What comes of a task."""
+
+    candidates: list[Row] = field(default_factory=list)
+    """Those that it sampled, in order of prompt, then seed."""
+    rows: list[Row] = field(default_factory=list)
+    """Score rows or flat rows, in the order of the candidates."""
+
+
+def work(task: Task) -> Made:
+    """Do a task."""
+    sampled = _sample(task.model, task.sampling) if task.sampling else []
+    if task.judging is None:
+        return Made(sampled)
+    return Made(sampled, _judge(task.model, task.judging, sampled if task.sampling else task.candidates))
 
 
 # -- models ---------------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=2)
-def _omni(model_json: str, hashes: tuple[str, ...]) -> Any:
-    from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+def _generator(model_json: str, identities: tuple[str, ...]) -> Generator:
+    from talker_rl.speech.registry import load
 
-    return load_omni(ModelConfig.model_validate_json(model_json), parts=SPEAKING)
+    return load(ModelConfig.model_validate_json(model_json), SPEAKING)
 
 
-def omni_of(model: dict[str, Any]) -> Any:
-    """Talker and token2wav of a model, loaded once per process, and again when its files have changed."""
-    from talker_rl.speech.qwen2_5_omni.checkpoint import part_hash
+def generator_of(model: Row) -> Generator:
+    """Talker and decoder of a model, loaded once per process, and again when its files have changed."""
+    from talker_rl.speech.registry import family_of
 
     settings = ModelConfig(**model)
-    return _omni(settings.model_dump_json(), tuple(part_hash(settings, part) for part in SPEAKING))
+    family = family_of(settings.path)
+    return _generator(settings.model_dump_json(), tuple(family.identity(settings, part) for part in SPEAKING))
 
 
 @lru_cache(maxsize=4)
@@ -103,123 +127,64 @@ def _scorer(reward_json: str, recognizer_json: str) -> Any:
     return Scorer(reward.model_copy(update={"recognizer": RecognizerConfig.model_validate_json(recognizer_json)}))
 
 
-def scorer_of(reward: dict[str, Any], which: str) -> Any:
-    """Scorer with the reward's ``recognizer`` or ``evaluator``, loaded once per process."""
-    config = RewardConfig(**reward)
-    return _scorer(config.model_dump_json(), getattr(config, which).model_dump_json())
+# -- halves of a task -----------------------------------------------------------------------------------------------
 
 
-def forget_models() -> None:
-    """Drop what is loaded."""
-    _omni.cache_clear()
-    _scorer.cache_clear()
-
-
-@contextlib.contextmanager
-def policy_on(omni: Any, policy: str | None) -> Iterator[Any]:
-    """The Talker with a policy on it; the base again afterwards."""
-    if policy is None:
-        yield omni.talker
-        return
-    folder = Path(policy)
-    if (folder / "adapter_config.json").exists():
-        from talker_rl.speech.lora import load_lora
-
-        wrapped = load_lora(omni.talker, folder)
-        try:
-            yield wrapped
-        finally:
-            wrapped.unload()
-        return
-    from talker_rl.speech.files import read_tensors, weight_files
-
-    state = {k.removeprefix("talker."): v for k, v in read_tensors(weight_files(folder)).items()}
-    before = {k: v.clone() for k, v in omni.talker.state_dict().items()}
-    try:
-        try:
-            omni.talker.load_state_dict(state)
-        except RuntimeError as error:
-            raise CheckpointError("These Talker weights are of another geometry", where=str(folder),
-                                  fix="use weights of the model that `model.path` names") from error
-        yield omni.talker
-    finally:
-        omni.talker.load_state_dict(before)
-
-
-# -- tasks ----------------------------------------------------------------------------------------------------------
-
-
-def sample(task: RolloutTask) -> list[dict[str, Any]]:
-    """Candidate rows, in order of prompt, then seed."""
+def _sample(model: Row, asked: Sampling) -> list[Row]:
     from talker_rl.speech.cache import ConditioningCache
-    from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
+    from talker_rl.speech.protocol import SampleRequest
 
-    omni = omni_of(task.model)
-    stored = ConditioningCache(task.conditioning, strict=True).load(task.prompt_ids)
-    with one_thread(), policy_on(omni, task.policy) as talker:
-        candidates = sample_candidates(
-            talker, [stored[p] for p in task.prompt_ids], task.seeds,
-            SamplingConfig(**task.sampling), batch_size=task.batch_size,
-        )
+    generator = generator_of(model)
+    stored = ConditioningCache(asked.conditioning, strict=True).load(asked.prompt_ids)
+    requests = [SampleRequest(stored[p], seeds) for p, seeds in zip(asked.prompt_ids, asked.seeds, strict=True)]
+    with one_thread(), generator.policy(asked.policy) as policy:
+        candidates = policy.sample(requests, SamplingConfig(**asked.settings), batch_size=asked.batch_size)
     return [to_row(c) for c in candidates]
 
 
-def speech(task: ScoreTask, candidates: list[Candidate]) -> dict[str, np.ndarray]:
+def decode(model: Row, token2wav: Row, seed: int, candidates: list[Candidate]) -> dict[str, np.ndarray]:
     """Decoded speech by candidate id; candidates that cannot be decoded have none."""
-    from talker_rl.speech.qwen2_5_omni.token2wav import decode
+    from talker_rl.speech.candidates import decode_candidates
 
-    omni = omni_of(task.model)
-    able = [c for c in candidates if c.codes and c.end_reason != "invalid_code"]
+    generator = generator_of(model)
     with one_thread():
-        audio = decode(
-            omni.need("token2wav"), [c.codes for c in able], [omni.speaker(c.speaker) for c in able],
-            [derive_seed(task.seed, "token2wav", c.prompt_id) for c in able], Token2WavConfig(**task.token2wav),
-        )
-    return {c.candidate_id: np.asarray(a, dtype=np.float32) for c, a in zip(able, audio, strict=True)}
+        return decode_candidates(generator, candidates, Token2WavConfig(**token2wav), seed)
 
 
-def score(task: ScoreTask) -> list[dict[str, Any]]:
-    """Score rows (or evaluation rows) of the task's candidates, in their order."""
+def _judge(model: Row, asked: Judging, candidate_rows: list[Row]) -> list[Row]:
     from talker_rl.reward.scorer import ScoreItem, ScoreResult, to_score_row
 
-    prompts = {p["prompt_id"]: from_row(Prompt, p) for p in task.prompts}
-    candidates = [from_row(Candidate, row) for row in task.candidates]
+    prompts = {p["prompt_id"]: from_row(Prompt, p) for p in asked.prompts}
+    candidates: list[Candidate] = [from_row(Candidate, row) for row in candidate_rows]
     strangers = [c.candidate_id for c in candidates if c.prompt_id not in prompts]
     if strangers:
         raise DataError(f"Candidate {strangers[0]} belongs to no prompt of this run", fix="run the rollouts again")
-    audio = speech(task, candidates)
-    if task.audio is not None:
-        _keep_audio(task.audio, candidates, audio)
+    audio = decode(model, asked.token2wav, asked.seed, candidates)
+    if asked.audio is not None:
+        _keep_audio(asked.audio, candidates, audio)
     items = [ScoreItem.from_candidate(prompts[c.prompt_id], c, audio.get(c.candidate_id)) for c in candidates]
-    batch = RewardConfig(**task.reward).batch_size
+    reward = RewardConfig(**asked.reward)
 
-    def judge(which: str) -> list[Any]:
-        scorer = scorer_of(task.reward, which)
-        return [r for at in range(0, len(items), batch) for r in scorer.score(items[at : at + batch])]
+    def heard(which: str) -> list[Any]:
+        scorer, size = _scorer(reward.model_dump_json(), getattr(reward, which).model_dump_json()), reward.batch_size
+        return [r for at in range(0, len(items), size) for r in scorer.score(items[at : at + size])]
 
     with one_thread():
-        rewarded = judge("recognizer")
+        rewarded = heard("recognizer")
         rewards = [to_score_row(item, r) for item, r in zip(items, rewarded, strict=True)]
-        if task.mode == "score":
+        if asked.rows == "score":
             return [to_row(r) for r in rewards]
-        judged = judge("evaluator") if task.mode == "eval" else rewarded
+        judged = heard("evaluator") if asked.rows == "eval" else rewarded
         evaluated = [to_score_row(item, r) for item, r in zip(items, judged, strict=True)]
         written = [r.text if isinstance(r, ScoreResult) else "" for r in judged]
-        measured = _extras(task, candidates, audio) if task.extras else [{} for _ in candidates]
+        measured = _extras(generator_of(model), asked.extras, candidates, audio)
     return [
-        _evaluation_row(prompts[c.prompt_id], c, row, by_reward) | {"heard": heard} | extra
-        for c, row, by_reward, heard, extra in zip(candidates, evaluated, rewards, written, measured, strict=True)
+        _flat_row(prompts[c.prompt_id], c, row, by_reward) | {"heard": text} | extra
+        for c, row, by_reward, text, extra in zip(candidates, evaluated, rewards, written, measured, strict=True)
     ]
 
 
-def sample_and_score(task: EvalTask) -> dict[str, list[dict[str, Any]]]:
-    """``candidates`` and ``rows`` of an evaluation shard."""
-    candidates = sample(task.rollout)
-    task.score.candidates = candidates
-    return {"candidates": candidates, "rows": score(task.score)}
-
-
-def _evaluation_row(prompt: Prompt, candidate: Candidate, row: Any, by_reward: Any) -> dict[str, Any]:
+def _flat_row(prompt: Prompt, candidate: Candidate, row: Any, by_reward: Any) -> Row:
     """One flat row: the evaluator's components as columns, the reward recognizer's under ``reward_*``.
 
     ``transcript`` holds the evaluator's tokens; what it wrote, marks and case included, is added as ``heard``.
@@ -251,23 +216,22 @@ def _evaluation_row(prompt: Prompt, candidate: Candidate, row: Any, by_reward: A
     }
 
 
-def _extras(task: ScoreTask, candidates: list[Candidate], audio: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Speaker similarity and F0 of each prompt's first candidates; null elsewhere and where there is no speech."""
+def _extras(generator: Generator, count: int, candidates: list[Candidate], audio: dict[str, np.ndarray]) -> list[Row]:
+    """Speaker similarity and F0 of each prompt's first ``count``; null elsewhere and where there is no speech. No
+    columns where none are asked for."""
     from talker_rl.evaluation.prosody import f0_stats
-    from talker_rl.speech.qwen2_5_omni.speaker import speaker_similarity
 
-    omni = omni_of(task.model)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     seen: Counter[str] = Counter()
     for candidate in candidates:
         sound = audio.get(candidate.candidate_id)
         seen[candidate.prompt_id] += 1
-        if sound is None or seen[candidate.prompt_id] > task.extras:
-            rows.append(dict.fromkeys(("speaker_similarity", "f0_mean", "f0_spread")))
+        if sound is None or seen[candidate.prompt_id] > count:
+            rows.append(dict.fromkeys(("speaker_similarity", "f0_mean", "f0_spread")) if count else {})
             continue
-        f0 = f0_stats(sound, codec_named(candidate.codec).sample_rate)
+        f0 = f0_stats(sound, generator.codec.sample_rate)
         rows.append({
-            "speaker_similarity": speaker_similarity(omni.token2wav, sound, omni.speaker(candidate.speaker)),
+            "speaker_similarity": generator.similarity(sound, candidate.speaker),
             "f0_mean": f0.mean_hz if f0 else None,
             "f0_spread": f0.spread_semitones if f0 else None,
         })

@@ -1,1 +1,1 @@
-"""Preference training of the Talker: reference log-probs, collation, trainer, and one call that does it all."""
+"""Training of a policy: sources and objectives, trainer, and one call, or one task file, that does it all."""

@@ -1,4 +1,4 @@
-"""`TalkerDPOConfig`: trl.DPOConfig with float32 defaults, its loss fields refused, and nothing that does nothing.
+"""`TalkerArguments`: trl.DPOConfig with float32 defaults, its loss fields refused, and nothing that does nothing.
 
 The module imports without trl: then the same fields extend transformers.TrainingArguments.
 """
@@ -79,7 +79,7 @@ _UNUSED: dict[str, tuple[Any, str]] = {
 
 
 @dataclass
-class TalkerDPOConfig(_Base):
+class TalkerArguments(_Base):
     """Training arguments by transformers' and TRL's own names.
 
     What differs from trl.DPOConfig: float32 and no gradient checkpointing by default; the CPU is used when there is no
@@ -138,18 +138,36 @@ class TalkerDPOConfig(_Base):
             self.use_cpu = True  # or else accelerate may find another accelerator than the one omni loaded to
         if getattr(self, "data_seed", None) is None:
             self.data_seed: int | None = self.seed  # or else accelerate shuffles by 42 whatever the seed
+        if getattr(self, "ddp_find_unused_parameters", None) is None:
+            self.ddp_find_unused_parameters: bool | None = False  # each trained parameter takes part in every step
         super().__post_init__()
+        self._n_gpu = min(self.n_gpu, 1)  # or else a process that sees several wraps the model in DataParallel
         if self.gradient_checkpointing is None:
             self.gradient_checkpointing = False
 
 
+def check_spread(args: TalkerArguments, processes: int) -> None:
+    """Whether a training has something to do for each of its processes.
+
+    Raises:
+        ConfigError: its batches have fewer records than there are processes.
+    """
+    if args.per_device_train_batch_size < processes:
+        raise ConfigError(
+            f"batches of {args.per_device_train_batch_size} cannot be shared by {processes} processes",
+            where="train.args.per_device_train_batch_size",
+            fix=f"raise it to {processes} or more (and lower gradient_accumulation_steps), or use fewer devices: it is "
+            "the batch of all of them together",
+        )
+
+
 def argument_names() -> list[str]:
     """Every field that `args:` may hold (the output folder is the run's business)."""
-    return [f.name for f in dataclasses.fields(TalkerDPOConfig) if f.init and f.name != "output_dir"]
+    return [f.name for f in dataclasses.fields(TalkerArguments) if f.init and f.name != "output_dir"]
 
 
-def build_arguments(values: Mapping[str, Any], output_dir: str | Path, **overrides: Any) -> TalkerDPOConfig:
-    """`TalkerDPOConfig` from the `args:` dictionary of a config.
+def build_arguments(values: Mapping[str, Any], output_dir: str | Path, **overrides: Any) -> TalkerArguments:
+    """`TalkerArguments` from the `args:` dictionary of a config.
 
     Raises:
         ConfigError: an unknown name (the nearest right one is suggested), a refused field or a bad value.
@@ -161,9 +179,9 @@ def build_arguments(values: Mapping[str, Any], output_dir: str | Path, **overrid
             raise ConfigError(
                 f"unknown training argument {name!r}",
                 where=f"train.args.{name}",
-                fix=f"did you mean {near[0]!r}?" if near else "see TalkerDPOConfig for the names",
+                fix=f"did you mean {near[0]!r}?" if near else "see TalkerArguments for the names",
             )
     try:
-        return TalkerDPOConfig(output_dir=str(output_dir), **{**values, **overrides})
+        return TalkerArguments(output_dir=str(output_dir), **{**values, **overrides})
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"the training arguments do not fit: {error}", where="train.args", fix="see above") from error

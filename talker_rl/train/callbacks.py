@@ -134,11 +134,12 @@ class ChosenAlarm(TrainerCallback):
             return control
         if self.rang_at is None:
             self.rang_at = state.global_step
-            warnings.warn(
-                f"step {state.global_step}: the chosen's log-prob has fallen by {-drift:.3f} nats per code (alarm at "
-                f"{self.limit}). Fewer steps, a lower learning rate or an sft term in a mix keep it up.",
-                stacklevel=2,
-            )
+            if state.is_world_process_zero:
+                warnings.warn(
+                    f"step {state.global_step}: the chosen's log-prob has fallen by {-drift:.3f} nats per code (alarm "
+                    f"at {self.limit}). Fewer steps, a lower learning rate or an sft term in a mix keep it up.",
+                    stacklevel=2,
+                )
         if self.stop:
             control.should_training_stop = True
             control.should_save = args.save_strategy != "no"

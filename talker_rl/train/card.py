@@ -12,6 +12,9 @@ from typing import Any
 
 from talker_rl.base.figures import changed, count, written
 from talker_rl.base.names import folder_name, hub_name, model_name, without_places
+from talker_rl.records.codec import FIRST
+from talker_rl.speech.registry import family_named
+from talker_rl.speech.usage import Usage
 
 _SHOWN = (
     "loss",
@@ -24,55 +27,6 @@ _SHOWN = (
     "length/rejected",
     "length/reward_corr",
 )
-
-_LOAD_ADAPTER = "model.talker = PeftModel.from_pretrained(model.talker, {folder}).merge_and_unload()\n"
-_LOAD_SPEAKERS = 'model.load_speakers(cached_file({folder}, "spk_dict.pt"))\n'
-
-_CODE = """\
-import json
-
-import soundfile
-import torch
-{imports}from transformers import AutoTokenizer, Qwen2_5OmniForConditionalGeneration
-from transformers.utils import cached_file
-
-base = {base}  # {place}
-model = Qwen2_5OmniForConditionalGeneration.from_pretrained(base, dtype={dtype}, device_map="auto")
-{adapter}tokenizer = AutoTokenizer.from_pretrained(base)
-with open(cached_file(base, "chat_template.json")) as file:
-    template = json.load(file)["chat_template"]
-messages = [
-    {{"role": "system", "content": {system}}},
-    {{"role": "user", "content": {user}}},
-]
-inputs = tokenizer.apply_chat_template(
-    messages, chat_template=template, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-).to(model.device)
-# One masked place on the left: where nothing is masked, transformers 5.23 leaves out the embeddings that begin speech.
-inputs = {{name: torch.nn.functional.pad(value, (1, 0)) for name, value in inputs.items()}}
-text_ids, wave = model.generate(**inputs, speaker={speaker})
-soundfile.write("speech.wav", wave.float().cpu().numpy(), 24000)
-"""
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What the code block of a card needs: it speaks with plain transformers."""
-
-    folder: str
-    """Name of the folder that the card is of."""
-    base: str
-    """The base's name on the hub, or of its folder; ``micro`` for the shipped one."""
-    speaker: str
-    system: str
-    """System prompt."""
-    user: str
-    """User message."""
-    own_speakers: bool = False
-    """Whether the folder of an adapter holds speakers that take the place of the base's."""
-    dtype: str = '"auto"'
-    """Python for the precision to load the model in."""
-
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -87,8 +41,8 @@ class RunFacts:
     """What the evaluation measures against: the base, or the policy that the run began with."""
     judge: str = "the evaluating recognizer"
     """What measured the WER."""
-    diagnostics: Mapping[str, Any] | None = None
-    """``diagnostics/<variant>/summary.json``."""
+    length_bias: Sequence[str] = ()
+    """Lines on length bias and stability."""
     data: Sequence[str] = ()
     """Lines on prompt sets, candidates, scores and pairs."""
     lineage: Sequence[str] = ()
@@ -109,12 +63,13 @@ def model_card(
         merged: the folder is a whole checkpoint with the trained weights in it.
     """
     name = result["name"] if result else "adapter"
+    family = facts.usage.family if facts else FIRST
     base = facts.usage.base if facts else model_name(settings["base_model"])
     lines = ["---", _front_matter(name, base, facts, adapter and not merged), "---", "",
-             f"# Talker variant: {name}", "", _summary(settings, adapter, merged), "",
+             f"# Talker variant: {name}", "", _summary(settings, adapter, merged, family), "",
              *_use(facts, adapter, merged)]
     if facts:
-        lines += [*_evaluation(facts), *_length_bias(facts.diagnostics)]
+        lines += [*_evaluation(facts), *_length_bias(facts.length_bias)]
     if result:
         lines += ["## Loss", "", *_json(settings["config"]["loss"]), *_data(result, settings, facts)]
     lines += _lineage(result, settings, facts)
@@ -141,16 +96,17 @@ def _front_matter(name: str, base: str, facts: RunFacts | None, adapter: bool) -
         pipeline_tag="text-to-speech",
         base_model=hub_name(base),
         base_model_relation="adapter" if adapter else "finetune",
-        tags=["talker-rl", "preference-training", "qwen2_5_omni"],
+        tags=["talker-rl", "preference-training", facts.usage.family if facts else FIRST],
         model_name=name if results else None,
         eval_results=results,
     ).to_yaml()
 
 
-def _summary(settings: Mapping[str, Any], adapter: bool, merged: bool) -> str:
+def _summary(settings: Mapping[str, Any], adapter: bool, merged: bool, family: str) -> str:
+    title = family_named(family).TITLE
     what = ("The whole checkpoint, in which only tensors of the Talker were changed" if merged
-            else "A LoRA adapter for the Talker of Qwen2.5-Omni" if adapter
-            else "A set of full weights of the Talker of Qwen2.5-Omni")
+            else f"A LoRA adapter for the Talker of {title}" if adapter
+            else f"A set of full weights of the Talker of {title}")
     if "config" not in settings:  # of an adapter that no run tells of
         return f"{what}. The base's license holds."
     how = "speech codes by supervision" if settings["config"].get("data") else "pairs of its own samples"
@@ -163,22 +119,9 @@ def _use(facts: RunFacts | None, adapter: bool, merged: bool) -> list[str]:
                 else "from safetensors.torch import load_file\n"
                      'talker.load_state_dict(load_file("model.safetensors"))\n')
         return ["```python", f"{code}```", ""]
-    code = speaking_code(facts.usage, adapter=adapter and not merged)
+    family = family_named(facts.usage.family)
+    code = family.speaking_code(facts.usage, adapter=adapter and not merged)
     return ["## Use", "", "```python", f"{code}```", "", *(f"- {line}" for line in facts.weights), ""]
-
-
-def speaking_code(usage: Usage, *, adapter: bool) -> str:
-    """Python that speaks with plain transformers, from a whole checkpoint or from the base and an adapter's folder."""
-    own = _LOAD_ADAPTER + _LOAD_SPEAKERS * usage.own_speakers if adapter else ""
-    quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in vars(usage).items()}
-    quoted["dtype"] = usage.dtype
-    imports, place = "from peft import PeftModel\n" * adapter, "a folder, or a name on the hub"
-    if not adapter:
-        quoted["base"] = quoted["folder"]
-    elif usage.base == "micro":
-        quoted["base"], place = 'str(checkpoint_dir() / "omni")', "the model that talker_rl ships"
-        imports += "from talker_rl.micro import checkpoint_dir\n"
-    return _CODE.format(imports=imports, adapter=own.format(**quoted), place=place, **quoted)
 
 
 def _evaluation(facts: RunFacts) -> list[str]:
@@ -209,12 +152,8 @@ def _evaluation(facts: RunFacts) -> list[str]:
     return [*lines, ""]
 
 
-def _length_bias(found: Mapping[str, Any] | None) -> list[str]:
-    if not found:
-        return []
-    from talker_rl.diagnostics.summary import text_lines
-
-    return ["## Length bias and stability", "", "```", *text_lines(dict(found)), "```", ""]
+def _length_bias(lines: Sequence[str]) -> list[str]:
+    return ["## Length bias and stability", "", "```", *lines, "```", ""] if lines else []
 
 
 def _data(result: Mapping[str, Any], settings: Mapping[str, Any], facts: RunFacts | None) -> list[str]:

@@ -1,147 +1,141 @@
-"""Pairs with their conditionings and reference log-probs, and the batch that one forward pass takes.
+"""Examples, and the batch of them that one forward pass takes.
 
-What the Trainer sees of a batch is deliberately little: `pair_index` (so that it can count), and one object that it
-does not look into. A key named `labels` would change the scaling of the loss, and DeepSpeed casts every float
-tensor that it finds in a batch to its own dtype, where a reference sum of -3000 nats moves by 8.
+What the Trainer sees of a batch is deliberately little: `index` (so that it can count), and one object that it does not
+look into. A key named `labels` would change the scaling of the loss, and DeepSpeed casts every float tensor that it
+finds in a batch to its own dtype, where a reference sum of -3000 nats moves by 8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from talker_rl.base.errors import StageError
-from talker_rl.base.figures import count
-from talker_rl.records.pair import Pair
-from talker_rl.speech.protocol import TalkerSequence
-from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch
-from talker_rl.speech.qwen2_5_omni.layout import collate as collate_examples
-
-if TYPE_CHECKING:
-    from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
+from talker_rl.losses.types import Share
+from talker_rl.speech.protocol import Policy, PolicyBatch, TalkerSequence
+from talker_rl.train.processes import part
 
 
 @dataclass
-class PairExample:
-    """A pair ready to train on."""
+class Example:
+    """A record ready to train on: the sequences of one group."""
 
-    pair: Pair
-    conditioning: Conditioning
-    ref_chosen: Tensor
-    """(len(pair.chosen),) float32 reference log-probs."""
-    ref_rejected: Tensor
-    """(len(pair.rejected),) float32 reference log-probs."""
+    name: str
+    """The pair's or the completion's id."""
+    sequences: list[TalkerSequence]
+    """The chosen, and the rejected if there is one."""
+    ref_logps: list[Tensor] | None = None
+    """(steps,) float32 of each sequence; None: the trainer computes them where they are needed."""
+    behaviour_logps: list[Tensor] | None = None
+    """(steps,) float32 of each sequence, as sampling recorded them."""
 
 
-class PairDataset(torch.utils.data.Dataset):
-    """Examples by index; an item carries its index so that errors can name the pair."""
+class Examples(torch.utils.data.Dataset):
+    """Examples by index; an item carries its index."""
 
-    def __init__(self, examples: Sequence[PairExample]) -> None:
+    def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = list(examples)
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> tuple[int, PairExample]:
+    def __getitem__(self, index: int) -> tuple[int, Example]:
         return index, self.examples[index]
 
 
 @dataclass
-class PreferenceBatch:
-    """N pairs as S = 2N sequences: rows 0..N-1 are chosen, rows N..2N-1 rejected. Of completions there are S = N."""
+class Batch:
+    """N groups as S sequences, all chosen first: S = 2N of pairs, S = N of completions."""
 
-    talker: TalkerBatch
-    """S sequences, completions right-padded to T."""
-    ref_logps: Tensor
-    """(S, T) float32; 0 at padding."""
-    seconds: Tensor
+    talker: PolicyBatch
+    ref_logps_ST: Tensor | None
+    """(S, T) float32, 0 at padding."""
+    behaviour_logps_ST: Tensor | None
+    """(S, T) float32, 0 at padding."""
+    group_S: Tensor
+    """(S,) int64, in [0, N)."""
+    side_S: Tensor
+    """(S,) int64: see :mod:`talker_rl.train.rows`."""
+    seconds_S: Tensor
     """(S,) float32 durations, the stop not counted."""
-    stopped: Tensor
+    stopped_S: Tensor
     """(S,) bool: the sequence ends with its stop id (False: it was cut)."""
-    pair_ids: list[str]
+    names: list[str]
+    """Of the groups."""
+    whole: list[str] = field(default_factory=list)
+    """Of the groups of the batch that this is a share of; in a single process the same."""
+    share: Share | None = None
+    """None in a single process."""
+    weight: float = 1.0
+    """The mean over processes of (mean over a share x weight) is the mean over the whole batch. 0: the batch had too
+    few groups, and this share only fills this process's turn; it is not counted anywhere."""
 
     def __len__(self) -> int:
-        return len(self.pair_ids)
+        return len(self.names)
 
-    @property
-    def paired(self) -> bool:
-        """Whether the rows have rejected ones."""
-        return len(self.seconds) > len(self)
-
-    def to(self, device: torch.device | str, **_: Any) -> PreferenceBatch:
+    def to(self, device: torch.device | str, **_: Any) -> Batch:
         """The batch on a device; extra options such as `non_blocking` are taken and not needed."""
-        return replace(
-            self,
-            talker=self.talker.to(device),
-            ref_logps=self.ref_logps.to(device),
-            seconds=self.seconds.to(device),
-            stopped=self.stopped.to(device),
-        )
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)
+                 if torch.is_tensor(getattr(self, f.name))}
+        return replace(self, talker=self.talker.to(device), **moved)
 
 
-def collate_pairs(items: Sequence[tuple[int, PairExample]]) -> dict[str, Any]:
-    """Data collator of the trainer: (index, example) items -> {"pair_index": (N,), "preference": PreferenceBatch}."""
-    examples = [example for _, example in items]
-    losers = [e for e in examples if e.pair.rejected.steps]
-    if losers and len(losers) < len(examples):
-        raise StageError("pairs and completions cannot share a batch", where=examples[0].pair.pair_id,
-                         fix="train a variant on either")  # fmt: skip
-    sequences = [TalkerSequence(e.conditioning, e.pair.chosen) for e in examples]
-    sequences += [TalkerSequence(e.conditioning, e.pair.rejected) for e in losers]
-    talker = collate_examples(sequences)
-    mask = talker.completion_mask_BT
-    references = torch.cat([e.ref_chosen for e in examples] + [e.ref_rejected for e in examples]).float()
-    seconds = [e.pair.chosen_seconds for e in examples] + [e.pair.rejected_seconds for e in losers]
-    batch = PreferenceBatch(
-        talker=talker,
-        ref_logps=torch.zeros(mask.shape).masked_scatter(mask.cpu(), references),
-        seconds=torch.tensor(seconds, dtype=torch.float32),
-        stopped=torch.tensor([s.speech.stopped for s in sequences]),
-        pair_ids=[e.pair.pair_id for e in examples],
-    )
-    return {"pair_index": torch.tensor([index for index, _ in items]), "preference": batch}
+class Collator:
+    """Data collator of the trainer: (index, example) items -> {"index": (n,), "batch": Batch}.
 
+    Every process is given the items of the same whole batch, which is the one that a single process would take, and
+    packs its own contiguous share. So all know what the batch holds, and nothing has to be asked of the others.
 
-def fit_length(pairs: Sequence[Pair], max_length: int | None) -> tuple[list[Pair], dict[str, int]]:
-    """Pairs within `max_length` codes (the stop included), and what was done to the others.
-
-    A longer rejected is cut (`rejected_cut`); a pair with a longer chosen is left out (`chosen_too_long`): a chosen
-    that was cut would teach the Talker not to stop.
+    Args:
+        policy: packs the sequences.
+        world, rank: processes, and which of them this is.
     """
-    counts = {"chosen_too_long": 0, "rejected_cut": 0}
-    if max_length is None:
-        return list(pairs), counts
-    kept: list[Pair] = []
-    for pair in pairs:
-        if pair.chosen.steps > max_length:
-            counts["chosen_too_long"] += 1
-            continue
-        if pair.rejected.steps > max_length:
-            counts["rejected_cut"] += 1
-            pair = replace(pair, rejected=pair.rejected.cut(max_length))
-        kept.append(pair)
-    return kept, counts
 
+    def __init__(self, policy: Policy, world: int = 1, rank: int = 0) -> None:
+        self._pack = policy.collate
+        self.world, self.rank = world, rank
 
-def by_prompt(
-    conditionings: Mapping[str, Conditioning] | Iterable[Conditioning], pairs: Iterable[Pair]
-) -> dict[str, Conditioning]:
-    """Conditioning by prompt id, for every prompt of the pairs.
-
-    Raises:
-        StageError: a prompt of the pairs has no conditioning.
-    """
-    values = conditionings.values() if isinstance(conditionings, Mapping) else conditionings
-    found = {conditioning.prompt_id: conditioning for conditioning in values}
-    missing = sorted({pair.prompt_id for pair in pairs} - set(found))
-    if missing:
-        raise StageError(
-            f"no conditioning for {count(len(missing), 'prompt')} of the pairs, the first is {missing[0]}",
-            where="conditioning",
-            fix="run the conditioning stage on the prompts of these pairs",
+    def __call__(self, items: Sequence[tuple[int, Example]]) -> dict[str, Any]:
+        everything = [example for _, example in items]
+        sides = len(everything[0].sequences)
+        if any(len(example.sequences) != sides for example in everything):
+            raise StageError("pairs and completions cannot share a batch", where=everything[0].name,
+                             fix="train a variant on either")
+        own = part(len(items), self.world, self.rank)
+        examples = everything[own]
+        weight = len(examples) * self.world / len(items)
+        examples = examples or everything[:1]
+        sequences = [e.sequences[side] for side in range(sides) for e in examples]
+        talker = self._pack(sequences)
+        batch = Batch(
+            talker=talker,
+            ref_logps_ST=_in_place(talker.mask_ST, [e.ref_logps for e in examples], sides),
+            behaviour_logps_ST=_in_place(talker.mask_ST, [e.behaviour_logps for e in examples], sides),
+            group_S=torch.arange(len(examples)).repeat(sides),
+            side_S=torch.arange(sides).repeat_interleave(len(examples)),
+            seconds_S=torch.tensor([s.speech.seconds for s in sequences], dtype=torch.float32),
+            stopped_S=torch.tensor([s.speech.stopped for s in sequences]),
+            names=[e.name for e in examples],
+            whole=[e.name for e in everything],
+            share=_share(everything, own.start) if self.world > 1 else None,
+            weight=weight,
         )
-    return found
+        return {"index": torch.tensor([index for index, _ in items]), "batch": batch}
+
+
+def _in_place(mask_ST: Tensor, of_groups: list[list[Tensor] | None], sides: int) -> Tensor | None:
+    """Numbers a step of each sequence, where the mask has its steps: (S, T) float32; None where a group has none."""
+    given = [numbers for numbers in of_groups if numbers is not None]
+    if len(given) < len(of_groups):
+        return None
+    values = torch.cat([numbers[side] for side in range(sides) for numbers in given]).float()
+    return torch.zeros(mask_ST.shape).masked_scatter(mask_ST.cpu(), values)
+
+
+def _share(everything: Sequence[Example], first: int) -> Share:
+    steps = [[s.speech.steps for s in example.sequences] for example in everything]
+    return Share(first, len(everything), sum(own[0] for own in steps), max(map(max, steps)))

@@ -30,7 +30,7 @@ _TRL_TYPES = {"sigmoid": "dpo", "sigmoid_norm": "dpo_norm", "hinge": "hinge", "i
 
 
 SAVE_STEPS = 50
-"""`save_steps` of TalkerDPOConfig, which cannot be imported here."""
+"""`save_steps` of TalkerArguments, which cannot be imported here."""
 
 
 class TrainConfig(BaseModel):
@@ -54,7 +54,7 @@ class TrainConfig(BaseModel):
     )
     args: dict[str, Any] = Field(
         default_factory=dict,
-        description="Fields of TalkerDPOConfig (transformers.TrainingArguments and trl.DPOConfig by their own names): "
+        description="Fields of TalkerArguments (transformers.TrainingArguments and trl.DPOConfig by their own names): "
         "learning_rate, max_steps, per_device_train_batch_size, gradient_accumulation_steps, save_steps, ...",
     )
     select: Literal["last", "best"] = Field(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from talker_rl.losses.types import LossOutput
-from talker_rl.train.collate import PreferenceBatch
+from talker_rl.train import processes
+from talker_rl.train.collate import Batch
+from talker_rl.train.rows import CHOSEN, REJECTED, Rows
 
 
 class Window:
@@ -40,13 +41,12 @@ class Window:
             result["length/reward_corr"] = _correlation(moments)
         return result
 
-    def reduce(self, accelerator: Any) -> None:
-        """Add up the windows of all processes; a no-op in a single one."""
-        if accelerator.num_processes == 1:
-            return
-        names = sorted(self.sums)
-        values = torch.tensor([self.sums[n] for n in names], dtype=torch.float64, device=accelerator.device)
-        self.sums = dict(zip(names, accelerator.reduce(values, reduction="sum").tolist(), strict=True))
+    def everywhere(self) -> Window:
+        """The sum of all processes' windows; to be called by all of them, also by one that has counted nothing."""
+        whole = Window()
+        for sums in processes.gather(self.sums):
+            whole.add({name: (total, weight) for name, (total, weight) in sums.items()})
+        return whole
 
 
 def _correlation(m: Mapping[str, float]) -> float:
@@ -57,58 +57,63 @@ def _correlation(m: Mapping[str, float]) -> float:
     return covariance / variance**0.5 if variance > 1e-12 else 0.0
 
 
-def batch_sums(
-    batch: PreferenceBatch, logps_BT: Tensor, out: LossOutput, beta: float
-) -> dict[str, tuple[float, float]]:
-    """(sum, weight) of each metric over a batch of N pairs.
+def batch_sums(batch: Batch, rows: Rows, out: LossOutput, beta: float) -> dict[str, tuple[float, float]]:
+    """(sum, weight) of each metric over a batch of N groups.
 
     Args:
-        batch: on the same device as the log-probs; of completions there are only the chosen's metrics.
-        logps_BT: (S, T) policy log-probs, chosen first.
-        out: what the loss returned.
-        beta: scale of `rewards/*` for losses that report none (sft).
+        batch: on the same device as the rows; of completions there are only the chosen's metrics, and without a
+            reference none that compares with it.
+        rows: what the objective was given.
+        out: what it returned.
+        beta: scale of `rewards/*`.
 
     Lengths count the stop, seconds do not. `*_drift` is mean log pi - log ref in nats per code: how far training has
     moved the policy on these sequences; a falling `logps/chosen_drift` is the alarm of unlearning.
     """
     n = len(batch)
     with torch.no_grad():
-        mask = batch.talker.completion_mask_BT
-        logps = torch.where(mask, logps_BT.detach().float(), 0.0)
-        ratios = torch.where(mask, logps - batch.ref_logps, 0.0)
+        mask, ref = rows.mask_ST, rows.ref_logps_ST
+        logps = torch.where(mask, rows.logps_ST.detach().float(), 0.0)
         lengths = mask.sum(dim=1)
-        reward = ratios.sum(dim=1)
-        drift = reward / lengths
         last = (lengths - 1).clamp(min=0)[:, None]
-        stop_logps, stop_ratios = logps.gather(1, last)[:, 0], ratios.gather(1, last)[:, 0]
-        chosen, rejected = slice(0, n), slice(n, 2 * n)
+        stop_logps = logps.gather(1, last)[:, 0]
+        chosen, rejected = rows.of(CHOSEN), rows.of(REJECTED)
+        paired = len(rejected) > 0
         values: dict[str, Tensor] = {"loss": out.per_pair.detach()}
-        sides = [("chosen", chosen), ("rejected", rejected)] if batch.paired else [("chosen", chosen)]
-        if batch.paired:
+        if paired:
             values |= {
-                "rewards/chosen": beta * reward[chosen],
-                "rewards/rejected": beta * reward[rejected],
-                "rewards/margins": beta * (reward[chosen] - reward[rejected]),
-                "rewards/accuracies": (reward[chosen] > reward[rejected]).float(),
                 "length/diff": (lengths[chosen] - lengths[rejected]).float(),
                 "length/chosen_shorter": (lengths[chosen] < lengths[rejected]).float()
                 + 0.5 * (lengths[chosen] == lengths[rejected]).float(),
             }
-        for side, rows in sides:
-            values[f"logps/{side}"] = logps[rows].sum(dim=1)
-            values[f"logps/{side}_per_code"] = logps[rows].sum(dim=1) / lengths[rows]
-            values[f"logps/{side}_drift"] = drift[rows]
-            values[f"logps/{side}_eos"] = stop_logps[rows][batch.stopped[rows]]
-            values[f"logps/{side}_eos_drift"] = stop_ratios[rows][batch.stopped[rows]]
-            values[f"length/{side}"] = lengths[rows].float()
-            values[f"length/{side}_seconds"] = batch.seconds[rows]
+        sides = {"chosen": chosen, "rejected": rejected} if paired else {"chosen": chosen}
+        for side, at in sides.items():
+            values[f"logps/{side}"] = logps[at].sum(dim=1)
+            values[f"logps/{side}_per_code"] = logps[at].sum(dim=1) / lengths[at]
+            values[f"logps/{side}_eos"] = stop_logps[at][batch.stopped_S[at]]
+            values[f"length/{side}"] = lengths[at].float()
+            values[f"length/{side}_seconds"] = batch.seconds_S[at]
+        moments: dict[str, Tensor] = {}
+        if ref is not None:
+            ratios = torch.where(mask, logps - ref, 0.0)
+            reward, stop_ratios = ratios.sum(dim=1), ratios.gather(1, last)[:, 0]
+            for side, at in sides.items():
+                values[f"logps/{side}_drift"] = (reward / lengths)[at]
+                values[f"logps/{side}_eos_drift"] = stop_ratios[at][batch.stopped_S[at]]
+            if paired:
+                values |= {
+                    "rewards/chosen": beta * reward[chosen],
+                    "rewards/rejected": beta * reward[rejected],
+                    "rewards/margins": beta * (reward[chosen] - reward[rejected]),
+                    "rewards/accuracies": (reward[chosen] > reward[rejected]).float(),
+                }
+            x, y = lengths.double(), reward.double()
+            moments = {"n": torch.ones_like(x), "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}
         sums = {name: (float(v.double().sum()), float(v.numel())) for name, v in values.items()}
-        own = {name: value for name, value in out.metrics.items() if batch.paired or "rejected" not in name}
-        sums |= _loss_metrics(own.items(), n)
+        sums |= _loss_metrics(out.metrics.items(), n)
         # The batch mean is what training sees; a loss that skips pairs does not divide by all of them.
         sums["loss"] = (float(out.loss.detach()) * n, float(n))
-        x, y = lengths.double(), reward.double()
-        for name, value in {"n": torch.ones_like(x), "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}.items():
+        for name, value in moments.items():
             sums[f"_corr/{name}"] = (float(value.sum()), 1.0)
     return sums
 

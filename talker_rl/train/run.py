@@ -1,15 +1,14 @@
-"""Train one variant: from pairs and conditionings to a folder with weights, log and model card."""
+"""Train one variant: from records and conditionings to a folder with weights, log and model card."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -18,32 +17,29 @@ from talker_rl.base.errors import ConfigError, StageError
 from talker_rl.base.ids import stable_hash
 from talker_rl.base.progress import Pace
 from talker_rl.data.pairs import pairs_hash
-from talker_rl.records.pair import Pair
+from talker_rl.losses import build_loss
+from talker_rl.speech.protocol import Generator, Training
 from talker_rl.train import callbacks as cb
-from talker_rl.train.arguments import TalkerDPOConfig, build_arguments
+from talker_rl.train import processes
+from talker_rl.train.arguments import TalkerArguments, build_arguments, check_spread
 from talker_rl.train.card import model_card
 from talker_rl.train.checkpoints import list_checkpoints, newest_complete, promote_checkpoint, strip_resume_state
-from talker_rl.train.collate import PairExample, by_prompt, fit_length
 from talker_rl.train.config import TrainConfig
-from talker_rl.train.policy import policy
-from talker_rl.train.reference import reference_logps
-from talker_rl.train.trainer import TalkerDPOTrainer
-
-if TYPE_CHECKING:
-    from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
-    from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
+from talker_rl.train.objective import PairObjective
+from talker_rl.train.sources import Record, Stored
+from talker_rl.train.trainer import TalkerTrainer
 
 RESULT, SETTINGS, LOG = "result.json", "variant.json", "log.jsonl"
 
 
 def train_variant(
-    omni: Omni,
-    pairs: Sequence[Pair],
-    conditionings: Mapping[str, Conditioning] | Iterable[Conditioning],
+    generator: Generator,
+    pairs: Sequence[Record],
+    conditionings: Mapping[str, Any] | Iterable[Any],
     cfg: TrainConfig,
     output_dir: str | Path,
     *,
-    eval_pairs: Sequence[Pair] | None = None,
+    eval_pairs: Sequence[Record] | None = None,
     resume: bool = True,
     start_adapter: str | Path | None = None,
     reference: str | Path | Literal["start", "base"] = "start",
@@ -57,10 +53,12 @@ def train_variant(
     README.md, log.jsonl, variant.json (settings), and `checkpoint-<step>/` with the weights of every saved step, of
     which `checkpoints.promote_checkpoint` can make another one the variant's.
 
+    Called in each of several processes of one training (see :mod:`talker_rl.train.launch`), they share every batch,
+    the main one writes, and all return the same.
+
     Args:
-        omni: the model; its Talker is left as it was.
-        pairs, eval_pairs: to train on, and held out for `select` and early stopping; with `cfg.data` all without a
-            rejected (`Completion.as_pair`).
+        generator: the model; its Talker is left as it was.
+        pairs, eval_pairs: to train on, and held out for `select` and early stopping; with `cfg.data` completions.
         conditionings: of every prompt of both, by prompt id or as a list.
         cfg: loss, LoRA and arguments.
         output_dir: the variant's folder; its name is the variant's.
@@ -81,80 +79,74 @@ def train_variant(
         TrainingError: the loss is not finite.
     """
     output_dir = Path(output_dir)
-    args = _arguments(omni, cfg, output_dir, bool(eval_pairs))
-    train_pairs, length_limit = fit_length(pairs, args.max_length)
-    held_out, _ = fit_length(eval_pairs or [], args.max_length)
-    if not train_pairs:
-        raise StageError(
-            "there is no pair to train on" + (f" (left out: {length_limit})" if pairs else ""),
-            where=str(output_dir),
-            fix="lower the margin, sample more candidates, or raise max_length",
-        )
-    found = by_prompt(conditionings, [*train_pairs, *held_out])
+    args = _arguments(generator, cfg, output_dir, bool(eval_pairs))
+    progress = progress and processes.is_main()
+    try:
+        source = Stored(pairs, eval_pairs or [], conditionings, args.max_length)
+    except StageError as error:
+        raise StageError(error.what, where=error.where or str(output_dir), fix=error.fix) from None
     reference_adapter = {"start": start_adapter, "base": None}.get(str(reference), reference)
-    settings = _settings(omni, cfg, args, train_pairs, held_out, start_adapter, reference_adapter)
-    finished = _open_folder(output_dir, settings, resume)
+    settings = _settings(generator, cfg, args, source, start_adapter, reference_adapter)
+    finished = processes.on_main(lambda: _open_folder(output_dir, settings, resume))
     if finished is not None:
         return finished
 
-    with policy(omni, cfg, args.seed, start_adapter, reference_adapter) as model:
-        model.to(args.device)
-        logps, cache_counts = reference_logps(
-            model,
-            [*train_pairs, *held_out],
-            found,
+    training: Training = cfg.lora or "full"
+    with generator.policy(start_adapter, reference=reference_adapter, train=training, seed=args.seed) as policy:
+        policy.module.to(args.device)
+        cache_counts = source.refer(
+            policy,
             reference_cache or output_dir / "reference",
             bf16=bool(args.bf16),
             batch_size=cfg.reference_batch_size,
             on_progress=_reference_line(output_dir.name) if progress else None,
         )
-        examples = [
-            PairExample(pair, found[pair.prompt_id], *refs)
-            for pair, refs in zip([*train_pairs, *held_out], logps, strict=True)
-        ]
         alarm = cb.ChosenAlarm(cfg.chosen_drop_alarm or float("inf"), cfg.chosen_drop_stop)
-        trainer = TalkerDPOTrainer(
-            model,
+        trainer = TalkerTrainer(
+            policy,
             args,
-            loss=cfg.loss,
-            train_examples=examples[: len(train_pairs)],
-            eval_examples=examples[len(train_pairs) :],
+            objective=PairObjective(build_loss(cfg.loss)),
+            source=source,
             callbacks=_callbacks(cfg, output_dir, alarm, progress, extra_callbacks),
         )
         for unwanted in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(unwanted)
-        checkpoint = newest_complete(output_dir)
+        checkpoint = processes.on_main(lambda: newest_complete(output_dir))
         if checkpoint is not None and progress:
             print(f"{output_dir.name} resumes from {checkpoint.name}", file=sys.stderr, flush=True)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         history, last_step = trainer.state.log_history, trainer.state.global_step
         trainer.save_model(str(output_dir))
-        _undo_autocast(trainer, model)
+        _undo_autocast(trainer, policy.module)
 
-    step, selected_by = _select(cfg, output_dir, history, last_step)
-    result: dict[str, Any] = {
-        "name": output_dir.name,
-        "step": step,
-        "steps": last_step,
-        "selected_by": selected_by,
-        "train": cb.without_wall_clock(next((row for row in reversed(history) if "loss" in row), {})),
-        "eval": cb.without_wall_clock(
-            next((row for row in reversed(history) if "eval_loss" in row and row["step"] == step), {})
-        ),
-        "data": _data_facts(train_pairs, held_out, length_limit),
-        "reference": cache_counts,
-        "checkpoints": list(list_checkpoints(output_dir)),
-        "alarm_step": cb.first_alarm(history, cfg.chosen_drop_alarm),
-        "settings_hash": stable_hash(settings),
-    }
-    (output_dir / "README.md").write_text(model_card(result, settings, adapter=cfg.lora is not None), encoding="utf-8")
-    _write_json(output_dir / RESULT, result)  # a folder with a result is finished: nothing resumes from it any more
-    if not cfg.keep_optimizer:
-        strip_resume_state(output_dir)
-    return result
+    def finish() -> dict[str, Any]:
+        step, selected_by = _select(cfg, output_dir, history, last_step)
+        result: dict[str, Any] = {
+            "name": output_dir.name,
+            "step": step,
+            "steps": last_step,
+            "selected_by": selected_by,
+            "train": cb.without_wall_clock(next((row for row in reversed(history) if "loss" in row), {})),
+            "eval": cb.without_wall_clock(
+                next((row for row in reversed(history) if "eval_loss" in row and row["step"] == step), {})
+            ),
+            "data": source.facts(),
+            "reference": cache_counts,
+            "checkpoints": list(list_checkpoints(output_dir)),
+            "alarm_step": cb.first_alarm(history, cfg.chosen_drop_alarm),
+            "settings_hash": stable_hash(settings),
+        }
+        card = model_card(result, settings, adapter=cfg.lora is not None)
+        (output_dir / "README.md").write_text(card, encoding="utf-8")
+        _write_json(output_dir / RESULT, result)  # a folder with a result is finished: nothing resumes from it any more
+        if not cfg.keep_optimizer:
+            strip_resume_state(output_dir)
+        return result
+
+    return processes.on_main(finish)
 
 
-def _arguments(omni: Omni, cfg: TrainConfig, output_dir: Path, has_eval: bool) -> TalkerDPOConfig:
+def _arguments(generator: Generator, cfg: TrainConfig, output_dir: Path, has_eval: bool) -> TalkerArguments:
     """Training arguments; held-out pairs are evaluated at every checkpoint unless the config says otherwise."""
     values = dict(cfg.args)
     if has_eval:
@@ -162,13 +154,14 @@ def _arguments(omni: Omni, cfg: TrainConfig, output_dir: Path, has_eval: bool) -
     elif values.get("eval_strategy", "no") != "no":
         raise ConfigError("there are no held-out pairs to evaluate on", where="train.args.eval_strategy", fix='"no"')
     overrides: dict[str, Any] = {"disable_tqdm": True}
-    if omni.device.type == "cpu":
+    if generator.device.type == "cpu":
         overrides["use_cpu"] = True
-    if values.get("use_cpu") and omni.device.type != "cpu":
+    if values.get("use_cpu") and generator.device.type != "cpu":
         raise ConfigError("use_cpu with a model on another device", where="train.args.use_cpu", fix="model.device: cpu")
     if values.get("eval_strategy") == "steps" and "eval_steps" not in values:
-        values["eval_steps"] = values.get("save_steps", TalkerDPOConfig.save_steps)
+        values["eval_steps"] = values.get("save_steps", TalkerArguments.save_steps)
     args = build_arguments(values, output_dir, **overrides)
+    check_spread(args, args.world_size)
     if cfg.select == "best" or cfg.patience:
         together = has_eval and args.eval_strategy == args.save_strategy
         if together and args.eval_strategy == "steps":
@@ -183,15 +176,15 @@ def _arguments(omni: Omni, cfg: TrainConfig, output_dir: Path, has_eval: bool) -
 
 
 def _settings(
-    omni: Omni,
+    generator: Generator,
     cfg: TrainConfig,
-    args: TalkerDPOConfig,
-    train_pairs: Sequence[Pair],
-    held_out: Sequence[Pair],
+    args: TalkerArguments,
+    source: Stored,
     start_adapter: str | Path | None,
     reference: str | Path | None,
 ) -> dict[str, Any]:
-    """Everything that the trained weights depend on: a folder is only continued with the same."""
+    """Everything that the trained weights depend on: a folder is only continued with the same. The number of processes
+    is none of it: what the configuration says of batches is of all of them together."""
     adapter_hash = _adapter_hash(start_adapter)
     # A reference of its own stands in the settings only where there is one: old folders can be continued.
     other = {} if reference == start_adapter else {
@@ -200,12 +193,12 @@ def _settings(
     return other | {
         "config": cfg.model_dump(mode="json"),
         "seed": args.seed,
-        "base_model": str(omni.settings.path),
-        "model_hash": omni.hash_of("talker"),
+        "base_model": str(generator.settings.path),
+        "model_hash": generator.identity("talker"),
         "start_adapter": str(start_adapter) if start_adapter is not None else None,
         "start_adapter_hash": adapter_hash,
-        "pairs_hash": pairs_hash(train_pairs),
-        "eval_pairs_hash": pairs_hash(held_out) if held_out else None,
+        "pairs_hash": pairs_hash(source.records),
+        "eval_pairs_hash": pairs_hash(source.held_out_records) if source.held_out_records else None,
     }
 
 
@@ -285,18 +278,6 @@ def _select(cfg: TrainConfig, output_dir: Path, history: list[dict[str, Any]], l
     return best, f"best {cfg.select_metric} on held-out pairs: {values[best]:.4f}"
 
 
-def _data_facts(train_pairs: Sequence[Pair], held_out: Sequence[Pair], limit: dict[str, int]) -> dict[str, Any]:
-    paired = bool(train_pairs[0].rejected.steps)
-    return {
-        "pairs": len(train_pairs),
-        "prompts": len({p.prompt_id for p in train_pairs}),
-        "eval_pairs": len(held_out),
-        "chosen_seconds": statistics.fmean(p.chosen_seconds for p in train_pairs),
-        "rejected_seconds": statistics.fmean(p.rejected_seconds for p in train_pairs) if paired else None,
-        "length_limit": limit,
-    }
-
-
 def _reference_line(name: str) -> Any:
     pace = Pace()
 
@@ -307,7 +288,7 @@ def _reference_line(name: str) -> Any:
     return show
 
 
-def _undo_autocast(trainer: TalkerDPOTrainer, model: nn.Module) -> None:
+def _undo_autocast(trainer: TalkerTrainer, model: nn.Module) -> None:
     """accelerate replaces `forward` of the model it prepares; the base Talker must not keep that."""
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 

@@ -1,9 +1,9 @@
-"""`TalkerDPOTrainer`: transformers.Trainer for preference pairs of codec tokens, or completions (loss sft).
+"""`TalkerTrainer`: transformers.Trainer for an objective over sequences of codec tokens.
 
-It departs from TRL's DPOTrainer where the Talker and the losses ask for it: log-probs come from
-`token_logps` (dual-track input, codec head), the loss is any of `talker_rl.losses` on per-token
-log-probs, the reference is precomputed per token, and a checkpoint is whole or absent, so that a resumed run equals
-one that was never interrupted. Names of arguments and metrics are TRL's.
+It departs from TRL's DPOTrainer where speech generators and the objectives ask for it: log-probs come from the policy
+(`Policy.logps`), what is made smaller is an `Objective` over per-token log-probs, examples come from a `Source` with
+their reference log-probs, any number of processes give what one process would, and a checkpoint is whole or absent, so
+that a resumed run equals one that was never interrupted. Names of arguments and metrics are TRL's.
 """
 
 from __future__ import annotations
@@ -12,71 +12,72 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import set_peft_model_state_dict
+from accelerate.data_loader import prepare_data_loader
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
-from talker_rl.base.errors import TrainingError, is_disk_full
+from talker_rl.base.errors import ConfigError, TrainingError, is_disk_full
 from talker_rl.base.ids import derive_seed
-from talker_rl.losses import LossOutput, PairBatch, build_loss
-from talker_rl.losses.build import Loss
-from talker_rl.speech.lora import POLICY, save_lora
-from talker_rl.speech.qwen2_5_omni.logps import token_logps
-from talker_rl.train import checkpoints
-from talker_rl.train.arguments import TalkerDPOConfig
-from talker_rl.train.collate import PairDataset, PairExample, PreferenceBatch, collate_pairs
+from talker_rl.losses.types import LossOutput
+from talker_rl.speech.protocol import Policy
+from talker_rl.train import checkpoints, processes
+from talker_rl.train.arguments import TalkerArguments
+from talker_rl.train.collate import Batch, Collator
 from talker_rl.train.metrics import Window, batch_sums
+from talker_rl.train.objective import Objective
+from talker_rl.train.reference import as_reference
+from talker_rl.train.rows import Rows
+from talker_rl.train.sources import Source
 
 
-class TalkerDPOTrainer(Trainer):
-    """Preference training of a Talker.
+class TalkerTrainer(Trainer):
+    """Training of a policy.
+
+    In several processes each takes its share of every batch that one process would take, so
+    `per_device_train_batch_size` is the batch of all processes together, as is `per_device_eval_batch_size`.
 
     Args:
-        model: the Talker (full weights) or a `peft.PeftModel` around it.
+        policy: what is trained, as `Generator.policy` gives it; on `args.device`.
         args: training arguments.
-        loss: the `loss:` dictionary, or a built loss.
-        train_examples: pairs with conditionings and reference log-probs.
-        eval_examples: held-out pairs, likewise.
+        objective: what is made smaller.
+        source: what it is trained on.
         callbacks: as transformers takes them.
 
     Raises:
         TrainingError: while training, when the loss is not finite (names the step and the pairs).
     """
 
-    # The loss is a mean over the pairs of a micro-batch: the Trainer divides it by the accumulation steps.
+    # The loss is a mean over the groups of a micro-batch: the Trainer divides it by the accumulation steps.
     loss_is_scaled_for_ga = False
     model_accepts_loss_kwargs = False
 
     def __init__(
         self,
-        model: nn.Module,
-        args: TalkerDPOConfig,
+        policy: Policy,
+        args: TalkerArguments,
         *,
-        loss: Mapping[str, Any] | Loss,
-        train_examples: Sequence[PairExample],
-        eval_examples: Sequence[PairExample] | None = None,
+        objective: Objective,
+        source: Source,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        self.preference_loss = loss if isinstance(loss, Loss) else build_loss(loss)
-        self.beta = float(getattr(self.preference_loss.config, "beta", 1.0))
+        self.policy, self.objective = policy, objective
         self._windows = {"train": Window(), "eval": Window()}
         self._num_tokens = 0
         self._staging: Path | None = None
         if args.disable_dropout:
-            _disable_dropout(model)
+            _disable_dropout(policy.module)
         super().__init__(
-            model=model,
+            model=policy.module,
             args=args,
-            data_collator=collate_pairs,
-            train_dataset=PairDataset(train_examples),
-            eval_dataset=PairDataset(eval_examples) if eval_examples else None,
+            data_collator=Collator(policy, args.world_size, args.process_index),
+            train_dataset=source.train,
+            eval_dataset=source.held_out,
             callbacks=callbacks,
         )
         self.model_accepts_loss_kwargs = False  # transformers derives it again from the model's signature
@@ -86,44 +87,54 @@ class TalkerDPOTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """One forward over chosen and rejected together, then the loss; what is logged is added to the window."""
-        batch: PreferenceBatch = inputs["preference"].to(self.args.device)
+        """One forward over all sequences together, then the objective; what is logged is added to the window."""
+        batch: Batch = inputs["batch"].to(self.args.device)
         mode = "train" if model.training else "eval"
-        logps_BT = token_logps(model, batch.talker)
-        out = self.preference_loss(self._pair_batch(batch, logps_BT, mode))
+        rows = self._rows(model, batch, mode)
+        out = self.objective(rows)
         self._check_finite(out, batch, mode)
-        self._windows[mode].add(batch_sums(batch, logps_BT, out, self.beta))
-        if mode == "train":
-            self._num_tokens += int(batch.talker.completion_mask_BT.sum())
-        return (out.loss, {"per_pair": out.per_pair, "margin": out.margin}) if return_outputs else out.loss
+        if batch.weight:
+            self._windows[mode].add(batch_sums(batch, rows, out, self.objective.beta))
+            if mode == "train":
+                self._num_tokens += int(rows.mask_ST.sum())
+        loss = out.loss * batch.weight
+        return (loss, {"per_pair": out.per_pair, "margin": out.margin}) if return_outputs else loss
 
-    def _pair_batch(self, batch: PreferenceBatch, logps_BT: Tensor, mode: str) -> PairBatch:
-        n = len(batch)
-        mask = batch.talker.completion_mask_BT
-        # Draws depend on the step and the pairs, not on a stream: a resumed run makes the same ones.
+    def _rows(self, model: nn.Module, batch: Batch, mode: str) -> Rows:
+        if self.objective.needs_behaviour and batch.behaviour_logps_ST is None:
+            raise TrainingError("the objective needs log-probs of the policy that was sampled from, and there are none",
+                                where=f"{mode}, {', '.join(batch.names)}", fix="train on candidates that carry them")
+        ref_logps_ST = batch.ref_logps_ST
+        if ref_logps_ST is None and self.objective.needs_reference:
+            ref_logps_ST = self._reference(batch)
+        # Draws depend on the step and the groups, not on a stream: a resumed run makes the same ones.
         when: tuple[Any, ...] = (self.args.seed, self.state.global_step) if mode == "train" else ("eval",)
-        generator = torch.Generator().manual_seed(derive_seed("loss", *when, batch.pair_ids))
-        # Completions have no rejected rows: N of no tokens stand for them.
-        logps, refs, masks = (
-            x[n:] if batch.paired else x.new_zeros(n, 0) for x in (logps_BT, batch.ref_logps, mask)
-        )
-        return PairBatch(
-            policy_chosen_logps=logps_BT[:n],
-            policy_rejected_logps=logps,
-            ref_chosen_logps=batch.ref_logps[:n],
-            ref_rejected_logps=refs,
-            chosen_mask=mask[:n],
-            rejected_mask=masks,
-            generator=generator,
+        return Rows(
+            logps_ST=self.policy.logps(batch.talker, module=model),
+            mask_ST=batch.talker.mask_ST,
+            ref_logps_ST=ref_logps_ST,
+            behaviour_logps_ST=batch.behaviour_logps_ST,
+            group_S=batch.group_S,
+            side_S=batch.side_S,
+            generator=torch.Generator().manual_seed(derive_seed("loss", *when, batch.whole)),
+            share=batch.share,
         )
 
-    def _check_finite(self, out: LossOutput, batch: PreferenceBatch, mode: str) -> None:
+    def _reference(self, batch: Batch) -> Tensor:
+        """What the source did not give."""
+        if all(p.requires_grad for p in self.policy.module.parameters()):
+            raise ConfigError("full weights have moved away from their reference, so it cannot be computed any more",
+                              where="train.lora: null", fix="give reference log-probs with the examples, or train LoRA")
+        with as_reference(self.policy, bool(self.args.bf16)):
+            return self.policy.logps(batch.talker)
+
+    def _check_finite(self, out: LossOutput, batch: Batch, mode: str) -> None:
         if bool(torch.isfinite(out.loss)):
             return
-        bad = [i for i, value in zip(batch.pair_ids, out.per_pair.tolist(), strict=True) if not math.isfinite(value)]
+        bad = [i for i, value in zip(batch.names, out.per_pair.tolist(), strict=True) if not math.isfinite(value)]
         raise TrainingError(
             f"the loss is {float(out.loss.detach())}",
-            where=f"{mode}, after step {self.state.global_step}, pairs {', '.join(bad or batch.pair_ids)}",
+            where=f"{mode}, after step {self.state.global_step}, pairs {', '.join(bad or batch.names)}",
             fix="lower the learning rate, clip gradients (max_grad_norm), or train in float32; the checkpoints before "
             "this step are kept",
         )
@@ -131,26 +142,44 @@ class TalkerDPOTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
-        """The loss of held-out pairs; metrics go through the window, so no outputs are gathered."""
+        """The loss of held-out examples; metrics go through the window, so no outputs are gathered."""
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
+
+    def _get_dataloader(
+        self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, *args: Any, **kwargs: Any
+    ) -> DataLoader:
+        """Every process is given the batches of a single one, in its order; the collator takes this one's share.
+        accelerate would give whole batches to each, and fill the last ones up with examples from the beginning."""
+        if self.args.world_size == 1:
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, *args, **kwargs)
+        indexed = not isinstance(dataset, torch.utils.data.IterableDataset)
+        loader = DataLoader(dataset, batch_size, sampler=sampler_fn(dataset) if sampler_fn and indexed else None,
+                            drop_last=self.args.dataloader_drop_last, collate_fn=self.data_collator,
+                            num_workers=self.args.dataloader_num_workers)
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, rng_types=[],
+                                   use_seedable_sampler=True, data_seed=self.args.data_seed)
 
     # ---- Logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the window's metrics under TRL's names, with the prefix `eval_` in an evaluation."""
         mode = "eval" if any(name.startswith("eval_") for name in logs) else "train"
-        window = self._windows[mode]
-        if window.sums and (mode == "eval" or "loss" in logs):
-            window.reduce(self.accelerator)
-            prefix = "eval_" if mode == "eval" else ""
-            # This replaces the Trainer's own `loss`, which forgets the part of a window before a resume.
-            logs.update({prefix + name: value for name, value in window.means().items()})
-            if mode == "train":
-                logs["num_tokens"] = float(self._num_tokens)
+        if mode == "eval" or "loss" in logs:
+            window, num_tokens = self._everywhere(mode)
+            if window.sums:
+                prefix = "eval_" if mode == "eval" else ""
+                # This replaces the Trainer's own `loss`, which forgets the part of a window before a resume.
+                logs.update({prefix + name: value for name, value in window.means().items()})
+                if mode == "train":
+                    logs["num_tokens"] = float(num_tokens)
             self._windows[mode] = Window()
         super().log(logs, start_time)
+
+    def _everywhere(self, mode: str) -> tuple[Window, int]:
+        """Window and tokens of all processes; each of them must ask."""
+        return self._windows[mode].everywhere(), sum(processes.gather(self._num_tokens))
 
     # ---- Checkpoints: whole or absent, no pickled objects beside torch's own states ----
 
@@ -179,9 +208,9 @@ class TalkerDPOTrainer(Trainer):
             ) from error
         finally:
             self._staging = None
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            window = {"sums": self._windows["train"].sums, "num_tokens": self._num_tokens}
+        sums, num_tokens = self._everywhere("train")
+        if self.args.should_save:  # sums of all: whoever resumes, in however many processes, goes on with them
+            window = {"sums": sums.sums, "num_tokens": num_tokens}
             (staging / name / "window.json").write_text(json.dumps(window))
             checkpoints.seal(staging / name)
             shutil.rmtree(output_dir / name, ignore_errors=True)
@@ -191,35 +220,22 @@ class TalkerDPOTrainer(Trainer):
             checkpoints.rotate(output_dir, self.args.save_total_limit, keep)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """The adapter in PEFT's layout, or the Talker's weights; no pickled arguments."""
+        """The policy's weights; no pickled arguments."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "peft_config"):
-            save_lora(model, folder)
-        else:
-            model.save_pretrained(folder, state_dict=state_dict, max_shard_size="100GB")
+        self.policy.save(folder, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        target: Any = self.accelerator.unwrap_model(self.model)
-        folder = Path(resume_from_checkpoint)
-        if hasattr(target, "peft_config"):
-            weights = load_file(folder / "adapter_model.safetensors")
-            result = set_peft_model_state_dict(target, weights, adapter_name=POLICY)
-            unexpected = result.unexpected_keys
-        else:
-            unexpected = target.load_state_dict(load_file(folder / "model.safetensors"), strict=False).unexpected_keys
-        if unexpected:
-            raise TrainingError(
-                f"the checkpoint holds weights that the model has not: {unexpected[0]}",
-                where=str(folder),
-                fix="resume with the settings that the checkpoint was written with",
-            )
-        window_file = folder / "window.json"
-        if window_file.is_file():
-            window = json.loads(window_file.read_text())
+        self.policy.load(resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        # Here and not with the weights, which an engine loads by itself; into one process, for they are sums of all.
+        file = Path(checkpoint or "") / "window.json"
+        if checkpoint is not None and processes.is_main() and file.is_file():
+            window = json.loads(file.read_text())
             self._windows["train"].sums = window["sums"]
             self._num_tokens = window["num_tokens"]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from talker_rl.base.errors import CheckpointError
 from talker_rl.base.file_hash import cached_hash
+from talker_rl.base.places import micro_dir
 
 MODELS_VARIABLE = "TALKER_RL_MODELS"
 
@@ -62,9 +63,7 @@ def same_model(one: str, other: str) -> bool:
 def resolve(path: str) -> Path:
     """The folder that a configured path means, without the network; it may not exist."""
     if path.startswith("micro:"):
-        from talker_rl.micro import checkpoint_dir
-
-        return (checkpoint_dir() / "asr" / path.removeprefix("micro:")).absolute()
+        return (micro_dir() / "asr" / path.removeprefix("micro:")).absolute()
     plain = Path(path).expanduser().absolute()
     if path not in KNOWN or plain.is_dir():
         return plain

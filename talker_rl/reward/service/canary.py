@@ -6,18 +6,17 @@ import asyncio
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from talker_rl.base.settings import Settings
 from talker_rl.reward.service.protocol import Item
 
 SOUND_TOLERANCE = 1e-3
 REWARD_TOLERANCE = 1e-5
 
 
-class CanarySpec(BaseModel):
+class CanarySpec(Settings):
     """An utterance and its score, where that is known."""
-
-    model_config = ConfigDict(extra="forbid")
 
     item: Item
     transcript: list[str] | None = Field(default=None, description="null: what the first worker hears counts as right.")

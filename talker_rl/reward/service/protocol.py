@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal
 
-from pydantic import Base64Encoder, BaseModel, ConfigDict, EncodedBytes, Field, model_validator
+from pydantic import Base64Encoder, BaseModel, EncodedBytes, Field, model_validator
 
+from talker_rl.base.settings import Settings
 from talker_rl.records.candidate import EndReason
 
 PROTOCOL = 1
@@ -31,13 +32,11 @@ Sound = Annotated[bytes, EncodedBytes(encoder=_StrictBase64)]
 Id = Annotated[str, Field(min_length=1, max_length=255)]
 
 
-class Item(BaseModel):
+class Item(Settings):
     """One utterance to score: codes, or audio.
 
     Nothing that decides a score is drawn by the service: codes come with their speaker and the decoder's seed.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     id: Id = Field(description="Comes back with the answer; unique within a request.")
     text: str = Field(max_length=4000, description="What should be said, with punctuation.")
@@ -65,10 +64,8 @@ class Item(BaseModel):
         return self
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(Settings):
     """`POST /v1/score`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     items: list[Item] = Field(min_length=1, description="Answered in this order; no score depends on another item.")
     timeout_seconds: float | None = Field(

@@ -18,12 +18,12 @@ from talker_rl.base.errors import CheckpointError, ConfigError, told
 from talker_rl.base.figures import count
 from talker_rl.base.ids import stable_hash
 from talker_rl.speech.config import ModelConfig
-from talker_rl.speech.files import INDEX, content_hash, open_tensors, shards_of
+from talker_rl.speech.files import INDEX, content_hash, open_tensors, shards_of, stored_as_floats
 from talker_rl.speech.locate import pick_device, resolve_model_path
 from talker_rl.speech.quantization import four_bit
 from talker_rl.speech.quiet import quiet_transformers
 from talker_rl.speech.qwen2_5_omni.config_json import read_config
-from talker_rl.speech.qwen2_5_omni.published import stored_as_floats, stored_name
+from talker_rl.speech.qwen2_5_omni.published import stored_name
 from talker_rl.speech.qwen2_5_omni.speaker_table import load_speakers
 from talker_rl.speech.text_tokenizer import load_tokenizer
 

@@ -29,6 +29,7 @@ from talker_rl.base.text.tokens import tokens_of
 from talker_rl.records.messages import check_messages, files_are_noted, identity, resolve_media
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ConditioningConfig
+from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.context import Context, encode, merge_media, position_ids, thinker_inputs
 
 if TYPE_CHECKING:
@@ -55,6 +56,16 @@ class Conditioning:
     """What the reply says: the prompt's text, or the Thinker's answer in mode generate."""
     position_ids: torch.Tensor | None = None
     """(3, P) rotary positions of the prefix where it holds images or video; None: 0, 1, ..., P-1 on each axis."""
+
+    @property
+    def codec(self) -> str:
+        """Name of the codec."""
+        return CODEC.name
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Positions of the prefix, and rows of the reply stream."""
+        return len(self.prefix), len(self.reply_stream)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is stored and hashed, by name."""

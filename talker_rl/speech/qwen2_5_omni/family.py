@@ -5,7 +5,7 @@ Imports no torch until something is asked that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,17 @@ from talker_rl.speech.qwen2_5_omni.codec import CODEC as CODEC
 if TYPE_CHECKING:
     import argparse
 
+    from torch import Tensor
+
+    from talker_rl.base.findings import Finding
+    from talker_rl.speech.exporting import Exporter
+    from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
     from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
     from talker_rl.speech.qwen2_5_omni.new_speaker import NewSpeaker
     from talker_rl.speech.shapes import Geometry
+    from talker_rl.speech.usage import Usage
 
-NAME = "qwen2_5_omni"
+NAME, TITLE = "qwen2_5_omni", "Qwen2.5-Omni"
 PARTS = {"conditioner": "thinker", "talker": "talker", "decoder": "token2wav"}
 """The house's name of a part -> Qwen2.5-Omni's."""
 
@@ -39,6 +45,14 @@ def load(settings: ModelConfig, parts: Sequence[str] = tuple(PARTS), *, tokenize
     from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
 
     return OmniGenerator(load_omni(settings, [PARTS[part] for part in parts], tokenizer=tokenizer))
+
+
+def conditioning(prompt_id: str, speaker: str, reply_text: str, tensors: Mapping[str, Tensor]) -> Conditioning:
+    """The conditioning of one prompt from its stored tensors; KeyError where one is missing."""
+    from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
+
+    return Conditioning(prompt_id, tensors["prefix"], tensors["reply_stream"], speaker, reply_text,
+                        tensors.get("position_ids"))
 
 
 def identity(settings: ModelConfig, part: str) -> str:
@@ -74,7 +88,7 @@ def check_adapter(settings: ModelConfig, folder: Path) -> None:
     Raises:
         CheckpointError: it is not.
     """
-    from talker_rl.speech.lora import check_adapter_of
+    from talker_rl.speech.qwen2_5_omni.adapters import check_adapter_of
     from talker_rl.speech.qwen2_5_omni.config_json import read_config
 
     check_adapter_of(read_config(resolve_model_path(settings.path)), folder)
@@ -86,7 +100,7 @@ def check_lora(settings: ModelConfig, lora: LoraSettings) -> None:
     Raises:
         ConfigError: ``target_modules`` is no regular expression, or names what cannot be trained.
     """
-    from talker_rl.speech.lora import check_lora_of
+    from talker_rl.speech.qwen2_5_omni.adapters import check_lora_of
     from talker_rl.speech.qwen2_5_omni.config_json import read_config
 
     check_lora_of(read_config(resolve_model_path(settings.path)), lora)
@@ -120,3 +134,31 @@ def read_geometry(name: str) -> Geometry:
     from talker_rl.speech.qwen2_5_omni import shapes
 
     return shapes.read_geometry(name)
+
+
+def check_model(folder: Path) -> Iterator[Finding]:
+    """What can be said of a checkpoint's folder without reading its weights."""
+    from talker_rl.speech.qwen2_5_omni import model_check
+
+    return model_check.check_model(folder)
+
+
+def check_loading(settings: ModelConfig, *, load: bool) -> Iterator[Finding]:
+    """Whether the weights can be loaded: by loading them, or by what can be seen without."""
+    from talker_rl.speech.qwen2_5_omni import model_check
+
+    return model_check.check_loading(settings, load=load)
+
+
+def speaking_code(usage: Usage, *, adapter: bool) -> str:
+    """A model card's code: speaking without this package."""
+    from talker_rl.speech.qwen2_5_omni import speaking_code
+
+    return speaking_code.speaking_code(usage, adapter=adapter)
+
+
+def exporter() -> Exporter:
+    """What puts a trained Talker back into its checkpoint."""
+    from talker_rl.speech.qwen2_5_omni import merge
+
+    return merge

@@ -61,6 +61,9 @@ class OmniGenerator:
         seed: int = 0,
     ) -> Iterator[TalkerPolicy]:
         talker = self.omni.need("talker")
+        if reference is not None and weights is None:
+            raise ConfigError("an adapter is the reference, and training begins without one", where=str(reference),
+                              fix="begin with an adapter (model.adapter)")
         if train == "full":
             with self._copy(talker, weights) as policy:
                 yield policy
@@ -96,9 +99,6 @@ class OmniGenerator:
         self, talker: Any, weights: str | Path | None, reference: str | Path | None, train: Training | None, seed: int
     ) -> Iterator[TalkerPolicy]:
         """The Talker with an adapter around it, taken off again at the end."""
-        if reference is not None and weights is None:
-            raise ConfigError("an adapter is the reference, and training begins without one", where=str(reference),
-                              fix="begin with an adapter (model.adapter)")
         use_cache = getattr(talker.config, "use_cache", None)
         recompute = {m: m.gradient_checkpointing for m in talker.modules() if hasattr(m, "gradient_checkpointing")}
         if weights is not None:

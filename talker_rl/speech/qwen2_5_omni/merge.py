@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,54 +21,20 @@ import torch
 from talker_rl.base.errors import CheckpointError
 from talker_rl.base.figures import count
 from talker_rl.base.names import model_name
-from talker_rl.speech.adapter_files import PREFIX, WEIGHTS, adapter_weights
+from talker_rl.speech.adapter_files import PREFIX, adapter_weights, is_adapter
 from talker_rl.speech.config import ModelConfig
+from talker_rl.speech.exporting import Entry, Rounding
 from talker_rl.speech.files import DTYPES, INDEX, Span, read_spans, unreadable, weight_files
 from talker_rl.speech.lora import load_lora
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 
 SPEAKERS = "spk_dict.pt"
+LOADS_WITH = "Qwen2_5OmniForConditionalGeneration.from_pretrained"
+"""What loads the written checkpoint."""
 _KEPT_SUFFIXES = {".json", ".txt", ".jinja", ".model"}
 _KEPT_NAMES = {SPEAKERS, "LICENSE", "NOTICE", "LICENSE.md"}
 FLOATS = ("F32", "BF16", "F16")
 """safetensors' words for the precisions that a trained tensor may be stored in."""
-
-
-@dataclass
-class Rounding:
-    """What storing the merged weights in the checkpoint's precision costs: sums of squares over merged tensors."""
-
-    update: float = 0.0
-    """Of merged (float32) minus original."""
-    error: float = 0.0
-    """Of stored minus merged (float32)."""
-    merged: int = 0
-    """Tensors that the trained weights hold an update of, or another value for."""
-    changed: int = 0
-    """Of these, the ones whose stored value is not the original's: an update may be zero, or be rounded away."""
-    dtypes: set[str] = field(default_factory=set)
-    """Precisions in which the merged tensors are stored, in safetensors' words."""
-
-    @property
-    def share(self) -> float:
-        """Norm of the rounding error over the norm of the update; 0 where nothing was rounded."""
-        return math.sqrt(self.error / self.update) if self.update else 0.0
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file of the written checkpoint."""
-
-    name: str
-    how: str
-    """``merge`` (a copy with changed tensors), ``keep`` (weights as they are) or ``copy`` (small files)."""
-    size: int
-    """Bytes."""
-
-
-def is_adapter(weights: Path) -> bool:
-    """Whether a folder of trained weights is a PEFT adapter (else it holds full weights)."""
-    return (weights / "adapter_config.json").is_file() or (weights / WEIGHTS).is_file()
 
 
 def merged_tensors(base: Path, weights: Path, model: ModelConfig) -> set[str]:

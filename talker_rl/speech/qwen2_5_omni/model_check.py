@@ -6,15 +6,14 @@ whether the folder asks for code of its own. Each check is independent: one that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from talker_rl.base.errors import CheckpointError, TalkerRLError, told
+from talker_rl.base.errors import CheckpointError, told
 from talker_rl.base.figures import count
-
-Finding = tuple[str, str]
-"""(``ok``, ``warn`` or ``fail``; what was found, one line)."""
+from talker_rl.base.findings import Finding, guarded, one_line
+from talker_rl.speech.config import ModelConfig
 
 NEEDED = {"config.json": "the geometry", "generation_config.json": "the sampling defaults"}
 CODEC_IDS = {"tts_codec_pad_token_id": 8292, "tts_codec_start_token_id": 8293, "tts_codec_end_token_id": 8294,
@@ -25,12 +24,6 @@ MEDIA_TOKENS = {"audio_token_index": "<|AUDIO|>", "audio_start_token_id": "<|aud
                 "video_token_index": "<|VIDEO|>", "vision_start_token_id": "<|vision_bos|>",
                 "vision_end_token_id": "<|vision_eos|>"}
 """Key of the Thinker's config -> the token that must have that id."""
-
-
-def one_line(error: TalkerRLError) -> str:
-    """An error without line breaks: what, where and fix."""
-    text = error.what + (f" ({error.where})" if error.where and error.where not in error.what else "")
-    return " ".join((text + (f"; {error.fix}" if error.fix else "")).split())
 
 
 def check_model(folder: Path) -> Iterator[Finding]:
@@ -47,16 +40,6 @@ def check_model(folder: Path) -> Iterator[Finding]:
             if finding not in said:  # several checks read config.json
                 said.add(finding)
                 yield finding
-
-
-def guarded(check: Callable[..., Iterator[Any]], *args: Any) -> Iterator[Any]:
-    """A check's findings; an error that it raises becomes one, of whatever type: no check may end the others."""
-    try:
-        yield from check(*args)
-    except TalkerRLError as error:
-        yield "fail", one_line(error)
-    except Exception as error:
-        yield "fail", f"{type(error).__name__}: {told(error)}"
 
 
 def _files(folder: Path) -> Iterator[Finding]:
@@ -181,8 +164,8 @@ def _misfits(
         expected: stored name -> shape.
         listed: whether an index says which tensors are read.
     """
-    from talker_rl.speech.files import INDEX
-    from talker_rl.speech.qwen2_5_omni.published import ROTARY, stored_as_floats
+    from talker_rl.speech.files import INDEX, stored_as_floats
+    from talker_rl.speech.qwen2_5_omni.published import ROTARY
 
     missing = sorted(expected.keys() - found.keys() - {ROTARY})
     if missing:
@@ -263,3 +246,34 @@ def _speakers(folder: Path) -> Iterator[Finding]:
     from talker_rl.speech.qwen2_5_omni.checkpoint import load_speakers
 
     yield "ok", f"speakers: {', '.join(sorted(load_speakers(folder)))}"
+
+
+def check_loading(model: ModelConfig, *, load: bool) -> Iterator[Finding]:
+    """Whether the weights can be loaded: by loading them, or by what can be seen without."""
+    if load:
+        from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+
+        omni = load_omni(model, parts=("thinker", "talker", "token2wav"))
+        counts = {part: sum(p.numel() for p in getattr(omni, part).parameters()) / 1e6 for part in omni.parts}
+        yield "ok", "loads: " + ", ".join(f"{part} {n:.2f} M parameters" for part, n in counts.items())
+        yield from _finite(omni)
+        return
+    from talker_rl.speech.locate import resolve_model_path
+    from talker_rl.speech.qwen2_5_omni.config_json import read_config
+
+    yield from check_attention(model.attn_implementation)
+    if model.talker:
+        yield from check_talker(read_config(resolve_model_path(model.path)), Path(model.talker).expanduser())
+
+
+def _finite(omni: Any) -> Iterator[Finding]:
+    """Weights that are no numbers, each part's first one by its stored name."""
+    from talker_rl.speech.qwen2_5_omni.published import stored_name
+
+    for part in omni.parts:
+        bad = [name for name, p in getattr(omni, part).named_parameters() if not p.isfinite().all()]
+        if bad:
+            source = omni.settings.talker if part == "talker" and omni.settings.talker else omni.path
+            yield "fail", (f"{source}: {stored_name(f'{part}.{bad[0]}')} holds NaN or infinity in "
+                           f"{omni.settings.dtype if part != 'token2wav' else 'float32'} "
+                           f"({count(len(bad), 'such tensor')})")

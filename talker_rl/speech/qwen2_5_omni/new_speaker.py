@@ -13,9 +13,9 @@ import torch
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.figures import written
+from talker_rl.base.findings import Finding
 from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.locate import resolve_model_path
-from talker_rl.speech.protocol import Finding
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, speakers_of
 from talker_rl.speech.qwen2_5_omni.config_json import read_config
 from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator

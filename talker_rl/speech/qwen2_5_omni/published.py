@@ -26,11 +26,6 @@ def stored_name(name: str) -> str:
     return name
 
 
-def stored_as_floats(dtype: str) -> bool:
-    """Whether weights can be of this type (safetensors' word); of any other they are not a model's, or quantized."""
-    return dtype in ("F64", "F32", "F16", "BF16")
-
-
 def stored_dtype(name: str) -> str:
     """safetensors' word for the precision in which the publisher stores a tensor."""
     return "F32" if name.startswith("token2wav.") else "BF16"

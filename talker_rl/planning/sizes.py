@@ -1,0 +1,53 @@
+"""How many prompts there are, counted before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from talker_rl.base.errors import TalkerRLError
+from talker_rl.config import RunConfig, SetLimits
+from talker_rl.data.prompt_files import count_rows, parse_source
+from talker_rl.speech.registry import family_of
+
+
+def count_prompts(config: RunConfig, which: str) -> int | None:
+    """Lines of a set within its limit (skips and pieces of long texts not known yet); None where there is no file."""
+    limit = getattr(config.prompts.limit, which)
+    source = parse_source(getattr(config.prompts, which))
+    lines = limit if limit and source.name else count_rows(source)  # with a limit the hub is not asked
+    if lines is None:
+        return limit
+    return min(lines, limit) if limit else lines
+
+
+def set_sizes(config: RunConfig, given: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Prompts of the three sets; those of ``given`` are taken from there.
+
+    Raises:
+        TalkerRLError: a file that is not there.
+    """
+    counts = {}
+    for name in SetLimits.model_fields:
+        found = given[name] if given and name in given else count_prompts(config, name)
+        if found is None:
+            raise TalkerRLError(f"Cannot count the {name} prompts", fix=f"check prompts.{name}, or set prompts.limit")
+        counts[name] = found if name in (given or {}) else found * voices(config, name)
+    return counts
+
+
+def per_round(config: RunConfig, sizes: Mapping[str, int]) -> int:
+    """Train prompts of a round."""
+    return min(config.rollouts.prompts_per_round or sizes["train"], sizes["train"])
+
+
+def voices(config: RunConfig, which: str) -> int:
+    """How often each text of a set is spoken: once, or by each of the speakers."""
+    cfg = config.prompts
+    if cfg.assignment(which) != "all":
+        return 1
+    if cfg.speakers:
+        return len(cfg.speakers)
+    try:
+        return len(family_of(config.model.path).speakers(config.model))
+    except TalkerRLError:  # a forecast needs no checkpoint
+        return 2  # as the published ones have

@@ -1,0 +1,79 @@
+"""Tasks of sampling and judging with a run's settings: one way to them for rollouts, scores, dev and eval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.rows import to_row
+from talker_rl.speech.config import SamplingConfig
+from talker_rl.stages import worker
+from talker_rl.stages.context import Context
+from talker_rl.stages.inputs import model_dump, seeds
+from talker_rl.store.shards import ShardFolder
+
+CANDIDATES = "candidates"
+"""Folder in which a choice or an evaluation keeps what its policies sampled."""
+
+
+def sampling(
+    ctx: Context, policy: Path | None, purpose: str, prompts: Sequence[Prompt], count: int, settings: SamplingConfig
+) -> worker.Sampling:
+    """``count`` candidates of each prompt from a policy (None: the base); the same seeds whatever the policy."""
+    return worker.Sampling(
+        policy=str(policy) if policy else None, conditioning=str(ctx.run.path / "conditioning"),
+        prompt_ids=[p.prompt_id for p in prompts], seeds=[seeds(ctx.config, purpose, p, count) for p in prompts],
+        settings=settings.model_dump(mode="json"), batch_size=ctx.config.rollouts.batch_size,
+    )
+
+
+def judging(
+    ctx: Context, prompts: Iterable[Prompt], rows: Literal["score", "dev", "eval"] = "score", *,
+    audio: worker.AudioSpec | None = None, extras: int = 0, seed: int | None = None,
+) -> worker.Judging:
+    """Candidates of these prompts are judged as the run says; arguments as the fields of ``Judging``."""
+    config = ctx.config
+    return worker.Judging(
+        token2wav=config.token2wav.model_dump(mode="json"), reward=config.reward.model_dump(mode="json"),
+        prompts=[to_row(p) for p in prompts], seed=config.seed if seed is None else seed, audio=audio, rows=rows,
+        extras=extras,
+    )
+
+
+def of_candidates(prompts: dict[str, Prompt], candidates: Sequence[dict[str, Any]]) -> list[Prompt]:
+    """The prompts that candidate rows are of, in their order; those of no prompt are told by whoever judges."""
+    return [prompts[p] for p in dict.fromkeys(c["prompt_id"] for c in candidates) if p in prompts]
+
+
+def judge(ctx: Context, asked: worker.Judging, candidates: list[dict[str, Any]]) -> worker.Task:
+    """The task of judging candidates that are there."""
+    return worker.Task(model_dump(ctx.config), judging=asked, candidates=candidates)
+
+
+def speak(
+    ctx: Context, stage: str, key: str, count: int, task: Callable[[int], worker.Task],
+    mark: Callable[[int], dict[str, Any]] = lambda i: {},
+) -> ShardFolder:
+    """Make the missing shards of a stage that samples and judges in one go: its rows, and the candidates below.
+
+    Args:
+        mark: columns that go before those of every row of a shard.
+    """
+    candidates = ctx.shards(f"{stage}/{CANDIDATES}", key)
+
+    def store(folder: ShardFolder, i: int, made: worker.Made) -> None:
+        for target, rows in ((candidates, made.candidates), (folder, made.rows)):
+            target.write(i, [{**mark(i), **row} for row in rows])
+
+    return ctx.fill(stage, key, count, task, worker.work, store)
+
+
+def audio_spec(ctx: Context, stage: str, prompt_ids: list[str]) -> worker.AudioSpec | None:
+    """Whose speech is kept, by `audio.keep`."""
+    cfg = ctx.config.audio
+    if cfg.keep == "none":
+        return None
+    kept = None if cfg.keep == "all" else prompt_ids[: cfg.sample_prompts]
+    return worker.AudioSpec(str(ctx.run.path / "audio" / stage), cfg.format, kept)

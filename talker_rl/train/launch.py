@@ -1,0 +1,220 @@
+"""A training as a task: one JSON file, run in this process or in one process a device.
+
+    python -m talker_rl.train task.json                                             # in one process
+    torchrun --standalone --nproc-per-node 2 -m talker_rl.train task.json           # in two, which share every batch
+
+Whoever launches holds the run's lock and reads what came of it, beside the task: ``made.json`` by the main process, or
+an ``error-<rank>.json``. A launched process ends with the one that launched it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from talker_rl.base import errors
+from talker_rl.base.disk import atomic_write, read_json
+from talker_rl.base.errors import ConfigError, TalkerRLError, TrainingError
+from talker_rl.base.processes import one_thread, visible_devices
+
+TASK, MADE, ERROR = "task.json", "made.json", "error-{}.json"
+_LAUNCHED = "TALKER_RL_LAUNCHED"
+"""Set in processes whose standard input ends when the one that launched them does."""
+
+
+@dataclass
+class Task:
+    """One training as plain data: it means the same wherever it runs. Folders are paths."""
+
+    output: str
+    """The variant's folder, which the task's file lies in."""
+    model: dict[str, Any]
+    """``ModelConfig``."""
+    train: dict[str, Any]
+    """``TrainConfig``."""
+    data: str
+    """Shards of pairs, or of completions where ``train.data`` says so."""
+    conditioning: str
+    reference_cache: str
+    start: str | None
+    """Adapter that training begins with."""
+    reference: str
+    """As ``train_variant`` takes it."""
+    held_out_share: float
+    one_thread: bool
+    """Sums in an order that does not depend on where the training runs."""
+    progress: bool
+    watch: dict[str, Any] | None = None
+    """``function`` ("module:name") and ``arguments`` of a context manager that gives trainer callbacks; where the task
+    is launched, the main process enters it."""
+
+    def write(self) -> Path:
+        """Into its folder; what an earlier start left beside it is taken away."""
+        folder = Path(self.output)
+        for file in (folder / MADE, *folder.glob(ERROR.format("*"))):
+            file.unlink(missing_ok=True)
+        atomic_write(folder / TASK, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        return folder / TASK
+
+    @classmethod
+    def read(cls, file: Path) -> Task:
+        """What :meth:`write` wrote."""
+        try:
+            return cls(**read_json(file))
+        except TypeError as error:
+            raise ConfigError(f"This is no task of a training: {error}", where=str(file),
+                              fix="give the task.json of a training's folder") from None
+
+
+def run(task: Task, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+    """Train, as one process of however many; returns ``pairs``, ``held_out`` and ``steps``.
+
+    Args:
+        callbacks: further trainer callbacks.
+    """
+    from talker_rl.data.pairs import is_held_out
+    from talker_rl.records.pair import Completion, Pair
+    from talker_rl.speech.cache import ConditioningCache
+    from talker_rl.speech.config import ModelConfig
+    from talker_rl.speech.registry import load
+    from talker_rl.store.shards import ShardFolder
+    from talker_rl.train.config import TrainConfig
+    from talker_rl.train.run import train_variant
+
+    cfg, model = TrainConfig.model_validate(task.train), ModelConfig.model_validate(task.model)
+    records: list[Any] = ShardFolder(Path(task.data)).read(0, Pair if cfg.data is None else Completion)
+    held_out = [r for r in records if is_held_out(r.prompt_id, task.held_out_share)]
+    fitted = [r for r in records if not is_held_out(r.prompt_id, task.held_out_share)]
+    with one_thread() if task.one_thread else contextlib.nullcontext():
+        generator = load(model, parts=("talker",))  # its own copy: training wraps and changes it
+        conditionings = ConditioningCache(Path(task.conditioning), strict=True).load([r.prompt_id for r in records])
+        result = train_variant(
+            generator, fitted, conditionings, cfg, task.output, eval_pairs=held_out or None, start_adapter=task.start,
+            reference=task.reference, progress=task.progress, reference_cache=task.reference_cache,
+            extra_callbacks=callbacks,
+        )
+    return {"pairs": len(fitted), "held_out": len(held_out), "steps": result["steps"]}
+
+
+def launch(file: Path, devices: Sequence[str]) -> dict[str, Any]:
+    """Run a task in one process a device, under torchrun; what :func:`run` returns.
+
+    Raises:
+        TalkerRLError: what a process raised, once; or that one died.
+    """
+    # the modules that this process finds, a loss of the user's own among them
+    env = {**os.environ, _LAUNCHED: "1", "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(devices))))
+    env |= visible_devices(devices)
+    command = [sys.executable, "-m", "talker_rl.train", str(file), "--spread", str(len(devices))]
+    process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=2)
+    try:
+        code = process.wait()
+    finally:  # Ctrl-C, say: the launcher ends its processes, and if it does not, they see their input end
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
+        process.stdin.close()  # type: ignore[union-attr]
+        process.kill()
+    if code == 0 and (file.parent / MADE).exists():
+        made: dict[str, Any] = read_json(file.parent / MADE)
+        return made
+    _tell(file.parent, code)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``task.json [--spread N]``: run it as one process; or, with N, start so many of those."""
+    file, *spread = arguments
+    if spread:
+        return _torchrun(["--standalone", "--nproc-per-node", spread[1], "-m", "talker_rl.train", file])
+    rank = int(os.environ.get("RANK", "0"))
+    if os.environ.get(_LAUNCHED):
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        task = Task.read(Path(file))
+        _prepare(rank)
+        with _watching(None if rank else task.watch) as callbacks:
+            made = run(task, callbacks)
+    except TalkerRLError as error:
+        return _failed(Path(file), rank, {"type": type(error).__name__, "what": error.what, "where": error.where,
+                                          "fix": error.fix}, str(error))
+    except Exception as error:
+        trace = traceback.format_exc()
+        return _failed(Path(file), rank, {"what": f"{type(error).__name__}: {error}", "traceback": trace}, trace)
+    if rank == 0:
+        atomic_write(Path(file).parent / MADE, json.dumps(made) + "\n")
+    return 0
+
+
+def _prepare(rank: int) -> None:
+    """In a process that is one of several: its own device, and one of them is enough to warn."""
+    import torch
+
+    if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if rank:
+        import warnings
+
+        from transformers.utils import logging
+
+        warnings.simplefilter("ignore")
+        logging.set_verbosity_error()
+
+
+def _torchrun(arguments: list[str]) -> int:
+    """torchrun without its own account of a failure: the launched processes have written theirs."""
+    import logging
+
+    from torch.distributed.run import main as torchrun
+
+    logging.disable(logging.CRITICAL)
+    try:
+        torchrun(arguments)
+    except Exception:  # ChildFailedError, or a signal
+        return 1
+    return 0
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):  # not sys.stdin, whose lock the end of this process would wait for
+        pass
+    os._exit(1)
+
+
+def _failed(file: Path, rank: int, told: dict[str, Any], text: str) -> int:
+    atomic_write(file.parent / ERROR.format(rank), json.dumps(told) + "\n")
+    if not os.environ.get(_LAUNCHED):  # nobody else tells it
+        print(text, file=sys.stderr)
+    return 1
+
+
+def _tell(folder: Path, code: int) -> NoReturn:
+    """Raise what the processes wrote: a mistake that is named before what it made others stumble over."""
+    found = [read_json(file) for file in sorted(folder.glob(ERROR.format("*")))]
+    for told in found:
+        if "type" in told:
+            kind: type[TalkerRLError] = getattr(errors, told["type"])
+            raise kind(told["what"], where=told["where"], fix=told["fix"])
+    for told in found:
+        print(told["traceback"], file=sys.stderr)
+        raise TrainingError(f"A process of the training failed: {told['what']}", where=str(folder),
+                            fix="see the traceback above; the same command goes on from the newest checkpoint")
+    raise TrainingError(f"A process of the training died (exit code {code}: killed, or out of memory?)",
+                        where=str(folder), fix="start the same command again: it goes on from the newest checkpoint")
+
+
+def _watching(watch: dict[str, Any] | None) -> Any:
+    if watch is None:
+        return contextlib.nullcontext([])
+    module, _, name = watch["function"].partition(":")
+    return getattr(import_module(module), name)(**watch["arguments"])

@@ -1,0 +1,128 @@
+"""Where the sequences of the steps come from."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from talker_rl.base.errors import StageError
+from talker_rl.base.figures import count
+from talker_rl.records.pair import Completion, Pair
+from talker_rl.speech.protocol import Policy, TalkerSequence
+from talker_rl.train.collate import Example, Examples
+from talker_rl.train.reference import reference_logps
+
+Record = Pair | Completion
+
+
+class Source(Protocol):
+    """What a trainer asks for examples."""
+
+    train: torch.utils.data.Dataset
+    """By index; or an iterable one, which is asked for the next ones as the steps come."""
+    held_out: torch.utils.data.Dataset | None
+    """Never trained on; None: nothing is."""
+
+
+class Stored:
+    """Pairs or completions that are there before training begins.
+
+    Args:
+        records, held_out: to train on, and for ``select`` and early stopping.
+        conditionings: of every prompt of both, by prompt id or as a list.
+        max_length: steps of a completion, the stop included; see :func:`fit_length`.
+
+    Raises:
+        StageError: no record is left, or a prompt of one has no conditioning.
+    """
+
+    train: Examples
+    held_out: Examples | None
+
+    def __init__(
+        self, records: Sequence[Record], held_out: Sequence[Record], conditionings: Mapping[str, Any] | Iterable[Any],
+        max_length: int | None = None,
+    ) -> None:
+        self.records, self.left_out = fit_length(records, max_length)
+        self.held_out_records, _ = fit_length(held_out, max_length)
+        if not self.records:
+            raise StageError(
+                "there is no pair to train on" + (f" (left out: {self.left_out})" if records else ""),
+                fix="lower the margin, sample more candidates, or raise max_length",
+            )
+        self._conditionings = by_prompt(conditionings, self._all)
+
+    @property
+    def _all(self) -> list[Record]:
+        return [*self.records, *self.held_out_records]
+
+    def refer(
+        self, policy: Policy, cache_dir: str | Path, *, bf16: bool = False, batch_size: int = 16,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, int]:
+        """Get the reference's log-probs of everything and make the examples; returns the cache's counts."""
+        found, counts = reference_logps(policy, self._all, self._conditionings, cache_dir, bf16=bf16,
+                                        batch_size=batch_size, on_progress=on_progress)
+        examples = [
+            Example(r.pair_id, [TalkerSequence(self._conditionings[r.prompt_id], s) for s in r.sides], list(logps))
+            for r, logps in zip(self._all, found, strict=True)
+        ]
+        n = len(self.records)
+        self.train, self.held_out = Examples(examples[:n]), Examples(examples[n:]) if examples[n:] else None
+        return counts
+
+    def facts(self) -> dict[str, Any]:
+        """Counts and mean durations, for the result and the card."""
+        chosen, *rejected = zip(*([speech.seconds for speech in r.sides] for r in self.records), strict=True)
+        return {
+            "pairs": len(self.records),
+            "prompts": len({r.prompt_id for r in self.records}),
+            "eval_pairs": len(self.held_out_records),
+            "chosen_seconds": statistics.fmean(chosen),
+            "rejected_seconds": statistics.fmean(rejected[0]) if rejected else None,
+            "length_limit": self.left_out,
+        }
+
+
+def fit_length(records: Sequence[Record], max_length: int | None) -> tuple[list[Record], dict[str, int]]:
+    """Records within `max_length` steps (the stop included), and what was done to the others.
+
+    A longer rejected is cut (`rejected_cut`); a record with a longer chosen is left out (`chosen_too_long`): a chosen
+    that was cut would teach the Talker not to stop.
+    """
+    counts = {"chosen_too_long": 0, "rejected_cut": 0}
+    if max_length is None:
+        return list(records), counts
+    kept: list[Record] = []
+    for record in records:
+        if record.sides[0].steps > max_length:
+            counts["chosen_too_long"] += 1
+            continue
+        if isinstance(record, Pair) and record.rejected.steps > max_length:
+            counts["rejected_cut"] += 1
+            record = replace(record, rejected=record.rejected.cut(max_length))
+        kept.append(record)
+    return kept, counts
+
+
+def by_prompt(conditionings: Mapping[str, Any] | Iterable[Any], records: Iterable[Record]) -> dict[str, Any]:
+    """Conditioning by prompt id, for every prompt of the records.
+
+    Raises:
+        StageError: a prompt of the records has no conditioning.
+    """
+    values: Iterable[Any] = conditionings.values() if isinstance(conditionings, Mapping) else conditionings
+    found = {conditioning.prompt_id: conditioning for conditioning in values}
+    missing = sorted({record.prompt_id for record in records} - set(found))
+    if missing:
+        raise StageError(
+            f"no conditioning for {count(len(missing), 'prompt')} of the pairs, the first is {missing[0]}",
+            where="conditioning",
+            fix="run the conditioning stage on the prompts of these pairs",
+        )
+    return found

@@ -1,0 +1,141 @@
+"""A training's task: run in one process, launched in several, and ended with what launched it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipeline_helpers import write_world
+from train_helpers import apart, curve, weights
+
+from talker_rl import cli
+from talker_rl.base import processes
+from talker_rl.base.errors import ConfigError
+from talker_rl.config import load_config
+from talker_rl.train.launch import ERROR, MADE, TASK, Task, launch
+
+STAGE = "round1/train/default"
+
+
+def test_two_devices_from_the_command_line_give_what_one_process_gives(tmp_path, capfd):
+    config = write_world(tmp_path, dev={"checkpoints": "last", "held_out_share": 0.3})
+    one, two = tmp_path / "one", tmp_path / "two"
+    for verb in ("prompts", "condition", "rollout", "score", "pair"):
+        assert cli.main([verb, "-c", str(config), "--run-dir", str(one), "-q"]) == 0
+    shutil.copytree(one, two)
+    assert cli.main(["train", "-c", str(config), "--run-dir", str(one), "-q"]) == 0
+    capfd.readouterr()
+    assert cli.main(["train", "-c", str(config), "--run-dir", str(two), "devices=2"]) == 0
+    told = capfd.readouterr()
+    assert "on 2 devices" in told.err and "resumes" not in told.err and told.out == ""
+    assert json.loads((two / STAGE / MADE).read_text())["steps"] == 6
+    logged, weight = apart(one / STAGE, two / STAGE)
+    assert len(curve(two / STAGE)) > 6 and logged <= 1e-5 and weight <= 1e-5
+    assert any(bool(value.any()) for name, value in weights(one / STAGE).items() if "lora_B" in name)
+    # the number of devices is nothing that a result depends on: in one process nothing is done again
+    stamp = (two / STAGE / "result.json").stat().st_mtime_ns
+    assert cli.main(["train", "-c", str(config), "--run-dir", str(two), "-q"]) == 0
+    assert (two / STAGE / "result.json").stat().st_mtime_ns == stamp
+
+
+def test_a_mistake_of_a_launched_process_is_told_once(tmp_path, capfd):
+    file = tmp_path / TASK
+    file.write_text(json.dumps({"output": str(tmp_path), "nonsense": 1}))
+    with pytest.raises(ConfigError, match="no task of a training") as error:
+        launch(file, ["cpu", "cpu"])
+    assert error.value.where == str(file) and error.value.fix
+    assert {path.name for path in tmp_path.glob(ERROR.format("*"))} <= {"error-0.json", "error-1.json"}
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@contextmanager
+def asleep(folder: str) -> Iterator[list[Any]]:
+    """What a launched training watches itself with: never gets to train."""
+    Path(folder, "pid").write_text(f"{os.getpid()} {os.getppid()}")
+    time.sleep(600)
+    yield []
+
+
+def test_launched_processes_end_with_what_launched_them(tmp_path):
+    watch = {"function": f"{__name__}:asleep", "arguments": {"folder": str(tmp_path)}}
+    nothing = dict(model={}, train={}, data="", conditioning="", reference_cache="", start=None, reference="start")
+    file = Task(str(tmp_path), **nothing, held_out_share=0.0, one_thread=True, progress=False, watch=watch).write()
+    code = f"from talker_rl.train.launch import launch; from pathlib import Path; launch(Path({str(file)!r}), ['cpu'])"
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
+    try:
+        pids = [int(pid) for pid in _soon(lambda: (tmp_path / "pid").read_text().split())]
+        assert len(pids) == 2 and all(map(_alive, pids))
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    _soon(lambda: not any(map(_alive, pids)) or None)
+
+
+def _soon(look: Any, seconds: float = 60.0) -> Any:
+    """What the look gives once it gives something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if found := look():
+                return found
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("it did not happen")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_names_of_devices(monkeypatch):
+    assert processes.device_list(None, "cpu") == [] and processes.device_list(3, "cpu") == ["cpu"] * 3
+    assert processes.device_list(2, "cuda") == ["cuda:0", "cuda:1"]
+    assert processes.device_list(["cuda:2", "cuda:0"], "auto") == ["cuda:2", "cuda:0"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert processes.visible_devices(["cuda:2", "cuda:0"]) == {"CUDA_VISIBLE_DEVICES": "2,0"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert processes.visible_devices(["cuda:1", "cuda"]) == {"CUDA_VISIBLE_DEVICES": "7,4"}
+    assert processes.visible_devices(["cpu", "cpu"]) == {}
+
+
+def test_workers_take_the_devices_in_turn(monkeypatch):
+    import multiprocessing
+
+    pinned: list[str] = []
+    monkeypatch.setattr(processes, "pin", pinned.append)
+    number = multiprocessing.get_context("spawn").Value("i", 0)
+    for _ in range(3):
+        processes._pin_next(number, ["cuda:1", "cuda:3"])
+    assert pinned == ["cuda:1", "cuda:3", "cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(["devices=0"], "at least one"), (["devices=[]"], "at least one"), (["devices=[cpu,cuda:0]"], "one kind"),
+     (["devices=2", "model.device=cuda:1"], "leave it auto"),
+     (["devices=[cuda:0]", "model.device=cpu"], "leave it auto")],
+)  # fmt: skip
+def test_devices_that_contradict_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config([], overrides)
+
+
+def test_fewer_pairs_than_devices_are_refused_before_any_work(tmp_path, capsys):
+    config = write_world(tmp_path)
+    assert cli.main(["run", "-c", str(config), "--run-dir", str(tmp_path / "run"), "devices=3", "-q"]) == 2
+    assert "train.default.args.per_device_train_batch_size" in capsys.readouterr().err
