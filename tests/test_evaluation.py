@@ -90,4 +90,4 @@ def test_f0_of_a_known_tone() -> None:
 
 
 def test_f0_of_silence_is_none() -> None:
-    assert f0_stats(np.zeros(24_000, dtype=np.float32) + 1e-6) is None
+    assert f0_stats(np.zeros(24_000, dtype=np.float32) + 1e-6, 24_000) is None
