@@ -61,9 +61,9 @@ def diagnose(
     if not uneven and compare(recorded, scored, bound).keep(bound):
         return []
     found = list(_by_views(recorded, scored, bound, views or {}, details or {}))
-    found += _by_place(recorded, scored, bound, stopped)
+    found += _by_unit(recorded, scored, bound)
     if not found:
-        found = list(_by_unit(recorded, scored, bound))
+        found = list(_by_place(recorded, scored, bound, stopped))
     if not found and any(a.ndim == 2 for a in recorded):
         found = list(_by_codebook(recorded, scored, bound))
     return found or list(_alike(recorded, scored, bound))
@@ -79,7 +79,7 @@ def diagnose_shapes(kept: Mapping[str, bool]) -> list[Cause]:
         return []
     if not kept["packed"]:
         return [Cause("neighbors are seen", "alone right, packed beside others of its prompt wrong: sequences see "
-                      "each other, since the packed row's mask is not obeyed, or positions run on from one to the next")]
+                      "each other (the packed row's mask is not obeyed), or positions run on from one to the next")]
     if not kept["behind another"]:
         return [Cause("the prefix before is seen", "alone and packed right, behind another prompt wrong: what stands "
                       "before leaks into a sequence, or its positions go on from there")]

@@ -180,7 +180,9 @@ def merged(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        model.unmerge_adapter()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already unmerged")  # layers that stand in two lists of peft's
+            model.unmerge_adapter()
         for weight, before in kept:
             weight.data.copy_(before)
 

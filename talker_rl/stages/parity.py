@@ -86,14 +86,15 @@ class Report:
 
     def add(
         self, state: str, shape: str, recorded: Sequence[Logps], scored: Sequence[Logps],
-        sequences: Sequence[TalkerSequence], names: Sequence[str],
+        sequences: Sequence[TalkerSequence], names: Sequence[str], bound: Bound | None = None,
     ) -> Row:
         """Compare, and name the first step that differs."""
         from talker_rl.diagnostics.parity import compare, first_beyond
 
-        figures = compare(recorded, scored, self.bound)
-        place = first_beyond(recorded, scored, self.bound)
-        row = Row(state, shape, figures, place, figures.keep(self.bound),
+        bound = bound or self.bound
+        figures = compare(recorded, scored, bound)
+        place = first_beyond(recorded, scored, bound)
+        row = Row(state, shape, figures, place, figures.keep(bound),
                   "" if place is None else _where(place, sequences, names))
         self.rows.append(row)
         return row
@@ -196,6 +197,7 @@ def _all_shapes(
     """Rows of a state, and likely causes where one does not keep the bound."""
     import numpy as np
 
+    from talker_rl.diagnostics.parity import MERGED
     from talker_rl.diagnostics.parity_causes import diagnose, diagnose_shapes
     from talker_rl.stages.parity_scoring import SHAPES, scored, sequences_of, views_of
 
@@ -203,7 +205,8 @@ def _all_shapes(
     sequences, names = sequences_of(kept, conditionings), [c.candidate_id for c in kept]
     recorded = [np.array(c.token_logps) for c in kept]
     by_shape = {shape: scored(policy, sequences, shape) for shape in SHAPES}
-    rows = [report.add(state, shape, recorded, found, sequences, names) for shape, found in by_shape.items()]
+    bound = report.bound.times(MERGED) if state == "merged" else report.bound
+    rows = [report.add(state, shape, recorded, found, sequences, names, bound) for shape, found in by_shape.items()]
     if all(row.kept for row in rows):
         return
     if rows[0].kept:
@@ -212,7 +215,7 @@ def _all_shapes(
         views = views_of(policy, sequences, conditionings)
         if state == "base":
             views.pop("reference", None)
-        causes = diagnose(recorded, by_shape[SHAPES[0]], report.bound, views,
+        causes = diagnose(recorded, by_shape[SHAPES[0]], bound, views,
                           stopped=[s.speech.stopped for s in sequences])
     report.causes += [(state, cause) for cause in causes]
 
@@ -243,11 +246,12 @@ def judge(
         recorded = [s.logps if coded or s.logps.ndim == 1 else
                     s.logps[:, 0] if policy.terms == 1 else s.logps.sum(1) for s in samples]
         score = policy.code_logps if coded else policy.logps
-        found = {shape: scored(policy, sequences, shape, score) for shape in SHAPES}
-        rows = [report.add("samples", shape, recorded, values, sequences, names) for shape, values in found.items()]
-        raw = found[SHAPES[0]]
+        raw = scored(policy, sequences, SHAPES[0], score)
+        kept = report.add("samples", SHAPES[0], recorded, raw, sequences, names).kept
         uneven = any(len(a) != len(b) for a, b in zip(recorded, raw, strict=True))
-        if rows[0].kept and not uneven:
+        if kept and not uneven:
+            for shape in SHAPES[1:]:
+                report.add("samples", shape, recorded, scored(policy, sequences, shape, score), sequences, names)
             report.kind = "raw, as they should be"
             return report
         views, details = ({}, {}) if coded else (views_of(policy, sequences, conditionings), {})
@@ -265,28 +269,17 @@ def _processed(
     own: SamplingConfig,
 ) -> tuple[list[Logps], str]:
     """Log-probs under the settings that were told, or under those tried that come nearest; and their words."""
-    import numpy as np
-
-    from talker_rl.stages.parity_samples import by_settings, trials, words
-    from talker_rl.stages.parity_scoring import SHAPES, scored
+    from talker_rl.stages.parity_samples import by_settings, nearest, words
+    from talker_rl.stages.parity_scoring import processed
 
     out: dict[int, Logps] = {}
     said = []
-    for settings, members in by_settings(samples).items():
-        part = [sequences[i] for i in members]
+    for members in by_settings(samples):
         told = samples[members[0]].sampling
-        tried = trials(own) if not settings else [(words(told), told)]
-        best: tuple[float, str, list[Logps]] | None = None
-        for text, sampling in tried:
-            values = scored(policy, part, SHAPES[1], lambda batch, s=sampling: policy.processed_logps(batch, s))
-            with np.errstate(invalid="ignore"):
-                off = float(np.mean(np.concatenate([np.abs(v - recorded[i])
-                                                    for v, i in zip(values, members, strict=True)])))
-            if best is None or off < best[0]:
-                best = off, text, values
-        assert best is not None
-        said.append(best[1] or "no option that changes them")
-        out |= dict(zip(members, best[2], strict=True))
+        part, numbers = [sequences[i] for i in members], [recorded[i] for i in members]
+        settings = told if told is not None else nearest(policy, part, numbers, own)
+        said.append(words(settings) or "no option that changes them")
+        out |= dict(zip(members, processed(policy, part, settings), strict=True))
     return [out[i] for i in range(len(samples))], "; ".join(dict.fromkeys(said))
 
 

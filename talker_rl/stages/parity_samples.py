@@ -17,10 +17,13 @@ from talker_rl.records.codec import Codec
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.speech import Speech
 from talker_rl.speech.config import SamplingConfig
+from talker_rl.speech.protocol import Policy, TalkerSequence
 
 PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 """Options that change nothing: what a file's settings leave out was not used."""
 KEYS = {"prompt_id", "text", "speaker", "lang", "messages", "codes", "stop_id", "logps", "sampling", "id"}
+PROBES, PROBED_STEPS = 4, 16
+"""Sequences, and steps of each, by which settings are tried."""
 ALIASES = {"token_logps": "logps", "logprobs": "logps", "log_probs": "logps", "candidate_id": "id", "ids": "codes"}
 
 
@@ -130,14 +133,31 @@ def _sampling(told: Any, wrong: Any) -> SamplingConfig | None:
                     "transformers' names: temperature, top_k, top_p, repetition_penalty, ...") from error
 
 
-def trials(own: SamplingConfig) -> list[tuple[str, SamplingConfig]]:
-    """Settings to try where none are told, with their words: the configuration's, parts of it, and temperatures."""
+def trials(own: SamplingConfig) -> list[SamplingConfig]:
+    """Settings to try where none are told: the configuration's, parts of it, and temperatures."""
     plain = SamplingConfig.model_validate(PLAIN)
     tried = [own, own.model_copy(update={"repetition_penalty": 1.0}),
              *(plain.model_copy(update={k: getattr(own, k)}) for k in PLAIN)]
     tried += [plain.model_copy(update={"temperature": t / 20}) for t in range(6, 41) if t != 20]
     tried += [plain.model_copy(update={"temperature": own.temperature, k: getattr(own, k)}) for k in ("top_k", "top_p")]
-    return [(words(s), s) for s in {s.model_dump_json(): s for s in tried if words(s)}.values()]
+    return [s for s in {s.model_dump_json(): s for s in tried}.values() if words(s)]
+
+
+def nearest(
+    policy: Policy, sequences: Sequence[TalkerSequence], recorded: Sequence[Logps], own: SamplingConfig
+) -> SamplingConfig:
+    """Of the settings that are tried those whose processed log-probs are nearest, by the beginnings of some."""
+    from talker_rl.stages.parity_scoring import processed
+
+    some = [TalkerSequence(s.conditioning, s.speech.cut(PROBED_STEPS)) for s in sequences[:PROBES]]
+
+    def off(sampling: SamplingConfig) -> float:
+        with np.errstate(invalid="ignore"):
+            found = [np.abs(v - r[: len(v)]).mean() for v, r in zip(processed(policy, some, sampling), recorded,
+                                                                      strict=False)]
+        return float(np.mean(found)) if np.isfinite(found).all() else float("inf")
+
+    return min(trials(own), key=off)
 
 
 def words(sampling: SamplingConfig) -> str:
@@ -148,9 +168,9 @@ def words(sampling: SamplingConfig) -> str:
                      if k not in PLAIN or v != PLAIN[k])
 
 
-def by_settings(samples: Sequence[Sample]) -> dict[str, list[int]]:
-    """Indices of samples by what their sampling changes."""
+def by_settings(samples: Sequence[Sample]) -> list[list[int]]:
+    """Indices of samples by their settings."""
     groups: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
         groups.setdefault("" if sample.sampling is None else sample.sampling.model_dump_json(), []).append(i)
-    return groups
+    return list(groups.values())

@@ -13,6 +13,7 @@ import torch
 from talker_rl.diagnostics.parity import Logps
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.speech import Speech
+from talker_rl.speech.config import SamplingConfig
 from talker_rl.speech.protocol import Policy, PolicyBatch, TalkerSequence
 
 SHAPES = ("one by one", "packed", "behind another")
@@ -56,6 +57,11 @@ def scored(
         for i, row in zip(members, rows.double().cpu().numpy(), strict=True):
             out[i] = row[: sequences[i].speech.steps]
     return [out[i] for i in range(len(sequences))]
+
+
+def processed(policy: Policy, sequences: Sequence[TalkerSequence], sampling: SamplingConfig) -> list[Logps]:
+    """Of each sequence the processed log-probs under these options."""
+    return scored(policy, sequences, SHAPES[1], lambda batch: policy.processed_logps(batch, sampling))
 
 
 def views_of(
