@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 Row = dict[str, Any]
 """One record as a stage stores it: column name -> value."""
@@ -31,6 +30,8 @@ def pearson(x: np.ndarray, y: np.ndarray, label: str, notes: Notes) -> float | N
     if problem:
         notes.append(f"{label}: {problem}")
         return None
+    from scipy import stats  # slow to import, and a plan needs none
+
     return float(stats.pearsonr(x, y).statistic)
 
 
@@ -49,6 +50,8 @@ def length_fit(seconds: np.ndarray, values: np.ndarray, label: str, notes: Notes
         notes.append(f"{label}: the values do not vary, so there is no correlation")
         flat = {"slope_per_second": 0.0, "intercept": float(values.mean())}
         return {**flat, "r2": None, "pearson": None, "spearman": None, "n": len(values)}
+    from scipy import stats  # slow to import, and a plan needs none
+
     fit = stats.linregress(seconds, values)
     return {
         "slope_per_second": float(fit.slope),

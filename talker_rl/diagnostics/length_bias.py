@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from talker_rl.diagnostics.fits import Notes, Row, column, length_fit, pearson
 
@@ -100,6 +99,8 @@ def heatmap(pairs: Sequence[Row], notes: Notes) -> Row | None:
     if not pairs:
         notes.append("heatmap: there are no pairs")
         return None
+    from scipy import stats
+
     chosen, rejected = column(pairs, "chosen_seconds"), column(pairs, "rejected_seconds")
     values = column(pairs, "policy_rejected_logp") - column(pairs, "policy_chosen_logp")
     bins = min(MAX_BINS, max(1, math.isqrt(len(pairs))))

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
 
 from talker_rl.base.figures import count
 from talker_rl.diagnostics.fits import Notes, Row, is_constant
@@ -32,6 +31,8 @@ def icc1(values: np.ndarray, confidence: float = 0.95) -> tuple[float, tuple[flo
     if within <= 1e-12 * between:
         return 1.0, (1.0, 1.0)
     ratio, tail = between / within, 1 - (1 - confidence) / 2
+    from scipy import stats  # slow to import, and a plan needs none
+
     low = ratio / stats.f.ppf(tail, n - 1, n * (k - 1))
     high = ratio * stats.f.ppf(tail, n * (k - 1), n - 1)
     icc, lower, upper = ((float(f) - 1) / (float(f) + k - 1) for f in (ratio, low, high))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
 
 
 def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -37,6 +36,8 @@ def bootstrap_ci(
     """
     if len(data[0]) < 2:
         return None
+    from scipy import stats  # slow to import, and a plan needs none
+
     result = stats.bootstrap(
         data,
         statistic,
