@@ -52,7 +52,7 @@ def test_what_is_printed():
     assert data["ok"] and len(data["rows"]) == 12 and data["bound"] == {"step": 1e-5, "mean": 1e-5, "every": True}
     assert {"largest", "mean", "pearson", "k3", "beyond", "bias"} < set(data["rows"][0])
     text = found.text()
-    assert all(word in text for word in (*STATES, *SHAPES, "bound: 1e-05 a step", "ok: sampling and training agree"))
+    assert all(word in text for word in (*STATES, *SHAPES, "bound: 1e-05 per step", "ok: sampling and training agree"))
 
 
 def test_the_weights_are_what_they_were():

@@ -48,7 +48,7 @@ def worst(rows, candidates):
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_qwen3()
+    return tiny_qwen3(spread=2.0)
 
 
 class _StopAt:

@@ -71,7 +71,7 @@ class Recorder:
     def table(self, name: str, rows: tracking.Table) -> None:
         self._note("table", name, rows)
 
-    def audio(self, name: str, samples: np.ndarray, caption: str) -> None:
+    def audio(self, name: str, samples: np.ndarray, sample_rate: int, caption: str) -> None:
         self._note("audio", name, samples, caption)
 
     def finish(self) -> None:

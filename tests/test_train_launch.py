@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +56,24 @@ def test_a_mistake_of_a_launched_process_is_told_once(tmp_path, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-@contextmanager
-def asleep(folder: str) -> Iterator[list[Any]]:
-    """What a launched training watches itself with: never gets to train."""
-    Path(folder, "pid").write_text(f"{os.getpid()} {os.getppid()}")
+ASLEEP = """
+import contextlib, os, pathlib, time
+
+@contextlib.contextmanager
+def asleep(folder):
+    pathlib.Path(folder, "pid").write_text(f"{os.getpid()} {os.getppid()}")
     time.sleep(600)
     yield []
+"""
 
 
 def test_launched_processes_end_with_what_launched_them(tmp_path):
-    watch = {"function": f"{__name__}:asleep", "arguments": {"folder": str(tmp_path)}}
+    (tmp_path / "never_trains.py").write_text(ASLEEP)
+    watch = {"function": "never_trains:asleep", "arguments": {"folder": str(tmp_path)}}
     nothing = dict(model={}, train={}, data="", conditioning="", reference_cache="", start=None, reference="start")
     file = Task(str(tmp_path), **nothing, held_out_share=0.0, one_thread=True, progress=False, watch=watch).write()
     code = f"from talker_rl.train.launch import launch; from pathlib import Path; launch(Path({str(file)!r}), ['cpu'])"
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    paths = os.pathsep.join([str(tmp_path), *(path or os.getcwd() for path in sys.path)])
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
     try:
         pids = [int(pid) for pid in _soon(lambda: (tmp_path / "pid").read_text().split())]
@@ -82,7 +84,7 @@ def test_launched_processes_end_with_what_launched_them(tmp_path):
     _soon(lambda: not any(map(_alive, pids)) or None)
 
 
-def _soon(look: Any, seconds: float = 60.0) -> Any:
+def _soon(look: Any, seconds: float = 240.0) -> Any:
     """What the look gives once it gives something."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -32,7 +32,7 @@ class Bound:
         return Bound(self.step * factor, self.mean * factor, self.every)
 
     def __str__(self) -> str:
-        return f"{self.step:.0e} a step" if self.every else f"{self.mean:g} on average"
+        return f"{self.step:g} per step" if self.every else f"{self.mean:g} on average"
 
 
 _BOUNDS = {"float32": (1e-5, 1e-5), "float16": (3e-2, 5e-3), "bfloat16": (1.5e-1, 2e-2)}

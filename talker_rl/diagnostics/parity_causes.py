@@ -216,11 +216,12 @@ def _alike(recorded: Sequence[Logps], scored: Sequence[Logps], bound: Bound) -> 
             "a temperature or another processed distribution whose settings were not tried" if abs(slope - 1) > 0.05
             else "nearly the same weights: another checkpoint of a training, or an adapter of another scale"))
     elif r is None or r < 0.3:
-        if abs(float(a.mean() - b.mean())) <= 0.25 * spread:
+        apart = float(np.median(a) - np.median(b))  # a stop that was forced is an outlier
+        if abs(apart) <= 0.25 * spread:
             yield Cause("an independent sample", "no correlation, and yet as likely on average: the numbers are of "
                         "another sample (drawn a second time, or in another order) than the codes")
         else:
-            better = "recorded" if a.mean() > b.mean() else "scored"
+            better = "recorded" if apart > 0 else "scored"
             yield Cause("other inputs", f"little correlation, and the {better} ones are likelier: what the Talker read "
                         "is not what it reads here. Look at the conditioning (a projection that is missing, another "
                         "reply, speaker or system prompt), at which prompt is whose, and at labels against outputs")

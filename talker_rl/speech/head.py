@@ -49,7 +49,7 @@ def selective_logps(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tenso
 def head_only_at(inner: Any, positions_N: torch.Tensor) -> Iterator[list[torch.Tensor]]:
     """Give the codec head the hidden states (N, H) at these positions of the packed row instead of all (1, L, H).
 
-    Yields a list that holds those states once a forward has run.
+    Yields a list that holds those states after a forward.
     """
     seen: list[torch.Tensor] = []
 

@@ -38,7 +38,7 @@ def add_parity_options(parity: argparse.ArgumentParser) -> None:
     """All but the configuration's."""
     parity.add_argument("--prompts", type=_number, default=4, metavar="N", help="prompts, the first of the "
                         "configuration's eval set (default 4)")
-    parity.add_argument("--candidates", type=_number, default=4, metavar="K", help="candidates a prompt (default 4)")
+    parity.add_argument("--candidates", type=_number, default=4, metavar="K", help="candidates per prompt (default 4)")
     parity.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision, in place of "
                         "model.dtype: the bound follows it")
     parity.add_argument("--samples", metavar="FILE", help="JSONL of samples of another engine, in place of own ones "

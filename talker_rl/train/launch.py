@@ -142,8 +142,8 @@ def main(arguments: Sequence[str]) -> int:
         threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         task = Task.read(Path(file))
-        _prepare(rank)
         with _watching(None if rank else task.watch) as callbacks:
+            _prepare(rank)
             made = run(task, callbacks)
     except TalkerRLError as error:
         return _failed(Path(file), rank, {"type": type(error).__name__, "what": error.what, "where": error.where,
