@@ -80,6 +80,19 @@ def test_figures_by_hand():
     assert not figures.keep(Bound(0.6, 1.0)) and figures.keep(Bound(0.6, 0.6, every=False))
 
 
+def test_few_steps_may_be_off_by_a_little_more_and_none_by_much():
+    bound = Bound(1e-5, 1e-5, share=1e-3)
+    recorded = [np.zeros(5000)]
+
+    def kept(**off: float) -> bool:
+        scored = np.zeros(5000)
+        scored[: int(off["steps"])] = off["by"]
+        return compare(recorded, [scored], bound).keep(bound)
+
+    assert kept(steps=5, by=2e-5) and kept(steps=5000, by=1e-5)
+    assert not kept(steps=6, by=2e-5) and not kept(steps=1, by=1.1e-4)
+
+
 def test_what_is_not_a_number_keeps_no_bound():
     for value in (np.inf, -np.inf):
         assert not compare([np.array([-1.0, value])], [np.array([-1.0, -1.0])], Bound(1, 1)).keep(Bound(1, 1))
@@ -88,7 +101,7 @@ def test_what_is_not_a_number_keeps_no_bound():
 
 
 def test_bounds_follow_precision_and_family():
-    assert bound_of("float32") == bound_of("float32", sparse=True) == Bound(1e-5, 1e-5)
+    assert bound_of("float32") == bound_of("float32", sparse=True) == Bound(1e-5, 1e-5, share=1e-3)
     assert bound_of("float32", terms=16).step == pytest.approx(1.6e-4)
     sparse = bound_of("bfloat16", sparse=True)
     assert not sparse.every and sparse.mean == 0.05
