@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -139,6 +140,7 @@ def main(arguments: Sequence[str]) -> int:
         return _torchrun(["--standalone", "--nproc-per-node", spread[1], "-m", "talker_rl.train", file])
     rank = int(os.environ.get("RANK", "0"))
     if os.environ.get(_LAUNCHED):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the launcher's to tell, and this process's to obey
         threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         task = Task.read(Path(file))

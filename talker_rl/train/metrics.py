@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from talker_rl.losses.types import LossOutput
-from talker_rl.train import processes
 from talker_rl.train.collate import Batch
 from talker_rl.train.rows import CHOSEN, REJECTED, Rows
 
@@ -40,13 +39,6 @@ class Window:
         if moments:
             result["length/reward_corr"] = _correlation(moments)
         return result
-
-    def everywhere(self) -> Window:
-        """The sum of all processes' windows; to be called by all of them, also by one that has counted nothing."""
-        whole = Window()
-        for sums in processes.gather(self.sums):
-            whole.add({name: (total, weight) for name, (total, weight) in sums.items()})
-        return whole
 
 
 def _correlation(m: Mapping[str, float]) -> float:

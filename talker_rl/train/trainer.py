@@ -179,7 +179,11 @@ class TalkerTrainer(Trainer):
 
     def _everywhere(self, mode: str) -> tuple[Window, int]:
         """Window and tokens of all processes; each of them must ask."""
-        return self._windows[mode].everywhere(), sum(processes.gather(self._num_tokens))
+        whole, tokens = Window(), 0
+        for sums, own in processes.gather((self._windows[mode].sums, self._num_tokens)):
+            whole.add({name: (total, weight) for name, (total, weight) in sums.items()})
+            tokens += own
+        return whole, tokens
 
     # ---- Checkpoints: whole or absent, no pickled objects beside torch's own states ----
 
