@@ -180,7 +180,7 @@ class StageTracker:
             self._do(lambda tracker: tracker.table(name, rows))
 
     def audio(self, name: str, samples: np.ndarray, sample_rate: int, caption: str) -> None:
-        """Speech: (samples,) float32 at 24 kHz."""
+        """Speech: (samples,) float32."""
         self._do(lambda tracker: tracker.audio(name, np.clip(samples, -1, 1), sample_rate, caption))
 
     def close(self) -> None:

@@ -104,7 +104,7 @@ def test_training_tells_a_log_now_and_then_its_evaluations_and_its_end(
 
 
 def test_a_terminal_gets_a_bar() -> None:
-    code = ("from talker_rl import progress\nfor _ in progress.bar(range(3), desc='x', unit='shard'): pass\n"
+    code = ("from talker_rl.base import progress\nfor _ in progress.bar(range(3), desc='x', unit='shard'): pass\n"
             "progress.quiet_logs()\nimport os\nassert 'HF_HUB_DISABLE_PROGRESS_BARS' not in os.environ")
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"PYTHONPATH": str(ROOT)}
     ours, theirs = pty.openpty()
@@ -145,4 +145,4 @@ def test_stages_tell_a_log_in_lines(tmp_path: Path) -> None:
 
 def test_all_bars_go_through_one_place() -> None:
     own = {path for path in (ROOT / "talker_rl").rglob("*.py") if re.search(r"\btqdm\b", path.read_text("utf-8"))}
-    assert own == {ROOT / "talker_rl" / "progress.py"}
+    assert own == {ROOT / "talker_rl" / "base" / "progress.py"}

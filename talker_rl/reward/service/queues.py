@@ -23,7 +23,7 @@ class Job:
     """Becomes the item's result; canceled when nobody waits for it any more."""
     waiters: int = 0
     sound: bytes | None = None
-    """What the decoder made: float32, 24 kHz."""
+    """What the decoder made: float32, at the codec's rate."""
     attempts: int = 0
     """Workers that died over it."""
     since: float = field(default_factory=time.monotonic)
