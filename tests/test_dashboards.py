@@ -176,10 +176,10 @@ def test_speech_that_is_not_kept_and_cannot_be_decoded_is_a_note(tmp_path: Path)
 def test_codes_per_word_follow_the_heard_words() -> None:
     alignment = alignment_of("river bottle music", ["river", "music", "music", "money"])
     assert [op for op, _, _ in alignment] == ["=", "S", "=", "I"]
-    assert codes_per_word(alignment, [(0.0, 0.2), (0.3, 0.5), (0.5, 0.6)]) == [10, 10, 5, None]
+    assert codes_per_word(alignment, [(0.0, 0.2), (0.3, 0.5), (0.5, 0.6)], 50) == [10, 10, 5, None]
     left_out = alignment_of("river bottle music", ["river", "music"])
-    assert codes_per_word(left_out, [(0.0, 0.2), (0.3, 0.5)]) == [10, None, 10]
-    assert codes_per_word(alignment, []) == [None] * 4
+    assert codes_per_word(left_out, [(0.0, 0.2), (0.3, 0.5)], 50) == [10, None, 10]
+    assert codes_per_word(alignment, [], 50) == [None] * 4
 
 
 @pytest.mark.parametrize("script", ["length_dashboard", "stability_dashboard", "loss_ablation"])

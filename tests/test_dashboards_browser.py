@@ -206,7 +206,7 @@ def test_every_audio_format_can_be_played(opened: Any, sweep: Path, audio_format
     page = opened(sweep / "report" / "stability.html")
     seconds = page.evaluate("""(uri) => new Promise((done) => { const a = new Audio(uri);
       a.onloadedmetadata = () => done(a.duration); a.onerror = () => done(-1); })""",
-                            data_uri(tone(0.5), audio_format=audio_format))
+                            data_uri(tone(0.5), 24_000, audio_format))
     assert seconds == pytest.approx(0.5, abs=0.06)
 
 
@@ -299,7 +299,7 @@ def test_two_hundred_pairs_are_light(opened: Any, sweep: Path, tmp_path: Path) -
     some = browser(study, pairs=60, audio_format="opus", max_bytes=10**8)
     rng = np.random.default_rng(0)
     seconds = np.linspace(0, 1, 3 * 24_000)
-    clip = data_uri((0.2 * np.sin(900 * seconds) + 0.05 * rng.standard_normal(seconds.size)).astype(np.float32))
+    clip = data_uri((0.2 * np.sin(900 * seconds) + 0.05 * rng.standard_normal(seconds.size)).astype(np.float32), 24_000)
     pairs = [json.loads(json.dumps(some.pairs[i % 60])) | {"id": f"{i}"} for i in range(200)]
     clips = {}
     for i, pair in enumerate(pairs):

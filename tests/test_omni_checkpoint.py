@@ -202,6 +202,7 @@ def test_config_needs_no_torch():
 
 
 def test_generation_needs_neither_trl_nor_funasr():
-    code = "import sys; from talker_rl.speech.qwen2_5_omni import rollouts, lora, token2wav, checkpoint"
+    code = "import sys; from talker_rl.speech import lora, qwen2_5_omni\n"
+    code += "from talker_rl.speech.qwen2_5_omni import rollouts, token2wav, checkpoint"
     code += "; assert not {'trl', 'funasr', 'deepspeed', 'peft'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -31,7 +31,7 @@ from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, read_config
 from talker_rl.speech.qwen2_5_omni.conditioning import conditioning_key
 from talker_rl.speech.qwen2_5_omni.published import ROTARY, meta_parts, stored_dtype, stored_name, stored_shapes
 
-GEOMETRY = Path(files.__file__).parent / "geometry"
+GEOMETRY = Path(files.__file__).parent / "qwen2_5_omni" / "geometry"
 PUBLISHED = {
     "7b": {"thinker": 8_931_813_888, "talker": 1_351_360_256, "token2wav": 449_051_264,
            "bytes": 22_362_553_472, "shards": [1041, 131, 131, 270, 875],

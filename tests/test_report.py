@@ -74,7 +74,7 @@ def test_text_table_names_base_and_trained() -> None:
 
 @pytest.mark.parametrize("audio_format", sorted(FORMATS))
 def test_audio_survives_the_page(audio_format: str) -> None:
-    uri = data_uri(tone(0.5), audio_format=audio_format)
+    uri = data_uri(tone(0.5), 24_000, audio_format)
     decoded, rate = sf.read(io.BytesIO(base64.b64decode(uri.split(",", 1)[1])))
     assert len(decoded) / rate == pytest.approx(0.5, abs=0.06)
     assert np.sqrt(np.mean(decoded**2)) == pytest.approx(0.1 / np.sqrt(2), rel=0.15)

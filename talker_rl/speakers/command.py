@@ -58,7 +58,8 @@ def _list(args: argparse.Namespace, config: RunConfig) -> int:
 def _add(args: argparse.Namespace, config: RunConfig) -> int:
     from talker_rl.base.places import check_writable_folder, require_file
 
-    out = Path(args.out).expanduser()
+    out, family = Path(args.out).expanduser(), family_of(config.model.path)
+    family.check_speakers_target(config.model, out, args.overwrite)
     if args.wavs:
         check_writable_folder(Path(args.wavs))
     for option in ("wav", "ref_mel", "codes"):
@@ -66,7 +67,7 @@ def _add(args: argparse.Namespace, config: RunConfig) -> int:
             require_file(Path(file).expanduser(), _FILES[option], f"--{option.replace('_', '-')}")
     if args.cond and args.cond != "zero":
         require_file(Path(args.cond).expanduser(), _FILES["cond"], "--cond")
-    new: NewSpeaker = family_of(config.model.path).new_speaker(config.model, args)
+    new: NewSpeaker = family.new_speaker(config.model, args)
     for level, text in new.look():
         print(f"{level:5} {text}")
     if args.dry_run:

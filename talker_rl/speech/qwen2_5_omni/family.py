@@ -118,6 +118,17 @@ def speaker_rows(settings: ModelConfig) -> list[dict[str, Any]]:
     return rows(settings)
 
 
+def check_speakers_target(settings: ModelConfig, out: Path, overwrite: bool) -> None:
+    """Refuse, before any work, a place where no speakers may be written.
+
+    Raises:
+        ConfigError, StageError: it lies in the checkpoint, is there already, or cannot be written.
+    """
+    from talker_rl.speech.qwen2_5_omni.speaker_store import check_target
+
+    check_target(out, resolve_model_path(settings.path), overwrite)
+
+
 def new_speaker(settings: ModelConfig, options: argparse.Namespace) -> NewSpeaker:
     """The speaker that the options of ``speaker add`` ask for.
 

@@ -32,7 +32,7 @@ from talker_rl.speech.qwen2_5_omni.speaker_entry import (
     reference_from_file,
     reference_from_wav,
 )
-from talker_rl.speech.qwen2_5_omni.speaker_store import check_target, save
+from talker_rl.speech.qwen2_5_omni.speaker_store import save
 from talker_rl.speech.text_tokenizer import load_tokenizer
 
 
@@ -56,7 +56,6 @@ class NewSpeaker:
             ConfigError, DataError: an option does not fit, a file holds no such thing.
         """
         folder, speakers = resolve_model_path(settings.path), speakers_of(settings)
-        check_target(Path(options.out).expanduser(), folder, options.overwrite)
         if options.name in speakers:
             raise ConfigError(f"There is a speaker {options.name!r} already", where="--name", fix="choose another name")
         entry, reference, bos = new_entry(options, folder, speakers)
