@@ -116,7 +116,9 @@ def test_the_nearest_run_is_beside_it_in_runs_or_the_only_one_inside(
 
 def test_other_options_that_name_a_run_suggest_it_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     near, typo = make_run(tmp_path / "first", name="x"), tmp_path / "frist"
-    for call in (canary_of, lambda path: read_run(path, {}), lambda path: collect([path]), lambda path: require_adapter(str(path))):
+    calls = (canary_of, lambda path: read_run(path, {}), lambda path: collect([path]),
+             lambda path: require_adapter(str(path)))
+    for call in calls:
         with pytest.raises((StageError, CheckpointError)) as caught:
             call(typo)
         assert caught.value.fix == f"did you mean {near}?"

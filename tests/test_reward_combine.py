@@ -14,6 +14,7 @@ from talker_rl.reward.combine import BUILT_IN_COMPONENTS, Combiner, ComponentErr
 from talker_rl.reward.config import ComponentConfig, GateConfig, PauseConfig, RewardConfig, StabilityConfig
 from talker_rl.reward.silences import find_silences
 from talker_rl.reward.stability import longest_run, repeated_ngrams, speaking_units, stability_components
+from talker_rl.speech.qwen2_5_omni.codec import CODEC
 
 GOOD = {"wer": 0.0, "cer": 0.0, "pause_error": 0.0, "duration": 2.0, "rate": 5.0, "cap_hit": 0.0, "clipping": 0.0}
 
@@ -277,7 +278,7 @@ def test_stability_columns():
     audio = np.concatenate([zeros[: rate // 10], tone, zeros, tone, zeros])
     silences = find_silences(audio, rate, PauseConfig())
     codes = [5] * 10 + list(range(10, 165))
-    row = stability_components(audio, rate, silences, ["a", "b", "c"], codes, "eos", 3.0, StabilityConfig())
+    row = stability_components(audio, rate, silences, ["a", "b", "c"], codes, CODEC, "eos", 3.0, StabilityConfig())
     assert row["duration"] == pytest.approx(len(codes) / 50)
     assert row["duration_ratio"] == pytest.approx(len(codes) / 50 / 3.0)
     assert row["rate"] == pytest.approx(3 / 2.5, abs=0.02)
@@ -290,7 +291,7 @@ def test_stability_columns():
 
     loud = np.clip(audio * 4, -1, 1)
     loud[:3] = np.nan
-    row = stability_components(loud, rate, silences, ["a"], None, "max_tokens", None, StabilityConfig())
+    row = stability_components(loud, rate, silences, ["a"], None, CODEC, "max_tokens", None, StabilityConfig())
     assert row["cap_hit"] == 1.0 and row["clipping"] > 0.2 and row["non_finite"] == pytest.approx(3 / len(loud))
     assert row["repeated_run"] is None and row["duration_ratio"] is None
     assert row["duration"] == pytest.approx(len(loud) / rate)
