@@ -18,6 +18,7 @@ from talker_rl.data.pairs import index_scores, is_silent, rank_value, written_re
 from talker_rl.data.texts import clean_text
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.checks import as_id
+from talker_rl.records.codec import Codec
 from talker_rl.records.pair import Completion
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
@@ -91,7 +92,9 @@ def _told_by_what_is_written(
     return ordered if len({item[0] for item in best}) == 1 else []
 
 
-def import_completions(path: str | Path, prompts: Sequence[Prompt]) -> tuple[list[Completion], dict[str, int]]:
+def import_completions(
+    path: str | Path, prompts: Sequence[Prompt], codec: Codec | None = None
+) -> tuple[list[Completion], dict[str, int]]:
     """Given codes of the prompts, in the file's order; and rows that were left out by reason.
 
     A row names its prompt by ``prompt_id``, or by ``text`` (or ``prompt``) with ``speaker``; without a speaker the text
@@ -114,7 +117,7 @@ def import_completions(path: str | Path, prompts: Sequence[Prompt]) -> tuple[lis
             reasons[reason] += 1
             continue
         try:
-            speech = speech_in(row, "codes", append_stop=True)
+            speech = speech_in(row, "codes", append_stop=True, codec=codec)
         except BadRow as bad:
             raise DataError(f"{bad.what} ({bad.reason})", where=f"{path}, row {number}", fix=bad.fix) from None
         reward = row.get("reward")

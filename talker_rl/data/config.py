@@ -34,7 +34,7 @@ class PairsConfig(Settings):
     length_match: int | None = Field(
         None,
         ge=0,
-        description="Chosen and rejected differ by at most so many codes (20 ms each); null lets any lengths meet. "
+        description="Chosen and rejected differ by at most so many codes; null lets any lengths meet. "
         "Without it preference training learns `shorter` along with `better`.",
     )
     chosen_longer_by: int | None = Field(

@@ -221,8 +221,9 @@ def _prompt_of(
     return Prompt(text=text, speaker=speaker, lang=row.get("lang") or "en")
 
 
-def speech_in(row: dict[str, Any], side: str, append_stop: bool) -> Speech:
-    """What the ids under a key of a row say, with the stop where it is there or added; BadRow where they are none."""
+def speech_in(row: dict[str, Any], side: str, append_stop: bool, codec: Codec | None = None) -> Speech:
+    """What the ids under a key of a row say, with the stop where it is there or added; BadRow where they
+    are none, or of another codec than the one that is asked for."""
     codes = row.get(side)
     if isinstance(codes, dict):
         codes = codes.get("codes")
@@ -230,8 +231,15 @@ def speech_in(row: dict[str, Any], side: str, append_stop: bool) -> Speech:
         raise BadRow("no_codes", f"`{side}` is no list of codec ids", "give the codec ids as integers")
     if not all(isinstance(code, int) and not isinstance(code, bool) for code in codes):
         raise BadRow("no_codes", f"`{side}` holds something that is no integer", "give the codec ids as integers")
-    codec = codec_named(row.get("codec"))
-    speech = codec.speech(codes)
+    try:
+        own = codec_named(row.get("codec"))
+        if codec is not None and row.get("codec") is not None:
+            codec.refuse_other(own.name, "")
+        codec = codec or own
+        speech = codec.speech(codes)
+        speech.frames  # noqa: B018 (whole frames)
+    except DataError as error:
+        raise BadRow("other_codec", error.what, error.fix or "") from None
     if append_stop and not speech.stopped:
         speech = replace(speech, stop_id=codec.stop)
     if not speech.codes:

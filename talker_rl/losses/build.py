@@ -49,6 +49,8 @@ def build_loss(config: Mapping[str, Any] | LossConfig, where: str = "loss") -> L
 
     Raises:
         ConfigError: unknown type or key, value out of range, or a custom function that cannot be imported.
+
+    >>> build_loss({"type": "ld_dpo", "alpha": 0.4})(batch).loss.backward()
     """
     parsed = parse_loss(config, where)
     module, _, name = parsed.implementation.partition(":")

@@ -30,6 +30,8 @@ class PairBatch:
     Chosen and rejected may be padded to different widths (T_w, T_l) and on either side. What stands at padding is
     never read (NaN is fine) and gets a gradient of exactly 0. Nothing flows into the reference. Completions without a
     rejected have None in its three places; only a loss that compares nothing (sft) is given them.
+
+    >>> build_loss({"type": "dpo"})(PairBatch(chosen, rejected, ref_chosen, ref_rejected, mask_w, mask_l))
     """
 
     policy_chosen_logps: Tensor

@@ -55,7 +55,7 @@ PAIR_BYTES = 250
 """Of parquet (zstd) per code, candidate, utterance and pair: measured on a micro run of 1,500 candidates, 156 codes
 each (docs/PLAN.md)."""
 AUDIO_BYTES_A_SECOND = {"opus": 4_500, "flac": 29_000}
-"""Opus measured in the same run; flac assumed at 60 % of 16 bits at 24 kHz."""
+"""Opus measured in the same run; flac assumed at 60 % of 16 bits a sample."""
 
 
 def thinker_weights(geo: Geometry, config: RunConfig) -> float:

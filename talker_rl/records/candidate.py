@@ -13,7 +13,10 @@ EndReason = Literal["eos", "max_tokens", "invalid_code", "empty"]
 
 @dataclass
 class Candidate:
-    """One sampled sequence of codes. Masks and losses include the stop, durations do not."""
+    """One sampled sequence of codes. Masks and losses include the stop, durations do not.
+
+    >>> candidate.speech.seconds, candidate.token_logps[-1]    # the stop's log-prob
+    """
 
     prompt_id: str
     candidate_id: str

@@ -19,7 +19,10 @@ FIRST = "qwen2_5_omni"
 
 @dataclass(frozen=True)
 class Codec:
-    """What ids mean. Codes lie flat and frame by frame: of one group (a codebook) each code is a frame."""
+    """What ids mean. Codes lie flat and frame by frame: of one group (a codebook) each code is a frame.
+
+    >>> generator.codec.seconds([12, 7, 7, 31])    # 0.08 at 50 codes per second
+    """
 
     name: str
     groups: int
@@ -69,6 +72,12 @@ class Codec:
         sizes = self.sizes
         return next((c for at, c in enumerate(codes) if not 0 <= c < sizes[at % self.groups]), None)
 
+    def refuse_other(self, name: str, where: str) -> None:
+        """DataError where data is of another codec."""
+        if name != self.name:
+            raise DataError(f"Codes of {name}, where those of {self.name} are spoken", where=where,
+                            fix="use data of the model's own family")
+
     def speech(self, ids: Sequence[int]) -> Speech:
         """Ids whose last one may be a stop, told apart."""
         from talker_rl.records.speech import Speech
@@ -88,6 +97,6 @@ def codec_named(name: str | None) -> Codec:
     try:
         codec: Codec = import_module(f"talker_rl.speech.{name}.codec").CODEC
     except ModuleNotFoundError as error:
-        raise DataError(f"Unknown codec {name!r}", where="codec", fix="upgrade talker-rl, or use the data of a family "
-                        "that `talker-rl doctor` lists") from error
+        raise DataError(f"Unknown codec {name!r}", where="codec",
+                        fix="upgrade talker-rl, or name the family that the data is of") from error
     return codec

@@ -11,7 +11,10 @@ from talker_rl.records.messages import identity
 
 @dataclass
 class Prompt:
-    """A reply text to speak, with its context."""
+    """A reply text to speak, with its context.
+
+    >>> Prompt("orange table, happy river.", speaker="Chelsie")
+    """
 
     text: str
     """What the Talker must say, with punctuation."""

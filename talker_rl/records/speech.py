@@ -9,7 +9,10 @@ from talker_rl.records.codec import Codec
 
 @dataclass(frozen=True)
 class Speech:
-    """One utterance in codes. Sound has ``codes``; masks, losses and lengths count ``ids``."""
+    """One utterance in codes. Sound has ``codes``; masks, losses and lengths count ``ids``.
+
+    >>> generator.codec.speech([12, 7, 8294]).codes    # [12, 7]
+    """
 
     codes: list[int]
     """Ids that are sound, flat and frame by frame; never a stop."""

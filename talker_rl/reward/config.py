@@ -160,6 +160,8 @@ class RewardConfig(Settings):
 
     The default reward, in [0, 1]: ``gates * (0.7 * (1 - tanh(3 * WER)) + 0.3 * right * (1 - pause_error))``, right
     being the share of the text's words that were recognized; the minimum where nothing was (docs/REWARD.md).
+
+    >>> RewardConfig(weights={"wer": 1.0, "pause": 0.0})
     """
 
     recognizer: RecognizerConfig = Field(default_factory=RecognizerConfig, description="The recognizer that rewards.")

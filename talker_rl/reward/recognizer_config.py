@@ -76,6 +76,8 @@ class RecognizerConfig(RecognizerSettings):
     ``{path: SenseVoiceSmall}`` hears everything. ``{zh: {path: paraformer-zh}, en: {path: whisper-large-v3}}`` sends
     each utterance to its language's; settings beside the languages hold for all of them, and a ``path`` beside them is
     for the languages that are not named (without one, their utterances are refused). Models load when first needed.
+
+    >>> RecognizerConfig(path="models/paraformer-zh")
     """
 
     by_lang: dict[Lang, RecognizerSettings] = Field(

@@ -37,7 +37,10 @@ from talker_rl.reward.versions import scores_version
 
 @dataclass
 class ScoreItem:
-    """One utterance to score."""
+    """One utterance to score.
+
+    >>> ScoreItem("a", "orange table.", sound, sample_rate=16_000)
+    """
 
     id: str
     text: str
@@ -100,6 +103,8 @@ class Scorer:
     Args:
         config: the reward.
         recognizer: what listens; built from `config.recognizer` where None. Evaluation passes another one.
+
+    >>> [result] = Scorer(RewardConfig()).score([item])
     """
 
     def __init__(self, config: RewardConfig, recognizer: Recognizer | None = None) -> None:

@@ -25,6 +25,8 @@ def decode_candidates(
         seed: root of the decoder's seeds: one per prompt, so that a prompt's candidates differ in their codes only.
     """
     able = [c for c in candidates if c.codes and c.end_reason != "invalid_code"]
+    for candidate in able:
+        generator.codec.refuse_other(candidate.codec, f"candidate {candidate.candidate_id}")
     noisy = generator.codec.noisy
     sounds = generator.decode([
         Utterance(c.codes, c.speaker, derive_seed(seed, "token2wav", c.prompt_id) if noisy else None) for c in able

@@ -14,9 +14,6 @@ SPEECH_SYSTEM_PROMPT = (
 )
 """The publisher asks for exactly this system prompt when speech is wanted."""
 
-SPEAKING = ("talker", "token2wav")
-"""The parts that sample and decode from cached conditioning."""
-
 REFUSED_SEARCHES = {
     "num_beams": "beam search",
     "num_beam_groups": "group beam search",
@@ -35,7 +32,10 @@ REFUSED_SEARCHES = {
 
 
 class ModelConfig(Settings):
-    """Which checkpoint, and how it is loaded."""
+    """Which checkpoint, and how it is loaded.
+
+    >>> ModelConfig(path="Qwen/Qwen2.5-Omni-7B", dtype="bfloat16")
+    """
 
     path: str = Field(
         default="micro", description='"micro" (the shipped model), a folder, or a hub name such as owner/name.'
@@ -88,7 +88,10 @@ class ConditioningConfig(Settings):
 
 
 class SamplingConfig(Settings):
-    """How candidates are drawn: transformers' names, transformers' order, transformers' processors."""
+    """How candidates are drawn: transformers' names, transformers' order, transformers' processors.
+
+    >>> SamplingConfig(temperature=1.0, top_k=0, top_p=1.0)    # the policy itself
+    """
 
     do_sample: bool = Field(default=True, description="False: the most probable code at every step.")
     temperature: float = Field(default=0.9, gt=0, description="Divides the logits.")
@@ -159,7 +162,10 @@ def branches(guidance_scale: float) -> int:
 
 
 class Token2WavConfig(Settings):
-    """How codes become speech: upstream's settings are the defaults."""
+    """How codes become speech: upstream's settings are the defaults.
+
+    >>> Token2WavConfig(preset="reward")
+    """
 
     preset: Literal["reward"] | None = Field(
         default=None,
@@ -198,7 +204,10 @@ class Token2WavConfig(Settings):
 
 
 class LoraSettings(Settings):
-    """LoRA on the Talker; peft's names."""
+    """LoRA on the Talker; peft's names.
+
+    >>> LoraSettings(r=8, target_modules=["q_proj", "v_proj"])
+    """
 
     r: int = Field(default=16, ge=1, description="Rank.")
     lora_alpha: float = Field(

@@ -57,7 +57,10 @@ class Conditioning(Protocol):
 
 @dataclass(frozen=True)
 class TalkerSequence:
-    """One sequence to score: what was said to which conditioning."""
+    """One sequence to score: what was said to which conditioning.
+
+    >>> policy.logps(policy.collate([TalkerSequence(seen, candidate.speech)]))
+    """
 
     conditioning: Any
     speech: Speech
@@ -65,7 +68,10 @@ class TalkerSequence:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Candidates to sample of one prompt, one a seed."""
+    """Candidates to sample of one prompt, one a seed.
+
+    >>> policy.sample([SampleRequest(seen, seeds=[1, 2])], SamplingConfig())
+    """
 
     conditioning: Any
     seeds: Sequence[int]
@@ -73,7 +79,10 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Codes to decode."""
+    """Codes to decode.
+
+    >>> [sound] = generator.decode([Utterance(candidate.codes, "Chelsie", seed=0)])
+    """
 
     codes: Sequence[int]
     """No stop among them."""

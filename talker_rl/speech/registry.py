@@ -18,6 +18,7 @@ from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.locate import resolve_model_path
 
 if TYPE_CHECKING:
+    from talker_rl.speech.family import Family
     from talker_rl.speech.protocol import Generator
     from talker_rl.speech.shapes import Geometry
 
@@ -25,12 +26,21 @@ MODEL_TYPES = {"qwen2_5_omni": "qwen2_5_omni"}
 """model_type -> family."""
 
 
-def family_named(name: str) -> Any:
-    """A family's module (:class:`talker_rl.speech.family.Family`)."""
-    return import_module(f"talker_rl.speech.{name}.family")
+def family_named(name: str) -> Family:
+    """A family's module.
+
+    Raises:
+        CheckpointError: this version has no such family, or not yet all of it.
+    """
+    try:
+        found: Any = import_module(f"talker_rl.speech.{name}.family")
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"This version of talker-rl cannot load models of the family {name!r}", where="codec",
+                              fix="upgrade it, or use the data of another family") from error
+    return found  # type: ignore[no-any-return]
 
 
-def family_of(path: str | Path) -> Any:
+def family_of(path: str | Path) -> Family:
     """The family of a model: "micro", a folder, or a hub name.
 
     Raises:
@@ -53,8 +63,7 @@ def load(model: str | Path | ModelConfig, parts: Sequence[str] = ("conditioner",
         CheckpointError: there is no such model, it is of no family that is known, or a file is missing or damaged.
     """
     settings = model if isinstance(model, ModelConfig) else ModelConfig(path=str(model))
-    found: Generator = family_of(settings.path).load(settings, parts)
-    return found
+    return family_of(settings.path).load(settings, [parts] if isinstance(parts, str) else parts)
 
 
 def read_geometry(name: str) -> Geometry:

@@ -12,6 +12,7 @@ from talker_rl.config import RunConfig
 from talker_rl.data.prompt_files import parse_source
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Completion
+from talker_rl.speech.registry import codec_of
 from talker_rl.stages.context import Context
 from talker_rl.stages.feasible import advice
 from talker_rl.stages.inputs import model_input
@@ -56,7 +57,7 @@ def _make(ctx: Context, round_: Round, data: str) -> None:
         if data == "file":
             assert file is not None
             prompts = ctx.prompts("train")
-            found, reasons = import_completions(file, prompts)
+            found, reasons = import_completions(file, prompts, codec_of(ctx.config.model))
         else:
             prompts = prompts_of(ctx, round_.index)
             candidates = ctx.shards(round_.stage("rollouts")).read_all(Candidate)

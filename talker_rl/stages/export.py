@@ -22,8 +22,9 @@ from talker_rl.base.places import check_writable_folder
 from talker_rl.planning.command import size
 from talker_rl.speech.adapter_check import adapter_settings, check_finite
 from talker_rl.speech.adapter_files import adapter_weights, is_adapter
-from talker_rl.speech.config import SPEAKING, ModelConfig
+from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.exporting import Entry, Rounding
+from talker_rl.speech.family import Family
 from talker_rl.speech.files import content_hash
 from talker_rl.speech.locate import resolve_model_path
 from talker_rl.speech.registry import family_of
@@ -61,7 +62,12 @@ class Source:
         return is_adapter(self.weights)
 
     @property
-    def family(self) -> Any:
+    def base_hash(self) -> str:
+        """Content hash of the base's Talker and decoder."""
+        return self.family.files_identity(self.model.model_copy(update={"path": str(self.base)}), "talker", "decoder")
+
+    @property
+    def family(self) -> Family:
         """The base's family."""
         return family_of(self.base)
 
@@ -182,7 +188,7 @@ def _export_merged(source: Source, target: Path, base_name: str, args: argparse.
     checked = source.run and source.adapter and not args.no_check
     policy = policy_of(source.run.path, source.weights, source.model) if source.run and checked else None
     talker = policy.merged if policy else merge.merged_talker(source.weights, source.model)
-    base_hash = content_hash(source.base, SPEAKING)  # before links change ctimes: files would be read anew
+    base_hash = source.base_hash  # before links change ctimes: files would be read anew
     with _folder(target) as folder:
         say(f"writing {target}: {size(needed)}")
         rounding = merge.write_checkpoint(source.base, folder, written, merged, dict(talker.state_dict()),
@@ -213,7 +219,7 @@ def _export_adapter(source: Source, target: Path, base_name: str, args: argparse
         shutil.copyfile(weights, folder / weights.name)
         config["base_model_name_or_path"] = base_name
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        base_hash = content_hash(source.base, SPEAKING)
+        base_hash = source.base_hash
         lines = ["a LoRA adapter, as it was trained", *_other_base(source, base_hash)]
         _finish(source, folder, target, base_name, base_hash, lines, merged=False)
     print(f"{target}: loads with PeftModel.from_pretrained(model.talker, ...)")

@@ -11,6 +11,7 @@ from talker_rl.base.disk import read_json
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.ids import derive_seed
 from talker_rl.records.candidate import Candidate
+from talker_rl.records.codec import FIRST
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.rows import from_row, to_row
 from talker_rl.reward.asr.base import Failure
@@ -85,7 +86,8 @@ def item_of(prompt: Prompt, candidate: Candidate, seed: int) -> Item:
     return Item(
         id=candidate.candidate_id, text=prompt.text, lang=prompt.lang, speaker=candidate.speaker, seed=seed,
         codes=candidate.codes, end_reason=candidate.end_reason, reference_seconds=prompt.reference_seconds,
-        prompt_id=candidate.prompt_id, sample_seed=candidate.seed, codec=candidate.codec,
+        prompt_id=candidate.prompt_id, sample_seed=candidate.seed,
+        codec=None if candidate.codec == FIRST else candidate.codec,  # older services know no other, and not the key
     )
 
 

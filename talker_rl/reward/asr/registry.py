@@ -17,6 +17,8 @@ def build_recognizer(config: RecognizerSettings) -> Recognizer:
 
     Raises:
         ConfigError: unknown type. CheckpointError: its folder is missing, incomplete or does not fit.
+
+    >>> [heard] = build_recognizer(RecognizerConfig()).transcribe([sound_16k], "en")
     """
     if isinstance(config, RecognizerConfig) and config.by_lang:
         return RoutedRecognizer(config)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from talker_rl.base.errors import ConfigError
 from talker_rl.speech.config import LoraSettings, ModelConfig
 from talker_rl.speech.locate import resolve_model_path
 from talker_rl.speech.qwen2_5_omni.codec import CODEC as CODEC
@@ -31,6 +32,14 @@ PARTS = {"conditioner": "thinker", "talker": "talker", "decoder": "token2wav"}
 """The house's name of a part -> Qwen2.5-Omni's."""
 
 
+def part_named(part: str) -> str:
+    """Qwen2.5-Omni's name of a part; ConfigError where there is no such part."""
+    if part not in PARTS:
+        raise ConfigError(f"There is no part {part!r} of a speech generator", where="parts",
+                          fix=f"any of {', '.join(PARTS)}")
+    return PARTS[part]
+
+
 def load(settings: ModelConfig, parts: Sequence[str] = tuple(PARTS), *, tokenizer: bool | None = None) -> OmniGenerator:
     """The asked parts, frozen and in eval mode.
 
@@ -44,7 +53,7 @@ def load(settings: ModelConfig, parts: Sequence[str] = tuple(PARTS), *, tokenize
     from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
     from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
 
-    return OmniGenerator(load_omni(settings, [PARTS[part] for part in parts], tokenizer=tokenizer))
+    return OmniGenerator(load_omni(settings, [part_named(part) for part in parts], tokenizer=tokenizer))
 
 
 def conditioning(prompt_id: str, speaker: str, reply_text: str, tensors: Mapping[str, Tensor]) -> Conditioning:
@@ -64,7 +73,7 @@ def identity(settings: ModelConfig, part: str) -> str:
     """
     from talker_rl.speech.qwen2_5_omni.checkpoint import part_hash
 
-    return part_hash(settings, PARTS[part])
+    return part_hash(settings, part_named(part))
 
 
 def files_identity(settings: ModelConfig, *parts: str) -> str:
@@ -72,7 +81,7 @@ def files_identity(settings: ModelConfig, *parts: str) -> str:
     place."""
     from talker_rl.speech.files import content_hash
 
-    return content_hash(resolve_model_path(settings.path), [PARTS[part] for part in parts])
+    return content_hash(resolve_model_path(settings.path), [part_named(part) for part in parts])
 
 
 def speakers(settings: ModelConfig) -> list[str]:

@@ -13,14 +13,14 @@ import torch
 
 from talker_rl.base.errors import CheckpointError, ConfigError, TalkerRLError
 from talker_rl.records.prompt import Prompt
-from talker_rl.speech.config import ConditioningConfig, Token2WavConfig
+from talker_rl.speech.config import ConditioningConfig, LoraSettings, Token2WavConfig
 from talker_rl.speech.files import read_tensors, weight_files
 from talker_rl.speech.lora import attach_lora, load_lora
 from talker_rl.speech.protocol import Progress, Training, Utterance
 from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning, compute_conditioning, conditioning_key
-from talker_rl.speech.qwen2_5_omni.family import PARTS
+from talker_rl.speech.qwen2_5_omni.family import part_named
 from talker_rl.speech.qwen2_5_omni.mel import log_mel
 from talker_rl.speech.qwen2_5_omni.policy import TalkerPolicy
 from talker_rl.speech.qwen2_5_omni.speaker import speaker_embedding, speaker_similarity
@@ -60,10 +60,12 @@ class OmniGenerator:
         self, weights: str | Path | None = None, *, reference: str | Path | None = None, train: Training | None = None,
         seed: int = 0,
     ) -> Iterator[TalkerPolicy]:
-        talker = self.omni.need("talker")
-        if reference is not None and weights is None:
+        talker = self._part("talker")
+        if reference is not None and not _is_adapter(weights):
             raise ConfigError("an adapter is the reference, and training begins without one", where=str(reference),
                               fix="begin with an adapter (model.adapter)")
+        if train is not None and train != "full" and not isinstance(train, LoraSettings):
+            raise ConfigError(f"train is {train!r}", where="train", fix='give LoraSettings(...), or "full"')
         if train == "full":
             with self._copy(talker, weights) as policy:
                 yield policy
@@ -121,25 +123,32 @@ class OmniGenerator:
         progress: Progress | None = None,
     ) -> list[np.ndarray]:
         return decode(
-            self.omni.need("token2wav"), [u.codes for u in utterances],
+            self._part("decoder"), [u.codes for u in utterances],
             [self.omni.speaker(u.speaker) for u in utterances], [_seed(u) for u in utterances], settings,
             progress=progress,
         )
 
     def similarity(self, sound: np.ndarray, speaker: str) -> float | None:
-        return speaker_similarity(self.omni.need("token2wav"), sound, self.omni.speaker(speaker))
+        return speaker_similarity(self._part("decoder"), sound, self.omni.speaker(speaker))
 
     def voice(self, sound: np.ndarray) -> dict[str, np.ndarray]:
         mel = log_mel(torch.from_numpy(sound))
-        return {"spectrum": spectrum(mel), "embedding": speaker_embedding(self.omni.need("token2wav"), mel).numpy()}
+        return {"spectrum": spectrum(mel), "embedding": speaker_embedding(self._part("decoder"), mel).numpy()}
 
     def reference_voice(self, speaker: str) -> np.ndarray:
         mel = self.omni.speaker(speaker)["ref_mel"][0]
-        found: np.ndarray = speaker_embedding(self.omni.need("token2wav"), mel).numpy()
+        found: np.ndarray = speaker_embedding(self._part("decoder"), mel).numpy()
         return found
 
     def identity(self, part: str) -> str:
-        return self.omni.hash_of(PARTS[part])
+        return self.omni.hash_of(part_named(part))
+
+    def _part(self, part: str) -> Any:
+        """A loaded part; ConfigError where it is not."""
+        module = getattr(self.omni, part_named(part))
+        if module is None:
+            raise ConfigError(f"The {part} was not loaded", fix=f'load(..., parts=[..., "{part}"])')
+        return module
 
 
 def _seed(utterance: Utterance) -> int:
@@ -156,6 +165,9 @@ def _is_adapter(weights: str | Path | None) -> bool:
 @contextmanager
 def _other_weights(talker: Any, folder: Path) -> Iterator[None]:
     """Full Talker weights in the place of the base's."""
+    if not folder.is_dir():
+        raise CheckpointError("There is no such folder of weights", where=str(folder),
+                              fix="give a PEFT folder, e.g. runs/demo/train/default, or one of Talker weights")
     state = {k.removeprefix("talker."): v for k, v in read_tensors(weight_files(folder)).items()}
     before = {k: v.clone() for k, v in talker.state_dict().items()}
     try:

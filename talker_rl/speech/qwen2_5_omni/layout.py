@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from talker_rl.base.errors import DataError
 from talker_rl.speech.packing import Packing
 from talker_rl.speech.protocol import TalkerSequence
+from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.sampling import CodeIds
 from talker_rl.speech.unwrap import unwrap_talker as unwrap_talker
 
@@ -137,6 +138,7 @@ def _check(example: TalkerSequence) -> None:
     where = example.conditioning.prompt_id
     if not example.speech.ids:
         raise DataError("a sequence without ids has no log-probs", where=where)
+    CODEC.refuse_other(example.speech.codec.name, where)
     if example.conditioning.prefix.shape[0] < 2 or example.conditioning.reply_stream.shape[0] < 1:
         raise DataError("a conditioning needs two prefix rows and one reply row", where=where)
 

@@ -198,6 +198,7 @@ def _check(example: TalkerSequence) -> None:
     where, speech = example.conditioning.prompt_id, example.speech
     if not speech.ids:
         raise DataError("a sequence without ids has no log-probs", where=where)
+    CODEC.refuse_other(speech.codec.name, where)
     if not len(example.conditioning.reply):
         raise DataError("a conditioning needs one reply row", where=where)
     if len(speech.codes) % CODEC.groups or CODEC.invalid(speech.codes) is not None:
