@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from parity_helpers import FAMILIES, seeds, tiny
 
-from talker_rl.base.errors import DataError
+from talker_rl.base.errors import DataError, PromptError
 from talker_rl.cli import main
 from talker_rl.diagnostics.parity import Bound, bound_of, compare, first_beyond
 from talker_rl.speech.config import SamplingConfig
@@ -98,7 +98,37 @@ def test_what_is_not_a_number_keeps_no_bound():
     for value in (np.inf, -np.inf):
         assert not compare([np.array([-1.0, value])], [np.array([-1.0, -1.0])], Bound(1, 1)).keep(Bound(1, 1))
     assert not compare([np.zeros(0)], [np.zeros(0)], Bound(1, 1)).keep(Bound(1, 1))
-    assert compare([np.array([np.nan, -1.0])], [np.array([-5.0, -1.0])], Bound(1, 1)).steps == 1
+
+
+@pytest.mark.parametrize("every", [True, False])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+def test_a_missing_number_is_beyond_every_bound(side, shape, every):
+    """On either side, by step or by code."""
+    sides = [np.array([-1.0, -2, -3, -4]).reshape(shape) for _ in range(2)]
+    sides[side].flat[1] = np.nan
+    bound = Bound(100, 100, every, share=1.0)
+    figures = compare([sides[0]], [sides[1]], bound)
+    assert (figures.steps, figures.largest, figures.beyond) == (4, np.inf, 0.25) and not figures.keep(bound)
+    place = first_beyond([sides[0]], [sides[1]], bound)
+    assert (place.step, place.group) == ((1, 0) if len(shape) == 1 else (0, 1))
+    assert place.as_data()[("recorded", "scored")[side]] is None and np.isfinite(place.as_data()["sequence"])
+
+
+def test_json_has_no_infinity():
+    """Nor NaN: neither in a row's figures nor in its first step."""
+    from talker_rl.records.codec import codec_named
+    from talker_rl.records.speech import Speech
+    from talker_rl.speech.protocol import TalkerSequence
+
+    said = TalkerSequence(None, Speech([1, 2], None, codec_named(None)))
+    for value in (np.nan, np.inf, -np.inf):
+        found = Report({}, Bound(1, 1))
+        row = found.add("samples", "one by one", [np.array([-1.0, value])], [np.array([-1.0, -1.0])], [said], ["a"])
+        data = json.loads(json.dumps(found.as_data(), allow_nan=False))
+        assert not row.kept and not data["ok"] and data["rows"][0]["largest"] is None
+        first = data["rows"][0]["first"]
+        assert (first["step"], first["recorded"], first["scored"]) == (1, None, -1.0) and "step 1 of 2" in first["at"]
 
 
 def test_bounds_follow_precision_and_family():
@@ -155,12 +185,12 @@ def test_the_verb_tells_raw_from_processed(recorded, capsys):
 # Files of samples
 
 
-def read(tmp_path, *rows, codec="qwen2_5_omni"):
+def read(tmp_path, *rows, codec="qwen2_5_omni", prompts=None):
     from talker_rl.records.codec import codec_named
 
     file = tmp_path / "samples.jsonl"
-    file.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
-    return read_samples(file, codec_named(codec), {}, "Ann")
+    file.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows), encoding="utf-8")
+    return read_samples(file, codec_named(codec), prompts or {}, "Ann")
 
 
 def test_a_line_of_samples(tmp_path):
@@ -176,18 +206,93 @@ def test_a_line_of_samples(tmp_path):
 
 @pytest.mark.parametrize("row, what", [
     ("{", "no JSON"), ("[1]", "no JSON object"), ({"text": "a"}, "codes is missing"),
-    ({"text": "a", "codes": [1]}, "logps is missing"), ({"codes": [1], "logps": [-1]}, "is not among"),
+    ({"text": "a", "codes": [1]}, "logps is missing"), ({"codes": [1], "logps": [-1]}, "neither text nor prompt_id"),
     ({"text": "a", "codes": [9000], "logps": [-1]}, "9000 is no code"),
     ({"text": "a", "codes": [1], "logps": ["x"]}, "logps are numbers"),
     ({"text": "a", "codes": [1.5], "logps": [-1]}, "whole numbers"),
     ({"text": "a", "codes": [1], "stop_id": 7, "logps": [-1]}, "none of the codec's"),
     ({"text": "a", "codes": [1], "logps": [-1], "sampling": {"temprature": 1}}, "not understood"),
     ("", "no samples"),
+    # log-probs that are none
+    *((f'{{"text": "a", "codes": [1, 2], "logps": [-1, {value}]}}', f"step 1 .*{said}") for value, said in (
+        ("NaN", "not finite: nan"), ("-Infinity", "not finite: -inf"), ("Infinity", "not finite"),
+        ("-1e999", "not finite"), ("null", "has None"), ("true", "has True"),
+        ('"-1"', "has '-1'"), ("[null]", "has None"), ("[NaN]", "not finite"), ("[-1, -2]", "2 numbers, not 1"),
+        ("[]", "0 numbers, not 1"))),
+    pytest.param({"text": "a", "codes": [1], "logps": [-(10**400)]}, "not finite: -1000", id="huge"),
+    ({"text": "a", "codes": [1], "logps": []}, "logps is empty"),
+    # prompts that are none
+    ({"prompt_id": "p", "codes": [1], "logps": [-1]}, "'p' is not among"),
+    *(({key: value, "codes": [1], "logps": [-1]}, f"{key} is no text") for key in ("text", "prompt_id")
+      for value in (["x"], 5, {})),
+    ({"text": "a", "speaker": 5, "codes": [1], "logps": [-1]}, "speaker is no text"),
+    ({"text": " ", "codes": [1], "logps": [-1]}, "text is empty"),
+    ({"text": None, "codes": [1], "logps": [-1]}, "neither text nor prompt_id"),
+    # codes
+    ({"text": "a", "codec": "qwen3_omni", "codes": [1], "logps": [-1]}, "'qwen3_omni', the model's.*'qwen2_5_omni'"),
+    ({"text": "a", "codes": [], "logps": [-1]}, "nothing was said"),
+    ({"text": "a", "codes": [[1, 2]], "logps": [-1]}, "frame 0 has 2 codes, not 1"),
+    ({"text": "a", "codes": [8294, 1], "logps": [-1]}, "8294 is not the last"),
+    ({"text": "a", "codes": [1, 8294], "stop_id": 8292, "logps": [-1]}, "stop_id is 8292"),
+    ({"text": "a", "codes": [1], "stop_id": 8294.0, "logps": [-1]}, "none of the codec's"),
+    # keys
+    ({"text": "a", "codes": [1], "logps": [-1], "stop": 8294}, "unknown key 'stop'"),
+    ({"text": "a", "codes": [1], "logps": [-1], "voice": "Ann"}, "unknown key 'voice'"),
+    ({"text": "a", "codes": [1], "logps": [-1], "logprobs": [-2]}, "logps is given twice"),
 ])  # fmt: skip
 def test_what_is_no_sample_is_told(tmp_path, row, what):
     with pytest.raises(DataError, match=what) as caught:
         read(tmp_path, row)
     assert caught.value.fix and "samples.jsonl" in caught.value.where
+    assert row == "" or caught.value.where.endswith("samples.jsonl:1")
+
+
+@pytest.mark.parametrize("codes, logps, what", [
+    ([1] * 15, [-1], "15 codes are no whole frames of 16"), ([[1] * 8, [2] * 24], [-1], "frame 0 has 8 codes, not 16"),
+    ([[1] * 16, [2150]], [[-1] * 17, [-1]], "step 0 are 17 numbers, not 16"),
+    ([[1] * 16, [2150]], [[-1] * 15, [-1]], "step 0 are 15 numbers, not 16"),
+    ([[1] * 16, [2150]], [-1, [-1] * 16], "step 0 are 1 number, not 16"),
+    ([[1] * 16, [2150]], [[-1] * 16, [-1] * 16], "step 1 are 16 numbers, not 1"),
+    ([1] * 3 + [2048] + [1] * 12, [-1], "2048 is no code"),
+])  # fmt: skip
+def test_frames_of_several_codebooks_are_whole(tmp_path, codes, logps, what):
+    with pytest.raises(DataError, match=what) as caught:
+        read(tmp_path, {"text": "a", "codes": codes, "logps": logps}, codec="qwen3_omni")
+    assert caught.value.where.endswith(":1")
+
+
+def test_what_a_line_may_leave_out(tmp_path):
+    """Null is as good as left out; a text may hold other ends of lines; the stop alone is something said."""
+    from talker_rl.records.prompt import Prompt
+
+    known = {"p": Prompt("Go on.", "Ann", prompt_id="p")}
+    rows = [{"prompt_id": "p", "text": None, "codes": [1], "logps": [-1], "id": None, "stop_id": None},
+            {"text": "Go\u2028on.", "speaker": None, "lang": None, "codes": [], "stop_id": 8294, "logps": [-1]},
+            {"text": "a", "codes": [[1], [8294]], "logps": [[-1], [-2]], "codec": "qwen2_5_omni", "seed": 1}]
+    samples = read(tmp_path, *(json.dumps(row, ensure_ascii=False) for row in rows), prompts=known)
+    assert [s.prompt.text for s in samples] == ["Go on.", "Go\u2028on.", "a"]
+    assert [s.name for s in samples] == ["line 1", "line 2", "line 3"]
+    assert [s.speech.steps for s in samples] == [1, 1, 2] and samples[2].logps.tolist() == [-1, -2]
+
+
+def test_the_nearest_key_is_named(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, {"text": "a", "codes": [1], "logps": [-1], "speeker": "Ann"})
+    assert caught.value.fix == "did you mean speaker?"
+
+
+def test_messages_that_are_none_are_told(tmp_path):
+    with pytest.raises(PromptError, match="messages") as caught:
+        read(tmp_path, {"text": "a", "codes": [1], "logps": [-1], "messages": "hello"})
+    assert caught.value.where.endswith("samples.jsonl:1")
+
+
+def test_options_that_are_none_are_told(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["parity", "--prompts", "x"])
+    assert "--prompts: 'x' is no whole number" in capsys.readouterr().err
+    assert main(["parity", "--samples", str(tmp_path / "nosuch.jsonl")]) == 1
+    assert "The file of samples does not exist" in capsys.readouterr().err
 
 
 def test_settings_that_are_tried_are_all_different():

@@ -251,8 +251,11 @@ MISTAKES: list[tuple[Callable[[Said], list[np.ndarray]], tuple[str, ...], str]] 
 def test_a_planted_mistake_is_caught_and_named(plant, family, expected):
     s = said(family)
     with torch.no_grad():
-        report = verdict(s, plant(s), s.generator.sampling)
-    assert not report.ok and report.kind.startswith("neither")
+        recorded = plant(s)
+        report = verdict(s, recorded, s.generator.sampling)
+    uneven = any(len(row) != len(own) for row, own in zip(recorded, s.own, strict=True))
+    tried = "not one a step" if uneven else "not raw; numbers by code" if recorded[0].ndim == 2 else "neither raw nor"
+    assert not report.ok and report.kind.startswith(tried)
     names = [cause.name for _, cause in report.causes]
     assert names and names[0].startswith(expected), (names, report.text())
 
@@ -343,3 +346,29 @@ def test_patterns_on_plain_numbers():
     assert name([np.full(40, -np.inf) for _ in right]) == "not finite"
     assert name([a[:-2] for a in right]) == "other lengths"
     assert name([a - 20 + generator.normal(0, 9, 40) for a in right]) == "other inputs"
+
+
+def test_a_view_is_compared_where_it_has_numbers():
+    """Not where it has none; and what was recorded must be a number there."""
+    generator, bound = np.random.default_rng(0), Bound(1e-5, 1e-5)
+    right, wrong = ([-generator.exponential(2.0, 40) for _ in range(6)] for _ in range(2))
+    view = [np.where(np.arange(40) % 8 == 3, row, np.nan) for row in wrong]
+
+    def names(recorded, scored=right, view=view):
+        return [cause.name for cause in diagnose(recorded, scored, bound, {"not shifted": view})]
+
+    assert names(wrong)[0] == "not shifted"
+    assert names([np.where(np.isnan(row), np.nan, row) for row in view]) == ["not shifted"]
+    unsaid = [np.where(np.arange(40) == 3, np.nan, row) for row in wrong]
+    assert "not shifted" not in names(unsaid)
+    impossible = [np.where(np.arange(40) == 3, -np.inf, row) for row in right]
+    assert "not shifted" not in names(wrong, impossible, [row - 1 for row in wrong])
+
+
+def test_what_is_not_a_number_is_named():
+    generator, bound = np.random.default_rng(0), Bound(1e-5, 1e-5)
+    right = [-generator.exponential(2.0, 40) for _ in range(6)]
+    wrong = [row.copy() for row in right]
+    wrong[1][7] = np.nan
+    assert [cause.name for cause in diagnose(wrong, right, bound)] == ["not finite"]
+    assert [cause.name for cause in diagnose(right, wrong, bound)] == ["not finite"]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Logps = NDArray[np.float64]
-"""(T,) steps or (T, G) codes of one sequence; NaN where there is none to compare."""
+"""(T,) steps or (T, G) codes of one sequence; what is not a number differs from everything."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,22 @@ class Figures:
 
     def as_data(self) -> dict[str, float | int | None]:
         """For JSON."""
-        return {k: v if v is None or np.isfinite(v) else None for k, v in asdict(self).items()}
+        return _finite(self)
+
+
+def _finite(figures: Any) -> dict[str, Any]:
+    """For JSON, which has no NaN and no infinity: None in their place."""
+    return {k: v if v is None or np.isfinite(v) else None for k, v in asdict(figures).items()}
 
 
 def compare(recorded: Sequence[Logps], scored: Sequence[Logps], bound: Bound) -> Figures:
-    """Figures over the steps that both have."""
+    """Figures over the steps that both have; a step where a side is not a number is off by infinity."""
     a, b = _flat(recorded, scored)
     if not len(a):
         return Figures(0, np.nan, np.nan, np.nan, None, np.nan, np.nan)
     with np.errstate(over="ignore", invalid="ignore"):
         d = b - a
-        size = np.abs(d)
+        size = np.where(np.isnan(d), np.inf, np.abs(d))
         k3 = float(np.mean(np.expm1(d) - d))
         return Figures(len(a), float(size.max()), float(size.mean()), float(d.mean()), pearson(a, b), k3,
                        float(np.mean(~(size <= bound.step))))
@@ -130,14 +136,18 @@ class Place:
         """Scored less recorded, nats."""
         return self.scored - self.recorded
 
+    def as_data(self) -> dict[str, float | int | None]:
+        """For JSON."""
+        return _finite(self)
+
 
 def first_beyond(recorded: Sequence[Logps], scored: Sequence[Logps], bound: Bound) -> Place | None:
-    """The first step of the first sequence that differs by more than the bound allows a step."""
+    """The first step of the first sequence that differs by more than the bound allows a step, or is not a number."""
     for s, (a, b) in enumerate(zip(recorded, scored, strict=True)):
         steps = min(len(a), len(b))
         x, y = a[:steps].reshape(steps, -1), b[:steps].reshape(steps, -1)
         with np.errstate(invalid="ignore"):
-            wrong = ~(np.abs(x - y) <= bound.step) & ~np.isnan(x) & ~np.isnan(y)
+            wrong = ~(np.abs(x - y) <= bound.step)
         if wrong.any():
             step, group = (int(i) for i in np.argwhere(wrong)[0])
             return Place(s, step, group, float(x[step, group]), float(y[step, group]))
@@ -150,5 +160,4 @@ def _flat(recorded: Sequence[Logps], scored: Sequence[Logps]) -> tuple[Logps, Lo
     if not pairs:
         return np.zeros(0), np.zeros(0)
     a, b = (np.concatenate(side).astype(np.float64) for side in zip(*pairs, strict=True))
-    known = ~(np.isnan(a) | np.isnan(b))
-    return a[known], b[known]
+    return a, b

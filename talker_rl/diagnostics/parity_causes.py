@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from talker_rl.diagnostics.parity import Bound, Logps, _flat, compare, pearson
 
@@ -92,7 +93,8 @@ def _equal(recorded: Sequence[Logps], other: Sequence[Logps], off: float, bound:
     if len(a) < 2 or not np.isfinite(a).all() or not np.isfinite(b).all():
         return False
     left = float(np.abs(a - b).mean())
-    return left <= max(EXACT * off, 2 * bound.mean if off > 10 * bound.mean else 0.0)
+    share = EXACT * off if np.isfinite(off) else 0.0  # (of infinity every share is)
+    return left <= max(share, 2 * bound.mean if off > 10 * bound.mean else 0.0)
 
 
 def _by_views(
@@ -100,10 +102,16 @@ def _by_views(
     details: Mapping[str, str],
 ) -> Iterator[Cause]:
     for name, view in views.items():
-        known = [np.where(np.isnan(v), np.nan, s[: len(v)]) for v, s in zip(view, scored, strict=True)]
-        off = compare(recorded, known, bound)  # over the same steps
-        if off.steps and _equal(recorded, view, off.mean, bound):
+        has = [~np.isnan(v) for v in view]
+        said, right, wrong = (_only(rows, has) for rows in (recorded, scored, view))
+        off = compare(said, right, bound)  # over the same steps
+        if off.steps and _equal(said, wrong, off.mean, bound):
             yield Cause(name, VIEWS[name].format(detail=details.get(name, "")))
+
+
+def _only(rows: Sequence[Logps], has: Sequence[NDArray[np.bool_]]) -> list[Logps]:
+    """The steps for which a view has a number."""
+    return [row[: len(h)][h[: len(row)]] for row, h in zip(rows, has, strict=True)]
 
 
 def _by_place(

@@ -48,7 +48,10 @@ def add_parity_options(parity: argparse.ArgumentParser) -> None:
 
 
 def _number(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
     return value
@@ -77,7 +80,8 @@ class Report:
     causes: list[tuple[str, Cause]] = field(default_factory=list)
     """State, and a likely cause."""
     kind: str | None = None
-    """Of foreign samples: "raw", "processed (...)" or "neither"."""
+    """Of foreign samples: "raw", "processed (...)" or "neither"; where nothing processed is tried "not raw" or "not one
+    a step"."""
 
     @property
     def ok(self) -> bool:
@@ -104,7 +108,7 @@ class Report:
         return {
             **self.facts, "ok": self.ok, "bound": asdict(self.bound), "kind": self.kind,
             "rows": [{"state": r.state, "shape": r.shape, **r.figures.as_data(), "kept": r.kept,
-                      "first": None if r.place is None else asdict(r.place) | {"at": r.at}} for r in self.rows],
+                      "first": None if r.place is None else r.place.as_data() | {"at": r.at}} for r in self.rows],
             "causes": [{"state": state, **asdict(cause)} for state, cause in self.causes],
         }
 
@@ -133,7 +137,7 @@ def run(args: argparse.Namespace, config: RunConfig) -> int:
     if args.dtype:
         config.model.dtype = args.dtype
     if args.samples:
-        require_file(Path(args.samples), "samples", "--samples")
+        require_file(Path(args.samples), "file of samples", "--samples")
     family = family_of(config.model.path)
     generator = family.load(config.model, ["conditioner", "talker"])
     prompts = _prompts(config, generator, None if args.samples else args.prompts)
@@ -259,8 +263,13 @@ def judge(
             views["processed"], details["processed"] = _processed(policy, samples, sequences, recorded, own)
     causes = diagnose(recorded, raw, bound, views, stopped=stopped, details=details)
     report.causes = [("samples", cause) for cause in causes]
-    processed = any(cause.name == "processed" for cause in causes)
-    report.kind = f"processed ({details['processed']})" if processed else "neither raw nor processed as told or tried"
+    if any(cause.name == "processed" for cause in causes):
+        report.kind = f"processed ({details['processed']})"
+    elif "processed" in views:
+        report.kind = "neither raw nor processed as told or tried"
+    else:
+        report.kind = ("not one a step" if uneven else "not raw; numbers by code are compared as raw ones only") + (
+            ": whether they are processed was not tried")
     return report
 
 

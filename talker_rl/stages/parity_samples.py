@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from talker_rl.base.errors import DataError
+from talker_rl.base.figures import count
 from talker_rl.diagnostics.parity import Logps
 from talker_rl.records.codec import Codec
+from talker_rl.records.messages import check_messages
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.speech import Speech
 from talker_rl.speech.config import SamplingConfig
@@ -21,7 +25,10 @@ from talker_rl.speech.protocol import Policy, TalkerSequence
 
 PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 """Options that change nothing: what a file's settings leave out was not used."""
-KEYS = {"prompt_id", "text", "speaker", "lang", "messages", "codes", "stop_id", "logps", "sampling", "id"}
+KEYS = {"prompt_id", "text", "speaker", "lang", "messages", "codec", "codes", "stop_id", "logps", "sampling", "id"}
+"""What is read of a row. Another key is refused: what it says (a voice, a stop) would be left out of the scoring."""
+PASSED = {"seed", "end_reason", "processed_logps", "reference_seconds", "max_seconds", "category", "provenance"}
+"""Of candidates and prompts of our own, which change nothing."""
 PROBES, PROBED_STEPS = 4, 16
 """Sequences, and steps of each, by which settings are tried."""
 ALIASES = {"token_logps": "logps", "logprobs": "logps", "log_probs": "logps", "candidate_id": "id", "ids": "codes"}
@@ -49,9 +56,10 @@ def read_samples(file: Path, codec: Codec, prompts: dict[str, Prompt], speaker: 
 
     Raises:
         DataError: a line that is no sample; its number and what is wrong.
+        PromptError: messages that are none, likewise.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # (a text may hold other ends of lines)
     except (OSError, ValueError) as error:
         raise DataError(f"The samples cannot be read: {error}", where=str(file), fix="give a JSONL file") from error
     samples = []
@@ -73,53 +81,109 @@ def _sample(line: str, where: str, name: str, codec: Codec, prompts: dict[str, P
         raise wrong(f"this is no JSON: {error}") from error
     if not isinstance(row, dict):
         raise wrong("this is no JSON object")
-    row = {ALIASES.get(k, k): v for k, v in row.items()}
+    row = _keys(row, wrong)
+    if row.get("codec") not in (None, codec.name):
+        raise wrong(f"the codes are of codec {row['codec']!r}, the model's codec is {codec.name!r}",
+                    "score them with a model of their family (model.path), or leave codec out where it is wrong")
     for key in ("codes", "logps"):
-        if not isinstance(row.get(key), list) or not row[key]:
+        if not isinstance(row.get(key), list):
             raise wrong(f"{key} is missing, or no list")
-    if "text" in row:
-        prompt = Prompt(str(row["text"]), str(row.get("speaker") or speaker), messages=row.get("messages"),
-                        lang=row.get("lang", "en"))
-    elif row.get("prompt_id") in prompts:
-        prompt = prompts[row["prompt_id"]]
-    else:
-        raise wrong(f"prompt {row.get('prompt_id')!r} is not among the configuration's",
-                    "give text and speaker, or the configuration whose prompts these are (-c)")
-    return Sample(str(row.get("id", name)), prompt, _speech(row, codec, wrong), _logps(row["logps"], codec, wrong),
+    speech = _speech(row, codec, wrong)
+    name = name if row.get("id") is None else str(row["id"])
+    return Sample(name, _prompt(row, prompts, speaker, where, wrong), speech, _logps(row["logps"], speech, wrong),
                   _sampling(row.get("sampling"), wrong))
+
+
+def _keys(row: dict[str, Any], wrong: Any) -> dict[str, Any]:
+    """The row by the names of KEYS."""
+    known = sorted(KEYS | ALIASES.keys())
+    for key in row:
+        if key not in KEYS | ALIASES.keys() | PASSED:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise wrong(f"unknown key {key!r}", f"did you mean {near[0]}?" if near else
+                        f"leave it out; keys are {', '.join(sorted(KEYS))}")
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        name = ALIASES.get(key, key)
+        if name in found and found[name] != value:
+            raise wrong(f"{name} is given twice, and not the same", f"give one of {name} and its other names")
+        found[name] = value
+    return found
+
+
+def _prompt(row: dict[str, Any], prompts: dict[str, Prompt], speaker: str, where: str, wrong: Any) -> Prompt:
+    """The row's own text, or a prompt that is known by its id; null is as good as left out."""
+    for key in ("text", "speaker", "lang", "prompt_id"):
+        if row.get(key) is not None and not isinstance(row[key], str):
+            raise wrong(f"{key} is no text: {row[key]!r}")
+    if row.get("text") is not None:
+        if not row["text"].strip():
+            raise wrong("text is empty", "give the text that was spoken")
+        messages = None if row.get("messages") is None else check_messages(row["messages"], where)
+        return Prompt(row["text"], row.get("speaker") or speaker, messages=messages, lang=row.get("lang") or "en")
+    if row.get("prompt_id") is None:
+        raise wrong("neither text nor prompt_id is given", "give text and speaker, or the prompt_id of a prompt")
+    if row["prompt_id"] not in prompts:
+        raise wrong(f"prompt {row['prompt_id']!r} is not among the configuration's",
+                    "give text and speaker, or the configuration whose prompts these are (-c)")
+    return prompts[row["prompt_id"]]
 
 
 def _speech(row: dict[str, Any], codec: Codec, wrong: Any) -> Speech:
     """Codes flat or frame by frame; the stop in ``stop_id``, or last among them."""
+    ids = f"codes of {codec.name}: {codec.groups} a frame, and the stop last or in stop_id"
     codes: list[Any] = []
-    for item in row["codes"]:
+    for at, item in enumerate(row["codes"]):
+        if isinstance(item, list) and len(item) != codec.groups and not (
+                at == len(row["codes"]) - 1 and len(item) == 1 and item[0] in codec.stops):
+            raise wrong(f"frame {at} has {count(len(item), 'code')}, not {codec.groups}", ids)
         codes += item if isinstance(item, list) else [item]
     if not all(type(c) is int for c in codes):
         raise wrong("codes are whole numbers, flat or one list a frame")
-    speech = codec.speech(codes)
-    stop = row.get("stop_id")
+    speech, stop = codec.speech(codes), row.get("stop_id")
     if stop is not None:
-        if stop not in codec.stops:
+        if type(stop) is not int or stop not in codec.stops:
             raise wrong(f"stop_id {stop!r} is none of the codec's: {', '.join(map(str, codec.stops))}")
+        if speech.stop_id not in (None, stop):
+            raise wrong(f"stop_id is {stop}, the last of codes the stop {speech.stop_id}", "give the one that was said")
         speech = Speech(speech.codes, stop, codec)
+    if not speech.ids:
+        raise wrong("nothing was said: codes is empty, and there is no stop_id", ids)
     invalid = codec.invalid(speech.codes)
-    if invalid is not None or len(speech.codes) % codec.groups:
-        raise wrong(f"{invalid} is no code of {codec.name}" if invalid is not None else
-                    f"{len(speech.codes)} codes are no whole frames of {codec.groups}",
-                    f"codes of {codec.name}: {codec.groups} a frame, each from 0 to {codec.sizes[0] - 1}")
+    if invalid is not None:
+        book = speech.codes.index(invalid) % codec.groups
+        raise wrong(f"{invalid} is no code of {codec.name}" if invalid not in codec.stops else
+                    f"the stop {invalid} is not the last of codes", f"{ids}; each from 0 to {codec.sizes[book] - 1}")
+    if len(speech.codes) % codec.groups:
+        raise wrong(f"{len(speech.codes)} codes are no whole frames of {codec.groups}", ids)
     return speech
 
 
-def _logps(values: list[Any], codec: Codec, wrong: Any) -> Logps:
-    """One a step, or a list of one a code; the stop's list may hold its number alone."""
-    try:
-        if any(isinstance(v, list) for v in values):
-            rows = [list(v) if isinstance(v, list) else [v] for v in values]
-            padded = np.array([r + [0.0] * (codec.groups - len(r)) for r in rows], dtype=np.float64)
-            return padded[:, 0] if codec.groups == 1 else padded
-        return np.array(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise wrong(f"logps are numbers, one a step, or lists of {codec.groups}, one a code: {error}") from error
+def _logps(values: list[Any], speech: Speech, wrong: Any) -> Logps:
+    """One a step, or a list of one a code; of the stop a list of one, or its number alone.
+
+    How many steps there are is not looked at: what is missing, the diagnosis says.
+    """
+    groups, nested = speech.codec.groups, any(isinstance(v, list) for v in values)
+    if not values:
+        raise wrong("logps is empty", "one number a step: each frame, and the stop")
+    rows = [v if isinstance(v, list) else [v] for v in values]
+    out = np.zeros((len(rows), groups if nested else 1))
+    for step, row in enumerate(rows):
+        asked = groups if nested and step < speech.frames else 1
+        if len(row) != asked:
+            raise wrong(f"logps of step {step} are {count(len(row), 'number')}, not {asked}",
+                        f"one number a step; or lists of {groups} for each of the {count(speech.frames, 'frame')}, and "
+                        "of 1 for the stop")
+        for at, value in enumerate(row):
+            if type(value) not in (int, float):
+                raise wrong(f"logps are numbers, one a step, or lists of {groups}, one a code: step {step} has "
+                            f"{value!r}")
+            if not abs(value) <= sys.float_info.max:
+                raise wrong(f"step {step} of logps is not finite: {str(value)[:20]}",
+                            "what was said has a finite log-prob: look at what the engine records")
+            out[step, at] = value
+    return out[:, 0] if out.shape[1] == 1 else out
 
 
 def _sampling(told: Any, wrong: Any) -> SamplingConfig | None:
