@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from talker_rl.base.errors import ConfigError
+from talker_rl.base.processes import check_kind, sound_devices
 from talker_rl.base.settings import Settings
 from talker_rl.config_files import merge, parse_value, read_files, without_preset
 from talker_rl.data.config import CompletionsConfig, PairsConfig
@@ -210,7 +211,6 @@ class RunConfig(Settings):
         1, ge=1, description="Processes that sample, decode and score (one thread each); results don't depend on it. "
         "On a GPU each holds its models: 2 let one sample while the other scores."
     )
-
     devices: int | list[str] | None = Field(
         None, description="What a training is spread over, one process each: so many of model.device's kind, or names "
         "such as [cuda:0, cuda:1]. It gives what one process gives but for the last digits: batch sizes are those of "
@@ -242,21 +242,14 @@ class RunConfig(Settings):
         check_names(value, "name a variant")
         return value
 
-    @field_validator("devices")
+    @field_validator("devices", mode="before")
     @classmethod
-    def _some_devices(cls, value: int | list[str] | None) -> int | list[str] | None:
-        if value is not None and (value < 1 if isinstance(value, int) else not value):
-            raise ValueError("at least one device is needed")
-        if isinstance(value, list) and len({name.partition(":")[0] for name in value}) > 1:
-            raise ValueError("devices of one kind can share a training")
-        return value
+    def _sound_devices(cls, value: Any) -> Any:
+        return sound_devices(value)
 
     @model_validator(mode="after")
     def _sound(self) -> RunConfig:
-        named = self.devices[0].partition(":")[0] if isinstance(self.devices, list) else None
-        device = self.model.device
-        if self.devices is not None and device not in ("auto", named or device.partition(":")[0]):
-            raise ValueError(f"devices says where the work is done, and model.device is {device}: leave it auto")
+        check_kind(self.devices, self.model.device)
         full = [name for name, cfg in self.train.items() if cfg.lora is None]
         if self.iterations > 1 and full:
             raise ValueError(f"iterations above 1 need LoRA, and train.{full[0]}.lora is null")

@@ -15,6 +15,7 @@ from typing import Any
 from talker_rl.base.errors import CheckpointError, ConfigError, TalkerRLError
 from talker_rl.base.figures import count
 from talker_rl.base.findings import Finding, guarded, one_line
+from talker_rl.base.processes import device_list
 from talker_rl.config import RunConfig
 from talker_rl.store.run_dir import versions
 
@@ -129,16 +130,18 @@ def _memory(config: RunConfig) -> Iterator[Any]:
     if _device_fault(config) is not None:
         yield "warn", "not forecast: the device is not there"
         return
-    device = str(pick_device(config.model.device))
+    devices = device_list(config.devices, config.model.device) or [str(pick_device(config.model.device))]
+    device = devices[0]
     try:
         geometry = read_geometry(config.model.path)
     except (CheckpointError, ConfigError):
         yield "warn", "not forecast: that needs a model whose config.json can be used"  # the model's check says why
         return
-    there = _free_memory(device)
+    there = min(map(_free_memory, dict.fromkeys(devices)))
     at = Lengths.of_seconds(PLANNED_SECONDS, rate=geometry.codec.rate)
     quantized = f", Thinker in {config.model.thinker_quantization}" if config.model.thinker_quantization else ""
-    yield "ok", (f"{size(there)} free on {device}; peaks in {config.model.dtype}{quantized}, utterances of "
+    named = ", ".join(dict.fromkeys(devices))
+    yield "ok", (f"{size(there)} free on {named}; peaks in {config.model.dtype}{quantized}, utterances of "
                  f"{PLANNED_SECONDS:g} s" + (", Python and libraries included" if device == "cpu" else ""))
     for stage, (peak, remedy) in stage_peaks(geometry, config, at, device == "cpu").items():
         fits = peak <= there
@@ -225,16 +228,17 @@ def _prompts(config: RunConfig) -> Iterator[Finding]:
 
 
 def _training(config: RunConfig) -> Iterator[Finding]:
+    from talker_rl.planning.forecast import spread_over
     from talker_rl.stages.named import loss_faults
     from talker_rl.stages.train import check_lora
-    from talker_rl.train.arguments import build_arguments
+    from talker_rl.train.arguments import build_arguments, check_spread
 
     if config.model.adapter is None:  # else its own modules are trained on
         with suppress(CheckpointError):  # the model's check says why
             check_lora(config)
     yield from (("fail", one_line(fault)) for fault in loss_faults(config))
     for variant, cfg in config.train.items():
-        build_arguments(cfg.args, f"runs/{config.name}")
+        check_spread(build_arguments(cfg.args, f"runs/{config.name}"), spread_over(config))
         yield "ok", f"variant {variant}: {cfg.loss['type']}, {'LoRA' if cfg.lora else 'full weights'}"
 
 
@@ -258,7 +262,8 @@ def _machine(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.stages.context import device_name
 
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-    device = f"device {device_name(config.model.device)}, "
+    named = list(dict.fromkeys(device_list(config.devices, config.model.device)))
+    device = f"device{'s' * (len(named) > 1)} {', '.join(named) or device_name(config.model.device)}, "
     if (fault := _device_fault(config)) is not None:
         device = ""
         yield "fail", one_line(fault)

@@ -162,7 +162,8 @@ def test_a_languages_recognizer_is_asked_for_where_the_prompts_need_it() -> None
 @pytest.mark.parametrize(("override", "check"), [
     ("reward.gates=[{component: foo, max: 0}]", "_settings"), ("pairs.margin=2", "_settings"),
     ("reward.recognizer.type=nope:build", "_recognizers"), ("reward.pauses.aligner={path: nosuch}", "_recognizers"),
-    (CUSTOM % "nope:f", "_training"), pytest.param("model.device=cuda", "_machine", marks=NO_GPU),
+    (CUSTOM % "nope:f", "_training"), ("devices=64", "_training"),
+    pytest.param("model.device=cuda", "_machine", marks=NO_GPU),
 ])  # fmt: skip
 def test_doctor_says_so(override: str, check: str) -> None:
     found = list(doctor.guarded(getattr(doctor, check), load_data({}, [override])))

@@ -274,6 +274,18 @@ def test_the_plan_page_shows_what_plan_computes(capsys: pytest.CaptureFixture[st
     assert table in (ROOT / "docs" / "PLAN.md").read_text("utf-8"), table
 
 
+def test_devices_divide_the_time_of_trainings(capsys: pytest.CaptureFixture[str]) -> None:
+    def plan(*more: str) -> str:
+        assert cli.main(["plan", "-c", "qwen2.5-omni-7b-dpo", *more]) == 0
+        return capsys.readouterr().out
+
+    one, four = (json.loads(plan("--json", *more))["stages"] for more in ([], ["devices=4"]))
+    for before, after in zip(one, four, strict=True):
+        assert after["seconds"] == pytest.approx(before["seconds"] / (4 if before["stage"] == "training" else 1))
+    told = plan("devices=4")
+    assert "4 GPUs" in told and "divided by 4: ideal scaling" in told and "ideal scaling" not in plan()
+
+
 @pytest.mark.parametrize(("options", "told"), [
     (["--geometry", "qwen2.5-omni-7"], "did you mean qwen2.5-omni-7b?"),
     (["--hardware", "abacus"], "use h200, a100, cpu"),

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pipeline_helpers import write_world
 from train_helpers import apart, curve, weights
 
+import talker_rl
 from talker_rl import cli
 from talker_rl.base import processes
-from talker_rl.base.errors import ConfigError
+from talker_rl.base.errors import CheckpointError, ConfigError, TrainingError
 from talker_rl.config import load_config
-from talker_rl.train.launch import ERROR, MADE, TASK, Task, launch
+from talker_rl.train.launch import ERROR, MADE, TASK, Task, _tell, launch, main
 
 STAGE = "round1/train/default"
 
@@ -130,7 +132,8 @@ def test_workers_take_the_devices_in_turn(monkeypatch):
     ("overrides", "message"),
     [(["devices=0"], "at least one"), (["devices=[]"], "at least one"), (["devices=[cpu,cuda:0]"], "one kind"),
      (["devices=2", "model.device=cuda:1"], "leave it auto"),
-     (["devices=[cuda:0]", "model.device=cpu"], "leave it auto")],
+     (["devices=[cuda:0]", "model.device=cpu"], "leave it auto"), (["devices=[cuda:0,cuda]"], "named twice"),
+     (["devices=true"], "how many")],
 )  # fmt: skip
 def test_devices_that_contradict_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
@@ -141,3 +144,77 @@ def test_fewer_pairs_than_devices_are_refused_before_any_work(tmp_path, capsys):
     config = write_world(tmp_path)
     assert cli.main(["run", "-c", str(config), "--run-dir", str(tmp_path / "run"), "devices=3", "-q"]) == 2
     assert "train.default.args.per_device_train_batch_size" in capsys.readouterr().err
+
+
+def test_cuda_among_the_devices_is_the_first():
+    assert load_config([], ["devices=[cuda]"]).devices == ["cuda:0"]
+    assert load_config([], ["devices=[cpu,cpu]"]).devices == ["cpu", "cpu"]
+
+
+def test_a_pool_asks_for_its_device_where_there_is_work(monkeypatch):
+    pinned: list[str] = []
+    monkeypatch.setattr(processes, "pin", pinned.append)
+    with processes.WorkerPool(1, ["cuda:1"]) as pool:
+        assert pinned == []
+        assert pool.submit(len, "ab").result() == 2 and list(pool.imap(len, ["abc"])) == [(0, 3)]
+    assert pinned == ["cuda:1"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU is told")
+def test_a_device_that_is_not_there_is_asked_for_by_work_alone(tmp_path, capsys):
+    config, run = write_world(tmp_path, model={"device": "auto"}), tmp_path / "run"
+    assert cli.main(["prompts", "-c", str(config), "--run-dir", str(run), "-q", "devices=[cuda:0]"]) == 0
+    with pytest.raises(ConfigError, match="no device 'cuda:0'"):
+        processes.pin("cuda:0")
+    with pytest.raises(ConfigError, match="no CUDA device") as error:
+        talker_rl.run(str(config), tmp_path / "new", overrides=["devices=[cuda:0]"], quiet=True)
+    assert error.value.where == "devices"
+    with pytest.raises(CheckpointError, match="no adapter"):
+        talker_rl.run(str(config), tmp_path / "new", overrides=["model.adapter=/nosuch"], quiet=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_first_error_is_told(tmp_path, capfd):
+    for rank, (at, what) in enumerate([(2, "Connection closed by peer"), (1, "the cause")]):
+        file = tmp_path / ERROR.format(rank)
+        file.write_text(json.dumps({"what": what, "traceback": f"Traceback of {what}"}))
+        os.utime(file, ns=(at, at))
+    with pytest.raises(TrainingError, match="the cause"):
+        _tell(tmp_path, 1)
+    assert "Traceback of the cause" in capfd.readouterr().err
+    (tmp_path / ERROR.format(2)).write_text(json.dumps({"type": "ConfigError", "what": "mine", "where": "", "fix": ""}))
+    with pytest.raises(ConfigError, match="mine"):
+        _tell(tmp_path, 1)
+
+
+def test_the_module_explains_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for arguments, code in ((["--help"], 0), ([], 2), (["task.json", "--spread", "0"], 2)):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == code and "python -m talker_rl.train" in "".join(capsys.readouterr())
+    assert main(["nofolder/task.json"]) == 1
+    assert "nofolder/task.json" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("section", ["train", "model"])
+def test_a_wrong_section_of_a_task_is_one_message(section, tmp_path, capsys):
+    given: dict[str, Any] = {"model": {}, "train": {}, section: {"nonsense": 1}}
+    nothing = dict(data="", conditioning="", reference_cache="", start=None, reference="start")
+    file = Task(str(tmp_path), **given, **nothing, held_out_share=0.0, one_thread=True, progress=False).write()
+    assert main([str(file)]) == 1
+    told = capsys.readouterr().err
+    assert f"`{section}.nonsense`" in told and "Traceback" not in told
+    assert json.loads((tmp_path / ERROR.format(0)).read_text())["type"] == "ConfigError"
+
+
+def test_a_task_means_the_same_wherever_it_is_run(tmp_path, monkeypatch):
+    config = write_world(tmp_path, dev={"checkpoints": "last"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("talker_rl.stages.train.run_task", lambda task, _: exit(7))
+    with pytest.raises(SystemExit):
+        cli.main(["run", "-c", str(config), "--run-dir", "here", "-q"])
+    task = json.loads((tmp_path / "here" / STAGE / TASK).read_text())
+    assert task["watch"]["arguments"]["run"] == str(tmp_path / "here")
+    for name in ("output", "data", "conditioning", "reference_cache"):
+        assert Path(task[name]).is_absolute()

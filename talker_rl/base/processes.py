@@ -17,12 +17,39 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from talker_rl.base.errors import StageError
+from talker_rl.base.errors import ConfigError, StageError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def sound_devices(devices: Any) -> Any:
+    """The setting ``devices`` as it is kept: ``cuda`` is ``cuda:0``. Other types than those of the setting stay.
+
+    Raises:
+        ValueError: there is none, one is named twice, they are of several kinds, or it is true or false.
+    """
+    if isinstance(devices, bool):
+        raise ValueError("give how many devices, or their names, such as [cuda:0, cuda:1]")
+    if devices == [] or isinstance(devices, int) and devices < 1:
+        raise ValueError("at least one device is needed")
+    if not isinstance(devices, list) or not all(isinstance(name, str) for name in devices):
+        return devices
+    names = ["cuda:0" if name == "cuda" else name for name in devices]
+    if len({name.partition(":")[0] for name in names}) > 1:
+        raise ValueError("devices of one kind can share a training")
+    if (twice := next((name for name in names if names.count(name) > 1), "cpu")) != "cpu":
+        raise ValueError(f"{twice} is named twice: each device has one process")
+    return names
+
+
+def check_kind(devices: int | Sequence[str] | None, device: str) -> None:
+    """Raise ValueError where ``model.device`` says something else than ``devices``."""
+    named = None if devices is None or isinstance(devices, int) else devices[0].partition(":")[0]
+    if devices is not None and device not in ("auto", named or device.partition(":")[0]):
+        raise ValueError(f"devices says where the work is done, and model.device is {device}: leave it auto")
 
 
 def device_list(devices: int | Sequence[str] | None, kind: str) -> list[str]:
@@ -53,11 +80,20 @@ def visible_devices(devices: Sequence[str]) -> dict[str, str]:
 
 
 def pin(device: str) -> None:
-    """Make a CUDA device the one that ``cuda`` means in this process; nothing to do for a CPU."""
+    """Make a CUDA device the one that ``cuda`` means in this process; nothing to do for a CPU.
+
+    Raises:
+        ConfigError: it is not there.
+    """
     if device.startswith("cuda"):
         import torch
 
-        torch.cuda.set_device(device)
+        number = int(device.partition(":")[2] or 0)
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if number >= there:
+            raise ConfigError(f"there is no device {device!r}: {there} are there", where="devices",
+                              fix="set devices=null, or name those that are there")
+        torch.cuda.set_device(number)
 
 
 def _start(parent: int, number: Any, devices: Sequence[str]) -> None:
@@ -115,13 +151,12 @@ class WorkerPool:
     Args:
         workers: processes; 1 works in this process.
         devices: that the workers are pinned to, round and round, and this process to the first; none: as the settings
-            of what they load say.
+            of what they load say. They are first asked for where there is work: a pool without any needs no device.
     """
 
     def __init__(self, workers: int = 1, devices: Sequence[str] = ()) -> None:
         self.workers, self._devices = workers, devices
-        if devices:
-            pin(devices[0])
+        self._pinned = not devices
         self._executor: ProcessPoolExecutor | None = None
         self._processes: set[multiprocessing.process.BaseProcess] = set()
 
@@ -137,7 +172,18 @@ class WorkerPool:
 
     def submit(self, function: Callable[[T], R], task: T) -> Future[R]:
         """The task's result, some time; with one worker it is worked out at once, and what it raises is raised here."""
-        return self._start().submit(function, task) if self.workers > 1 else at_once(function, task)
+        return self._start().submit(function, task) if self.workers > 1 else self.at_once(function, task)
+
+    def at_once(self, function: Callable[[T], R], task: T) -> Future[R]:
+        """The task's result, worked out in this process, on its device."""
+        self.pin_here()
+        return at_once(function, task)
+
+    def pin_here(self) -> None:
+        """Before work in this process: pin it to the first device, once."""
+        if not self._pinned:
+            pin(self._devices[0])
+            self._pinned = True
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -156,7 +202,7 @@ class WorkerPool:
             StageError: a worker died. Whatever the function raises is raised here.
         """
         if len(tasks) == 1 and not self.started:
-            yield 0, function(tasks[0])
+            yield 0, self.at_once(function, tasks[0]).result()
             return
         waiting: dict[Future[R], int] = {}
         queue = iter(enumerate(tasks))

@@ -11,7 +11,7 @@ from typing import Any
 from talker_rl.base.errors import ConfigError
 from talker_rl.config import RunConfig
 from talker_rl.planning.cost import Lengths
-from talker_rl.planning.forecast import Count, Job, Line, forecast, rates_of
+from talker_rl.planning.forecast import Count, Job, Line, forecast, rates_of, spread_over
 from talker_rl.planning.hardware import hardware
 from talker_rl.planning.rates import Rates, dump_rates, load_rates, read_run
 from talker_rl.planning.sizes import set_sizes
@@ -108,15 +108,19 @@ def _text(job: Job, lines: list[Line], rates: Rates | None) -> str:
                      + ("" if rates.geometry == geo.name else "; carried over by counted FLOPs to another geometry"))
     if any(line.rate == "assumed" for line in lines):
         notes.append(f"assumed: {machine.assumption()}")
+    spread = spread_over(job.config)
     if not machine.is_cpu and job.devices > 1:
-        notes.append(f"{job.devices} GPUs: a run uses one; the times assume that its prompts, then its variants, are "
-                     "divided among so many")
+        notes.append(f"{job.devices} GPUs: a run uses those that devices names, with as many workers; the times assume "
+                     "that its prompts" + ("" if spread else ", then its variants,") + " are divided among so many")
+    if spread > 1:
+        notes.append(f"devices: a training is spread over {spread}, and its time divided by {spread}: ideal scaling, "
+                     "in which sharing batches costs nothing")
     peak = max(x.stage.memory for x in lines)
     if machine.memory and peak > machine.memory:
         notes.append(f"too much: {size(peak)} of {size(machine.memory)}; lower rollouts.batch_size, workers or "
                      "per_device_train_batch_size, or set gradient_checkpointing")
-    head = (f"plan of run {job.config.name}: {geo.name} ({counts} parameters), {job.devices} {unit}"
-            + "s" * (job.devices != 1))
+    devices = max(job.devices, spread)
+    head = (f"plan of run {job.config.name}: {geo.name} ({counts} parameters), {devices} {unit}" + "s" * (devices != 1))
     return "\n".join([head, *table, *notes])
 
 

@@ -103,9 +103,15 @@ def rates_of(run: Finished, count: Count, geometry: Geometry, machine: Hardware,
     for stage in count(job):
         counted[stage.kind] = counted.get(stage.kind, 0.0) + machine.seconds(stage.works)
         parts[stage.kind] = parts.get(stage.kind, 0) + stage.parts
-        busy[stage.kind] = stage.parallel if stage.kind != "training" or stage.parts == 1 else 1
+        in_turn = stage.parts == 1 or spread_over(run.config) > 0
+        busy[stage.kind] = stage.parallel if stage.kind != "training" or in_turn else 1
     factors = {kind: sum(s) / len(s) * busy[kind] / (counted[kind] / parts[kind]) for kind, s in run.seconds.items()}
     return Rates(source, machine.name, geometry.name, factors, run.lengths, run.pairs_per_prompt)
+
+
+def spread_over(config: RunConfig) -> int:
+    """Devices that each training is spread over; 0: the configuration names none."""
+    return config.devices if isinstance(config.devices, int) else len(config.devices or ())
 
 
 def records(job: Job, cfg: TrainConfig) -> float:

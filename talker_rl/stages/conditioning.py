@@ -53,6 +53,7 @@ def run(ctx: Context) -> None:
     if ctx.run.is_done("conditioning") and all(p.prompt_id in cache for p in prompts):
         return
     with timed() as seconds:
+        ctx.pool.pin_here()
         generator = load(ctx.config.model, parts=("conditioner",))
         keys = {p.prompt_id: generator.conditioning_key(p, cfg) for p in prompts}
         parts, stored = chunks(prompts, SHARD_SIZE), 0

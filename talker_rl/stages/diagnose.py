@@ -166,6 +166,7 @@ class _Variant:
         from talker_rl.train.reference import reference_logps
 
         stored = ConditioningCache(self.ctx.run.path / "conditioning", strict=True)
+        self.ctx.pool.pin_here()
         generator = load(self.ctx.config.model, parts=("talker",))
         with generator.policy(self.reference, reference=self.reference) as policy:
             found, _ = reference_logps(policy, pairs, stored.load(sorted({p.prompt_id for p in pairs})),

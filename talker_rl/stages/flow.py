@@ -104,7 +104,8 @@ class _Flow:
             while queue and self._room(at):
                 i = queue.popleft()
                 call, task = _Timed(leg.function), leg.task(i)
-                start = at_once if self.now[leg.here] else _in_thread if leg.here else self.pool.submit
+                now, later = (at_once, _in_thread) if leg.here else (self.pool.at_once, self.pool.submit)
+                start = now if self.now[leg.here] else later
                 future = start(call, task)
                 self.under[future] = at, i
                 if future.done():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.base.errors import ConfigError, StageError, TalkerRLError
-from talker_rl.base.places import check_writable_folder, require_free
+from talker_rl.base.places import check_writable_folder, require_adapter, require_free
 from talker_rl.base.processes import WorkerPool, device_list
 from talker_rl.config import RunConfig, load_config
 from talker_rl.report.model import ReportData
@@ -156,8 +156,9 @@ def run(
         raise ConfigError("Overrides belong to a configuration that is read", where="overrides",
                           fix="set them on the settings, or give the file's name")
     folder = Path(run_dir or Path("runs") / config.name)
-    feasible.check_config(config)
+    feasible.check_config(config, here=True)
     require_free(folder)
+    require_adapter(config.model.adapter)
     check_writable_folder(folder)
     devices = device_list(config.devices, config.model.device)
     with RunDir(folder) as opened, WorkerPool(config.workers, devices) as pool:

@@ -18,7 +18,7 @@ from talker_rl.base.processes import WorkerPool, device_list
 from talker_rl.config import RunConfig
 from talker_rl.data.pairs import is_held_out as is_held_out
 from talker_rl.planning import cost, memory
-from talker_rl.planning.forecast import Job, Part, records
+from talker_rl.planning.forecast import Job, Part, records, spread_over
 from talker_rl.planning.hardware import Work
 from talker_rl.speech.registry import family_of
 from talker_rl.stages.choice import start_of
@@ -79,21 +79,23 @@ def _begin(training: Training) -> Task | None:
     kept = index > 1 and ctx.config.reference == "kept"
     if kept:
         settings["reference"], inputs = "kept", inputs | start_input(ctx.config)
-    reference = str(start_adapter(ctx.config) or "base") if kept else "start"
+    adapter = start_adapter(ctx.config) if kept else None
+    reference = str(adapter.absolute()) if adapter else "base" if kept else "start"
     STAGE.begin(ctx.run, ctx.config, stage, inputs, settings)
     if ctx.run.is_done(stage) and (ctx.run.path / stage / "result.json").exists():
         return None
     model = ctx.config.model.model_dump(mode="json")
     if training.devices:
         model["device"] = training.devices[0].partition(":")[0]  # of those that a process sees
+    place = ctx.run.path.absolute()  # wherever the task's file is run from
     task = Task(
-        output=str(ctx.run.path / stage), model=model, train=cfg.model_dump(mode="json"),
-        data=str(ctx.run.path / source), conditioning=str(ctx.run.path / "conditioning"),
-        reference_cache=str(ctx.run.path / "reference"), start=str(training.start) if training.start else None,
+        output=str(place / stage), model=model, train=cfg.model_dump(mode="json"), data=str(place / source),
+        conditioning=str(place / "conditioning"), reference_cache=str(place / "reference"),
+        start=str(training.start.absolute()) if training.start else None,
         reference=reference, held_out_share=ctx.config.dev.held_out_share, one_thread=len(ctx.config.train) > 1,
         progress=not ctx.quiet,
         watch={"function": "talker_rl.stages.train:tracked",
-               "arguments": {"config": ctx.config.resolved(), "run": str(ctx.run.path), "stage": stage}},
+               "arguments": {"config": ctx.config.resolved(), "run": str(place), "stage": stage}},
     )
     task.write()
     return task
@@ -214,6 +216,7 @@ def _work(job: Job, index: int) -> list[Part]:
     parallel = (job.devices if job.machine.is_cpu else 1) if one else min(job.devices, len(variants))
     total = sum(cfg.steps(records(job, cfg)) for cfg in variants)
     label = f"round {index}: {count(total, 'step')}, {count(len(variants), 'variant')}"
+    parallel = spread_over(config) or parallel  # one variant after the other, each over all of them
     return [Part("training", label, works, parallel, job.peaks["training"], disk, len(variants))]
 
 

@@ -9,6 +9,7 @@ an ``error-<rank>.json``. A launched process ends with the one that launched it.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -22,6 +23,8 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
+
+from pydantic import BaseModel, ValidationError
 
 from talker_rl.base import errors
 from talker_rl.base.disk import atomic_write, read_json
@@ -69,12 +72,30 @@ class Task:
 
     @classmethod
     def read(cls, file: Path) -> Task:
-        """What :meth:`write` wrote."""
+        """What :meth:`write` wrote.
+
+        Raises:
+            ConfigError: it is no task, or a section of it is wrong.
+            DataError: the file is missing or damaged.
+        """
+        from talker_rl.speech.config import ModelConfig
+        from talker_rl.train.config import TrainConfig
+
         try:
-            return cls(**read_json(file))
+            task = cls(**read_json(file))
         except TypeError as error:
             raise ConfigError(f"This is no task of a training: {error}", where=str(file),
                               fix="give the task.json of a training's folder") from None
+        sections: dict[str, type[BaseModel]] = {"model": ModelConfig, "train": TrainConfig}
+        for name, kind in sections.items():
+            try:
+                kind.model_validate(getattr(task, name))
+            except ValidationError as error:
+                told = "; ".join(f"`{'.'.join(map(str, (name, *item['loc'])))}`: "
+                                 + item["msg"].removeprefix("Value error, ") for item in error.errors())
+                raise ConfigError(f"The task is wrong: {told}", where=str(file),
+                                  fix="mend the file, or let talker-rl train write it again") from None
+        return task
 
 
 def run(task: Task, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
@@ -135,9 +156,10 @@ def launch(file: Path, devices: Sequence[str]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """``task.json [--spread N]``: run it as one process; or, with N, start so many of those."""
-    file, *spread = arguments
-    if spread:
-        return _torchrun(["--standalone", "--nproc-per-node", spread[1], "-m", "talker_rl.train", file])
+    asked = _parse(arguments)
+    file = asked.task
+    if asked.spread:
+        return _torchrun(["--standalone", "--nproc-per-node", str(asked.spread), "-m", "talker_rl.train", file])
     rank = int(os.environ.get("RANK", "0"))
     if os.environ.get(_LAUNCHED):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the launcher's to tell, and this process's to obey
@@ -156,6 +178,24 @@ def main(arguments: Sequence[str]) -> int:
     if rank == 0:
         atomic_write(Path(file).parent / MADE, json.dumps(made) + "\n")
     return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m talker_rl.train", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run one training from its file. It goes on from the newest checkpoint; what came of it lies "
+        "beside the\nfile: made.json, or error-<rank>.json. `talker-rl train` writes such files and runs them; do it "
+        "by hand only\nwhile nothing else works in the run.",
+        epilog="examples:\n  python -m talker_rl.train runs/demo/round1/train/default/task.json\n"
+        "  torchrun --standalone --nproc-per-node 2 -m talker_rl.train runs/demo/round1/train/default/task.json",
+    )
+    parser.add_argument("task", metavar="TASK.JSON", help="the training's file: RUN/round1/train/<variant>/task.json")
+    parser.add_argument("--spread", type=int, metavar="N", help="start N processes that share every batch, as torchrun "
+                        "does")
+    asked = parser.parse_args(arguments)
+    if asked.spread is not None and asked.spread < 1:
+        parser.error(f"--spread is {asked.spread}: give 1 or more")
+    return asked
 
 
 def _prepare(rank: int) -> None:
@@ -194,15 +234,19 @@ def _end_with_parent() -> None:
 
 
 def _failed(file: Path, rank: int, told: dict[str, Any], text: str) -> int:
-    atomic_write(file.parent / ERROR.format(rank), json.dumps(told) + "\n")
-    if not os.environ.get(_LAUNCHED):  # nobody else tells it
+    beside = file.is_file()  # else this is no training's folder, if it is one at all
+    if beside:
+        atomic_write(file.parent / ERROR.format(rank), json.dumps(told) + "\n")
+    if not (beside and os.environ.get(_LAUNCHED)):  # nobody else tells it
         print(text, file=sys.stderr)
     return 1
 
 
 def _tell(folder: Path, code: int) -> NoReturn:
-    """Raise what the processes wrote: a mistake that is named before what it made others stumble over."""
-    found = [read_json(file) for file in sorted(folder.glob(ERROR.format("*")))]
+    """Raise what the processes wrote: a mistake that is named before what it made others stumble over, and of those
+    without a name the first."""
+    files = sorted(folder.glob(ERROR.format("*")), key=lambda file: (file.stat().st_mtime_ns, file.name))
+    found = [read_json(file) for file in files]
     for told in found:
         if "type" in told:
             kind: type[TalkerRLError] = getattr(errors, told["type"])
