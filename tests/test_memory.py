@@ -60,6 +60,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 
 
 @needs_proc
+@pytest.mark.slow
 def test_the_micro_model_takes_what_was_forecast() -> None:
     found = probe(model="micro", sampling=[64, 64], decoding=[8, 155], training=[8, 80], conditioning=[64])
     assert found.keys() == {"sampling", "decoding", "training", "conditioning"}

@@ -55,6 +55,7 @@ def speech() -> dict[str, np.ndarray]:
     return {"speech": render_all([RenderRequest(list(prompt_sentences()["train"][0]), "Chelsie")])[0].audio}
 
 
+@pytest.mark.slow
 def test_frame_by_frame_it_is_what_librosa_says(tmp_path: Path) -> None:
     """In a process of its own: librosa compiles, here into a cache that no other program shares."""
     pytest.importorskip("librosa")
