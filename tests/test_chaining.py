@@ -15,10 +15,10 @@ from train_helpers import losses, make_config, make_generator, make_pairs
 from talker_rl import cli
 from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.config import load_data
+from talker_rl.data.pairs import is_held_out
 from talker_rl.records.pair import Completion, Pair
 from talker_rl.report.page import round_rows
 from talker_rl.speech.lora import resolve_adapter
-from talker_rl.stages.train import is_held_out
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.run import train_variant
 

@@ -17,10 +17,10 @@ from said import said, sequence
 
 from talker_rl import cli
 from talker_rl.config import load_config
+from talker_rl.data.pairs import is_held_out
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
 from talker_rl.stages.diagnose import some_pairs
-from talker_rl.stages.train import is_held_out
 from talker_rl.store.shards import ShardFolder
 
 VARIANTS: dict[str, dict[str, Any]] = {

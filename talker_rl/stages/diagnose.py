@@ -18,6 +18,7 @@ from talker_rl.base.disk import atomic_write, read_json
 from talker_rl.base.errors import StageError
 from talker_rl.base.ids import derive_seed, stable_hash
 from talker_rl.base.text.tokens import normalize
+from talker_rl.data.pairs import is_held_out
 from talker_rl.diagnostics.records import PairRecord, SampleRecord
 from talker_rl.diagnostics.stability import LAST
 from talker_rl.diagnostics.summary import summarize
@@ -32,7 +33,6 @@ from talker_rl.stages.forcing import Forced, ForceTask, force, speech_of
 from talker_rl.stages.inputs import model_dump, model_input, start_adapter
 from talker_rl.stages.rounds import Round, choice_stage, train_stage
 from talker_rl.stages.stage import MODEL, Stage
-from talker_rl.stages.train import is_held_out
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import ShardFolder, chunks, parquet_bytes, schema_of, table_of
 

@@ -16,7 +16,6 @@ from talker_rl.base.errors import ConfigError
 from talker_rl.base.figures import count
 from talker_rl.base.processes import WorkerPool, device_list
 from talker_rl.config import RunConfig
-from talker_rl.data.pairs import is_held_out as is_held_out
 from talker_rl.planning import cost, memory
 from talker_rl.planning.forecast import Job, Part, records, spread_over
 from talker_rl.planning.hardware import Work
