@@ -257,6 +257,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_the_service_is_killed_and_restarted_under_load_and_the_client_finishes(tmp_path: Path) -> None:
     config = service_world(tmp_path, pace=0.15)
     port = free_port()

@@ -204,6 +204,7 @@ def test_seeds_train_differently_and_arms_too(finished: tuple[Path, Path]) -> No
     assert len(set(weights)) == len(weights)
 
 
+@pytest.mark.slow
 def test_killed_between_trainings_in_the_pool_it_ends_with_the_same_table_and_weights(
     finished: tuple[Path, Path], tmp_path: Path, no_pages: list[Path]
 ) -> None:

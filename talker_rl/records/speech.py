@@ -11,7 +11,7 @@ from talker_rl.records.codec import Codec
 class Speech:
     """One utterance in codes. Sound has ``codes``; masks, losses and lengths count ``ids``.
 
-    >>> generator.codec.speech([12, 7, 8294]).codes    # [12, 7]
+    >>> generator.codec.speech([12, 7, generator.codec.stop]).codes    # [12, 7]
     """
 
     codes: list[int]
