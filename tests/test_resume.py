@@ -62,6 +62,7 @@ def losses(run: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
+@pytest.mark.slow
 def test_a_run_killed_three_times_equals_an_undisturbed_one(tmp_path: Path) -> None:
     config = write_world(
         tmp_path,
