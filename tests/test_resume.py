@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from pipeline_helpers import write_world
 
 from talker_rl.records.candidate import Candidate
