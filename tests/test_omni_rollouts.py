@@ -153,7 +153,7 @@ def test_a_candidate_does_not_depend_on_its_batch(talker):
 def test_rows_are_refilled_and_a_prefix_is_computed_once(monkeypatch):
     """19 prompts in groups of 4 (never more prefixes), two candidates each, five rows: full while anyone waits."""
     talker = tiny_omni().talker
-    monkeypatch.setattr("talker_rl.speech.qwen2_5_omni.rollouts.PREFILL_PROMPTS", 4)
+    monkeypatch.setattr("talker_rl.speech.rows.PREFILL_PROMPTS", 4)
     prefilled, sampled = [], []
     talker.model.register_forward_pre_hook(
         lambda _, args, kw: prefilled.append(kw["inputs_embeds"].shape[:2]), with_kwargs=True

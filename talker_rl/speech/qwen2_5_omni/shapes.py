@@ -15,8 +15,8 @@ from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.config_json import read_config
 from talker_rl.speech.qwen2_5_omni.dit import CPU_VALUES
 from talker_rl.speech.qwen2_5_omni.published import meta_parts
-from talker_rl.speech.qwen2_5_omni.rollouts import PREFILL_PROMPTS
 from talker_rl.speech.row_cache import CACHE_BLOCK
+from talker_rl.speech.rows import PREFILL_PROMPTS
 from talker_rl.speech.shapes import Batching, Flow, Geometry, Linear, Stack, Vocoder
 
 SHIPPED = ("qwen2.5-omni-7b", "qwen2.5-omni-3b")

@@ -65,7 +65,7 @@ class FrameUniforms:
         n = torch.arange(len(steps), device=self._all.device)
         return self._all[n, torch.tensor(steps, device=self._all.device)]
 
-    def leave(self, moves: list[tuple[int, int]]) -> None:
+    def leave(self, moves: Sequence[tuple[int, int]]) -> None:
         """Make the moves (from, to)."""
         for a, b in moves:
             self._all[b] = self._all[a]
