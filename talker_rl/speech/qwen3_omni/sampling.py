@@ -3,6 +3,8 @@ uniform of the candidate's own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from transformers.generation import logits_process as hf
 
