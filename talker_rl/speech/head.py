@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from talker_rl.speech.packing import Packing, use_packed_attention
+from talker_rl.speech.unwrap import unwrap_talker
+
 _ROWS = 64
 """Rows at a time on a CPU: their logits (64 x 8448 floats, 2 MB) stay in its cache."""
 
@@ -62,3 +65,20 @@ def head_only_at(inner: Any, positions_N: torch.Tensor) -> Iterator[list[torch.T
         yield seen
     finally:
         handle.remove()
+
+
+def forced(
+    talker: Any, inputs_1LE: torch.Tensor, position_ids_3L: torch.Tensor, packing: Packing, predictor_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, V) at N positions of a packed row, and the hidden states (N, H) that gave them.
+
+    One forward through the model as it is given (DDP and PEFT wrappers included, so their hooks run); gradients flow.
+    The head runs on the asked positions only: it is wide, and the prefix needs none. Positions are explicit, because
+    ``forward`` without them changes its inputs in place or keeps some of its own.
+    """
+    inner = unwrap_talker(talker)
+    use_packed_attention(inner)
+    with head_only_at(inner, predictor_N) as hidden:
+        out = talker(inputs_embeds=inputs_1LE, attention_mask=None, position_ids=position_ids_3L[:, None],
+                     use_cache=False, packing=packing)
+    return out.logits, hidden[0]

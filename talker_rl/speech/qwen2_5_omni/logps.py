@@ -7,20 +7,14 @@ from typing import Any
 import torch
 
 from talker_rl.speech.config import SamplingConfig
-from talker_rl.speech.head import head_only_at, selective_logps
-from talker_rl.speech.packing import use_packed_attention
+from talker_rl.speech.head import forced, selective_logps
 from talker_rl.speech.processed import forced_processed
 from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, code_ids, stop_ids, talker_inputs, unwrap_talker
 from talker_rl.speech.sampling import CodeSampler
 
 
 def token_logps(talker: Any, batch: TalkerBatch) -> torch.Tensor:
-    """Raw natural log-probs (B, T) float32 of the batch's ids; 0 at padding.
-
-    One forward through the model as it is given (DDP and PEFT wrappers included, so their hooks run); gradients
-    flow. The head runs on the completion's positions only: it is 8448 wide, and the prefix needs none.
-    Positions are explicit because ``forward`` without them changes its inputs in place.
-    """
+    """Raw natural log-probs (B, T) float32 of the batch's ids; 0 at padding. Gradients flow."""
     logits_NV, batch = _completion_logits(talker, batch)
     mask = batch.completion_mask_BT
     logps_N = selective_logps(logits_NV, batch.codes_BT[mask])
@@ -48,14 +42,7 @@ def processed_logps(talker: Any, batch: TalkerBatch, sampling: SamplingConfig) -
 def _completion_logits(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor, TalkerBatch]:
     """Logits (N, V) that predict the N completion ids, row by row; and the batch on the model's device."""
     inner = unwrap_talker(talker)
-    use_packed_attention(inner)
     batch = batch.to(inner.codec_head.weight.device)
-    with head_only_at(inner, batch.predictor_BT[batch.completion_mask_BT]):
-        out = talker(
-            inputs_embeds=talker_inputs(inner, batch),
-            attention_mask=None,
-            position_ids=batch.position_ids_3L[:, None],
-            use_cache=False,
-            packing=batch.packing,
-        )
-    return out.logits, batch
+    logits_NV, _ = forced(talker, talker_inputs(inner, batch), batch.position_ids_3L, batch.packing,
+                          batch.predictor_BT[batch.completion_mask_BT])
+    return logits_NV, batch

@@ -8,31 +8,21 @@ from typing import Any
 
 import torch
 
-from talker_rl.speech.head import head_only_at, selective_logps
-from talker_rl.speech.packing import use_packed_attention
+from talker_rl.speech import head
+from talker_rl.speech.head import selective_logps
 from talker_rl.speech.qwen3_omni.layout import TalkerBatch, talker_inputs
 from talker_rl.speech.unwrap import unwrap_talker
 
 
 def forced(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor, torch.Tensor, TalkerBatch]:
     """Logits (M, V) of codebook 0 at the M steps of all sequences, the hidden states (M, H) that gave them, and the
-    batch on the model's device.
-
-    One forward through the model as it is given (DDP and PEFT wrappers included, so their hooks run); gradients flow.
-    The head runs on the steps only. Positions are explicit: without them ``forward`` keeps some of its own.
+    batch on the model's device. Gradients flow.
     """
     inner = unwrap_talker(talker)
-    use_packed_attention(inner)
     batch = batch.to(inner.codec_head.weight.device)
-    with head_only_at(inner, batch.predictor_ST[batch.mask_ST]) as hidden:
-        out = talker(
-            inputs_embeds=talker_inputs(inner, batch),
-            attention_mask=None,
-            position_ids=batch.position_ids_3L[:, None],
-            use_cache=False,
-            packing=batch.packing,
-        )
-    return out.logits, hidden[0], batch
+    logits_MV, hidden_MH = head.forced(talker, talker_inputs(inner, batch), batch.position_ids_3L, batch.packing,
+                                       batch.predictor_ST[batch.mask_ST])
+    return logits_MV, hidden_MH, batch
 
 
 def residual_hidden(talker: Any, hidden_NH: torch.Tensor, frames_NG: torch.Tensor) -> torch.Tensor:
@@ -57,7 +47,7 @@ def residual_logps(talker: Any, hidden_NH: torch.Tensor, frames_NG: torch.Tensor
     """Raw log-probs (N, G-1) float32 of the frames' residual codes."""
     heads = unwrap_talker(talker).code_predictor.lm_head
     hidden = residual_hidden(talker, hidden_NH, frames_NG)
-    return torch.stack([selective_logps(head(hidden[:, k]), frames_NG[:, k + 1]) for k, head in enumerate(heads)], 1)
+    return torch.stack([selective_logps(one(hidden[:, k]), frames_NG[:, k + 1]) for k, one in enumerate(heads)], 1)
 
 
 def code_logps(talker: Any, batch: TalkerBatch) -> torch.Tensor:
