@@ -203,15 +203,10 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
         return 0
     _check_places(args, config, run_dir)
     check_config(config, args.verb, here=True, remote=bool(endpoints))  # before a stage to force is deleted
-    from talker_rl.base.processes import WorkerPool, device_list
-    from talker_rl.stages.context import Context, device_name
-    from talker_rl.store.run_dir import RunDir
+    from talker_rl.stages.context import open_run
 
-    device = device_name(config.model.device)
-    devices = device_list(config.devices, config.model.device)
-    with RunDir(run_dir, force=args.force_stage) as run, WorkerPool(config.workers, devices) as pool:
-        run.record_command(config.resolved(), ["talker-rl", *arguments], device)
-        ctx = Context(config, run, pool, quiet=args.quiet, endpoints=endpoints)
+    argv = ["talker-rl", *arguments]
+    with open_run(config, run_dir, argv, force=args.force_stage, quiet=args.quiet, endpoints=endpoints) as ctx:
         from talker_rl.stages import pipeline
 
         if args.verb == "diagnose":
@@ -268,8 +263,7 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
     require_free(folder, sweep=True)
     require_adapter(config.run.model.adapter)
     check_writable_folder(folder)
-    from talker_rl.base.processes import WorkerPool, device_list
-    from talker_rl.stages.context import device_name
+    from talker_rl.base.processes import WorkerPool, device_list, device_name
     from talker_rl.stages.sweep import Sweep
 
     device = device_name(config.run.model.device)

@@ -15,7 +15,7 @@ from typing import Any
 from talker_rl.base.errors import CheckpointError, ConfigError, TalkerRLError
 from talker_rl.base.figures import count
 from talker_rl.base.findings import Finding, guarded, one_line
-from talker_rl.base.processes import device_list
+from talker_rl.base.processes import device_list, device_name
 from talker_rl.config import RunConfig
 from talker_rl.store.run_dir import versions
 
@@ -258,8 +258,6 @@ def _device_fault(config: RunConfig) -> TalkerRLError | None:
 
 def _machine(config: RunConfig) -> Iterator[Finding]:
     import torch
-
-    from talker_rl.stages.context import device_name
 
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     named = list(dict.fromkeys(device_list(config.devices, config.model.device)))

@@ -17,6 +17,7 @@ from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.locate import resolve_model_path
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+from talker_rl.speech.registry import family_of
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,16 @@ def test_only_the_asked_parts_are_read(folder):
         omni.need("thinker")
     with pytest.raises(CheckpointError, match="does not hold 'thinker.*which model.safetensors.index.json"):
         load(folder, parts=("thinker",))
+
+
+@pytest.mark.parametrize("part", ["conditioner", "talker", "decoder"])
+def test_a_generator_names_the_part_that_was_not_loaded(original, part):
+    others = [name for name in ("conditioner", "talker", "decoder") if name != part]
+    generator = family_of(str(original)).load(ModelConfig(path=str(original), device="cpu"), others)
+    uses = {"conditioner": lambda: generator.condition([]), "talker": lambda: generator.policy().__enter__(),
+            "decoder": lambda: generator.decode([])}
+    with pytest.raises(ConfigError, match=rf'The {part} was not loaded\s+fix:   load\(.*"{part}"'):
+        uses[part]()
 
 
 def test_precision(original):

@@ -52,6 +52,15 @@ def check_kind(devices: int | Sequence[str] | None, device: str) -> None:
         raise ValueError(f"devices says where the work is done, and model.device is {device}: leave it auto")
 
 
+def device_name(setting: str) -> str:
+    """``auto`` resolved: cuda where there is one."""
+    if setting != "auto":
+        return setting
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def device_list(devices: int | Sequence[str] | None, kind: str) -> list[str]:
     """Names of the devices of a run, one a process; none where it was not said.
 
@@ -63,10 +72,7 @@ def device_list(devices: int | Sequence[str] | None, kind: str) -> list[str]:
         return []
     if not isinstance(devices, int):
         return list(devices)
-    if kind == "auto":
-        import torch
-
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = device_name(kind)
     return [f"cuda:{i}" if kind.startswith("cuda") else kind for i in range(devices)]
 
 

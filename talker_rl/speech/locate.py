@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.base.places import micro_dir
+from talker_rl.base.processes import device_name
 from talker_rl.speech.other_folders import refuse_other
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ def pick_device(name: str) -> torch.device:
     """The device of a name, ``auto`` resolved; ConfigError where it is not there."""
     import torch
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = device_name(name)
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -1,8 +1,9 @@
 """What a speech generator is to the rest of the house. Rooms outside ``speech/`` talk to these and to nothing else of a
 family.
 
-A **family** (:class:`Family`) is a kind of generator, known before any weights are read. A **generator** is one that is
-loaded, whole or in parts. A **policy** is its Talker with some weights: what is sampled from, trained and measured.
+A **family** (:class:`~talker_rl.speech.family.Family`) is a kind of generator, known before any weights are read. A
+**generator** is one that is loaded, whole or in parts. A **policy** is its Talker with some weights: what is sampled
+from, trained and measured.
 
     S  sequences of a batch         T  steps of the longest: frames, and the stop
 """

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from talker_rl.base.disk import atomic_write, read_json
 from talker_rl.base.figures import count
-from talker_rl.base.processes import WorkerPool
+from talker_rl.base.processes import WorkerPool, device_list, device_name
 from talker_rl.base.progress import bar
 from talker_rl.config import RunConfig
 from talker_rl.data.speaker_settings import SETS
@@ -103,10 +104,22 @@ class Context:
         return file
 
 
-def device_name(setting: str) -> str:
-    """``auto`` resolved: cuda where there is one."""
-    if setting != "auto":
-        return setting
-    import torch
+@contextmanager
+def open_run(
+    config: RunConfig, folder: Path, argv: Sequence[str], *, force: Iterable[str] = (), quiet: bool = False,
+    endpoints: tuple[str, ...] = (),
+) -> Iterator[Context]:
+    """A run's folder, locked, and its workers, until the block ends; the command is on record.
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    Args:
+        argv: the command as it was given.
+        force: stages to be made again (:class:`~talker_rl.store.run_dir.RunDir`).
+
+    Raises:
+        StageError: another process works in the folder.
+    """
+    device = device_name(config.model.device)
+    devices = device_list(config.devices, config.model.device)
+    with RunDir(folder, force=force) as run, WorkerPool(config.workers, devices) as pool:
+        run.record_command(config.resolved(), list(argv), device)
+        yield Context(config, run, pool, quiet=quiet, endpoints=endpoints)

@@ -9,17 +9,15 @@ from typing import Any
 
 from talker_rl.base.errors import ConfigError, StageError, TalkerRLError
 from talker_rl.base.places import check_writable_folder, require_adapter, require_free
-from talker_rl.base.processes import WorkerPool, device_list
 from talker_rl.config import RunConfig, load_config
 from talker_rl.report.model import ReportData
 from talker_rl.shipped import split
 from talker_rl.speech.registry import family_of
 from talker_rl.stages import conditioning, evaluate, feasible, named, order, prompts, report, rollouts, scores, train
-from talker_rl.stages.context import Context, device_name
+from talker_rl.stages.context import Context, open_run
 from talker_rl.stages.inputs import start_adapter
 from talker_rl.stages.plan import describe
 from talker_rl.stages.rounds import Round, choice_stage, rounds_of
-from talker_rl.store.run_dir import RunDir
 from talker_rl.tracking import check_tracker, send_result
 
 
@@ -160,7 +158,5 @@ def run(
     require_free(folder)
     require_adapter(config.model.adapter)
     check_writable_folder(folder)
-    devices = device_list(config.devices, config.model.device)
-    with RunDir(folder) as opened, WorkerPool(config.workers, devices) as pool:
-        opened.record_command(config.resolved(), ["talker_rl.run"], device_name(config.model.device))
-        return run_all(Context(config, opened, pool, quiet=quiet))
+    with open_run(config, folder, ["talker_rl.run"], quiet=quiet) as ctx:
+        return run_all(ctx)

@@ -50,6 +50,7 @@ class OmniGenerator:
         self, prompts: Sequence[Prompt], cfg: ConditioningConfig | None = None, *,
         errors: dict[str, TalkerRLError] | None = None, progress: Progress | None = None,
     ) -> list[Conditioning]:
+        self._part("conditioner")
         return compute_conditioning(self.omni, prompts, cfg, errors=errors, progress=progress)
 
     def conditioning_key(self, prompt: Prompt, cfg: ConditioningConfig) -> str:
