@@ -28,10 +28,8 @@ def rows(args: argparse.Namespace) -> list[Row]:
     """One row; the difference is the largest of two rewards (the decodes differ)."""
     said = spoken(8 if args.quick else args.candidates, "micro:train")
     config = RunConfig.model_validate({"model": {"path": "micro", "device": "cpu"}, "token2wav": {"preset": "reward"}})
-    judging = worker.Judging(config.token2wav.model_dump(mode="json"), config.reward.model_dump(mode="json"),
-                             [to_row(p) for p in said.prompts], seed=0)
-    task = worker.Task(config.model.model_dump(mode="json"), judging=judging,
-                       candidates=[to_row(c) for c in said.candidates])
+    judging = worker.Judging(config.token2wav, config.reward, list(said.prompts), seed=0)
+    task = worker.Task(config.model, judging=judging, candidates=list(said.candidates))
     scorer = Scorer(config.reward)
 
     def theirs() -> list[dict[str, Any]]:
@@ -48,4 +46,5 @@ def rows(args: argparse.Namespace) -> list[Row]:
         return max(abs(a["reward"] - b["reward"]) for a, b in zip(ours, other, strict=True))
 
     case = f"{len(said.candidates)} candidates, preset reward; against one by one with upstream's defaults"
-    return [compare("score", case, lambda: worker.work(task).rows, theirs, changed, repeats=args.repeats)]
+    return [compare("score", case, lambda: [to_row(row) for row in worker.work(task).scores], theirs, changed,
+                    repeats=args.repeats)]

@@ -35,8 +35,6 @@ from talker_rl.base.places import check_writable_file
 from talker_rl.config import RunConfig, load_config
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
-from talker_rl.records.rows import from_row
-from talker_rl.records.score import ScoreRow
 from talker_rl.reward.client import ScoreClient
 from talker_rl.reward.service.protocol import Item
 from talker_rl.stages import worker
@@ -120,17 +118,16 @@ def sample(file: Path, run: Path, count: int) -> tuple[list[Candidate], dict[str
 def in_process(config: RunConfig, candidates: list[Candidate], prompts: dict[str, Prompt]) -> dict[str, Any]:
     """Rows and time of the scoring stage's own function, models loaded beforehand."""
 
-    judging = worker.Judging(config.token2wav.model_dump(mode="json"), config.reward.model_dump(mode="json"),
-                             [vars(p) for p in prompts.values()], config.seed)
+    judging = worker.Judging(config.token2wav, config.reward, list(prompts.values()), config.seed)
 
     def task(part: list[Candidate]) -> worker.Task:
-        return worker.Task(config.model.model_dump(mode="json"), judging=judging, candidates=[vars(c) for c in part])
+        return worker.Task(config.model, judging=judging, candidates=part)
 
     worker.work(task(candidates[:1]))
     start, cpu = time.monotonic(), time.process_time()
-    rows = [row for at in range(0, len(candidates), 80) for row in worker.work(task(candidates[at : at + 80])).rows]
+    rows = [row for at in range(0, len(candidates), 80) for row in worker.work(task(candidates[at : at + 80])).scores]
     took = {"seconds": time.monotonic() - start, "cpu_seconds": time.process_time() - cpu}
-    return {"rows": [from_row(ScoreRow, row) for row in rows], **took}
+    return {"rows": rows, **took}
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talker_rl.base.errors import ConfigError, DataError, TalkerRLError, disk_full, is_disk_full
+from talker_rl.base.errors import ConfigError, TalkerRLError, disk_full, is_disk_full
 from talker_rl.base.progress import quiet_logs
 from talker_rl.cli_parser import parse
 from talker_rl.shipped import split
@@ -146,16 +146,12 @@ def _config(args: argparse.Namespace) -> RunConfig:
 
 
 def _config_of_run(run_dir: Path, overrides: list[str]) -> RunConfig:
-    from talker_rl.base.disk import read_json
     from talker_rl.base.places import require_run
     from talker_rl.config import load_data
+    from talker_rl.store.run_dir import MANIFEST, stored_config
 
     require_run(run_dir, fix="check the name, or give a configuration to begin a run there: -c FILE")
-    manifest = run_dir / "manifest.json"
-    stored = read_json(manifest).get("config")
-    if not stored:
-        raise DataError("The run's manifest holds no configuration", where=str(manifest), fix="give it again: -c FILE")
-    return load_data(stored, overrides, where=str(manifest))
+    return load_data(stored_config(run_dir), overrides, where=str(run_dir / MANIFEST))
 
 
 def _validate(args: argparse.Namespace) -> int:

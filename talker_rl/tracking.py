@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from talker_rl.base.disk import read_json
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.ids import stable_hash
 from talker_rl.base.names import without_places
 from talker_rl.config import RunConfig
 from talker_rl.report.model import ReportData
+from talker_rl.store.run_dir import read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ class Tracking:
         config, path = self._config, self._folder.resolve()
 
         def target(first_step: int) -> Target:
-            manifest = read_json(path / "manifest.json")
+            manifest = read_manifest(path)
             identity = stable_hash(str(path), manifest["created"], name, manifest["stages"][name]["started"])[:12]
             return Target(config.tracking.project, config.name, name, identity, without_places(config.resolved()),
                           path, path / name, first_step)

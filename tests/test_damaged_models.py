@@ -226,7 +226,7 @@ def test_a_rollout_from_cached_conditioning_reads_no_thinker(world: Path, monkey
 
 def test_weights_that_change_between_two_runs_of_a_process_are_loaded_again(world: Path, tmp_path: Path) -> None:
     assert start(world, "rollout") == 0
-    model = {"path": str(world / "omni"), "device": "cpu"}
+    model = ModelConfig(path=str(world / "omni"), device="cpu")
     before = generator_of(model)
     assert generator_of(model) is before
     shutil.rmtree(world / "omni")

@@ -20,7 +20,6 @@ from talker_rl.records.pair import Pair
 from talker_rl.records.score import ScoreRow, nothing_recognized
 from talker_rl.stages import scores, tasks, worker
 from talker_rl.stages.context import Context
-from talker_rl.stages.inputs import model_dump
 from talker_rl.stages.rounds import Round, some
 from talker_rl.store.run_dir import RunDir
 from talker_rl.store.shards import ShardFolder
@@ -153,11 +152,11 @@ def test_sampled_and_judged_at_once_is_what_two_stages_make(finished: tuple[Path
         ctx = context(config, folder)
         prompts, cfg = ctx.prompts("train")[:2], ctx.config.rollouts
         sampling = tasks.sampling(ctx, None, "rollout", prompts, cfg.num_candidates, cfg.sampling)
-        made = worker.work(worker.Task(model_dump(ctx.config), sampling, tasks.judging(ctx, prompts)))
-        flat = worker.work(worker.Task(model_dump(ctx.config), sampling, tasks.judging(ctx, prompts, "dev"))).rows
-    assert [c["codes"] for c in made.candidates] == [c["codes"] for c in ShardFolder(run / "rollouts").rows(0)]
+        made = worker.work(worker.Task(ctx.config.model, sampling, tasks.judging(ctx, prompts)))
+        flat = worker.work(worker.Task(ctx.config.model, sampling, tasks.judging(ctx, prompts, "dev"))).rows
+    assert [c.codes for c in made.candidates] == [c["codes"] for c in ShardFolder(run / "rollouts").rows(0)]
     scores_there = ShardFolder(run / "scores").rows(0)
-    assert [(r["candidate_id"], r["reward"]) for r in made.rows] == [
+    assert [(r.candidate_id, r.reward) for r in made.scores] == [
         (r["candidate_id"], r["reward"]) for r in scores_there]
     assert [(r["candidate_id"], r["reward"]) for r in flat] == [(r["candidate_id"], r["reward"]) for r in scores_there]
 

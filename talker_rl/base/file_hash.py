@@ -16,6 +16,9 @@ import string
 from contextlib import suppress
 from pathlib import Path
 
+from talker_rl.base.disk import atomic_write
+from talker_rl.base.errors import StageError
+
 LARGE = 64 * 2**20
 """Bytes from which a hash is worth a line on disk: below, reading takes less than a tenth of a second."""
 _CHUNK = 8 * 2**20
@@ -83,8 +86,5 @@ def _store(path: str, identity: list[int], digest: str) -> None:
     entries = _stored()
     entries.pop(path, None)
     entries[path] = (identity, digest)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    with suppress(OSError):  # a home that cannot be written to: hashes are computed at every start
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(dict(list(entries.items())[-_KEPT:])))
-        os.replace(temporary, file)
+    with suppress(OSError, StageError):  # a home that cannot be written to: hashes are computed at every start
+        atomic_write(file, json.dumps(dict(list(entries.items())[-_KEPT:])))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from talker_rl.base.disk import atomic_write, replacing
 from talker_rl.base.errors import DataError
+from talker_rl.base.seals import seal
 from talker_rl.data.completions import REASONS as NO_COMPLETION
 from talker_rl.data.pairs import REASONS, pairs_hash
 from talker_rl.records.messages import without_folders
@@ -121,14 +122,10 @@ def export_completions(
 
 def _write(folder: Path, table: pa.Table, card: str) -> Path:
     """The rows and the card, each whole or not at all."""
-    target = folder / _DATA
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, target)
-    partial = folder / "README.md.tmp"
-    partial.write_text(card, encoding="utf-8")
-    os.replace(partial, folder / "README.md")
+    with replacing(folder / _DATA) as temporary:
+        pq.write_table(table, temporary)
+    seal((folder / _DATA).parent, [Path(_DATA).name])
+    atomic_write(folder / "README.md", card)
     return folder
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from talker_rl.base.errors import DataError
+from talker_rl.base.seals import verified
 from talker_rl.base.text.characters import clean_text
 from talker_rl.base.text.files import text_lines
 from talker_rl.data.pairs import pair_id_of
@@ -174,6 +175,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.is_file():
         raise DataError("the file does not exist", where=str(path), fix="check the path")
+    verified(path, fix="run the pairs stage of its run again, or copy it again")
     if path.suffix == ".parquet":
         try:
             yield from pq.read_table(path).to_pylist()

@@ -14,7 +14,8 @@ from typing import Any
 from talker_rl.base.errors import DataError
 from talker_rl.base.figures import changed, count
 from talker_rl.evaluation.seed_tts_eval import LANGUAGES, NAME, Scored, figures, score
-from talker_rl.evaluation.summary import Row, diff_ci, paired
+from talker_rl.evaluation.summary import diff_ci, paired
+from talker_rl.records.evaluation import EvalRow
 
 OWN_RECOGNIZERS = {"zh": "paraformer-zh", "en": "whisper-large-v3"}
 """seed-tts-eval's: with another one, figures keep its scoring but compare with no published ones."""
@@ -24,17 +25,17 @@ OWN_RECOGNIZERS = {"zh": "paraformer-zh", "en": "whisper-large-v3"}
 class ScoredRows:
     """Rows of the protocol's languages beside their scores, and how many rows it has no figure for, by reason."""
 
-    by_lang: dict[str, list[tuple[Row, Scored]]]
+    by_lang: dict[str, list[tuple[EvalRow, Scored]]]
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def score_rows(rows: Sequence[Row]) -> ScoredRows:
+def score_rows(rows: Sequence[EvalRow]) -> ScoredRows:
     """Score rows by the protocol.
 
     Raises:
         ConfigError: zhconv is not installed, and there are Chinese rows.
     """
-    by_lang: dict[str, list[tuple[Row, Scored]]] = {}
+    by_lang: dict[str, list[tuple[EvalRow, Scored]]] = {}
     left_out: Counter[str] = Counter()
     for row in rows:
         if row["status"] != "ok":
@@ -79,7 +80,7 @@ def protocol_figures(
     return found
 
 
-def _plain(rows: Sequence[tuple[Row, Scored]]) -> list[Row]:
+def _plain(rows: Sequence[tuple[EvalRow, Scored]]) -> list[EvalRow]:
     return [{"prompt_id": r["prompt_id"], "seed": r["seed"], "status": "ok", "wer": u.wer} for r, u in rows]
 
 

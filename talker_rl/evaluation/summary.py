@@ -17,25 +17,24 @@ import numpy as np
 
 from talker_rl.base.errors import DataError
 from talker_rl.evaluation.bootstrap import bootstrap_ci, diff_of_ratios, ratio_of_sums
+from talker_rl.records.evaluation import EvalRow
 
-Row = dict[str, Any]
 
-
-def _ok(rows: Iterable[Row]) -> list[Row]:
+def _ok(rows: Iterable[EvalRow]) -> list[EvalRow]:
     return [r for r in rows if r["status"] == "ok"]
 
 
-def word_errors(row: Row) -> float:
+def word_errors(row: EvalRow) -> float:
     """Substitutions, deletions and insertions."""
     return row["substitutions"] + row["deletions"] + row["insertions"]
 
 
-def _mean(rows: Sequence[Row], key: str) -> float | None:
+def _mean(rows: Sequence[EvalRow], key: str) -> float | None:
     values = [r[key] for r in rows if r.get(key) is not None]
     return float(np.mean(values)) if values else None
 
 
-def variant_summary(rows: Sequence[Row], *, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+def variant_summary(rows: Sequence[EvalRow], *, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
     """Figures of one variant.
 
     Returns:
@@ -86,7 +85,7 @@ def variant_summary(rows: Sequence[Row], *, resamples: int = 10_000, seed: int =
     }
 
 
-def per_prompt(rows: Iterable[Row], values: Any) -> dict[str, np.ndarray]:
+def per_prompt(rows: Iterable[EvalRow], values: Any) -> dict[str, np.ndarray]:
     """Sums of ``values(row)`` over the seeds of each prompt: the prompt is the unit that is resampled."""
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(1))
     for row in rows:
@@ -94,7 +93,7 @@ def per_prompt(rows: Iterable[Row], values: Any) -> dict[str, np.ndarray]:
     return dict(sorted(sums.items()))
 
 
-def paired(*sides: Sequence[Row]) -> list[list[Row]]:
+def paired(*sides: Sequence[EvalRow]) -> list[list[EvalRow]]:
     """The rows of each side whose (prompt, seed) were scored in all of them, in the same order.
 
     Raises:
@@ -111,7 +110,7 @@ def paired(*sides: Sequence[Row]) -> list[list[Row]]:
 
 
 def diff_ci(
-    base: Sequence[Row], trained: Sequence[Row], value: Any, weight: Any, resamples: int, seed: int
+    base: Sequence[EvalRow], trained: Sequence[EvalRow], value: Any, weight: Any, resamples: int, seed: int
 ) -> tuple[float, float] | None:
     """Interval of trained's ``sum(value) / sum(weight)`` minus base's; the rows are paired already."""
     a = per_prompt(base, lambda r: (value(r), weight(r)))
@@ -122,7 +121,7 @@ def diff_ci(
 
 
 def compare(
-    base: Sequence[Row], trained: Sequence[Row], *, resamples: int = 10_000, seed: int = 0
+    base: Sequence[EvalRow], trained: Sequence[EvalRow], *, resamples: int = 10_000, seed: int = 0
 ) -> dict[str, Any]:
     """Trained against base on the same prompts and seeds, with paired-bootstrap 95 % intervals over prompts.
 

@@ -16,6 +16,7 @@ from talker_rl.base.errors import DataError
 from talker_rl.base.places import require_run
 from talker_rl.config import RunConfig, load_data
 from talker_rl.planning.cost import Lengths
+from talker_rl.store.run_dir import read_manifest
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,9 @@ def read_run(folder: Path, kinds: Mapping[str, str]) -> Finished:
         DataError: the run has not finished its rollouts.
         StageError: there is no run.
     """
-    from talker_rl.base.disk import read_json
 
     require_run(folder, fix="give a run folder, or what `talker-rl plan --rates RUN_DIR --json` prints")
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_manifest(folder)
     stages = {name: entry for name, entry in manifest["stages"].items() if entry.get("state") == "done"}
     if not {"prompts", "conditioning", "rollouts"} <= stages.keys():
         raise DataError("This run has no rates yet: its rollouts are not done", where=str(folder),

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from talker_rl.base.errors import TalkerRLError
 from talker_rl.base.ids import stable_hash
 from talker_rl.base.names import without_paths
+from talker_rl.base.seals import is_intact
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.codec import codec_named
 from talker_rl.records.rows import from_row
@@ -75,7 +76,8 @@ def speech_of(pairs: Sequence[tuple[Run, PairToHear]], *, audio_format: str, max
 
 def _kept(run: Run, item: PairToHear, candidate_id: str) -> Path | None:
     folder = run.path / "audio" / f"{item.stage}scores"
-    return next((file for kind in KEPT if (file := folder / f"{candidate_id}.{kind}").is_file()), None)
+    files = (folder / f"{candidate_id}.{kind}" for kind in KEPT)
+    return next((file for file in files if file.is_file() and is_intact(file)), None)
 
 
 def _decode_missing(pairs: Sequence[tuple[Run, PairToHear]], notes: list[str]) -> dict[str, Any]:

@@ -14,13 +14,17 @@ import pyarrow.parquet as pq
 from talker_rl.base.disk import read_json
 from talker_rl.base.errors import DataError, StageError
 from talker_rl.base.places import nearest_run
+from talker_rl.base.seals import verified
 from talker_rl.records.pair import Pair
 from talker_rl.records.score import ScoreRow
+from talker_rl.store.run_dir import read_manifest
 from talker_rl.store.shards import ShardFolder
 
 Rows = list[dict[str, Any]]
 
 _SEED = re.compile(r"^(?P<variant>.+)-s(?P<seed>\d+)$")
+
+_ANEW = "delete its folder and run talker-rl diagnose again"
 
 
 @dataclass
@@ -138,7 +142,7 @@ def collect(folders: Sequence[Path]) -> Study:
 
 
 def _run(folder: Path, arm: str) -> Run:
-    config = read_json(folder / "manifest.json").get("config", {})
+    config = read_manifest(folder).get("config", {})
     names: dict[str, None] = {}
     for pattern in ("round*/choice/*", "diagnostics/*", "eval/*"):
         names |= dict.fromkeys(sorted(path.name for path in folder.glob(pattern) if path.is_dir()))
@@ -193,8 +197,9 @@ def _optional_json(path: Path) -> dict[str, Any] | None:
 def _table(path: Path) -> Rows:
     if not path.is_file():
         return []
+    verified(path, fix=_ANEW)
     try:
         return pq.read_table(path).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"A file of the diagnostics is damaged ({error})", where=str(path),
-                        fix="delete its folder and run talker-rl diagnose again") from error
+                        fix=_ANEW) from error

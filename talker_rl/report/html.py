@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import jinja2
 import plotly.graph_objects as go
 import plotly.offline
 from markupsafe import Markup
+
+from talker_rl.base.disk import atomic_write
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -40,8 +41,5 @@ def plot(views: dict[str, go.Figure]) -> Markup:
 
 def write_page(html: str, path: Path) -> Path:
     """Puts the page at ``path`` in one atomic step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".html.partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, path)
+    atomic_write(path, html)
     return path

@@ -16,6 +16,7 @@ from talker_rl.evaluation.seed_tts_rows import lines
 from talker_rl.report.page import headline, text_table
 from talker_rl.report.sweep_table import columns
 from talker_rl.report.sweep_table import text_table as sweep_table
+from talker_rl.store.run_dir import read_manifest
 
 ABSENT = "(not set)"
 
@@ -92,12 +93,12 @@ def read(folder: Path) -> Found:
             return Found(folder, [], table=read_json(file))
         stages = {f"{part.parent.relative_to(folder)}/{name}": entry["state"]
                   for part in sorted(folder.glob("*/manifest.json")) + sorted(folder.glob("arms/*/manifest.json"))
-                  for name, entry in read_json(part)["stages"].items()}
+                  for name, entry in read_manifest(part.parent)["stages"].items()}
         return Found(folder, [], unfinished=_unfinished(folder, stages, f"talker-rl sweep --run-dir {folder}"))
     if not is_run(folder):
         sweep = None if nearest_run(folder) else nearest_run(folder, sweeps=True)
         require_run(folder, fix=f"did you mean {sweep}?" if sweep else "")
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_manifest(folder)
     done = {name: entry["state"] for name, entry in manifest["stages"].items()}
     config, evaluation = manifest.get("config") or {}, folder / "eval"
     named = [*config.get("train", {}), *config.get("eval", {}).get("talkers", {})]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from talker_rl.base.disk import atomic_write, read_json
+from talker_rl.base.disk import read_json, write_json
 from talker_rl.base.errors import ConfigError, DataError, StageError
 from talker_rl.base.figures import bare, count, span, written
 from talker_rl.base.places import require_run
@@ -27,6 +27,7 @@ from talker_rl.records.candidate import Candidate
 from talker_rl.records.rows import from_row
 from talker_rl.speech.candidates import decode_candidates
 from talker_rl.speech.registry import family_of, load
+from talker_rl.store.run_dir import MANIFEST, stored_config
 from talker_rl.store.shards import ShardFolder
 
 LEAST_TEXTS = 8
@@ -70,18 +71,15 @@ def run(args: argparse.Namespace) -> str:
              "asked": {name: _figures(sides["base"], sides[variant], speakers, name) for name in asked},
              "words": {name: _words(sides["base"].rows, sides[variant].rows, name) for name in speakers}}
     file = folder / "eval" / variant / ("speakers.json" if entry is None else f"speakers-{entry}.json")
-    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-    atomic_write(file, text)
-    return text if args.json else f"{_table(found)}\n\nfigures: {file}"
+    write_json(file, found)
+    if args.json:
+        return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    return f"{_table(found)}\n\nfigures: {file}"
 
 
 def _config_of(folder: Path) -> RunConfig:
     require_run(folder)
-    manifest = folder / "manifest.json"
-    stored = read_json(manifest).get("config")
-    if not stored:
-        raise DataError("The run's manifest holds no configuration", where=str(manifest), fix="check --run-dir")
-    return load_data(stored, where=str(manifest))
+    return load_data(stored_config(folder), where=str(folder / MANIFEST))
 
 
 def _best(folder: Path) -> str:

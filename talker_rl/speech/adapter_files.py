@@ -13,6 +13,7 @@ from typing import Any
 
 from talker_rl.base.errors import CheckpointError
 from talker_rl.base.figures import count
+from talker_rl.base.seals import verified
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -29,7 +30,7 @@ def adapter_weights(folder: Path) -> Path:
     Raises:
         CheckpointError: it is not there; says what is there in its place.
     """
-    file = folder / WEIGHTS
+    file = verified(folder / WEIGHTS, fix=restoration(folder))
     if file.is_file():
         return file
     pickled = next((name for name in PICKLES if (folder / name).is_file()), None)

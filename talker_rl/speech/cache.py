@@ -1,27 +1,28 @@
 """Conditioning on disk: safetensors shards, keyed by content, each finished by an atomic rename.
 
 A shard holds ``<prompt_id>.<name>`` for each tensor of a prompt's conditioning; its header's metadata says which
-content key each prompt was computed from, and of which family it is. The headers are the truth; ``index.json`` repeats
-them for other tools.
+content key each prompt was computed from, and of which family it is. A shard is verified where it is read.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from talker_rl.base.errors import DataError, StageError, is_disk_full
+from talker_rl.base.disk import replacing
+from talker_rl.base.errors import DataError
 from talker_rl.base.figures import count
 from talker_rl.base.ids import stable_hash
+from talker_rl.base.seals import seal, verified
 from talker_rl.records.codec import FIRST
 from talker_rl.speech.files import map_tensors
 from talker_rl.speech.protocol import Conditioning
 from talker_rl.speech.registry import family_named
 
 _META = "talker_rl.conditioning"
+_FIX = "run the conditioning stage again (talker-rl condition): only this shard is computed again"
 
 
 class ConditioningCache:
@@ -29,8 +30,8 @@ class ConditioningCache:
 
     Args:
         folder: where the shards are; made if need be.
-        strict: True: a damaged shard raises DataError. False: it is listed in ``damaged`` and its prompts count as
-            missing, so that they are computed again.
+        strict: True: a shard that cannot be read raises DataError here, one with other content where it is loaded.
+            False: either is listed in ``damaged`` and its prompts count as missing, so that they are computed again.
     """
 
     def __init__(self, folder: Path | str, *, strict: bool = False) -> None:
@@ -41,6 +42,8 @@ class ConditioningCache:
         # a prompt that was computed again lies in two shards: the newest one counts
         for shard in sorted(self.folder.glob("*.safetensors"), key=lambda p: (p.stat().st_mtime_ns, p.name)):
             try:
+                if not strict:
+                    verified(shard, fix=_FIX)
                 self._entries.update(_read_entries(shard))
             except DataError:
                 if strict:
@@ -85,7 +88,6 @@ class ConditioningCache:
         Raises:
             StageError: the disk is full.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         entries: dict[str, dict[str, Any]] = {
@@ -95,17 +97,10 @@ class ConditioningCache:
         tensors = {f"{c.prompt_id}.{name}": x.contiguous() for c, _ in items for name, x in c.tensors().items()}
         name = stable_hash("shard", sorted((i, e["key"]) for i, e in entries.items()))[:16]
         shard = self.folder / f"{name}.safetensors"
-        temporary = shard.with_suffix(f".tmp{os.getpid()}")
-        try:
+        with replacing(shard) as temporary:
             save_file(tensors, str(temporary), metadata={_META: json.dumps(entries, ensure_ascii=False)})
-            os.replace(temporary, shard)
-        except (OSError, SafetensorError) as error:  # safetensors has its own for what the system refuses
-            temporary.unlink(missing_ok=True)
-            if is_disk_full(error):
-                raise StageError("the disk is full", where=str(shard), fix="free some space and run again") from error
-            raise
+        seal(self.folder, [shard.name])
         self._entries.update(_read_entries(shard))
-        self._write_index()
         return shard
 
     @property
@@ -118,12 +113,6 @@ class ConditioningCache:
         for shard in self.damaged:
             shard.unlink(missing_ok=True)
         self.damaged = []
-
-    def _write_index(self) -> None:
-        index = {i: {**e, "shard": e["shard"].name} for i, e in sorted(self._entries.items())}
-        temporary = self.folder / f"index.json.tmp{os.getpid()}"
-        temporary.write_text(json.dumps(index, ensure_ascii=False, indent=1))
-        os.replace(temporary, self.folder / "index.json")
 
 
 def _read_entries(shard: Path) -> dict[str, dict[str, Any]]:
@@ -138,15 +127,14 @@ def _read_entries(shard: Path) -> dict[str, dict[str, Any]]:
                 names.setdefault(prompt_id, []).append(name)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise DataError(
-            f"a conditioning shard cannot be read ({error}); it may be truncated",
-            where=str(shard),
-            fix="delete this file and run the conditioning stage again",
+            f"a conditioning shard cannot be read ({error}); it may be truncated", where=str(shard), fix=_FIX
         ) from error
     return {prompt_id: {**entry, "shard": shard, "tensors": names.get(prompt_id, [])}
             for prompt_id, entry in entries.items()}
 
 
 def _read_shard(shard: Path, entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    verified(shard, fix=_FIX)
     try:
         tensors = map_tensors(shard, [f"{i}.{name}" for i, e in entries.items() for name in e["tensors"]])
         return {
@@ -156,8 +144,4 @@ def _read_shard(shard: Path, entries: dict[str, dict[str, Any]]) -> dict[str, An
             for prompt_id, entry in entries.items()
         }
     except (ValueError, OSError, KeyError) as error:
-        raise DataError(
-            f"a conditioning shard cannot be read ({error})",
-            where=str(shard),
-            fix="delete this file and run the conditioning stage again",
-        ) from error
+        raise DataError(f"a conditioning shard cannot be read ({error})", where=str(shard), fix=_FIX) from error

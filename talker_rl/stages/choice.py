@@ -13,13 +13,15 @@ from typing import Any
 from talker_rl.base.disk import atomic_write, read_json
 from talker_rl.base.errors import StageError
 from talker_rl.base.figures import count, written
+from talker_rl.base.seals import seal, unseal, verified
 from talker_rl.config import RunConfig
 from talker_rl.evaluation.summary import variant_summary
 from talker_rl.planning import memory
 from talker_rl.planning.forecast import Job, Part, heard, records, spoken
+from talker_rl.speech.adapter_files import restoration
 from talker_rl.stages import tasks, worker
 from talker_rl.stages.context import Context
-from talker_rl.stages.inputs import model_dump, model_input, start_adapter, start_input
+from talker_rl.stages.inputs import model_input, start_adapter, start_input
 from talker_rl.stages.rounds import Round, choice_stage, train_stage
 from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.run_dir import timed
@@ -68,7 +70,7 @@ def choose(ctx: Context, variant: str, index: int) -> Path:
 
     def task(i: int) -> worker.Task:
         step, part = work[i]
-        return worker.Task(model_dump(ctx.config),
+        return worker.Task(ctx.config.model,
                            tasks.sampling(ctx, policies[step], "dev", part, cfg.num_candidates, sampling),
                            tasks.judging(ctx, part, "dev"))
 
@@ -155,9 +157,11 @@ def export_variant(ctx: Context, variant: str) -> Path:
 
     target, last = ctx.run.path / "train" / variant, ctx.config.iterations
     policy = chosen_policy(ctx, variant, last)
-    for name in WEIGHT_FILES:
-        if (policy / name).is_file():
-            atomic_write(target / name, (policy / name).read_bytes())
+    names = [name for name in WEIGHT_FILES if (policy / name).is_file()]
+    files = [verified(policy / name, fix=restoration(policy)) for name in names]
+    unseal(target)
+    for file in files:
+        atomic_write(target / file.name, file.read_bytes())
     trained, step = policy.parent, int(policy.name.removeprefix("checkpoint-"))
     result = read_json(trained / "result.json")
     dev = ctx.config.dev
@@ -169,6 +173,7 @@ def export_variant(ctx: Context, variant: str) -> Path:
     rows = [{"round": index, **row} for index in range(1, last + 1)
             for row in read_log(ctx.run.path / train_stage(variant, index) / "log.jsonl")]
     atomic_write(target / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    seal(target, [*names, "log.jsonl"])
     ctx.write_json(f"train/{variant}/chosen.json", {"round": int(trained.parts[-3].removeprefix("round")), **chosen})
     return target
 

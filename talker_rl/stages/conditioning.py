@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-from talker_rl.base.disk import atomic_write
+from talker_rl.base.disk import write_json
 from talker_rl.base.errors import PromptError, TalkerRLError
 from talker_rl.base.figures import count
 from talker_rl.base.ids import stable_hash
@@ -72,7 +70,7 @@ def run(ctx: Context) -> None:
                           where=first["where"], fix=first["fix"])
     for line in _told(skipped, total):
         ctx.say(f"conditioning: {line}")
-    atomic_write(notes, json.dumps(skipped, ensure_ascii=False, indent=1) + "\n")
+    write_json(notes, skipped)
     ctx.say(f"conditioning: {count(total - len(skipped), 'prompt')}, {stored} of them there already; "
             f"{cache.size / 2**20:.1f} MiB in {ctx.config.model.dtype}")
     content = stable_hash(key, sorted(k for p, k in keys.items() if p not in skipped))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from talker_rl.base.disk import atomic_write, read_json
+from talker_rl.base.disk import read_json, write_json
 from talker_rl.base.figures import count
 from talker_rl.base.processes import WorkerPool, device_list, device_name
 from talker_rl.base.progress import bar
+from talker_rl.base.seals import seal
 from talker_rl.config import RunConfig
 from talker_rl.data.speaker_settings import SETS
 from talker_rl.records.prompt import Prompt
@@ -71,6 +71,11 @@ class Context:
         """The shards of a stage: to be made under a key, or as they are."""
         return ShardFolder(self.run.path / stage, key)
 
+    def keep_audio(self, stage: str, files: Mapping[str, str]) -> None:
+        """List the files of speech that a stage has kept: name -> SHA-256."""
+        if files:
+            seal(self.run.path / "audio" / stage, files)
+
     def prompts(self, which: str) -> list[Prompt]:
         """Prompts of a set that the model can speak (conditioning may have skipped some)."""
         self.run.content("prompts")
@@ -100,7 +105,7 @@ class Context:
     def write_json(self, path: str, data: Any) -> Path:
         """Write a JSON file of the run atomically."""
         file = self.run.path / path
-        atomic_write(file, json.dumps(data, indent=1, ensure_ascii=False, sort_keys=False) + "\n")
+        write_json(file, data)
         return file
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from talker_rl.base.disk import atomic_write, read_json
 from talker_rl.base.errors import StageError
 from talker_rl.base.ids import derive_seed, stable_hash
+from talker_rl.base.seals import is_intact, seal
 from talker_rl.base.text.tokens import normalize
 from talker_rl.data.pairs import is_held_out
 from talker_rl.diagnostics.records import PairRecord, SampleRecord
@@ -30,7 +31,7 @@ from talker_rl.stages.choice import chosen_policy, dev_candidates, dev_rows
 from talker_rl.stages.context import Context
 from talker_rl.stages.evaluate import eval_candidates, eval_rows
 from talker_rl.stages.forcing import Forced, ForceTask, force, speech_of
-from talker_rl.stages.inputs import model_dump, model_input, start_adapter
+from talker_rl.stages.inputs import model_input, start_adapter
 from talker_rl.stages.rounds import Round, choice_stage, train_stage
 from talker_rl.stages.stage import MODEL, Stage
 from talker_rl.store.run_dir import timed
@@ -105,8 +106,9 @@ class _Variant:
             done = ctx.run.is_done(self.stage)
             for name, folder, cls in (("pairs", pairs, PairRecord), ("samples", samples, SampleRecord)):
                 file = ctx.run.path / self.stage / f"{name}.parquet"
-                if not done or not file.exists():
+                if not done or not file.exists() or not is_intact(file):
                     atomic_write(file, parquet_bytes(table_of(list(folder.all_rows()), schema_of(cls))))
+                    seal(file.parent, [file.name])
             summary = summarize(
                 variant=self.name, beta=_beta(self.cfg.loss), step=step, pairs=list(pairs.all_rows()),
                 samples=list(samples.all_rows()), rows=eval_rows(ctx, self.name), base_rows=eval_rows(ctx, "base"),
@@ -228,9 +230,8 @@ class _Variant:
 
     def _task(self, policies: list[Path | None], sequences: list[tuple[str, Speech]]) -> ForceTask:
         return ForceTask(
-            model=model_dump(self.ctx.config), policies=[str(p) if p else None for p in policies],
-            conditioning=str(self.ctx.run.path / "conditioning"), sequences=sequences,
-            batch_size=self.cfg.reference_batch_size,
+            model=self.ctx.config.model, policies=policies, conditioning=self.ctx.run.path / "conditioning",
+            sequences=sequences, batch_size=self.cfg.reference_batch_size,
         )
 
 

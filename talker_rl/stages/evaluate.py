@@ -14,17 +14,16 @@ from talker_rl.evaluation.seed_tts_rows import protocol_figures, score_rows
 from talker_rl.evaluation.summary import compare, variant_summary
 from talker_rl.planning import memory
 from talker_rl.planning.forecast import Job, Part, heard, spoken
+from talker_rl.records.evaluation import EvalRow
 from talker_rl.reward.config import shared_languages
 from talker_rl.stages import likelihood, round_figures, tasks, worker
 from talker_rl.stages.choice import chosen_policy
 from talker_rl.stages.context import Context
-from talker_rl.stages.inputs import model_dump, model_input, start_adapter, start_input, talker_path
+from talker_rl.stages.inputs import model_input, start_adapter, start_input, talker_path
 from talker_rl.stages.rounds import Round, choice_stage
 from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import chunks
-
-Row = dict[str, Any]
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -71,7 +70,7 @@ def check(ctx: Context) -> None:
             simplified("")  # which says that zhconv is missing
 
 
-def run_base(ctx: Context) -> list[Row]:
+def run_base(ctx: Context) -> list[EvalRow]:
     """Write ``eval/base/``, the policy as the run began: every variant is measured against it. It needs no training."""
     rows = _variant(ctx, "base", start_adapter(ctx.config), start_input(ctx.config))
     found = variant_summary(rows, resamples=ctx.config.eval.bootstrap_samples)
@@ -92,20 +91,20 @@ def best_variant(ctx: Context) -> str:
     return min(values, key=lambda name: values[name])
 
 
-def eval_rows(ctx: Context, name: str) -> list[Row]:
+def eval_rows(ctx: Context, name: str) -> list[EvalRow]:
     """Rows of an evaluated variant."""
     ctx.run.content(f"eval/{name}")
     return list(ctx.shards(f"eval/{name}").all_rows())
 
 
-def eval_candidates(ctx: Context, name: str) -> list[Row]:
+def eval_candidates(ctx: Context, name: str) -> list[EvalRow]:
     """Candidate rows (with codes) of an evaluated variant."""
     return list(ctx.shards(f"eval/{name}/{tasks.CANDIDATES}").all_rows())
 
 
 def _variant(
     ctx: Context, name: str, policy: Path | None, more: dict[str, str], *, talker: str | None = None
-) -> list[Row]:
+) -> list[EvalRow]:
     """Speak and judge the eval prompts with one policy."""
     stage, cfg = f"eval/{name}", ctx.config.eval
     sampling = cfg.sampling or ctx.config.rollouts.sampling
@@ -118,7 +117,7 @@ def _variant(
     })
     prompts = ctx.prompts("eval")
     parts = chunks(prompts, ctx.config.rollouts.shard_size)
-    model = model_dump(ctx.config) | ({"talker": talker} if talker else {})
+    model = ctx.config.model.model_copy(update={"talker": talker} if talker else None)
     audio = tasks.audio_spec(ctx, stage, [p.prompt_id for p in prompts])
 
     def task(i: int) -> worker.Task:
@@ -134,7 +133,7 @@ def _variant(
     return rows
 
 
-def _by_protocol(ctx: Context, name: str, rows: list[Row], base: list[Row] | None = None) -> dict[str, Any]:
+def _by_protocol(ctx: Context, name: str, rows: list[EvalRow], base: list[EvalRow] | None = None) -> dict[str, Any]:
     """seed-tts-eval's figures, and its table of every utterance as ``eval/<name>/seed-tts-eval.<lang>.tsv``."""
     scored = score_rows(rows)
     for lang, found in scored.by_lang.items():
@@ -146,7 +145,7 @@ def _by_protocol(ctx: Context, name: str, rows: list[Row], base: list[Row] | Non
 
 
 def _summary(
-    ctx: Context, name: str, base: list[Row], rows: list[Row], *, trained_here: bool = False
+    ctx: Context, name: str, base: list[EvalRow], rows: list[EvalRow], *, trained_here: bool = False
 ) -> dict[str, Any]:
     """Spoken figures; of a variant of this run also the likelihood of held-out codes, and its rounds on dev."""
     found = compare(base, rows, resamples=ctx.config.eval.bootstrap_samples)

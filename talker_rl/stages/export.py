@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from talker_rl.base.disk import read_json
 from talker_rl.base.errors import CheckpointError, ConfigError, StageError, is_disk_full
 from talker_rl.base.figures import count
 from talker_rl.base.ids import stable_hash
@@ -31,7 +30,7 @@ from talker_rl.speech.registry import family_of
 from talker_rl.speech.usage import Usage
 from talker_rl.stages import export_facts
 from talker_rl.stages.export_check import policy_of
-from talker_rl.store.run_dir import disk_full
+from talker_rl.store.run_dir import MANIFEST, disk_full, read_manifest
 from talker_rl.train.card import RunFacts, model_card
 
 LINEAGE = "export.json"
@@ -136,8 +135,8 @@ def _base_of(weights: Path) -> str:
     if not named or not isinstance(named, str):
         raise ConfigError("The base is not known", where=str(weights), fix="name it: --model PATH")
     for above in weights.resolve().parents[:4]:
-        if (above / "manifest.json").is_file():
-            path = read_json(above / "manifest.json").get("config", {}).get("model", {}).get("path")
+        if (above / MANIFEST).is_file():
+            path = read_manifest(above).get("config", {}).get("model", {}).get("path")
             if isinstance(path, str) and model_name(path) == named:
                 return path
     if named != "micro" and not hub_name(named) and not Path(named).expanduser().is_dir():

@@ -16,6 +16,7 @@ from talker_rl.records.prompt import Prompt
 from talker_rl.reward.recognizer_config import recognizer_name
 from talker_rl.speech.usage import Usage
 from talker_rl.stages.rounds import Round, train_stage
+from talker_rl.store.run_dir import MANIFEST, read_manifest
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.card import RunFacts
 
@@ -82,14 +83,14 @@ def open_run(path: Path, variant: str | None) -> Run:
         return run
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(f"manifest.json, or a file that it tells of, is not a run's ({type(error).__name__}: {error})",
-                        where=str(path / "manifest.json"),
+                        where=str(path / MANIFEST),
                         fix="restore the run's folder, or name the folder of an adapter in the place of --run-dir",
                         ) from error
 
 
 def _open(path: Path, variant: str | None) -> Run:
-    manifest = read_json(path / "manifest.json")
-    config = load_data(manifest["config"], where=f"{path}/manifest.json")
+    manifest = read_manifest(path)
+    config = load_data(manifest["config"], where=str(path / MANIFEST))
     best = path / "eval" / "summary.json"
     if variant is None and len(config.train) == 1:
         variant = next(iter(config.train))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talker_rl.base.processes import one_thread
 from talker_rl.records.codec import codec_named
 from talker_rl.records.speech import Speech
+from talker_rl.speech.config import ModelConfig
 from talker_rl.stages.worker import generator_of
 
 if TYPE_CHECKING:
@@ -19,10 +21,10 @@ if TYPE_CHECKING:
 class ForceTask:
     """Score sequences under some policies."""
 
-    model: dict[str, Any]
-    policies: list[str | None]
+    model: ModelConfig
+    policies: list[Path | None]
     """Folders of adapters (or of full Talker weights); None is the base."""
-    conditioning: str
+    conditioning: Path
     sequences: list[tuple[str, Speech]]
     """Prompt id and what was said; not empty."""
     batch_size: int

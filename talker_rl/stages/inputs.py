@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from talker_rl.base.ids import derive_seed, stable_hash
 from talker_rl.config import RunConfig
@@ -13,11 +12,6 @@ from talker_rl.reward.config import RecognizerConfig
 
 SPEAKING = ("talker", "decoder")
 """The parts that sample and decode from cached conditioning."""
-
-
-def model_dump(config: RunConfig) -> dict[str, Any]:
-    """The model's settings as plain data."""
-    return config.model.model_dump(mode="json")
 
 
 def model_input(config: RunConfig, *parts: str) -> dict[str, str]:

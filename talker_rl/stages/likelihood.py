@@ -11,7 +11,7 @@ from talker_rl.records.pair import Completion
 from talker_rl.stages.choice import chosen_policy
 from talker_rl.stages.context import Context
 from talker_rl.stages.forcing import Forced, ForceTask, force
-from talker_rl.stages.inputs import model_dump, model_input, start_adapter, start_input
+from talker_rl.stages.inputs import model_input, start_adapter, start_input
 from talker_rl.stages.rounds import Round, choice_stage
 from talker_rl.stages.stage import MODEL, Stage
 from talker_rl.store.run_dir import timed
@@ -44,8 +44,7 @@ def run(ctx: Context, variant: str) -> dict[str, Any] | None:
 
     def task(i: int) -> ForceTask:
         return ForceTask(
-            model=model_dump(ctx.config), policies=[str(p) if p else None for p in policies],
-            conditioning=str(ctx.run.path / "conditioning"),
+            model=ctx.config.model, policies=list(policies), conditioning=ctx.run.path / "conditioning",
             sequences=[(c.prompt_id, c.speech) for c in parts[i]], batch_size=cfg.reference_batch_size,
         )
 

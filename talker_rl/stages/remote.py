@@ -13,7 +13,6 @@ from talker_rl.base.ids import derive_seed
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.codec import FIRST
 from talker_rl.records.prompt import Prompt
-from talker_rl.records.rows import from_row, to_row
 from talker_rl.reward.asr.base import Failure
 from talker_rl.reward.scorer import ScoreItem, ScoreResult, to_score_row
 from talker_rl.reward.service.fingerprint import settings_parts
@@ -66,14 +65,12 @@ class RemoteScorer:
         """
         asked, client = task.judging, self._connected()
         assert asked is not None
-        prompts = {p["prompt_id"]: from_row(Prompt, p) for p in asked.prompts}
-        candidates = [from_row(Candidate, row) for row in task.candidates]
-        items = [
-            item_of(prompts[c.prompt_id], c, derive_seed(asked.seed, "token2wav", c.prompt_id)) for c in candidates
-        ]
+        prompts = {p.prompt_id: p for p in asked.prompts}
+        items = [item_of(prompts[c.prompt_id], c, derive_seed(asked.seed, "token2wav", c.prompt_id))
+                 for c in task.candidates]
         results = client.score(items)
-        rows = [to_row(row_of(prompts[c.prompt_id], c, r)) for c, r in zip(candidates, results, strict=True)]
-        return worker.Made(rows=rows)
+        return worker.Made(scores=[row_of(prompts[c.prompt_id], c, result)
+                                   for c, result in zip(task.candidates, results, strict=True)])
 
     def close(self) -> None:
         """Close the connections."""

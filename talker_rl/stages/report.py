@@ -25,7 +25,7 @@ from talker_rl.speech.registry import codec_of
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context
 from talker_rl.stages.evaluate import best_variant, eval_candidates, eval_rows
-from talker_rl.stages.inputs import model_dump, model_input
+from talker_rl.stages.inputs import model_input
 from talker_rl.stages.rounds import Round, choice_stage, rounds_of
 from talker_rl.stages.scores import load_scores
 from talker_rl.stages.stage import Stage, Step
@@ -135,7 +135,7 @@ def _decode(ctx: Context, prompts: list[Prompt], candidates: list[Candidate]) ->
     cfg = ctx.config
     if not (candidates and prompts):
         return {}
-    return worker.decode(model_dump(cfg), cfg.token2wav.model_dump(mode="json"), cfg.seed, candidates)
+    return worker.decode(cfg.model, cfg.token2wav, cfg.seed, candidates)
 
 
 def _fit(data: ReportData, max_mib: int) -> None:

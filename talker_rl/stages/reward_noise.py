@@ -10,7 +10,6 @@ from talker_rl.base.ids import derive_seed
 from talker_rl.data.pairs import rank_value
 from talker_rl.diagnostics.noise import reward_noise
 from talker_rl.records.candidate import Candidate
-from talker_rl.records.rows import from_row, to_row
 from talker_rl.records.score import ScoreRow
 from talker_rl.stages import tasks, worker
 from talker_rl.stages.context import Context
@@ -47,13 +46,14 @@ def run(ctx: Context, decodes: int) -> dict[str, Any]:
     work = [(decode, part) for decode in range(decodes) for part in parts]
 
     def task(i: int) -> worker.Task:
-        decode, candidates = work[i][0], [to_row(c) for c in work[i][1]]
+        decode, candidates = work[i]
         seed = derive_seed(ctx.config.seed, "reward-noise", decode)
-        return tasks.judge(ctx, tasks.judging(ctx, tasks.of_candidates(prompts, candidates), seed=seed), candidates)
+        asked = tasks.judging(ctx, tasks.of_candidates(prompts, candidates), seed=seed)
+        return worker.Task(ctx.config.model, judging=asked, candidates=candidates)
 
     with timed() as seconds:
         folder = ctx.fill(NAME, key, len(work), task, worker.work,
-                          lambda f, i, made: f.write(i, [from_row(ScoreRow, row) for row in made.rows], ScoreRow))
+                          lambda f, i, made: f.write(i, made.scores, ScoreRow))
         rows = [{"candidate_id": row.candidate_id, "reward": rank_value(row, ctx.config.pairs.reward_key),
                  "wer": row.components.get("wer")} for row in folder.read_all(ScoreRow)]
         notes: list[str] = []

@@ -14,7 +14,6 @@ from talker_rl.planning import cost, memory
 from talker_rl.planning.forecast import Job, Part, heard
 from talker_rl.planning.sizes import per_round
 from talker_rl.records.candidate import Candidate
-from talker_rl.records.rows import from_row
 from talker_rl.records.score import ScoreRow, nothing_recognized
 from talker_rl.stages import rollouts, tasks, worker
 from talker_rl.stages.context import Context
@@ -97,13 +96,14 @@ def _leg(
     failures: Counter[str | None] = Counter()
 
     def task(i: int) -> worker.Task:
-        candidates = source.rows(i)
-        return tasks.judge(ctx, tasks.judging(ctx, tasks.of_candidates(by_id, candidates), audio=audio), candidates)
+        candidates = source.read(i, Candidate)
+        asked = tasks.judging(ctx, tasks.of_candidates(by_id, candidates), audio=audio)
+        return worker.Task(ctx.config.model, judging=asked, candidates=candidates)
 
     def store(folder: ShardFolder, i: int, made: worker.Made) -> None:
-        records: list[ScoreRow] = [from_row(ScoreRow, r) for r in made.rows]
-        _count_failures(ctx, stage, records, failures, total)  # first: a shard that stops the run is made again
-        folder.write(i, records, ScoreRow)
+        _count_failures(ctx, stage, made.scores, failures, total)  # first: a shard that stops the run is made again
+        folder.write(i, made.scores, ScoreRow)
+        ctx.keep_audio(stage, made.audio)
 
     return Leg(stage, folder, count, task, judge, store, here=bool(ctx.endpoints))
 

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from talker_rl.base.disk import read_json
 from talker_rl.base.errors import ConfigError, DataError
 from talker_rl.base.ids import derive_seed
 from talker_rl.base.places import require_run
@@ -15,6 +14,7 @@ from talker_rl.config import RunConfig
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
+from talker_rl.store.run_dir import read_manifest
 from talker_rl.store.shards import ShardFolder
 
 
@@ -70,6 +70,6 @@ def canary_of(folder: Path) -> Any:
     best = max(rows, key=lambda r: (r.reward or 0.0, r.candidate_id))
     candidates = ShardFolder(folder / "rollouts").read_all(Candidate)
     candidate = next(c for c in candidates if c.candidate_id == best.candidate_id)
-    seed = derive_seed(read_json(folder / "manifest.json")["seed"], "token2wav", candidate.prompt_id)
+    seed = derive_seed(read_manifest(folder)["seed"], "token2wav", candidate.prompt_id)
     item = item_of(prompts[candidate.prompt_id], candidate, seed)
     return CanarySpec(item=item, transcript=best.transcript, reward=best.reward)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from talker_rl.base.disk import atomic_write, read_json
+from talker_rl.base.disk import atomic_write, write_json
 from talker_rl.base.errors import StageError, TalkerRLError
 from talker_rl.base.processes import WorkerPool
 from talker_rl.config import RunConfig
@@ -43,7 +43,7 @@ from talker_rl.stages import (
 from talker_rl.stages.context import Context
 from talker_rl.stages.plan import describe_sweep
 from talker_rl.stages.rounds import Round, train_stage
-from talker_rl.store.run_dir import RunDir
+from talker_rl.store.run_dir import MANIFEST, RunDir, read_manifest
 from talker_rl.sweep_config import SweepConfig, cell
 
 SHARED = ("prompts", "conditioning", "rollouts", "scores", "eval/base")
@@ -119,7 +119,7 @@ class Sweep:
         """Write ``sweep.json``; it describes what was done, so what is refused leaves it as it was, or no folder."""
         file = self.path / "sweep.json"
         before = file.read_bytes() if file.exists() else None
-        atomic_write(file, _json(self.config.resolved()))
+        write_json(file, self.config.resolved())
         try:
             yield
         except TalkerRLError:
@@ -151,7 +151,7 @@ class Sweep:
         claims = ablation.claims(rows, self.config.baseline)
         found = {"baseline": self.config.baseline, "rows": rows, "claims": claims, "pareto": ablation.pareto(rows),
                  "notes": ablation.notes(rows, claims, self.config.baseline)}
-        atomic_write(self.path / "ablation.json", _json(found))
+        write_json(self.path / "ablation.json", found)
         atomic_write(self.path / "ablation.csv", table_csv(rows))
         return found
 
@@ -168,12 +168,7 @@ class _Labeled(Context):
 
 def _stages(path: Path) -> dict[str, Any]:
     """Stages of a run folder, {} where there is none yet."""
-    manifest = path / "manifest.json"
-    return read_json(manifest)["stages"] if manifest.exists() else {}
-
-
-def _json(data: Any) -> str:
-    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    return read_manifest(path)["stages"] if (path / MANIFEST).exists() else {}
 
 
 def _trained(ctx: Context, variant: str, seed: int) -> ablation.Trained:

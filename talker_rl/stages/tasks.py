@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.rows import to_row
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context
-from talker_rl.stages.inputs import model_dump, seeds
+from talker_rl.stages.inputs import seeds
 from talker_rl.store.shards import ShardFolder
 
 CANDIDATES = "candidates"
@@ -23,9 +24,9 @@ def sampling(
 ) -> worker.Sampling:
     """``count`` candidates of each prompt from a policy (None: the base); the same seeds whatever the policy."""
     return worker.Sampling(
-        policy=str(policy) if policy else None, conditioning=str(ctx.run.path / "conditioning"),
+        policy=policy, conditioning=ctx.run.path / "conditioning",
         prompt_ids=[p.prompt_id for p in prompts], seeds=[seeds(ctx.config, purpose, p, count) for p in prompts],
-        settings=settings.model_dump(mode="json"), batch_size=ctx.config.rollouts.batch_size,
+        settings=settings, batch_size=ctx.config.rollouts.batch_size,
     )
 
 
@@ -36,20 +37,14 @@ def judging(
     """Candidates of these prompts are judged as the run says; arguments as the fields of ``Judging``."""
     config = ctx.config
     return worker.Judging(
-        token2wav=config.token2wav.model_dump(mode="json"), reward=config.reward.model_dump(mode="json"),
-        prompts=[to_row(p) for p in prompts], seed=config.seed if seed is None else seed, audio=audio, rows=rows,
-        extras=extras,
+        token2wav=config.token2wav, reward=config.reward, prompts=list(prompts),
+        seed=config.seed if seed is None else seed, audio=audio, rows=rows, extras=extras,
     )
 
 
-def of_candidates(prompts: dict[str, Prompt], candidates: Sequence[dict[str, Any]]) -> list[Prompt]:
-    """The prompts that candidate rows are of, in their order; those of no prompt are told by whoever judges."""
-    return [prompts[p] for p in dict.fromkeys(c["prompt_id"] for c in candidates) if p in prompts]
-
-
-def judge(ctx: Context, asked: worker.Judging, candidates: list[dict[str, Any]]) -> worker.Task:
-    """The task of judging candidates that are there."""
-    return worker.Task(model_dump(ctx.config), judging=asked, candidates=candidates)
+def of_candidates(prompts: dict[str, Prompt], candidates: Sequence[Candidate]) -> list[Prompt]:
+    """The prompts that candidates are of, in their order; those of no prompt are told by whoever judges."""
+    return [prompts[p] for p in dict.fromkeys(c.prompt_id for c in candidates) if p in prompts]
 
 
 def speak(
@@ -64,8 +59,9 @@ def speak(
     candidates = ctx.shards(f"{stage}/{CANDIDATES}", key)
 
     def store(folder: ShardFolder, i: int, made: worker.Made) -> None:
-        for target, rows in ((candidates, made.candidates), (folder, made.rows)):
+        for target, rows in ((candidates, [to_row(c) for c in made.candidates]), (folder, made.rows)):
             target.write(i, [{**mark(i), **row} for row in rows])
+        ctx.keep_audio(stage, made.audio)
 
     return ctx.fill(stage, key, count, task, worker.work, store)
 
@@ -76,4 +72,4 @@ def audio_spec(ctx: Context, stage: str, prompt_ids: list[str]) -> worker.AudioS
     if cfg.keep == "none":
         return None
     kept = None if cfg.keep == "all" else prompt_ids[: cfg.sample_prompts]
-    return worker.AudioSpec(str(ctx.run.path / "audio" / stage), cfg.format, kept)
+    return worker.AudioSpec(ctx.run.path / "audio" / stage, cfg.format, kept)

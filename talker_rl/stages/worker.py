@@ -1,7 +1,7 @@
 """The work on one shard: sample, decode, score. Runs in this process or in a worker; loaded models stay loaded.
 
-A task is plain data in and plain rows out, so that it means the same wherever it runs. Samples of rollouts, their
-scores, and what checkpoints and variants say on dev and eval are one kind of task, with or without either half.
+A task is records and settings, so that it means the same wherever it runs. Samples of rollouts, their scores,
+and what checkpoints and variants say on dev and eval are one kind of task, with or without either half.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from talker_rl.base.errors import DataError
 from talker_rl.base.processes import one_thread
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.codec import codec_named
+from talker_rl.records.evaluation import EvalRow
 from talker_rl.records.prompt import Prompt
-from talker_rl.records.rows import from_row, to_row
+from talker_rl.records.score import ScoreRow
 from talker_rl.reward.config import RecognizerConfig, RewardConfig
 from talker_rl.speech.config import ModelConfig, SamplingConfig, Token2WavConfig
 from talker_rl.stages.inputs import SPEAKING
@@ -27,14 +28,13 @@ from talker_rl.stages.inputs import SPEAKING
 if TYPE_CHECKING:
     from talker_rl.speech.protocol import Generator
 
-Row = dict[str, Any]
 
 
 @dataclass
 class AudioSpec:
     """Which speech of a task is written where."""
 
-    folder: str
+    folder: Path
     format: str
     prompt_ids: list[str] | None = None
     """None keeps all."""
@@ -44,12 +44,12 @@ class AudioSpec:
 class Sampling:
     """Candidates of some prompts are sampled."""
 
-    policy: str | None
+    policy: Path | None
     """Folder of an adapter (or of full Talker weights); None is the base."""
-    conditioning: str
+    conditioning: Path
     prompt_ids: list[str]
     seeds: list[list[int]]
-    settings: Row
+    settings: SamplingConfig
     batch_size: int
 
 
@@ -57,15 +57,15 @@ class Sampling:
 class Judging:
     """Candidates are decoded, and recognizers judge them."""
 
-    token2wav: Row
-    reward: Row
-    prompts: list[Row]
+    token2wav: Token2WavConfig
+    reward: RewardConfig
+    prompts: list[Prompt]
     seed: int
     """Root of the decoder's seeds: one per prompt, so that a prompt's candidates differ in their codes only."""
     audio: AudioSpec | None = None
     rows: Literal["score", "dev", "eval"] = "score"
-    """score: score rows by the reward recognizer. dev: flat rows by it. eval: flat rows by the evaluator, with the
-    reward recognizer's errors beside."""
+    """score: scores by the reward recognizer. dev: flat rows by it. eval: flat rows by the evaluator, with the reward
+    recognizer's errors beside."""
     extras: int = 0
     """In flat rows: on so many candidates per prompt, speaker similarity and F0."""
 
@@ -74,30 +74,34 @@ class Judging:
 class Task:
     """A shard of work."""
 
-    model: Row
+    model: ModelConfig
     sampling: Sampling | None = None
     """None: the candidates are given."""
     judging: Judging | None = None
     """None: they are sampled, and that is all."""
-    candidates: list[Row] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
 
 
 @dataclass
 class Made:
     """What comes of a task."""
 
-    candidates: list[Row] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
     """Those that it sampled, in order of prompt, then seed."""
-    rows: list[Row] = field(default_factory=list)
-    """Score rows or flat rows, in the order of the candidates."""
+    scores: list[ScoreRow] = field(default_factory=list)
+    """By the reward recognizer, in the order of the candidates."""
+    rows: list[EvalRow] = field(default_factory=list)
+    """Flat rows in that order, where they were asked for."""
+    audio: dict[str, str] = field(default_factory=dict)
+    """Name and SHA-256 of the files of speech that were kept."""
 
 
 def work(task: Task) -> Made:
     """Do a task."""
-    sampled = _sample(task.model, task.sampling) if task.sampling else []
-    if task.judging is None:
-        return Made(sampled)
-    return Made(sampled, _judge(task.model, task.judging, sampled if task.sampling else task.candidates))
+    made = Made(_sample(task.model, task.sampling) if task.sampling else [])
+    if task.judging is not None:
+        _judge(task.model, task.judging, made.candidates if task.sampling else task.candidates, made)
+    return made
 
 
 # -- models ---------------------------------------------------------------------------------------------------------
@@ -110,11 +114,10 @@ def _generator(model_json: str, identities: tuple[str, ...]) -> Generator:
     return load(ModelConfig.model_validate_json(model_json), SPEAKING)
 
 
-def generator_of(model: Row) -> Generator:
+def generator_of(settings: ModelConfig) -> Generator:
     """Talker and decoder of a model, loaded once per process, and again when its files have changed."""
     from talker_rl.speech.registry import family_of
 
-    settings = ModelConfig(**model)
     family = family_of(settings.path)
     return _generator(settings.model_dump_json(), tuple(family.identity(settings, part) for part in SPEAKING))
 
@@ -130,7 +133,7 @@ def _scorer(reward_json: str, recognizer_json: str) -> Any:
 # -- halves of a task -----------------------------------------------------------------------------------------------
 
 
-def _sample(model: Row, asked: Sampling) -> list[Row]:
+def _sample(model: ModelConfig, asked: Sampling) -> list[Candidate]:
     from talker_rl.speech.cache import ConditioningCache
     from talker_rl.speech.protocol import SampleRequest
 
@@ -138,32 +141,32 @@ def _sample(model: Row, asked: Sampling) -> list[Row]:
     stored = ConditioningCache(asked.conditioning, strict=True).load(asked.prompt_ids)
     requests = [SampleRequest(stored[p], seeds) for p, seeds in zip(asked.prompt_ids, asked.seeds, strict=True)]
     with one_thread(), generator.policy(asked.policy) as policy:
-        candidates = policy.sample(requests, SamplingConfig(**asked.settings), batch_size=asked.batch_size)
-    return [to_row(c) for c in candidates]
+        return policy.sample(requests, asked.settings, batch_size=asked.batch_size)
 
 
-def decode(model: Row, token2wav: Row, seed: int, candidates: list[Candidate]) -> dict[str, np.ndarray]:
+def decode(
+    model: ModelConfig, token2wav: Token2WavConfig, seed: int, candidates: list[Candidate]
+) -> dict[str, np.ndarray]:
     """Decoded speech by candidate id; candidates that cannot be decoded have none."""
     from talker_rl.speech.candidates import decode_candidates
 
     generator = generator_of(model)
     with one_thread():
-        return decode_candidates(generator, candidates, Token2WavConfig(**token2wav), seed)
+        return decode_candidates(generator, candidates, token2wav, seed)
 
 
-def _judge(model: Row, asked: Judging, candidate_rows: list[Row]) -> list[Row]:
+def _judge(model: ModelConfig, asked: Judging, candidates: list[Candidate], made: Made) -> None:
     from talker_rl.reward.scorer import ScoreItem, ScoreResult, to_score_row
 
-    prompts = {p["prompt_id"]: from_row(Prompt, p) for p in asked.prompts}
-    candidates: list[Candidate] = [from_row(Candidate, row) for row in candidate_rows]
+    prompts = {p.prompt_id: p for p in asked.prompts}
     strangers = [c.candidate_id for c in candidates if c.prompt_id not in prompts]
     if strangers:
         raise DataError(f"Candidate {strangers[0]} belongs to no prompt of this run", fix="run the rollouts again")
     audio = decode(model, asked.token2wav, asked.seed, candidates)
     if asked.audio is not None:
-        _keep_audio(asked.audio, candidates, audio)
+        made.audio = _keep_audio(asked.audio, candidates, audio)
     items = [ScoreItem.from_candidate(prompts[c.prompt_id], c, audio.get(c.candidate_id)) for c in candidates]
-    reward = RewardConfig(**asked.reward)
+    reward = asked.reward
 
     def heard(which: str) -> list[Any]:
         scorer, size = _scorer(reward.model_dump_json(), getattr(reward, which).model_dump_json()), reward.batch_size
@@ -171,20 +174,20 @@ def _judge(model: Row, asked: Judging, candidate_rows: list[Row]) -> list[Row]:
 
     with one_thread():
         rewarded = heard("recognizer")
-        rewards = [to_score_row(item, r) for item, r in zip(items, rewarded, strict=True)]
+        made.scores = [to_score_row(item, r) for item, r in zip(items, rewarded, strict=True)]
         if asked.rows == "score":
-            return [to_row(r) for r in rewards]
+            return
         judged = heard("evaluator") if asked.rows == "eval" else rewarded
         evaluated = [to_score_row(item, r) for item, r in zip(items, judged, strict=True)]
         written = [r.text if isinstance(r, ScoreResult) else "" for r in judged]
         measured = _extras(generator_of(model), asked.extras, candidates, audio)
-    return [
+    made.rows = [
         _flat_row(prompts[c.prompt_id], c, row, by_reward) | {"heard": text} | extra
-        for c, row, by_reward, text, extra in zip(candidates, evaluated, rewards, written, measured, strict=True)
+        for c, row, by_reward, text, extra in zip(candidates, evaluated, made.scores, written, measured, strict=True)
     ]
 
 
-def _flat_row(prompt: Prompt, candidate: Candidate, row: Any, by_reward: Any) -> Row:
+def _flat_row(prompt: Prompt, candidate: Candidate, row: ScoreRow, by_reward: ScoreRow) -> EvalRow:
     """One flat row: the evaluator's components as columns, the reward recognizer's under ``reward_*``.
 
     ``transcript`` holds the evaluator's tokens; what it wrote, marks and case included, is added as ``heard``.
@@ -216,12 +219,14 @@ def _flat_row(prompt: Prompt, candidate: Candidate, row: Any, by_reward: Any) ->
     }
 
 
-def _extras(generator: Generator, count: int, candidates: list[Candidate], audio: dict[str, np.ndarray]) -> list[Row]:
+def _extras(
+    generator: Generator, count: int, candidates: list[Candidate], audio: dict[str, np.ndarray]
+) -> list[EvalRow]:
     """Speaker similarity and F0 of each prompt's first ``count``; null elsewhere and where there is no speech. No
     columns where none are asked for."""
     from talker_rl.evaluation.prosody import f0_stats
 
-    rows: list[Row] = []
+    rows: list[EvalRow] = []
     seen: Counter[str] = Counter()
     for candidate in candidates:
         sound = audio.get(candidate.candidate_id)
@@ -238,8 +243,8 @@ def _extras(generator: Generator, count: int, candidates: list[Candidate], audio
     return rows
 
 
-def _keep_audio(spec: AudioSpec, candidates: list[Candidate], audio: dict[str, np.ndarray]) -> None:
-    """Write the kept speech as Opus or FLAC, each file whole or not at all."""
+def _keep_audio(spec: AudioSpec, candidates: list[Candidate], audio: dict[str, np.ndarray]) -> dict[str, str]:
+    """Write the kept speech as Opus or FLAC, each file whole or not at all; name -> SHA-256."""
     import io
 
     import soundfile
@@ -247,16 +252,18 @@ def _keep_audio(spec: AudioSpec, candidates: list[Candidate], audio: dict[str, n
     from talker_rl.base.disk import atomic_write
 
     kept = None if spec.prompt_ids is None else set(spec.prompt_ids)
-    folder, suffix = Path(spec.folder), "opus" if spec.format == "opus" else "flac"
+    written: dict[str, str] = {}
+    folder, suffix = spec.folder, "opus" if spec.format == "opus" else "flac"
     for candidate in candidates:
         sound = audio.get(candidate.candidate_id)
         if sound is None or (kept is not None and candidate.prompt_id not in kept):
             continue
         file = folder / f"{candidate.candidate_id}.{suffix}"
         if file.parent != folder:  # (ids are checked where they are read; a run may be older than that)
-            raise DataError(f"The candidate id {candidate.candidate_id!r} is no file name", where=spec.folder,
+            raise DataError(f"The candidate id {candidate.candidate_id!r} is no file name", where=str(folder),
                             fix="leave prompt_id out, or write it without / and begin the run again")
         sink = io.BytesIO()
         kind = {"format": "OGG", "subtype": "OPUS"} if spec.format == "opus" else {"format": "FLAC"}
         soundfile.write(sink, np.clip(sound, -1.0, 1.0), codec_named(candidate.codec).sample_rate, **kind)
-        atomic_write(file, sink.getvalue())
+        written[file.name] = atomic_write(file, sink.getvalue())
+    return written

@@ -21,11 +21,39 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from talker_rl.base.disk import atomic_write, file_hash, read_json
-from talker_rl.base.errors import StageError, TalkerRLError, disk_full, is_disk_full
+from talker_rl.base.disk import atomic_write, file_hash, read_json, write_json
+from talker_rl.base.errors import DataError, StageError, TalkerRLError, disk_full, is_disk_full
 from talker_rl.base.ids import stable_hash
 
 PACKAGES = ("talker-rl", "torch", "transformers", "trl", "peft", "accelerate", "funasr", "jiwer", "numpy", "pyarrow")
+
+MANIFEST = "manifest.json"
+"""What a run is: its configuration, and the state of its stages."""
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    found: dict[str, Any] = read_json(
+        folder / MANIFEST, fix="put it back from a copy: nothing else tells what was done in this folder; without one "
+        "begin another run")
+    return found
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The configuration that a run was last started with.
+
+    Raises:
+        DataError: there is none, or the manifest is missing or damaged.
+    """
+    stored: dict[str, Any] | None = read_manifest(folder).get("config")
+    if not stored:
+        raise DataError("The run's manifest holds no configuration", where=str(folder / MANIFEST),
+                        fix="give it again: -c FILE")
+    return stored
 
 
 def config_diff(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -66,8 +94,7 @@ class RunDir:
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
-        manifest = self.path / "manifest.json"
-        self.manifest: dict[str, Any] = read_json(manifest) if manifest.exists() else {
+        self.manifest: dict[str, Any] = read_manifest(self.path) if (self.path / MANIFEST).exists() else {
             "format": 1, "created": _now(), "stages": {}, "commands": [], "parents": {}
         }
         self._config_before: dict[str, Any] | None = None
@@ -91,7 +118,7 @@ class RunDir:
 
     def _leave_nothing(self) -> None:
         """Take away a folder that was made for this run, where nothing was done in it: a mistake is no run."""
-        own = {self.path / "manifest.json", self.path / ".lock"}
+        own = {self.path / MANIFEST, self.path / ".lock"}
         inside = list(self.path.rglob("*"))
         if any(path.is_file() and path not in own for path in inside):
             return
@@ -109,7 +136,7 @@ class RunDir:
     def save(self) -> None:
         """Write the manifest atomically."""
         self.manifest["updated"] = _now()
-        atomic_write(self.path / "manifest.json", json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n")
+        write_json(self.path / MANIFEST, self.manifest)
 
     def record_command(self, config: dict[str, Any], argv: list[str], device: str) -> None:
         """Note what was started: resolved config, command line, code state, versions, device, seed."""
@@ -206,7 +233,7 @@ class RunDir:
         Raises:
             StageError: the other run has not finished the stage, or this run has it with another content.
         """
-        theirs = read_json(source / "manifest.json")["stages"]
+        theirs = read_manifest(source)["stages"]
         parent = os.path.relpath(source, self.path)
         for name in names:
             entry, mine = theirs.get(name, {}), self.stages.get(name, {})

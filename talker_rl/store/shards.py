@@ -7,7 +7,6 @@ the same result?). A shard that is not listed, missing or damaged is made again;
 from __future__ import annotations
 
 import io
-import json
 import logging
 import typing
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,13 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from talker_rl.base.disk import atomic_write, file_hash, read_json
+from talker_rl.base.disk import atomic_write, file_hash, read_json, write_json
 from talker_rl.base.errors import DataError
 from talker_rl.base.ids import stable_hash
 from talker_rl.records.rows import JSON_FIELDS, column_of, from_row, hashed, to_row
 from talker_rl.records.speech import Speech
 
+_AGAIN = "make the stage again, with all that depends on it: --force-stage and the name of this folder inside its run"
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -87,7 +87,9 @@ class ShardFolder:
     ) -> None:
         self.path, self.key, self._source = path, key, source
         index = path / "index.json"
-        found = read_json(index) if index.exists() else {"key": key, "shards": {}}
+        if key is None and not index.exists() and any(path.glob("shard-*")):
+            raise DataError("The list of the shards is missing", where=str(index), fix=_AGAIN)
+        found = read_json(index, fix=_AGAIN) if index.exists() else {"key": key, "shards": {}}
         if key is not None and found["key"] not in (key, early_key):
             found = {"key": key, "shards": {}}
         if key is not None:
@@ -132,7 +134,7 @@ class ShardFolder:
             entry["source"] = self._source_content(i)
         self._index["shards"][name] = entry
         self._index["shards"] = dict(sorted(self._index["shards"].items()))
-        atomic_write(self.path / "index.json", json.dumps(self._index, indent=1) + "\n")
+        write_json(self.path / "index.json", self._index)
         self._intact.add(name)
 
     def _source_content(self, i: int) -> str | None:

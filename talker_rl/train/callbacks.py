@@ -13,8 +13,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from talker_rl.base.disk import atomic_write
+from talker_rl.base.errors import DataError
 from talker_rl.base.figures import written
 from talker_rl.base.progress import Pace
+from talker_rl.base.seals import verified
 
 _WALL_CLOCK = ("runtime", "_per_second")
 """Parts of the names of metrics that differ from run to run."""
@@ -37,9 +40,7 @@ class JsonLog(TrainerCallback):
         if not state.is_world_process_zero:
             return
         kept = [line for line in read_log(self.path) if line["step"] <= state.global_step and state.global_step > 0]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self.path)
+        atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = without_wall_clock(logs or {})
@@ -51,16 +52,24 @@ class JsonLog(TrainerCallback):
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Lines of a `log.jsonl`; a last line that a killed process left unfinished is dropped."""
+    """Lines of a `log.jsonl`; a last line that a killed process left unfinished is dropped.
+
+    Raises:
+        DataError: it is damaged.
+    """
     path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    fix = "copy it back, or train again (talker-rl run with --force-stage): all else of the training is untouched"
+    lines = path.read_bytes().splitlines() if verified(path, fix=fix).is_file() else []
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number != len(lines) - 1:
-                raise
+            if "step" not in rows[-1]:
+                raise ValueError("it has no step")
+        except (ValueError, TypeError) as error:
+            if number != len(lines):
+                raise DataError(f"A line of the training's log is damaged: {error}", where=f"{path}:{number}",
+                                fix=fix) from error
     return rows
 
 

@@ -6,37 +6,28 @@ any moment leaves either a complete `checkpoint-<step>` or a leftover that the n
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 import warnings
 from pathlib import Path
 
-from talker_rl.base.errors import StageError
+from talker_rl.base.disk import atomic_write, read_json
+from talker_rl.base.errors import DataError, StageError
+from talker_rl.base.seals import LIST, is_intact, seal, sealed
 
 STAGING = ".saving"
 """Folder inside the output folder in which a checkpoint grows."""
 
-COMPLETE = "complete.json"
-"""Written last: sizes of all files of the checkpoint."""
-
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_config.json", "model.safetensors", "config.json")
-RESUME_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "window.json", COMPLETE)
-
-
-def seal(folder: Path) -> None:
-    """List the folder's files and sizes, which makes it a complete checkpoint."""
-    sizes = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
-    (folder / COMPLETE).write_text(json.dumps(sizes, indent=1))
-
+RESUME_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "window.json", "complete.json")
+"""The last one listed files and sizes where `files.json` does so now."""
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file that was there at sealing is there with its size, and training can go on from it."""
+    """Whether every file that was there at sealing is there as it was, and training can go on from it."""
     try:
-        sizes = json.loads((folder / COMPLETE).read_text())
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+        names = sealed(folder) or read_json(folder / "complete.json")
+        return "trainer_state.json" in names and all(is_intact(folder / name) for name in names)
+    except DataError:
         return False
 
 
@@ -60,7 +51,7 @@ def newest_complete(output_dir: str | Path) -> Path | None:
         if not match:
             continue
         if not is_complete(folder):
-            warnings.warn(f"{folder} is incomplete and removed", stacklevel=2)
+            warnings.warn(f"{folder} is incomplete or damaged, and removed", stacklevel=2)
             shutil.rmtree(folder)
         elif best is None or int(match[1]) > best[0]:
             best = int(match[1]), folder
@@ -83,6 +74,8 @@ def strip_resume_state(output_dir: str | Path) -> None:
         for path in list(folder.iterdir()):
             if path.name in RESUME_FILES or path.name.startswith("rng_state"):
                 path.unlink()
+        if (folder / LIST).is_file():
+            seal(folder)
 
 
 def promote_checkpoint(output_dir: str | Path, step: int) -> Path:
@@ -104,7 +97,5 @@ def promote_checkpoint(output_dir: str | Path, step: int) -> Path:
     for name in WEIGHT_FILES:
         source = checkpoints[step] / name
         if source.is_file():
-            temporary = output_dir / f"{name}.tmp"
-            shutil.copyfile(source, temporary)
-            os.replace(temporary, output_dir / name)
+            atomic_write(output_dir / name, source.read_bytes())
     return output_dir

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -27,7 +26,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 
 from talker_rl.base import errors
-from talker_rl.base.disk import atomic_write, read_json
+from talker_rl.base.disk import read_json, write_json
 from talker_rl.base.errors import ConfigError, TalkerRLError, TrainingError
 from talker_rl.base.processes import one_thread, visible_devices
 
@@ -67,7 +66,7 @@ class Task:
         folder = Path(self.output)
         for file in (folder / MADE, *folder.glob(ERROR.format("*"))):
             file.unlink(missing_ok=True)
-        atomic_write(folder / TASK, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        write_json(folder / TASK, asdict(self))
         return folder / TASK
 
     @classmethod
@@ -176,7 +175,7 @@ def main(arguments: Sequence[str]) -> int:
         trace = traceback.format_exc()
         return _failed(Path(file), rank, {"what": f"{type(error).__name__}: {error}", "traceback": trace}, trace)
     if rank == 0:
-        atomic_write(Path(file).parent / MADE, json.dumps(made) + "\n")
+        write_json(Path(file).parent / MADE, made)
     return 0
 
 
@@ -236,7 +235,7 @@ def _end_with_parent() -> None:
 def _failed(file: Path, rank: int, told: dict[str, Any], text: str) -> int:
     beside = file.is_file()  # else this is no training's folder, if it is one at all
     if beside:
-        atomic_write(file.parent / ERROR.format(rank), json.dumps(told) + "\n")
+        write_json(file.parent / ERROR.format(rank), told)
     if not (beside and os.environ.get(_LAUNCHED)):  # nobody else tells it
         print(text, file=sys.stderr)
     return 1

@@ -2,24 +2,26 @@
 
 The key of a sequence is a hash of everything its log-probs depend on: the weights themselves (not the name of a
 checkpoint), the adapter if the reference has one, precision, the conditioning's numbers, and the codes. So a stale
-entry cannot be found: change any of these and the key is another.
+entry cannot be found: change any of these and the key is another. A file is named by its content, so that a damaged one
+is known by its name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from talker_rl.base.disk import atomic_write
 from talker_rl.base.errors import TrainingError
 from talker_rl.base.ids import stable_hash
 from talker_rl.records.pair import Completion, Pair
@@ -53,10 +55,12 @@ class ReferenceCache:
         """Take in what lies in the folder, of other processes too."""
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
-                with safe_open(path, "pt") as file:
-                    self._known.update({key: file.get_tensor(key) for key in file.keys()})
+                blob = path.read_bytes()
+                if len(path.stem) == len(_name(b"")) and path.stem != _name(blob):  # (older ones have shorter names)
+                    raise OSError("its content is not what was written")
+                self._known.update(load(blob))
             except (SafetensorError, OSError) as error:
-                warnings.warn(f"{path} cannot be read ({error}): its log-probs are computed again", stacklevel=2)
+                warnings.warn(f"{path} cannot be used ({error}): its log-probs are computed again", stacklevel=2)
                 path.unlink(missing_ok=True)
 
     def key(self, conditioning_key: str, codes: Sequence[int]) -> str:
@@ -69,15 +73,16 @@ class ReferenceCache:
 
     def add(self, entries: Mapping[str, Tensor]) -> None:
         """Store entries in a file that appears whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{stable_hash(sorted(entries))[:16]}.safetensors"
-        temporary = path.with_suffix(f".{processes.index()}.{os.getpid()}.tmp")  # machines may share a pid
-        save_file({key: value.contiguous() for key, value in entries.items()}, temporary)
-        os.replace(temporary, path)
+        blob = save({key: value.contiguous() for key, value in entries.items()})
+        atomic_write(self.folder / f"{_name(blob)}.safetensors", blob)
         self._known.update(entries)
 
     def __len__(self) -> int:
         return len(self._known)
+
+
+def _name(blob: bytes) -> str:
+    return hashlib.sha256(blob).hexdigest()[:32]
 
 
 def reference_logps(

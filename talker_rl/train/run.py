@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,23 +11,33 @@ from typing import Any, Literal
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from talker_rl.base.disk import atomic_write, read_json, write_json
 from talker_rl.base.errors import ConfigError, StageError
 from talker_rl.base.ids import stable_hash
 from talker_rl.base.progress import Pace
+from talker_rl.base.seals import LIST, seal, unseal
 from talker_rl.data.pairs import pairs_hash
 from talker_rl.losses import build_loss
 from talker_rl.speech.protocol import Generator, Training
+from talker_rl.store.run_dir import config_diff
 from talker_rl.train import callbacks as cb
 from talker_rl.train import processes
 from talker_rl.train.arguments import TalkerArguments, build_arguments, check_spread
 from talker_rl.train.card import model_card
-from talker_rl.train.checkpoints import list_checkpoints, newest_complete, promote_checkpoint, strip_resume_state
+from talker_rl.train.checkpoints import (
+    WEIGHT_FILES,
+    list_checkpoints,
+    newest_complete,
+    promote_checkpoint,
+    strip_resume_state,
+)
 from talker_rl.train.config import TrainConfig
 from talker_rl.train.objective import PairObjective
 from talker_rl.train.sources import Record, Stored
 from talker_rl.train.trainer import TalkerTrainer
 
 RESULT, SETTINGS, LOG = "result.json", "variant.json", "log.jsonl"
+_FIX = "train again: talker-rl run with --force-stage and the name of this folder inside its run"
 
 
 def train_variant(
@@ -116,6 +124,8 @@ def train_variant(
             print(f"{output_dir.name} resumes from {checkpoint.name}", file=sys.stderr, flush=True)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         history, last_step = trainer.state.log_history, trainer.state.global_step
+        if processes.is_main():
+            unseal(output_dir)
         trainer.save_model(str(output_dir))
         _undo_autocast(trainer, policy.module)
 
@@ -137,8 +147,9 @@ def train_variant(
             "settings_hash": stable_hash(settings),
         }
         card = model_card(result, settings, adapter=cfg.lora is not None)
-        (output_dir / "README.md").write_text(card, encoding="utf-8")
-        _write_json(output_dir / RESULT, result)  # a folder with a result is finished: nothing resumes from it any more
+        atomic_write(output_dir / "README.md", card)
+        seal(output_dir, [name for name in (*WEIGHT_FILES, LOG) if (output_dir / name).is_file()])
+        write_json(output_dir / RESULT, result)  # a folder with a result is finished: nothing resumes from it any more
         if not cfg.keep_optimizer:
             strip_resume_state(output_dir)
         return result
@@ -217,16 +228,17 @@ def _open_folder(output_dir: Path, settings: dict[str, Any], resume: bool) -> di
         StageError: it holds a training with other settings.
     """
     if not resume:
-        for path in [*output_dir.glob("checkpoint-*"), output_dir / SETTINGS, output_dir / RESULT, output_dir / LOG]:
+        for path in [*output_dir.glob("checkpoint-*"), output_dir / SETTINGS, output_dir / RESULT, output_dir / LOG,
+                     output_dir / LIST]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     output_dir.mkdir(parents=True, exist_ok=True)
     settings_file = output_dir / SETTINGS
     if settings_file.is_file():
-        before = json.loads(settings_file.read_text())
+        before = read_json(settings_file, fix=_FIX)
         # Where an adapter lies does not matter, its content does.
         paths = ("start_adapter", "reference")
         same = {k: v for k, v in settings.items() if k not in paths}
-        changed = _difference({k: v for k, v in before.items() if k not in paths}, same)
+        changed = config_diff({k: v for k, v in before.items() if k not in paths}, same)
         if changed:
             raise StageError(
                 "the folder holds a training with other settings:\n    " + "\n    ".join(changed[:10]),
@@ -234,19 +246,9 @@ def _open_folder(output_dir: Path, settings: dict[str, Any], resume: bool) -> di
                 fix="choose another folder, restore the settings, or start anew (resume=False)",
             )
     else:
-        _write_json(settings_file, settings)
+        write_json(settings_file, settings)
     result_file = output_dir / RESULT
-    return json.loads(result_file.read_text()) if result_file.is_file() else None
-
-
-def _difference(before: Any, now: Any, at: str = "") -> list[str]:
-    """Lines `key: before -> now` of everything that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        lines: list[str] = []
-        for key in sorted(set(before) | set(now)):
-            lines += _difference(before.get(key), now.get(key), f"{at}.{key}" if at else key)
-        return lines
-    return [] if before == now else [f"{at}: {before!r} -> {now!r}"]
+    return read_json(result_file, fix=_FIX) if result_file.is_file() else None
 
 
 def _callbacks(
@@ -291,9 +293,3 @@ def _reference_line(name: str) -> Any:
 def _undo_autocast(trainer: TalkerTrainer, model: nn.Module) -> None:
     """accelerate replaces `forward` of the model it prepares; the base Talker must not keep that."""
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, path)

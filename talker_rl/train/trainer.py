@@ -24,6 +24,7 @@ from transformers import Trainer, TrainerCallback
 
 from talker_rl.base.errors import ConfigError, TrainingError, is_disk_full
 from talker_rl.base.ids import derive_seed
+from talker_rl.base.seals import seal
 from talker_rl.losses.types import LossOutput
 from talker_rl.speech.protocol import Policy
 from talker_rl.train import checkpoints, processes
@@ -216,7 +217,7 @@ class TalkerTrainer(Trainer):
         if self.args.should_save:  # sums of all: whoever resumes, in however many processes, goes on with them
             window = {"sums": sums.sums, "num_tokens": num_tokens}
             (staging / name / "window.json").write_text(json.dumps(window))
-            checkpoints.seal(staging / name)
+            seal(staging / name)
             shutil.rmtree(output_dir / name, ignore_errors=True)
             os.replace(staging / name, output_dir / name)
             staging.rmdir()

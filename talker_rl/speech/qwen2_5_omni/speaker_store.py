@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from talker_rl.base.disk import replacing
 from talker_rl.base.errors import ConfigError, StageError, is_disk_full
 from talker_rl.base.places import check_writable_file, check_writable_folder
 from talker_rl.speech.qwen2_5_omni.speaker_entry import Entry
@@ -49,9 +50,8 @@ def save(speakers: dict[str, Entry], out: Path, folder: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         if out.suffix == ".pt":
-            temporary = out.with_name(f".{out.name}.tmp{os.getpid()}")
-            _write(speakers, temporary)
-            os.replace(temporary, out)
+            with replacing(out) as temporary:
+                _write(speakers, temporary)
             return
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:
             whole = Path(made) / "checkpoint"
