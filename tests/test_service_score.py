@@ -150,16 +150,18 @@ def test_another_scorer_is_refused(
 ) -> None:
     through = ["--endpoint", service.url]
     assert do("score", service_config, run, *through, "reward.wer_scale=2.0") == 1
-    assert "scores otherwise than the run: reward differ" in capsys.readouterr().err
+    assert "scores otherwise than the run. What differs: reward, the settings under reward:" in capsys.readouterr().err
     assert do("score", service_config, run, *through, "token2wav.num_steps=3", "--force-stage", "scores") == 1
-    assert "otherwise than the run: token2wav differ" in capsys.readouterr().err
+    assert "otherwise than the run. What differs: token2wav, the settings under token2wav:" in capsys.readouterr().err
     assert do("score", service_config, run, *through, "--force-stage", "scores") == 0
     note = run / "scores" / "service.json"
     assert json.loads(note.read_text())["fingerprint"] == service.engine.fingerprint
-    note.write_text(json.dumps({"fingerprint": "0" * 64}))
+    begun = json.loads(note.read_text())["parts"] | {"recognizer": "another"}
+    note.write_text(json.dumps({"fingerprint": "0" * 64, "parts": begun}))
     (run / "scores" / "shard-00001.parquet").unlink()  # something is left to do
     assert do("score", service_config, run, *through) == 1
-    assert "Another scorer" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "Another scorer" in told and "What differs: recognizer, the recognizer's files (serve" in told
 
 
 def test_a_full_disk_is_told_and_what_is_finished_is_kept(

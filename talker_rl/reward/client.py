@@ -73,7 +73,7 @@ class ScoreClient:
         endpoints: base URLs.
         token: bearer token.
         expected: fingerprint parts that every service must have (`fingerprint.settings_parts`, `part_hash`).
-        fingerprint: of the scorer that the run began with; None takes the first service's.
+        fingerprint, parts: of the scorer that the run began with; None takes the first service's.
         concurrency: requests under way at once.
         request_items: items per request.
         attempts, patience: a request is given up after so many tries, or when that many seconds have gone by.
@@ -89,6 +89,7 @@ class ScoreClient:
         token: str | None = None,
         expected: Parts | None = None,
         fingerprint: str | None = None,
+        parts: Parts | None = None,
         concurrency: int = 16,
         request_items: int = 8,
         attempts: int = 20,
@@ -100,7 +101,7 @@ class ScoreClient:
         if not endpoints:
             raise ServiceError("No endpoint was given", fix="name at least one, e.g. http://127.0.0.1:8020")
         self._endpoints = [_Endpoint(url.rstrip("/")) for url in dict.fromkeys(endpoints)]
-        self.expected, self.fingerprint = expected or {}, fingerprint
+        self.expected, self.fingerprint, self.parts = expected or {}, fingerprint, parts
         self.concurrency, self.request_items = concurrency, request_items
         self.attempts, self.patience, self.item_retries = attempts, patience, item_retries
         self.hedge_after = hedge_after
@@ -182,11 +183,12 @@ class ScoreClient:
         wrong = differing(self.expected, state.parts)
         if wrong:
             raise ServiceError(
-                f"This service scores otherwise than the run: {', '.join(wrong)} differ",
+                f"This service scores otherwise than the run. What differs: {'; '.join(wrong)}",
                 where=endpoint.url,
                 fix="start it with the run's configuration, checkpoint and version of talker_rl",
             )
-        self._check_fingerprint(endpoint, state.fingerprint)
+        self._check_fingerprint(endpoint, state.fingerprint, state.parts)
+        self.parts = self.parts or state.parts
         return state
 
     def _check_protocol(self, endpoint: _Endpoint, protocol: int) -> None:
@@ -194,11 +196,12 @@ class ScoreClient:
             raise ServiceError(f"The service speaks protocol {protocol}, this client {PROTOCOL}", where=endpoint.url,
                                fix="install the same version of talker_rl on both sides")  # fmt: skip
 
-    def _check_fingerprint(self, endpoint: _Endpoint, found: str) -> None:
+    def _check_fingerprint(self, endpoint: _Endpoint, found: str, parts: Parts | None = None) -> None:
         self.fingerprint = self.fingerprint or found
         if found != self.fingerprint:
+            differ = differing(self.parts, parts) if self.parts and parts else [found[:12], self.fingerprint[:12]]
             raise ServiceError(
-                f"Another scorer: its fingerprint is {found[:12]}, this run began with {self.fingerprint[:12]}",
+                f"Another scorer than the one that the run began with. What differs: {'; '.join(differ)}",
                 where=endpoint.url,
                 fix="serve the scorer that the run began with, or do the stage again: --force-stage scores",
             )

@@ -20,6 +20,7 @@ from talker_rl.base.sound import resample
 from talker_rl.base.text.alignment import Alignment, align, character_errors, written_errors
 from talker_rl.base.text.tokens import normalize
 from talker_rl.base.text.unwritten import find_unwritten
+from talker_rl.base.versions import scores_version
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.codec import FIRST, codec_named
 from talker_rl.records.prompt import Prompt
@@ -32,7 +33,6 @@ from talker_rl.reward.config import RewardConfig
 from talker_rl.reward.pauses import PauseScore, score_pauses
 from talker_rl.reward.silences import find_silences
 from talker_rl.reward.stability import stability_components
-from talker_rl.reward.versions import scores_version
 
 
 @dataclass

@@ -20,7 +20,7 @@ import torch
 from talker_rl.base.errors import CheckpointError, told
 from talker_rl.base.figures import count
 from talker_rl.base.file_hash import cached_hash
-from talker_rl.base.ids import stable_hash
+from talker_rl.base.ids import Fingerprint, stable_hash
 from talker_rl.speech.other_folders import completing
 
 INDEX = "model.safetensors.index.json"
@@ -294,7 +294,8 @@ def content_hash(path: Path, parts: Sequence[str] = ()) -> str:
     if index is not None:
         needed = {file.name for part in parts for file in shards_of(path, f"{part}.")}
         names -= {name for name in names if name.endswith(".safetensors") and name not in needed}
-    return stable_hash("content", [(name, cached_hash(path / name)) for name in sorted(names)])
+    files = {name: cached_hash(path / name) for name in sorted(names)}
+    return Fingerprint(stable_hash("content", list(files.items())), {name: h[:12] for name, h in files.items()})
 
 
 def stored_as_floats(dtype: str) -> bool:

@@ -206,6 +206,6 @@ def _work(job: Job, index: int) -> list[Part]:
 
 STAGE = Stage(
     "choice", "choice", run, "variant", plan=_plan, work=_work,
-    key=("dev", "token2wav", "seed", "model.dtype", "model.attn_implementation"),
+    rules=("sampling", "decoding"), key=("dev", "token2wav", "seed", "model.dtype", "model.attn_implementation"),
     through=("rollouts.sampling", "rollouts.shard_size", "model.adapter", *MODEL, *REWARD),
 )

@@ -185,7 +185,7 @@ def _work(job: Job, index: int) -> list[Part]:
 
 
 STAGE = Stage(
-    "eval", "evaluation", run, key=("seed", "token2wav"), plan=_plan, work=_work,
+    "eval", "evaluation", run, rules=("sampling", "decoding"), key=("seed", "token2wav"), plan=_plan, work=_work,
     through=("eval.seeds", "eval.extras", "eval.sampling", "eval.talkers", "rollouts.sampling", "rollouts.shard_size",
              "rollouts.batch_size", "iterations", "reward.evaluator", "model.adapter", "model.dtype",
              "model.attn_implementation", *MODEL, *REWARD),

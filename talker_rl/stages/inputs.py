@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from talker_rl.base.ids import derive_seed, stable_hash
+from talker_rl.base.ids import Fingerprint, derive_seed, stable_hash
 from talker_rl.config import RunConfig
 from talker_rl.records.prompt import Prompt
 from talker_rl.reward.config import RecognizerConfig
@@ -53,7 +53,8 @@ def start_input(config: RunConfig) -> dict[str, str]:
         return {}
     files = [require_file(adapter, name, "the adapter that the run begins with")
              for name in ("adapter_config.json", "adapter_model.safetensors")]
-    return {"model.adapter": stable_hash([content_hash(file) for file in files])}
+    hashes = {file.name: content_hash(file) for file in files}
+    return {"model.adapter": Fingerprint(stable_hash(list(hashes.values())), {n: h[:12] for n, h in hashes.items()})}
 
 
 def scorer_input(config: RunConfig, which: str, languages: Iterable[str], *, remote: bool = False) -> str:
@@ -63,8 +64,8 @@ def scorer_input(config: RunConfig, which: str, languages: Iterable[str], *, rem
         languages: that occur: the others' models need not even be there.
         remote: services score, with models of their own; here, one that is not on the machine comes now, and once.
     """
+    from talker_rl.base.versions import scores_version, scoring_rules
     from talker_rl.reward.asr.names import hash_files, obtain, resolve
-    from talker_rl.reward.versions import scores_version
 
     reward = config.reward
     recognizer: RecognizerConfig = getattr(reward, which)
@@ -75,7 +76,9 @@ def scorer_input(config: RunConfig, which: str, languages: Iterable[str], *, rem
         paths.append(reward.pauses.aligner.path)
     folders = [(resolve if remote else obtain)(path) for path in paths]
     files = [hash_files(folder) if folder.is_dir() else path for path, folder in zip(paths, folders, strict=True)]
-    return stable_hash(reward.settings(), recognizer.identity(), scores_version(), *files)
+    parts = {"settings": reward.settings(), which: recognizer.identity(), **scoring_rules(),
+             **{f"files of {path}": found[:12] for path, found in zip(paths, files, strict=True)}}
+    return Fingerprint(stable_hash(reward.settings(), recognizer.identity(), scores_version(), *files), parts)
 
 
 def seeds(config: RunConfig, purpose: str, prompt: Prompt, count: int) -> list[int]:

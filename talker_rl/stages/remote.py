@@ -48,13 +48,14 @@ class RemoteScorer:
                               ) from error
         ctx, config = self._ctx, self._ctx.config
         note = Path(ctx.run.path) / self._stage / "service.json"
-        before = read_json(note)["fingerprint"] if note.exists() else None
+        before = read_json(note) if note.exists() else {}
         expected = settings_parts(config.reward, config.token2wav) | {
             "model": family_of(config.model.path).identity(config.model, "decoder")}
         self._client = ScoreClient(ctx.endpoints, token=os.environ.get(TOKEN_VARIABLE), expected=expected,
-                                   fingerprint=before)
+                                   fingerprint=before.get("fingerprint"), parts=before.get("parts"))
         found = self._client.connect()
-        ctx.write_json(f"{self._stage}/service.json", {"fingerprint": found, "endpoints": list(ctx.endpoints)})
+        ctx.write_json(f"{self._stage}/service.json", {
+            "fingerprint": found, "parts": self._client.parts, "endpoints": list(ctx.endpoints)})
         return self._client
 
     def __call__(self, task: worker.Task) -> worker.Made:

@@ -71,4 +71,5 @@ def stored(ctx: Context) -> dict[str, Any]:
     return read_json(ctx.run.path / NAME / "noise.json")
 
 
-STAGE = Stage(NAME, NAME, each=None, key=("token2wav", "seed"), through=(*MODEL, *REWARD), anew=("pairs.reward_key",))
+STAGE = Stage(NAME, NAME, each=None, rules=("decoding",), key=("token2wav", "seed"),
+              through=(*MODEL, *REWARD), anew=("pairs.reward_key",))

@@ -107,5 +107,5 @@ def _work(job: Job, index: int) -> list[Part]:
 
 
 STAGE = Stage("rollouts", "rollouts", run, "round", plan=_plan, work=_work,
-              key=("rollouts", "seed", "model.dtype", "model.attn_implementation"),
+              rules=("sampling",), key=("rollouts", "seed", "model.dtype", "model.attn_implementation"),
               through=("model.adapter", *MODEL))

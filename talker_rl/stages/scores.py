@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from talker_rl.base.errors import StageError
 from talker_rl.base.figures import count, written
 from talker_rl.base.ids import stable_hash
+from talker_rl.base.versions import rules_of
 from talker_rl.config import RunConfig
 from talker_rl.planning import cost, memory
 from talker_rl.planning.forecast import Job, Part, heard
@@ -80,7 +81,7 @@ def _early_key(ctx: Context, round_: Round) -> str:
     """Key of scores whose rollouts are still being made: what they will be is known, their content is not yet."""
     stage, source = round_.stage("scores"), round_.stage("rollouts")
     return stable_hash("early", stage, STAGE.settings(ctx.config), ctx.run.stages[source]["key"],
-                       ctx.scorer_input("recognizer"), model_input(ctx.config))
+                       ctx.scorer_input("recognizer"), model_input(ctx.config), *rules_of(*STAGE.rules).values())
 
 
 def _leg(
@@ -195,5 +196,6 @@ def _work(job: Job, index: int) -> list[Part]:
                  disk, policies)]
 
 
-STAGE = Stage("scores", "scores", run, "round", key=("token2wav", "seed"), through=("rollouts", *MODEL, *REWARD),
+STAGE = Stage("scores", "scores", run, "round", rules=("decoding",), key=("token2wav", "seed"),
+              through=("rollouts", *MODEL, *REWARD),
               plan=_plan, work=_work)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from talker_rl.base.versions import rules_of
+
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
     from talker_rl.planning.forecast import Job, Part
@@ -71,6 +73,9 @@ class Stage:
     before), or under a name of their own."""
     anew: tuple[str, ...] = ()
     """Those of figures and pages, which are made anew at every start."""
+    rules: tuple[str, ...] = ()
+    """Rules of the code that its result depends on, beside those of the scorer: ``sampling``, ``decoding``
+    (:mod:`talker_rl.base.versions`)."""
     plan: Callable[[RunConfig, dict[str, int], Round], Iterable[Step]] | None = None
     """Lines of the plan, from the sizes of the three sets."""
     work: Callable[[Job, int], Iterable[Part]] | None = None
@@ -89,7 +94,7 @@ class Stage:
         Args:
             extra: settings under names of their own.
         """
-        return run.begin(name, self.settings(config) | (extra or {}), inputs)
+        return run.begin(name, self.settings(config) | (extra or {}), inputs | rules_of(*self.rules))
 
 
 def pick(data: Any, dotted: str) -> Any:

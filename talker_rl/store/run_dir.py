@@ -23,7 +23,7 @@ from typing import Any
 
 from talker_rl.base.disk import atomic_write, file_hash, read_json, write_json
 from talker_rl.base.errors import DataError, StageError, TalkerRLError, disk_full, is_disk_full
-from talker_rl.base.ids import stable_hash
+from talker_rl.base.ids import Fingerprint, stable_hash
 
 PACKAGES = ("talker-rl", "torch", "transformers", "trl", "peft", "accelerate", "funasr", "jiwer", "numpy", "pyarrow")
 
@@ -69,6 +69,23 @@ def config_diff(old: Any, new: Any, prefix: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _input_diff(entry: dict[str, Any], inputs: dict[str, str]) -> list[str]:
+    """What of a stage's inputs differs from what it was begun with, by name."""
+    lines = []
+    for name in sorted(entry["inputs"].keys() | inputs.keys()):
+        before, now = entry["inputs"].get(name), inputs.get(name)
+        if before == now:
+            continue
+        parts = config_diff(entry.get("inputs_of", {}).get(name), getattr(now, "parts", None), f"input {name}")
+        if name.startswith("version of "):
+            parts = [f"{name}: {before or 1} -> {now or 1}"]
+        elif not parts or parts[0].startswith(f"input {name}: "):  # not on record of what it was
+            parts = [f"input {name}: " + ("it was not there" if before is None else "it is not there any more"
+                                          if now is None else f"its content changed ({before[:12]} -> {now[:12]})")]
+        lines += parts
+    return lines
 
 
 class RunDir:
@@ -162,7 +179,8 @@ class RunDir:
         Args:
             name: folder of the stage inside the run.
             config: the part of the configuration that its result depends on.
-            inputs: name of what it reads (a stage, a model, a file) -> content hash.
+            inputs: name of what it reads (a stage, a model, a file) -> content hash; a
+                :class:`~talker_rl.base.ids.Fingerprint` also says what it is of.
 
         Returns:
             The stage's key.
@@ -174,7 +192,7 @@ class RunDir:
         entry = self.stages.get(name)
         if entry and entry["key"] != key:
             lines = config_diff(entry["config"], config)
-            lines += [f"input {line}" for line in config_diff(entry["inputs"], inputs)]
+            lines += _input_diff(entry, inputs)
             finished = (*self.path.glob(f"{name}/shard-*"), *self.path.glob(f"{name}/checkpoint-*"))
             if not lines:  # only options that came with a later version and are off (null): the result is the same
                 key = entry["key"]
@@ -190,6 +208,8 @@ class RunDir:
                 )
         if name not in self.stages:
             self.stages[name] = {"state": "running", "key": key, "config": config, "inputs": inputs,
+                                 "inputs_of": {name: value.parts for name, value in inputs.items()
+                                               if isinstance(value, Fingerprint)},
                                  "started": _now(), "seconds": 0.0}
             self.save()
         (self.path / name).mkdir(parents=True, exist_ok=True)

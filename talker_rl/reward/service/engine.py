@@ -133,7 +133,7 @@ class Engine:
     @property
     def fingerprint(self) -> str | None:
         """None until a worker of each kind has been ready."""
-        return fingerprint_of(self.parts) if self.parts.keys() == PARTS else None
+        return fingerprint_of(self.parts) if self.parts.keys() == PARTS.keys() else None
 
     def readiness(self) -> Ready:
         """Whether every kind of worker has one that got the canary right."""

@@ -9,13 +9,22 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from talker_rl.base.ids import stable_hash
+from talker_rl.base.versions import code_version
 from talker_rl.reward.config import RewardConfig
-from talker_rl.reward.versions import code_version
 from talker_rl.speech.config import Token2WavConfig
 
 LIBRARIES = ("torch", "transformers", "numpy", "scipy")
 
-PARTS = {"reward", "token2wav", "model", "code", "recognizer", "decoder_libraries", "recognizer_libraries"}
+PARTS = {
+    "reward": "the settings under reward: (serve the run's own configuration)",
+    "token2wav": "the settings under token2wav: (serve the run's own configuration)",
+    "model": "the files of the model's decoder (serve the model that the run names)",
+    "code": "the rules of decoding or scoring (install the same version of talker_rl)",
+    "recognizer": "the recognizer's files (serve the one that was served before)",
+    "decoder_libraries": "the libraries or the kind of device that decode (install and choose the same)",
+    "recognizer_libraries": "the libraries or the kind of device that listen (install and choose the same)",
+}
+"""What each part is of, and what to do where it differs."""
 
 Parts = dict[str, str]
 
@@ -40,5 +49,6 @@ def fingerprint_of(parts: Parts) -> str:
 
 
 def differing(expected: Parts, found: Parts) -> list[str]:
-    """Names of the expected parts that are not found so."""
-    return sorted(name for name, value in expected.items() if found.get(name) != value)
+    """The expected parts that are not found so, in words."""
+    return [f"{name}, {PARTS.get(name, 'which this version does not know')}"
+            for name, value in sorted(expected.items()) if found.get(name) != value]

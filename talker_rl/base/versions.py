@@ -1,4 +1,4 @@
-"""What scores and decoded speech depend on beside settings and files: the rules themselves, as numbers.
+"""What results depend on beside settings and files: the rules of the code itself, as numbers.
 
 A number is raised when a rule changes what comes out; comments, names and moves change nothing. Golden rows hold both
 (tests/test_versions.py).
@@ -10,10 +10,12 @@ from importlib.metadata import version
 
 from talker_rl.base.ids import stable_hash
 
-SCORES = 1
-"""Version of the rules between speech and score: texts, alignment, pauses, stability, the reward made of them."""
+SAMPLES = 1
+"""Version of what makes codes of conditioning and a seed."""
 DECODES = 1
 """Version of what makes speech of codes."""
+SCORES = 1
+"""Version of the rules between speech and score: texts, alignment, pauses, stability, the reward made of them."""
 
 _FIRST = {
     "scores": ((1, "4.0.0"), "a391998b09e2e7658d79168fe509eed558495119362d985fa905470e00bb3300"),
@@ -30,6 +32,18 @@ def scores_version() -> str:
 def code_version() -> str:
     """Name of the version of everything between codes and score."""
     return _named("code", SCORES, DECODES, version("jiwer"))
+
+
+def scoring_rules() -> dict[str, int | str]:
+    """What :func:`scores_version` is of, in words."""
+    return {"version of the scoring rules": SCORES, "jiwer": version("jiwer")}
+
+
+def rules_of(*kinds: str) -> dict[str, str]:
+    """Versions of ``sampling`` and ``decoding`` as inputs of a stage. A first version is none: it was there before
+    there were numbers."""
+    numbers = {"sampling": SAMPLES, "decoding": DECODES}
+    return {f"version of {kind}": str(numbers[kind]) for kind in kinds if numbers[kind] > 1}
 
 
 def _named(kind: str, *parts: int | str) -> str:
