@@ -1,4 +1,4 @@
-"""Golden rows of sampling, decoding and scoring, made at version 1 of each. Where a change of the rules moves one, raise
+"""Golden rows of sampling, decoding and scoring, made at version 1 of each. Where a change of rules moves one, raise
 ``SAMPLES``, ``DECODES`` or ``SCORES`` (talker_rl/base/versions.py), and write down the new row."""
 
 from __future__ import annotations
