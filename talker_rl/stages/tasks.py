@@ -12,6 +12,7 @@ from talker_rl.records.rows import to_row
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context
+from talker_rl.stages.flow import Leg
 from talker_rl.stages.inputs import seeds
 from talker_rl.store.shards import ShardFolder
 
@@ -56,14 +57,18 @@ def speak(
     Args:
         mark: columns that go before those of every row of a shard.
     """
+    below = ctx.run.path / stage / CANDIDATES
+    kept = below.exists() or not ctx.shards(stage, key).has(0)  # earlier versions kept none
     candidates = ctx.shards(f"{stage}/{CANDIDATES}", key)
+    rows = ShardFolder(ctx.run.path / stage, key, beside=candidates if kept else None)
 
     def store(folder: ShardFolder, i: int, made: worker.Made) -> None:
-        for target, rows in ((candidates, [to_row(c) for c in made.candidates]), (folder, made.rows)):
-            target.write(i, [{**mark(i), **row} for row in rows])
+        for target, found in ((candidates, [to_row(c) for c in made.candidates]), (folder, made.rows)):
+            target.write(i, [{**mark(i), **row} for row in found])
         ctx.keep_audio(stage, made.audio)
 
-    return ctx.fill(stage, key, count, task, worker.work, store)
+    ctx.flow(Leg(stage, rows, count, task, worker.work, store))
+    return rows
 
 
 def audio_spec(ctx: Context, stage: str, prompt_ids: list[str]) -> worker.AudioSpec | None:

@@ -23,7 +23,6 @@ from talker_rl.base.ids import stable_hash
 from talker_rl.records.rows import JSON_FIELDS, column_of, from_row, hashed, to_row
 from talker_rl.records.speech import Speech
 
-_AGAIN = "make the stage again, with all that depends on it: --force-stage and the name of this folder inside its run"
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -80,16 +79,18 @@ class ShardFolder:
         source: folder that each shard is made from, shard by shard. With it a shard counts only while the shard that
             it was made from has the same rows.
         early_key: a key that shards may have as well: of a stage that had begun before its source was finished.
+        beside: folder whose shards are made with these, one with one. With it a shard counts only while that one does.
     """
 
     def __init__(
-        self, path: Path, key: str | None = None, *, source: ShardFolder | None = None, early_key: str | None = None
+        self, path: Path, key: str | None = None, *, source: ShardFolder | None = None, early_key: str | None = None,
+        beside: ShardFolder | None = None,
     ) -> None:
-        self.path, self.key, self._source = path, key, source
+        self.path, self.key, self._source, self._beside = path, key, source, beside
         index = path / "index.json"
         if key is None and not index.exists() and any(path.glob("shard-*")):
-            raise DataError("The list of the shards is missing", where=str(index), fix=_AGAIN)
-        found = read_json(index, fix=_AGAIN) if index.exists() else {"key": key, "shards": {}}
+            raise DataError("The list of the shards is missing", where=str(index), fix="run its stage again")
+        found = read_json(index) if index.exists() else {"key": key, "shards": {}}
         if key is not None and found["key"] not in (key, early_key):
             found = {"key": key, "shards": {}}
         if key is not None:
@@ -108,7 +109,7 @@ class ShardFolder:
     def has(self, i: int) -> bool:
         """Whether shard ``i`` is finished and intact; a damaged one is told and counts as missing."""
         name = self.name(i)
-        if name not in self._index["shards"]:
+        if name not in self._index["shards"] or (self._beside is not None and not self._beside.has(i)):
             return False
         noted = self._index["shards"][name].get("source")
         if self._source is not None and noted not in (None, self._source_content(i)):
