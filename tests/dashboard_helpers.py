@@ -68,7 +68,7 @@ def write_run(
 
 def write_sweep(folder: Path, variants: Sequence[str] = ("dpo", "ld_dpo_a0.5", "sft"), *, pairs: int = 6) -> Path:
     """A sweep folder with two arms, two seeds and a table; in the arm ``biased`` plain DPO drifts by 10 %."""
-    write_json(folder / "sweep.json", {"name": "losses"})
+    write_json(folder / "sweep.json", {"name": "losses", "variants": dict.fromkeys(variants, {}), "seeds": [0, 1]})
     rows, claims = [], []
     for arm, drift in (("biased", 0.10), ("natural", 0.01)):
         names = [f"{variant}-s{seed}" for variant in variants for seed in (0, 1)]

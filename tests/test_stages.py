@@ -18,10 +18,10 @@ from talker_rl.config import RunConfig, load_config
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
 from talker_rl.records.score import ScoreRow, nothing_recognized
+from talker_rl.rounds import Round, some
 from talker_rl.stages import scores, tasks, worker
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_dump
-from talker_rl.stages.rounds import Round, some
 from talker_rl.store.run_dir import RunDir
 from talker_rl.store.shards import ShardFolder
 

@@ -156,6 +156,8 @@ def test_the_folders_are_runs_and_the_samples_are_shared(finished: tuple[Path, P
         assert {entry["state"] for entry in found.values()} == {"done"}
         assert {f"round1/train/{n}" for n in names} | {f"eval/{n}" for n in names} < set(found)
         manifest = json.loads((run / "manifest.json").read_text())
+        assert [f"{t['variant']}-s{t['seed']}" for t in manifest["trainings"].values()] == names
+        assert list(manifest["trainings"]) == names
         assert manifest["parents"] == {"../../shared": {n: found[n]["content"] for n in sweep.SHARED}}
         for file in ("rollouts/shard-00000.parquet", "eval/base/shard-00000.parquet"):
             assert (run / file).samefile(folder / "shared" / file)

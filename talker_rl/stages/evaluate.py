@@ -15,11 +15,11 @@ from talker_rl.evaluation.summary import compare, variant_summary
 from talker_rl.planning import memory
 from talker_rl.planning.forecast import Job, Part, heard, spoken
 from talker_rl.reward.config import shared_languages
+from talker_rl.rounds import Round, choice_stage
 from talker_rl.stages import likelihood, round_figures, tasks, worker
 from talker_rl.stages.choice import chosen_policy
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_dump, model_input, start_adapter, start_input, talker_path
-from talker_rl.stages.rounds import Round, choice_stage
 from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import chunks

@@ -10,13 +10,13 @@ from talker_rl.planning.sizes import per_round
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.rows import from_row
+from talker_rl.rounds import Round, some
 from talker_rl.speech.registry import codec_of
 from talker_rl.stages import feasible, tasks, worker
 from talker_rl.stages.choice import start_of
 from talker_rl.stages.context import Context
 from talker_rl.stages.flow import Leg
 from talker_rl.stages.inputs import model_dump, model_input
-from talker_rl.stages.rounds import Round, some
 from talker_rl.stages.stage import MODEL, Stage, Step
 from talker_rl.store.shards import ShardFolder, chunks
 
