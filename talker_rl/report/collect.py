@@ -58,7 +58,7 @@ class PairToHear:
     candidates: dict[str, dict[str, Any]]
     """Candidate id -> candidate row, codes included."""
     stage: str = ""
-    """Prefix of its round's folders: empty in round 1, then ``round2/<variant>/``. Candidate ids repeat over rounds."""
+    """Prefix of its round's folders: empty in round 1, then ``round2/<variant>/``."""
 
 
 @dataclass

@@ -85,7 +85,7 @@ def choose(ctx: Context, variant: str, index: int) -> None:
     def task(i: int) -> worker.Task:
         step, part = work[i]
         return worker.Task(model_dump(ctx.config),
-                           tasks.sampling(ctx, policies[step], "dev", part, cfg.num_candidates, sampling),
+                           tasks.sampling(ctx, stage, policies[step], "dev", part, cfg.num_candidates, sampling, step),
                            tasks.judging(ctx, part, "dev"))
 
     with timed() as seconds:

@@ -122,7 +122,7 @@ def _variant(
     audio = tasks.audio_spec(ctx, stage, [p.prompt_id for p in prompts])
 
     def task(i: int) -> worker.Task:
-        return worker.Task(model, tasks.sampling(ctx, policy, "eval", parts[i], cfg.seeds, sampling),
+        return worker.Task(model, tasks.sampling(ctx, stage, policy, "eval", parts[i], cfg.seeds, sampling),
                            tasks.judging(ctx, parts[i], "eval", audio=audio, extras=cfg.extras))
 
     with timed() as seconds:

@@ -55,8 +55,8 @@ def begin(ctx: Context, round_: Round) -> Leg:
     purpose = "rollout" if round_.index == 1 else f"rollout{round_.index}"
 
     def task(i: int) -> worker.Task:
-        return worker.Task(model_dump(ctx.config), tasks.sampling(ctx, policy, purpose, shards[i], cfg.num_candidates,
-                                                                  cfg.sampling))
+        return worker.Task(model_dump(ctx.config), tasks.sampling(ctx, stage, policy, purpose, shards[i],
+                                                                  cfg.num_candidates, cfg.sampling))
 
     def store(folder: ShardFolder, i: int, made: worker.Made) -> None:
         folder.write(i, [from_row(Candidate, r) for r in made.candidates], Candidate)

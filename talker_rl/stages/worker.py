@@ -51,6 +51,8 @@ class Sampling:
     seeds: list[list[int]]
     settings: Row
     batch_size: int
+    maker: str = ""
+    """Stands in the candidates' ids before their numbers."""
 
 
 @dataclass
@@ -139,7 +141,9 @@ def _sample(model: Row, asked: Sampling) -> list[Row]:
     requests = [SampleRequest(stored[p], seeds) for p, seeds in zip(asked.prompt_ids, asked.seeds, strict=True)]
     with one_thread(), generator.policy(asked.policy) as policy:
         candidates = policy.sample(requests, SamplingConfig(**asked.settings), batch_size=asked.batch_size)
-    return [to_row(c) for c in candidates]
+    ids = [f"{p}-{asked.maker}{k}" for p, seeds in zip(asked.prompt_ids, asked.seeds, strict=True)
+           for k in range(len(seeds))]
+    return [to_row(c) | {"candidate_id": name} for c, name in zip(candidates, ids, strict=True)]
 
 
 def decode(model: Row, token2wav: Row, seed: int, candidates: list[Candidate]) -> dict[str, np.ndarray]:

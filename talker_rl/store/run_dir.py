@@ -103,7 +103,8 @@ class RunDir:
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """Stage name -> state, key, config, inputs, times, counts."""
+        """Stage name -> state, key, config, inputs, times, counts; ``unique_ids``: no other stage's candidates have the
+        ids of its own (not so where an earlier version began it)."""
         return self.manifest["stages"]
 
     def save(self) -> None:
@@ -163,7 +164,7 @@ class RunDir:
                 )
         if name not in self.stages:
             self.stages[name] = {"state": "running", "key": key, "config": config, "inputs": inputs,
-                                 "started": _now(), "seconds": 0.0}
+                                 "started": _now(), "seconds": 0.0, "unique_ids": True}
             self.save()
         (self.path / name).mkdir(parents=True, exist_ok=True)
         return key
