@@ -188,8 +188,8 @@ def test_the_table_has_the_promised_rows(finished: tuple[Path, Path]) -> None:
                      for v, s in [("base", None), *((v, s) for v in variants for s in (0, 1, None))]]
     promised = {
         "variant", "arm", "seed", "n", "prompts", "wer", "wer_ci95", "wer_diff_base", "wer_diff_base_ci95",
-        "wer_diff_dpo", "wer_diff_dpo_ci95", "duration_ratio", "duration_ratio_ci95", "drift", "drift_vs_dpo",
-        "drift_vs_dpo_ci95", "pause_error", "cap_hit_rate", "steps", "loss", "train_seconds"}
+        "wer_diff_baseline", "wer_diff_baseline_ci95", "duration_ratio", "duration_ratio_ci95", "drift",
+        "drift_vs_baseline", "drift_vs_baseline_ci95", "pause_error", "cap_hit_rate", "steps", "loss", "train_seconds"}
     assert all(set(row) == promised for row in found["rows"])
     ipo = next(r for r in found["rows"] if r["variant"] == "ipo" and r["seed"] == 1)
     assert ipo["n"] == 4 and ipo["steps"] == 4 and ipo["loss"]["type"] == "ipo" and ipo["train_seconds"] > 0

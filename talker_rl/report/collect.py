@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from talker_rl.base.disk import read_json
 from talker_rl.base.errors import DataError, StageError
 from talker_rl.base.places import nearest_run
+from talker_rl.evaluation.ablation import read_table
 from talker_rl.records.pair import Pair
 from talker_rl.records.score import ScoreRow
 from talker_rl.rounds import choice_stage, rounds_of
@@ -111,7 +112,7 @@ def collect(folders: Sequence[Path]) -> Study:
                 if ablation is not None:
                     raise StageError("Two sweeps cannot share a table", where=str(folder),
                                      fix="make a page for each sweep")
-                ablation = read_json(table)
+                ablation = read_table(table)
         elif (folder / "manifest.json").is_file():
             runs.append(_run(folder, folder.name))
         else:
