@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import typing
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -23,6 +24,7 @@ from talker_rl.config_files import merge, parse_value, read_files, without_prese
 from talker_rl.data.config import CompletionsConfig, PairsConfig
 from talker_rl.data.speaker_settings import SpeakerSettings
 from talker_rl.reward.config import RewardConfig, ServiceConfig
+from talker_rl.rounds import stage_kinds
 from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
 from talker_rl.train.config import TrainConfig
 
@@ -258,6 +260,10 @@ class RunConfig(Settings):
         given = [name for name, cfg in self.train.items() if cfg.data == "file"]
         if self.iterations > 1 and given:
             raise ValueError(f"iterations above 1 sample again, and train.{given[0]}.data: file stays what it is")
+        stages = Counter(name for name, _ in stage_kinds(list(self.train), self.iterations))
+        twice, times = stages.most_common(1)[0]
+        if times > 1:  # of variants that are called as stages are, e.g. `train` and `pairs`
+            raise ValueError(f"two stages would share the folder {twice}: rename the variant {Path(twice).name}")
         waiting = [name for name, cfg in self.train.items() if cfg.select == "best" or cfg.patience]
         if waiting and not self.dev.held_out_share:
             raise ValueError(

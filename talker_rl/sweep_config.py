@@ -12,7 +12,7 @@ Importing this module loads neither torch nor transformers.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,11 @@ class SweepConfig(Settings):
 def cell(variant: str, seed: int) -> str:
     """Name of one training of a sweep among its arm's variants."""
     return f"{variant}-s{seed}"
+
+
+def trainings(cells: Iterable[tuple[str, int]]) -> dict[str, dict[str, Any]]:
+    """What the names of trainings mean, as an arm's manifest says it: name -> ``variant, seed``."""
+    return {cell(variant, seed): {"variant": variant, "seed": seed} for variant, seed in cells}
 
 
 def load_sweep(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> SweepConfig:

@@ -68,7 +68,7 @@ def write_run(
 
 def write_sweep(folder: Path, variants: Sequence[str] = ("dpo", "ld_dpo_a0.5", "sft"), *, pairs: int = 6) -> Path:
     """A sweep folder with two arms, two seeds and a table; in the arm ``biased`` plain DPO drifts by 10 %."""
-    write_json(folder / "sweep.json", {"name": "losses"})
+    write_json(folder / "sweep.json", {"name": "losses", "variants": dict.fromkeys(variants, {}), "seeds": [0, 1]})
     rows, claims = [], []
     for arm, drift in (("biased", 0.10), ("natural", 0.01)):
         names = [f"{variant}-s{seed}" for variant in variants for seed in (0, 1)]
@@ -92,8 +92,8 @@ def _row(variant: str, arm: str, seed: int | None, wer: float, drift: float, dpo
             "wer_ci95": [wer - 0.02, wer + 0.02], "wer_diff_base": None if base else wer - 0.25,
             "wer_diff_base_ci95": None if base else [wer - 0.27, wer - 0.23],
             "duration_ratio": 1 + drift, "duration_ratio_ci95": [1 + drift - 0.005, 1 + drift + 0.005], "drift": drift,
-            "drift_vs_dpo": None if base or variant == "dpo" else drift - dpo,
-            "drift_vs_dpo_ci95": None if base or variant == "dpo" else [drift - dpo - 0.01, drift - dpo + 0.01],
+            "drift_vs_baseline": None if base or variant == "dpo" else drift - dpo,
+            "drift_vs_baseline_ci95": None if base or variant == "dpo" else [drift - dpo - 0.01, drift - dpo + 0.01],
             "pause_error": 0.2, "cap_hit_rate": 0.0, "steps": 90, "train_seconds": 30.0}
 
 

@@ -71,12 +71,12 @@ def test_planted_drift_is_found_and_its_interval_covers_it(known: list[Row]) -> 
             assert row["drift"] == pytest.approx(row["duration_ratio"] - 1) == pytest.approx(planted, abs=0.01)
             assert low - 0.003 < 1 + planted < high + 0.003 and high - low < 0.02
     cure = pick(known, "cure", 0)
-    assert cure["drift_vs_dpo"] == pytest.approx(cure["drift"] - pick(known, "dpo", 0)["drift"])
-    assert cure["drift_vs_dpo"] == pytest.approx(-0.08, abs=0.01) and cure["drift_vs_dpo_ci95"][1] < -0.06
+    assert cure["drift_vs_baseline"] == pytest.approx(cure["drift"] - pick(known, "dpo", 0)["drift"])
+    assert cure["drift_vs_baseline"] == pytest.approx(-0.08, abs=0.01) and cure["drift_vs_baseline_ci95"][1] < -0.06
     # shortening is drift as well: |-0.1| is no less than |+0.1|
-    low, high = pick(known, "short", None)["drift_vs_dpo_ci95"]
+    low, high = pick(known, "short", None)["drift_vs_baseline_ci95"]
     assert low < 0.004 and high > -0.004
-    assert pick(known, "dpo", 0)["drift_vs_dpo"] is None is pick(known, "dpo", None)["wer_diff_dpo_ci95"]
+    assert pick(known, "dpo", 0)["drift_vs_baseline"] is None is pick(known, "dpo", None)["wer_diff_baseline_ci95"]
 
 
 def test_pooling_weighs_seeds_alike_and_does_not_count_a_prompt_twice() -> None:
@@ -99,7 +99,7 @@ def test_a_claim_needs_every_seed(known: list[Row]) -> None:
     assert says(found, "cure", "drifts less than dpo")["seeds"] == [0, 1]
     fickle = says(found, "fickle", "drifts less than dpo")
     assert not fickle["holds"] and "seed 0" in fickle["why"] and "below 0; seed 1" in fickle["why"]
-    assert pick(known, "fickle", 0)["drift_vs_dpo_ci95"][1] < 0, "one seed alone would have claimed it"
+    assert pick(known, "fickle", 0)["drift_vs_baseline_ci95"][1] < 0, "one seed alone would have claimed it"
     assert says(found, "short", "lower wer than dpo")["holds"]
     assert not says(found, "cure", "lower wer than dpo")["holds"]
     not_worse = says(found, "cure", "wer not worse than dpo")

@@ -12,6 +12,7 @@ import yaml
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.config import known_keys, load_config, load_data, parse_config
+from talker_rl.rounds import stage_kinds
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(p for p in ROOT.glob("configs/**/*.yaml") if p.parent.name != "sweeps")
@@ -156,3 +157,15 @@ def test_loading_a_config_imports_no_model_library() -> None:
     code = ("import sys; from talker_rl.config import load_config; load_config([sys.argv[1]]); "
             "bad = {'torch', 'transformers', 'funasr', 'trl'} & set(sys.modules); assert not bad, bad")
     subprocess.run([sys.executable, "-c", code, str(ROOT / "configs" / "demo.yaml")], check=True, cwd=ROOT)
+
+
+def test_names_of_stages_may_name_variants_but_for_those_that_would_share_a_folder() -> None:
+    names = ["train", "round2", "a-s1-s2", "default"]
+    kinds = dict(stage_kinds(names, 2))
+    assert len(kinds) == 5 * (1 + len(names)) + 2 * 2 * len(names)
+    assert (kinds["round2/train/rollouts"], kinds["round2/train/train"]) == ("rollouts", "train")
+    assert kinds["round2/round2/completions/file"] == "completions" and kinds["round1/choice/train"] == "choice"
+    data = {"iterations": 2, "train": {"train": {}, "pairs": {}}}
+    with pytest.raises(ConfigError, match="would share the folder round2/train/pairs: rename the variant pairs"):
+        load_data(data)
+    assert list(load_data(data | {"iterations": 1}).train) == ["train", "pairs"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ from talker_rl.report.length import length_page, reward_points
 from talker_rl.report.stability import stability_page
 from talker_rl.report.transcript import alignment_of, codes_per_word
 from talker_rl.store.shards import ShardFolder
+from talker_rl.sweep_config import trainings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -259,3 +261,37 @@ def test_the_pair_verb_takes_votes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert cli.main(["pair", "--run-dir", str(run), "-q"]) == 0  # the run remembers
     assert cli.main(["pair", "--run-dir", str(run), "--votes", str(tmp_path / "none.json"), "-q"]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+STRANGE = ("style", "style-s2", "round2", "train", "choice", "pairs", "a-s1-s2")
+"""Names that say something else than they are."""
+
+
+def test_a_plain_runs_variants_are_what_they_are_called(tmp_path: Path) -> None:
+    study = collect([write_run(tmp_path / "run", STRANGE)])
+    assert [(t.name, t.variant, t.seed) for t in study.trained] == [(name, name, None) for name in STRANGE]
+    assert study.variants == list(STRANGE) and len(study.runs[0].pairs) == 6
+    assert set(length_page(study).legend) == set(stability_page(study).legend) == set(STRANGE)
+
+
+def test_an_arms_variants_and_seeds_are_its_manifests_or_its_sweeps(tmp_path: Path) -> None:
+    variants = ("dpo", "dpo-s1", "a-s1-s2")
+    old = write_sweep(tmp_path / "sweep", variants, pairs=1)
+    cells = [(variant, seed) for variant in variants for seed in (0, 1)]
+    moved = shutil.copytree(old / "arms" / "biased", tmp_path / "moved")  # nothing there says what its names mean
+    assert [t.variant for t in collect([moved]).trained] == [f"{variant}-s{seed}" for variant, seed in cells]
+    manifest = json.loads((moved / "manifest.json").read_text())
+    write_json(moved / "manifest.json", manifest | {"trainings": trainings(cells)})
+    for folder in (old, old / "arms" / "biased", moved):
+        assert [(t.variant, t.seed) for t in collect([folder]).runs[0].trained] == cells
+    assert collect([old]).variants == list(variants)
+
+
+def test_a_rounds_pairs_are_found_by_round_and_variant(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ("train", "default"), pairs=2, diagnostics=False)
+    manifest = json.loads((run / "manifest.json").read_text())
+    write_json(run / "manifest.json", {**manifest, "config": manifest["config"] | {"iterations": 2}})
+    for stage in ("rollouts", "scores", "pairs"):
+        shutil.copytree(run / stage, run / "round2" / "train" / stage)
+    shutil.copytree(run / "pairs", run / "round1" / "choice" / "pairs")  # of a training that is called so
+    assert [item.stage for item in collect([run]).runs[0].pairs] == [""] * 2 + ["round2/train/"] * 2

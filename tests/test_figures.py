@@ -55,10 +55,11 @@ def summary(diff: float) -> dict[str, Any]:
 @pytest.mark.parametrize("diff", [-0.071, -1e-7, 0.0, 1e-7])
 def test_no_table_and_no_page_has_a_percentage_for_a_difference_or_a_signed_zero(diff: float) -> None:
     found = summary(diff)
-    row = {"arm": "a", "variant": "x", "seed": None, "n": 8, "wer": 0.2, "wer_ci95": (0.1, 0.3), "wer_diff_dpo": diff,
-           "wer_diff_dpo_ci95": (diff, diff), "wer_diff_base": diff, "wer_diff_base_ci95": (diff, diff), "drift": diff,
-           "duration_ratio": 1 + diff, "duration_ratio_ci95": (1 + diff, 1 + diff), "drift_vs_dpo": diff,
-           "drift_vs_dpo_ci95": (diff, diff)}
+    row = {"arm": "a", "variant": "x", "seed": None, "n": 8, "wer": 0.2, "wer_ci95": (0.1, 0.3), "drift": diff,
+           "wer_diff_baseline": diff, "wer_diff_baseline_ci95": (diff, diff),
+           "wer_diff_base": diff, "wer_diff_base_ci95": (diff, diff),
+           "duration_ratio": 1 + diff, "duration_ratio_ci95": (1 + diff, 1 + diff), "drift_vs_baseline": diff,
+           "drift_vs_baseline_ci95": (diff, diff)}
     sweep = sweep_table({"baseline": "dpo", "rows": [row], "notes": [], "pareto": []})
     cells = [cell.text + " " + cell.below for cell in table([row], "dpo").rows[0]]
     html = render(ReportData(title="x", summary=found))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from losses_helpers import ALL_LOSSES, loss_id
@@ -11,6 +14,7 @@ from said import sequence
 from talker_rl.base.errors import ConfigError
 from talker_rl.losses import PairBatch, build_loss
 from talker_rl.speech.config import LoraSettings
+from talker_rl.speech.hashes import by_conditioning
 from talker_rl.speech.lora import attach_lora
 from talker_rl.speech.packing import Packing, use_packed_attention
 from talker_rl.speech.qwen2_5_omni.layout import collate, prefix_inputs, reply_rows, unwrap_talker
@@ -167,3 +171,17 @@ def test_a_sliding_window_is_refused():
     talker.model.has_sliding_layers = True
     with pytest.raises(ConfigError, match="sliding"):
         use_packed_attention(talker)
+
+
+def test_a_prefix_is_shared_by_prompt_and_content_and_not_by_object():
+    said = sequences()
+    copied = [replace(s, conditioning=copy.deepcopy(s.conditioning)) for s in said]
+    assert by_conditioning(copied) == by_conditioning(said) == [[0, 2, 5, 7], [1, 4, 6, 9], [3, 8]]
+    batch, same = collate(said), collate(copied)
+    assert same.packing.prompts == batch.packing.prompts and torch.equal(same.thinker_LE, batch.thinker_LE)
+    copied[2].conditioning.prefix[0, 0] += 1e-6  # of the same id, and yet it says something else
+    assert by_conditioning(copied) == [[0, 5, 7], [1, 4, 6, 9], [2], [3, 8]]
+    talker = tiny_omni().talker
+    alone = torch.cat([token_logps(talker, collate([s]))[0] for s in copied])
+    together = token_logps(talker, collate(copied))
+    assert torch.allclose(together[collate(copied).completion_mask_BT], alone, atol=TOLERANCE)

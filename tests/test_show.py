@@ -117,14 +117,18 @@ def test_a_run_that_is_not_finished_says_what_is_done_and_what_to_start(
 
 def test_a_sweep_prints_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = {"arm": "a", "variant": "ipo", "seed": None, "n": 8, "wer": 0.2, "wer_ci95": [0.1, 0.3],
-           "wer_diff_dpo": -0.01, "wer_diff_dpo_ci95": None, "drift": -0.02,
-           "duration_ratio_ci95": [0.97, 0.99], "drift_vs_dpo": None, "drift_vs_dpo_ci95": None}
+           "wer_diff_baseline": -0.01, "wer_diff_baseline_ci95": None, "drift": -0.02,
+           "duration_ratio_ci95": [0.97, 0.99], "drift_vs_baseline": None, "drift_vs_baseline_ci95": None}
     found = {"baseline": "dpo", "rows": [one], "notes": ["so it was"], "claims": [],
              "pareto": [{"arm": "a", "variant": "ipo", "front": True}]}
     (tmp_path / "sweep.json").write_text("{}")
     (tmp_path / "ablation.json").write_text(json.dumps(found))
     out = shown(capsys, tmp_path)
     assert sweep_table(found) in out and "pareto" in out and "so it was" in out and "-2.0%" in out
+    assert json.loads(shown(capsys, tmp_path, "--json"))["sweeps"] == [{"sweep": str(tmp_path), **found}]
+    earlier = (tmp_path / "ablation.json").read_text().replace("wer_diff_baseline", "wer_diff_dpo")
+    (tmp_path / "ablation.json").write_text(earlier.replace("drift_vs_baseline", "drift_vs_dpo"))
+    assert shown(capsys, tmp_path) == out
     assert json.loads(shown(capsys, tmp_path, "--json"))["sweeps"] == [{"sweep": str(tmp_path), **found}]
 
 

@@ -18,9 +18,9 @@ from talker_rl.config import RunConfig, load_config
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
 from talker_rl.records.score import ScoreRow, nothing_recognized
-from talker_rl.stages import scores, tasks, worker
+from talker_rl.rounds import Round, some
+from talker_rl.stages import evaluate, scores, tasks, worker
 from talker_rl.stages.context import Context
-from talker_rl.stages.rounds import Round, some
 from talker_rl.store.run_dir import RunDir
 from talker_rl.store.shards import ShardFolder
 
@@ -151,7 +151,7 @@ def test_sampled_and_judged_at_once_is_what_two_stages_make(finished: tuple[Path
     with RunDir(copy_of(run, tmp_path / "run")) as folder:
         ctx = context(config, folder)
         prompts, cfg = ctx.prompts("train")[:2], ctx.config.rollouts
-        sampling = tasks.sampling(ctx, None, "rollout", prompts, cfg.num_candidates, cfg.sampling)
+        sampling = tasks.sampling(ctx, "rollouts", None, "rollout", prompts, cfg.num_candidates, cfg.sampling)
         made = worker.work(worker.Task(ctx.config.model, sampling, tasks.judging(ctx, prompts)))
         flat = worker.work(worker.Task(ctx.config.model, sampling, tasks.judging(ctx, prompts, "dev"))).rows
     assert [c.codes for c in made.candidates] == [c["codes"] for c in ShardFolder(run / "rollouts").rows(0)]
@@ -159,6 +159,26 @@ def test_sampled_and_judged_at_once_is_what_two_stages_make(finished: tuple[Path
     assert [(r.candidate_id, r.reward) for r in made.scores] == [
         (r["candidate_id"], r["reward"]) for r in scores_there]
     assert [(r["candidate_id"], r["reward"]) for r in flat] == [(r["candidate_id"], r["reward"]) for r in scores_there]
+
+
+def test_candidates_are_called_as_in_the_version_that_began_their_stage(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, run = finished
+    first = ShardFolder(run / "rollouts").rows(0)
+    assert [c["candidate_id"] for c in first[:2]] == [f"{first[0]['prompt_id']}-{k}" for k in (0, 1)]
+    before = ShardFolder(run / "eval/base/candidates").rows(0)
+    with RunDir(copy_of(run, tmp_path / "run")) as folder:
+        ctx = context(config, folder)
+        folder.stages["eval/base"].pop("unique_ids")  # of an earlier version, killed in the first shard
+        folder.stages["eval/base"].pop("content")
+        for part in ("eval/base", "eval/base/candidates"):
+            (folder.path / part / "index.json").unlink()
+        evaluate.run_base(ctx)
+        again = ShardFolder(folder.path / "eval/base/candidates").rows(0)
+    assert [c["candidate_id"] for c in again[:2]] == [f"{again[0]['prompt_id']}-{k}" for k in (0, 1)]
+    assert [c["candidate_id"] for c in before[:2]] != [c["candidate_id"] for c in again[:2]]
+    assert [c["codes"] for c in before] == [c["codes"] for c in again]
 
 
 def test_two_workers_give_the_same_results_as_one(finished: tuple[Path, Path], tmp_path: Path) -> None:
@@ -269,6 +289,10 @@ def test_a_second_round_samples_from_the_first_ones_choice(tmp_path: Path) -> No
     names = list(hashes(run))
     assert names[5:10] == ["round1/train/default", "round1/choice/default", "round2/default/rollouts",
                            "round2/default/scores", "round2/default/pairs"]
+    kept = [row["candidate_id"] for stage in ("rollouts", "round2/default/rollouts", *(f"{s}/candidates" for s in (
+        "round1/choice/default", "round2/choice/default", "eval/base", "eval/default")))
+        for row in ShardFolder(run / stage).all_rows()]
+    assert len(kept) == len(set(kept)) == 2 * 4 * 3 + 3 * 3 + 2 * 4
     first = {c.prompt_id for c in ShardFolder(run / "rollouts").read_all(Candidate)}
     second = {c.prompt_id for c in ShardFolder(run / "round2/default/rollouts").read_all(Candidate)}
     assert len(first) == len(second) == 4 and not first & second

@@ -156,6 +156,8 @@ def test_the_folders_are_runs_and_the_samples_are_shared(finished: tuple[Path, P
         assert {entry["state"] for entry in found.values()} == {"done"}
         assert {f"round1/train/{n}" for n in names} | {f"eval/{n}" for n in names} < set(found)
         manifest = json.loads((run / "manifest.json").read_text())
+        assert [f"{t['variant']}-s{t['seed']}" for t in manifest["trainings"].values()] == names
+        assert list(manifest["trainings"]) == names
         assert manifest["parents"] == {"../../shared": {n: found[n]["content"] for n in sweep.SHARED}}
         for file in ("rollouts/shard-00000.parquet", "eval/base/shard-00000.parquet"):
             assert (run / file).samefile(folder / "shared" / file)
@@ -186,8 +188,8 @@ def test_the_table_has_the_promised_rows(finished: tuple[Path, Path]) -> None:
                      for v, s in [("base", None), *((v, s) for v in variants for s in (0, 1, None))]]
     promised = {
         "variant", "arm", "seed", "n", "prompts", "wer", "wer_ci95", "wer_diff_base", "wer_diff_base_ci95",
-        "wer_diff_dpo", "wer_diff_dpo_ci95", "duration_ratio", "duration_ratio_ci95", "drift", "drift_vs_dpo",
-        "drift_vs_dpo_ci95", "pause_error", "cap_hit_rate", "steps", "loss", "train_seconds"}
+        "wer_diff_baseline", "wer_diff_baseline_ci95", "duration_ratio", "duration_ratio_ci95", "drift",
+        "drift_vs_baseline", "drift_vs_baseline_ci95", "pause_error", "cap_hit_rate", "steps", "loss", "train_seconds"}
     assert all(set(row) == promised for row in found["rows"])
     ipo = next(r for r in found["rows"] if r["variant"] == "ipo" and r["seed"] == 1)
     assert ipo["n"] == 4 and ipo["steps"] == 4 and ipo["loss"]["type"] == "ipo" and ipo["train_seconds"] > 0

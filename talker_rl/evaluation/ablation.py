@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from talker_rl.base.disk import read_json
 from talker_rl.base.figures import relative, span, written
 from talker_rl.evaluation.bootstrap import bootstrap_ci, ratio_of_sums
 from talker_rl.evaluation.summary import diff_ci, paired, per_prompt, variant_summary, word_errors
@@ -41,10 +43,10 @@ def arm_table(
     """The rows of one arm: base, then each variant's seeds followed by its pooled row.
 
     Returns:
-        Rows with ``wer`` (corpus) and ``wer_diff_base``, ``wer_diff_dpo`` (minus base's, minus the baseline's of the
-        same training seed), ``duration_ratio`` (total duration over base's), ``drift`` (that minus 1) and
-        ``drift_vs_dpo`` (``|drift|`` minus the baseline's ``|drift|``: below 0 is less drift), each with ``_ci95``.
-        None where a row would be compared with itself.
+        Rows with ``wer`` (corpus) and ``wer_diff_base``, ``wer_diff_baseline`` (minus base's, minus the baseline's of
+        the same training seed), ``duration_ratio`` (total duration over base's), ``drift`` (that minus 1) and
+        ``drift_vs_baseline`` (``|drift|`` minus the baseline's ``|drift|``: below 0 is less drift), each with
+        ``_ci95``. None where a row would be compared with itself.
 
     Raises:
         DataError: nothing was scored for a variant.
@@ -75,24 +77,25 @@ def _pool(sides: Iterable[Sequence[Row]]) -> list[Row]:
 
 
 def _row(
-    arm: str, variant: str, seed: int | None, base: Sequence[Row], rows: Sequence[Row], dpo: Sequence[Row] | None,
-    resamples: int,
+    arm: str, variant: str, seed: int | None, base: Sequence[Row], rows: Sequence[Row],
+    baseline: Sequence[Row] | None, resamples: int,
 ) -> Row:
     found = variant_summary(rows, resamples=resamples)
     row: Row = {"arm": arm, "variant": variant, "seed": seed}
     row |= {name: found[name] for name in ("n", "prompts", "wer", "wer_ci95")}
     itself = rows is base
     row["wer_diff_base"], row["wer_diff_base_ci95"] = (None, None) if itself else _wer_diff(base, rows, resamples)
-    row["wer_diff_dpo"], row["wer_diff_dpo_ci95"] = (None, None) if dpo is None else _wer_diff(dpo, rows, resamples)
+    row["wer_diff_baseline"], row["wer_diff_baseline_ci95"] = (
+        (None, None) if baseline is None else _wer_diff(baseline, rows, resamples))
     before, after = _durations(base, rows)
     row["duration_ratio"] = float(ratio_of_sums(after, before))
     row["duration_ratio_ci95"] = None if itself else bootstrap_ci((after, before), ratio_of_sums, resamples=resamples)
     row["drift"] = row["duration_ratio"] - 1
-    row["drift_vs_dpo"] = row["drift_vs_dpo_ci95"] = None
-    if dpo is not None:
-        all_three = tuple(_durations(base, rows, dpo))
-        row["drift_vs_dpo"] = float(_excess_drift(*all_three))
-        row["drift_vs_dpo_ci95"] = bootstrap_ci(all_three, _excess_drift, resamples=resamples)
+    row["drift_vs_baseline"] = row["drift_vs_baseline_ci95"] = None
+    if baseline is not None:
+        all_three = tuple(_durations(base, rows, baseline))
+        row["drift_vs_baseline"] = float(_excess_drift(*all_three))
+        row["drift_vs_baseline_ci95"] = bootstrap_ci(all_three, _excess_drift, resamples=resamples)
     return row | {name: found[name] for name in ("pause_error", "cap_hit_rate")} | {
         "steps": None, "loss": None, "train_seconds": None}
 
@@ -109,9 +112,22 @@ def _durations(*sides: Sequence[Row]) -> list[Any]:
     return [np.array([float(side[prompt][0]) for prompt in sums[0]]) for side in sums]
 
 
-def _excess_drift(base: np.ndarray, mine: np.ndarray, dpo: np.ndarray, axis: int = -1) -> np.ndarray:
+def _excess_drift(base: np.ndarray, mine: np.ndarray, baseline: np.ndarray, axis: int = -1) -> np.ndarray:
     """|drift| of one variant minus |drift| of the baseline, both against base."""
-    return np.abs(ratio_of_sums(mine, base, axis) - 1) - np.abs(ratio_of_sums(dpo, base, axis) - 1)
+    return np.abs(ratio_of_sums(mine, base, axis) - 1) - np.abs(ratio_of_sums(baseline, base, axis) - 1)
+
+
+def read_table(file: Path) -> dict[str, Any]:
+    """``ablation.json``; what an earlier version measured against any baseline, it called so of ``dpo``.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    earlier = {f"{old}{ci}": f"{new}{ci}" for old, new in (("wer_diff_dpo", "wer_diff_baseline"),
+                                                           ("drift_vs_dpo", "drift_vs_baseline"))
+               for ci in ("", "_ci95")}
+    found: dict[str, Any] = read_json(file)
+    return {**found, "rows": [{earlier.get(key, key): value for key, value in row.items()} for row in found["rows"]]}
 
 
 # -- what follows from the rows -------------------------------------------------------------------------------------
@@ -149,9 +165,10 @@ def claims(rows: Sequence[Row], baseline: str) -> list[Row]:
         add("speaks longer than base", "duration_ratio_ci95", lambda ci: _above(_minus_one(ci)))
         add("speaks shorter than base", "duration_ratio_ci95", lambda ci: _below(_minus_one(ci)))
         if variant != baseline:
-            add(f"drifts less than {baseline}", "drift_vs_dpo_ci95", _below)
-            add(f"lower wer than {baseline}", "wer_diff_dpo_ci95", _below)
-            add(f"wer not worse than {baseline}", "wer_diff_dpo_ci95", lambda ci: ci is not None and not _above(ci))
+            add(f"drifts less than {baseline}", "drift_vs_baseline_ci95", _below)
+            add(f"lower wer than {baseline}", "wer_diff_baseline_ci95", _below)
+            add(f"wer not worse than {baseline}", "wer_diff_baseline_ci95",
+                lambda ci: ci is not None and not _above(ci))
     return found
 
 

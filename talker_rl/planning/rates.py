@@ -16,6 +16,7 @@ from talker_rl.base.errors import DataError
 from talker_rl.base.places import require_run
 from talker_rl.config import RunConfig, load_data
 from talker_rl.planning.cost import Lengths
+from talker_rl.rounds import stage_kinds
 from talker_rl.store.run_dir import read_manifest
 
 
@@ -82,13 +83,14 @@ def read_run(folder: Path, kinds: Mapping[str, str]) -> Finished:
     if not {"prompts", "conditioning", "rollouts"} <= stages.keys():
         raise DataError("This run has no rates yet: its rollouts are not done", where=str(folder),
                         fix="give a run that has finished")
+    config = load_data(manifest["config"], where=str(folder / "manifest.json"))
+    of_rounds = dict(stage_kinds(list(config.train), config.iterations))
     seconds: dict[str, list[float]] = {}
     for name, entry in stages.items():
-        kind = next((kinds[part] for part in name.split("/") if part in kinds), None)
+        kind = kinds.get(of_rounds.get(name) or name.partition("/")[0])
         if kind:
             seconds.setdefault(kind, []).append(entry["seconds"])
     counts = stages.get("pairs", {}).get("counts", {})
-    config = load_data(manifest["config"], where=str(folder / "manifest.json"))
     return Finished(
         config=config, device=manifest["commands"][-1]["device"], sizes=dict(stages["prompts"]["counts"]),
         seconds=seconds, lengths=_lengths(folder),

@@ -79,9 +79,9 @@ def table(rows: list[Row], baseline: str) -> Table:
             Cell(row["arm"], row["arm"]), Cell(row["variant"], row["variant"]), seed, number(row.get("n"), "{:d}"),
             with_interval(row.get("wer"), row.get("wer_ci95"), "{:.1%}"),
             with_interval(row.get("wer_diff_base"), row.get("wer_diff_base_ci95"), "{:+.1%}", True),
-            with_interval(row.get("wer_diff_dpo"), row.get("wer_diff_dpo_ci95"), "{:+.1%}", True),
+            with_interval(row.get("wer_diff_baseline"), row.get("wer_diff_baseline_ci95"), "{:+.1%}", True),
             with_interval(row.get("duration_ratio"), row.get("duration_ratio_ci95"), "{:.3f}"),
-            with_interval(row.get("drift_vs_dpo"), row.get("drift_vs_dpo_ci95"), "{:+.1%}", True),
+            with_interval(row.get("drift_vs_baseline"), row.get("drift_vs_baseline_ci95"), "{:+.1%}", True),
             number(row.get("pause_error"), "{:.3f}"), number(row.get("cap_hit_rate"), "{:.1%}"),
             number(row.get("steps"), "{:d}"), number(row.get("train_seconds"), "{:.0f}"),
         ])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ from talker_rl.base.disk import read_json
 from talker_rl.base.errors import DataError, StageError
 from talker_rl.base.places import nearest_run
 from talker_rl.base.seals import verified
+from talker_rl.evaluation.ablation import read_table
 from talker_rl.records.pair import Pair
 from talker_rl.records.score import ScoreRow
+from talker_rl.rounds import choice_stage, rounds_of
 from talker_rl.store.run_dir import read_manifest
 from talker_rl.store.shards import ShardFolder
+from talker_rl.sweep_config import trainings
 
 Rows = list[dict[str, Any]]
-
-_SEED = re.compile(r"^(?P<variant>.+)-s(?P<seed>\d+)$")
 
 _ANEW = "delete its folder and run talker-rl diagnose again"
 
@@ -33,7 +34,11 @@ class Trained:
 
     arm: str
     name: str
-    """Folder name: ``<variant>`` or, in a sweep, ``<variant>-s<seed>``."""
+    """Of its folders: the variant's, which in a sweep has the seed in it too."""
+    variant: str
+    """Without the seed."""
+    seed: int | None = None
+    """Training seed, in a sweep."""
     curve: Rows = field(default_factory=list)
     """A row per checkpoint spoken on dev: ``step, wer, pause_error, duration_mean, duration_ratio, ...``."""
     rows: Rows = field(default_factory=list)
@@ -47,18 +52,6 @@ class Trained:
     samples: Rows = field(default_factory=list)
     """``diagnostics/<name>/samples.parquet``: a row a fresh sample."""
 
-    @property
-    def variant(self) -> str:
-        """Name without the seed."""
-        found = _SEED.match(self.name)
-        return found["variant"] if found else self.name
-
-    @property
-    def seed(self) -> int | None:
-        """Training seed, where the name gives one."""
-        found = _SEED.match(self.name)
-        return int(found["seed"]) if found else None
-
 
 @dataclass
 class PairToHear:
@@ -70,7 +63,7 @@ class PairToHear:
     candidates: dict[str, dict[str, Any]]
     """Candidate id -> candidate row, codes included."""
     stage: str = ""
-    """Prefix of its round's folders: empty in round 1, then ``round2/<variant>/``. Candidate ids repeat over rounds."""
+    """Prefix of its round's folders: empty in round 1, then ``round2/<variant>/``."""
 
 
 @dataclass
@@ -123,7 +116,7 @@ def collect(folders: Sequence[Path]) -> Study:
                 if ablation is not None:
                     raise StageError("Two sweeps cannot share a table", where=str(folder),
                                      fix="make a page for each sweep")
-                ablation = read_json(table)
+                ablation = read_table(table)
         elif (folder / "manifest.json").is_file():
             runs.append(_run(folder, folder.name))
         else:
@@ -142,37 +135,55 @@ def collect(folders: Sequence[Path]) -> Study:
 
 
 def _run(folder: Path, arm: str) -> Run:
-    config = read_manifest(folder).get("config", {})
-    names: dict[str, None] = {}
-    for pattern in ("round*/choice/*", "diagnostics/*", "eval/*"):
-        names |= dict.fromkeys(sorted(path.name for path in folder.glob(pattern) if path.is_dir()))
-    order = {name: at for at, name in enumerate(config.get("train", {}))}
-    ordered = sorted((name for name in names if name != "base"), key=lambda name: order.get(name, len(order)))
-    return Run(arm, folder, config, base=_shards(folder / "eval" / "base"),
-               trained=[_trained(folder, arm, name) for name in ordered], pairs=_pairs(folder))
+    manifest = read_manifest(folder)
+    config, done = manifest.get("config", {}), {name for name, e in manifest["stages"].items() if e["state"] == "done"}
+    variants, iterations = list(config.get("train", {})), config.get("iterations", 1)
+    found = {path.name for kind in ("diagnostics", "eval") for path in folder.glob(f"{kind}/*") if path.is_dir()}
+    trained = {name: _choice(folder, name, iterations, done)
+               for name in [*variants, *sorted(found - {"base", *variants})]}
+    cells = manifest.get("trainings") or _cells_of_sweep(folder)
+    return Run(arm, folder, config, base=_shards(folder / "eval" / "base"), pairs=_pairs(folder, variants, iterations),
+               trained=[_trained(folder, arm, name, choice, done, **cells.get(name, {"variant": name}))
+                        for name, choice in trained.items() if choice or name in found])
 
 
-def _trained(folder: Path, arm: str, name: str) -> Trained:
-    choices = sorted(folder.glob(f"round*/choice/{name}/choice.json"),
-                     key=lambda file: int(file.parts[-4].removeprefix("round")))
-    measured = folder / "diagnostics" / name
+def _cells_of_sweep(arm: Path) -> dict[str, dict[str, Any]]:
+    """Variant and seed of an arm's trainings, where its manifest is of an earlier version: its sweep's grid says it."""
+    file = arm.resolve().parent.parent / "sweep.json"
+    grid = read_json(file) if file.is_file() else {}
+    return trainings(itertools.product(grid.get("variants", ()), grid.get("seeds", ())))
+
+
+def _choice(folder: Path, name: str, iterations: int, done: Collection[str]) -> dict[str, Any] | None:
+    """``choice.json`` of a variant's last round that has one."""
+    stages = (choice_stage(name, index) for index in range(iterations, 0, -1))
+    return next((told for stage in stages if (told := _json(folder / stage / "choice.json", stage in done))), None)
+
+
+def _trained(
+    folder: Path, arm: str, name: str, choice: dict[str, Any] | None, done: Collection[str], variant: str,
+    seed: int | None = None,
+) -> Trained:
+    evaluated, measured = f"eval/{name}", f"diagnostics/{name}"
     return Trained(
-        arm, name,
-        curve=read_json(choices[-1])["checkpoints"] if choices else [],
-        rows=_shards(folder / "eval" / name),
-        summary=_optional_json(folder / "eval" / name / "summary.json"),
-        diagnostics=_optional_json(measured / "summary.json"),
-        pair_points=_table(measured / "pairs.parquet"),
-        samples=_table(measured / "samples.parquet"),
+        arm, name, variant, seed,
+        curve=choice["checkpoints"] if choice else [],
+        rows=_shards(folder / evaluated),
+        summary=_json(folder / evaluated / "summary.json", evaluated in done),
+        diagnostics=_json(folder / measured / "summary.json", measured in done),
+        pair_points=_table(folder / measured / "pairs.parquet", measured in done),
+        samples=_table(folder / measured / "samples.parquet", measured in done),
     )
 
 
-def _pairs(folder: Path) -> list[PairToHear]:
+def _pairs(folder: Path, variants: Sequence[str], iterations: int) -> list[PairToHear]:
     """Pairs of all rounds with scores and codes; in rounds of their own each variant has its own."""
     found = []
-    for index in sorted([*folder.glob("pairs/index.json"), *folder.glob("round*/*/pairs/index.json")]):
-        stage = index.parent.parent
-        pairs = ShardFolder(index.parent).read_all(Pair)
+    for round_ in (one for index in range(1, iterations + 1) for one in rounds_of(sorted(variants), index)):
+        stage = folder / round_.prefix
+        pairs = ShardFolder(stage / "pairs").read_all(Pair)
+        if not pairs:
+            continue
         wanted = {candidate for pair in pairs for candidate in (pair.chosen_id, pair.rejected_id)}
         scores = {row.candidate_id: row for row in ShardFolder(stage / "scores").read_all(ScoreRow)
                   if row.candidate_id in wanted}
@@ -182,7 +193,7 @@ def _pairs(folder: Path) -> list[PairToHear]:
             both = (pair.chosen_id, pair.rejected_id)
             found.append(PairToHear(pair, {key: scores[key] for key in both if key in scores},
                                     {key: candidates[key] for key in both if key in candidates},
-                                    "" if stage == folder else f"{stage.relative_to(folder)}/"))
+                                    round_.prefix))
     return found
 
 
@@ -190,12 +201,13 @@ def _shards(folder: Path) -> Rows:
     return list(ShardFolder(folder).all_rows())
 
 
-def _optional_json(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
+def _json(path: Path, done: bool) -> dict[str, Any] | None:
+    """What a stage wrote; None where it has not, and is not said to be done."""
+    return read_json(path) if done or path.is_file() else None
 
 
-def _table(path: Path) -> Rows:
-    if not path.is_file():
+def _table(path: Path, done: bool) -> Rows:
+    if not (done or path.is_file()):
         return []
     verified(path, fix=_ANEW)
     try:

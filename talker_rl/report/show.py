@@ -12,6 +12,7 @@ from typing import Any
 from talker_rl.base.disk import read_json
 from talker_rl.base.figures import changed, span, written
 from talker_rl.base.places import is_run, is_sweep, nearest_run, require_run
+from talker_rl.evaluation.ablation import read_table
 from talker_rl.evaluation.seed_tts_rows import lines
 from talker_rl.report.page import headline, text_table
 from talker_rl.report.sweep_table import columns
@@ -90,7 +91,7 @@ def read(folder: Path) -> Found:
     if is_sweep(folder):
         file = folder / "ablation.json"
         if file.is_file():
-            return Found(folder, [], table=read_json(file))
+            return Found(folder, [], table=read_table(file))
         stages = {f"{part.parent.relative_to(folder)}/{name}": entry["state"]
                   for part in sorted(folder.glob("*/manifest.json")) + sorted(folder.glob("arms/*/manifest.json"))
                   for name, entry in read_manifest(part.parent)["stages"].items()}

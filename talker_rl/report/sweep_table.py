@@ -17,9 +17,9 @@ def text_table(found: dict[str, Any]) -> str:
     body = [
         (row["arm"], row["variant"], "all" if row["seed"] is None else str(row["seed"]), str(row["n"]),
          written(row["wer"], "{:.1%}"), _span(row["wer_ci95"], "{:.1%}"),
-         _points(row["wer_diff_dpo"]), _span(row["wer_diff_dpo_ci95"], "{:+.1%}"),
+         _points(row["wer_diff_baseline"]), _span(row["wer_diff_baseline_ci95"], "{:+.1%}"),
          "" if row["drift"] is None else relative(row["drift"]), _ratio_span(row["duration_ratio_ci95"]),
-         _points(row["drift_vs_dpo"]), _span(row["drift_vs_dpo_ci95"], "{:+.1%}"),
+         _points(row["drift_vs_baseline"]), _span(row["drift_vs_baseline_ci95"], "{:+.1%}"),
          "pareto" if row["seed"] is None and (row["arm"], row["variant"]) in front else "")
         for row in found["rows"]
     ]

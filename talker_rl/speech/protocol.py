@@ -127,7 +127,7 @@ class Policy(Protocol):
         ...
 
     def collate(self, sequences: Sequence[TalkerSequence]) -> PolicyBatch:
-        """A batch of one forward; sequences of the same conditioning (the same object) may share work."""
+        """A batch of one forward; sequences of the same prompt and content may share work."""
         ...
 
     def logps(self, batch: PolicyBatch, module: nn.Module | None = None) -> Tensor:

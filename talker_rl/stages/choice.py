@@ -7,6 +7,7 @@ it is what the others are measured against, and in later rounds it may win (then
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,30 @@ from talker_rl.config import RunConfig
 from talker_rl.evaluation.summary import variant_summary
 from talker_rl.planning import memory
 from talker_rl.planning.forecast import Job, Part, heard, records, spoken
+from talker_rl.rounds import Round, choice_stage, train_stage
 from talker_rl.speech.adapter_files import restoration
 from talker_rl.stages import tasks, worker
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_input, start_adapter, start_input
-from talker_rl.stages.rounds import Round, choice_stage, train_stage
 from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import chunks
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A checkpoint that a choice named."""
+
+    stage: Path
+    """Folder of its training."""
+    round: int
+    """The training's round: an earlier one than the choice's where that undid its round."""
+    step: int
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the policy."""
+        return self.stage / f"checkpoint-{self.step}"
 
 
 def run(ctx: Context, round_: Round) -> None:
@@ -36,8 +53,8 @@ def run(ctx: Context, round_: Round) -> None:
             export_variant(ctx, variant)
 
 
-def choose(ctx: Context, variant: str, index: int) -> Path:
-    """Write ``round<index>/choice/<variant>/choice.json``; returns the folder of the policy that was chosen."""
+def choose(ctx: Context, variant: str, index: int) -> None:
+    """Write ``round<index>/choice/<variant>/choice.json``."""
     from talker_rl.train.checkpoints import list_checkpoints
 
     stage, trained = choice_stage(variant, index), train_stage(variant, index)
@@ -47,9 +64,8 @@ def choose(ctx: Context, variant: str, index: int) -> Path:
     sampling = cfg.sampling or ctx.config.rollouts.sampling
     key = STAGE.begin(ctx.run, ctx.config, stage, inputs, {"sampling": sampling.model_dump(mode="json"),
                                                            "shard_size": ctx.config.rollouts.shard_size})
-    result = ctx.run.path / stage / "choice.json"
-    if ctx.run.is_done(stage) and result.exists():
-        return _policy_folder(ctx, read_json(result), variant, index)
+    if ctx.run.is_done(stage) and (ctx.run.path / stage / "choice.json").exists():
+        return
     checkpoints: dict[int, Path] = list_checkpoints(ctx.run.path / trained)
     if not checkpoints:
         raise StageError("Training left no checkpoint to choose from", where=str(ctx.run.path / trained),
@@ -71,7 +87,7 @@ def choose(ctx: Context, variant: str, index: int) -> Path:
     def task(i: int) -> worker.Task:
         step, part = work[i]
         return worker.Task(ctx.config.model,
-                           tasks.sampling(ctx, policies[step], "dev", part, cfg.num_candidates, sampling),
+                           tasks.sampling(ctx, stage, policies[step], "dev", part, cfg.num_candidates, sampling, step),
                            tasks.judging(ctx, part, "dev"))
 
     with timed() as seconds:
@@ -90,7 +106,6 @@ def choose(ctx: Context, variant: str, index: int) -> Path:
     if sign * best[cfg.metric] >= sign * start[cfg.metric]:
         ctx.say(f"{stage}: WARNING: step {best['step']} is no better on dev than the policy that training began with")
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts={"step": best["step"]})
-    return _policy_folder(ctx, choice, variant, index)
 
 
 def _start_rows(ctx: Context, variant: str, index: int) -> list[dict[str, Any]]:
@@ -117,8 +132,7 @@ def dev_candidates(ctx: Context, variant: str, index: int) -> list[dict[str, Any
 
 def chosen_policy(ctx: Context, variant: str, index: int) -> Path:
     """Folder of the policy that a finished choice named."""
-    ctx.run.content(choice_stage(variant, index))
-    return _policy_folder(ctx, read_json(ctx.run.path / choice_stage(variant, index) / "choice.json"), variant, index)
+    return _chosen(ctx, variant, index).folder
 
 
 def start_of(ctx: Context, round_: Round, variant: str | None) -> tuple[Path | None, dict[str, str]]:
@@ -129,10 +143,12 @@ def start_of(ctx: Context, round_: Round, variant: str | None) -> tuple[Path | N
     return chosen_policy(ctx, variant, before), ctx.contents(choice_stage(variant, before))
 
 
-def _policy_folder(ctx: Context, choice: dict[str, Any], variant: str, index: int) -> Path:
-    if choice["step"] == 0:
-        return chosen_policy(ctx, variant, index - 1)
-    return ctx.run.path / train_stage(variant, index) / f"checkpoint-{choice['step']}"
+def _chosen(ctx: Context, variant: str, index: int) -> Chosen:
+    ctx.run.content(choice_stage(variant, index))
+    step = read_json(ctx.run.path / choice_stage(variant, index) / "choice.json")["step"]
+    if step == 0:
+        return _chosen(ctx, variant, index - 1)
+    return Chosen(ctx.run.path / train_stage(variant, index), index, step)
 
 
 def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -156,25 +172,25 @@ def export_variant(ctx: Context, variant: str) -> Path:
     from talker_rl.train.checkpoints import WEIGHT_FILES
 
     target, last = ctx.run.path / "train" / variant, ctx.config.iterations
-    policy = chosen_policy(ctx, variant, last)
+    kept = _chosen(ctx, variant, last)
+    policy = kept.folder
     names = [name for name in WEIGHT_FILES if (policy / name).is_file()]
     files = [verified(policy / name, fix=restoration(policy)) for name in names]
     unseal(target)
     for file in files:
         atomic_write(target / file.name, file.read_bytes())
-    trained, step = policy.parent, int(policy.name.removeprefix("checkpoint-"))
-    result = read_json(trained / "result.json")
+    result = read_json(kept.stage / "result.json")
     dev = ctx.config.dev
     by = "last step" if dev.keep == "last" else f"{dev.metric} of speech on dev prompts"
-    chosen = {"name": variant, "step": step, "selected_by": by}
-    card = model_card(result | chosen, read_json(trained / "variant.json"),
+    chosen = {"name": variant, "step": kept.step, "selected_by": by}
+    card = model_card(result | chosen, read_json(kept.stage / "variant.json"),
                       adapter=(policy / "adapter_config.json").is_file())
     atomic_write(target / "README.md", card)
     rows = [{"round": index, **row} for index in range(1, last + 1)
             for row in read_log(ctx.run.path / train_stage(variant, index) / "log.jsonl")]
     atomic_write(target / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     seal(target, [*names, "log.jsonl"])
-    ctx.write_json(f"train/{variant}/chosen.json", {"round": int(trained.parts[-3].removeprefix("round")), **chosen})
+    ctx.write_json(f"train/{variant}/chosen.json", {"round": kept.round, **chosen})
     return target
 
 

@@ -12,12 +12,12 @@ from talker_rl.config import RunConfig
 from talker_rl.data.prompt_files import parse_source
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Completion
+from talker_rl.rounds import Round
 from talker_rl.speech.registry import codec_of
 from talker_rl.stages.context import Context
 from talker_rl.stages.feasible import advice
 from talker_rl.stages.inputs import model_input
 from talker_rl.stages.rollouts import prompts_of
-from talker_rl.stages.rounds import Round
 from talker_rl.stages.scores import load_scores
 from talker_rl.stages.stage import Stage, Step
 from talker_rl.store.run_dir import timed

@@ -10,10 +10,10 @@ from talker_rl.config import RunConfig
 from talker_rl.data.speaker_settings import SETS
 from talker_rl.planning import cost, memory
 from talker_rl.planning.forecast import Job, Part
+from talker_rl.rounds import Round
 from talker_rl.speech.registry import load
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_input
-from talker_rl.stages.rounds import Round
 from talker_rl.stages.stage import Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import chunks

@@ -26,13 +26,13 @@ from talker_rl.diagnostics.summary import summarize
 from talker_rl.losses.config import parse_loss
 from talker_rl.records.pair import Pair
 from talker_rl.records.speech import Speech
+from talker_rl.rounds import Round, choice_stage, train_stage
 from talker_rl.stages import reward_noise
 from talker_rl.stages.choice import chosen_policy, dev_candidates, dev_rows
 from talker_rl.stages.context import Context
 from talker_rl.stages.evaluate import eval_candidates, eval_rows
 from talker_rl.stages.forcing import Forced, ForceTask, force, speech_of
 from talker_rl.stages.inputs import model_input, start_adapter
-from talker_rl.stages.rounds import Round, choice_stage, train_stage
 from talker_rl.stages.stage import MODEL, Stage
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import ShardFolder, chunks, parquet_bytes, schema_of, table_of

@@ -16,11 +16,11 @@ from talker_rl.planning import memory
 from talker_rl.planning.forecast import Job, Part, heard, spoken
 from talker_rl.records.evaluation import EvalRow
 from talker_rl.reward.config import shared_languages
+from talker_rl.rounds import Round, choice_stage
 from talker_rl.stages import likelihood, round_figures, tasks, worker
 from talker_rl.stages.choice import chosen_policy
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_input, start_adapter, start_input, talker_path
-from talker_rl.stages.rounds import Round, choice_stage
 from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import chunks
@@ -121,7 +121,7 @@ def _variant(
     audio = tasks.audio_spec(ctx, stage, [p.prompt_id for p in prompts])
 
     def task(i: int) -> worker.Task:
-        return worker.Task(model, tasks.sampling(ctx, policy, "eval", parts[i], cfg.seeds, sampling),
+        return worker.Task(model, tasks.sampling(ctx, stage, policy, "eval", parts[i], cfg.seeds, sampling),
                            tasks.judging(ctx, parts[i], "eval", audio=audio, extras=cfg.extras))
 
     with timed() as seconds:

@@ -14,8 +14,8 @@ from talker_rl.data.speaker_settings import SETS
 from talker_rl.diagnostics.summary import text_lines
 from talker_rl.records.prompt import Prompt
 from talker_rl.reward.recognizer_config import recognizer_name
+from talker_rl.rounds import Round, train_stage
 from talker_rl.speech.usage import Usage
-from talker_rl.stages.rounds import Round, train_stage
 from talker_rl.store.run_dir import MANIFEST, read_manifest
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.card import RunFacts

@@ -8,11 +8,11 @@ from typing import Any
 from talker_rl.data.pairs import is_held_out
 from talker_rl.evaluation.likelihood import compare_likelihood
 from talker_rl.records.pair import Completion
+from talker_rl.rounds import Round, choice_stage
 from talker_rl.stages.choice import chosen_policy
 from talker_rl.stages.context import Context
 from talker_rl.stages.forcing import Forced, ForceTask, force
 from talker_rl.stages.inputs import model_input, start_adapter, start_input
-from talker_rl.stages.rounds import Round, choice_stage
 from talker_rl.stages.stage import MODEL, Stage
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import ShardFolder, chunks

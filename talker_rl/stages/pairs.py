@@ -11,11 +11,11 @@ from talker_rl.config import RunConfig
 from talker_rl.planning.sizes import per_round
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
+from talker_rl.rounds import Round
 from talker_rl.stages.context import Context
 from talker_rl.stages.feasible import advice
 from talker_rl.stages.inputs import model_input
 from talker_rl.stages.rollouts import prompts_of
-from talker_rl.stages.rounds import Round
 from talker_rl.stages.scores import load_scores
 from talker_rl.stages.stage import Stage, Step
 from talker_rl.store.run_dir import timed

@@ -14,6 +14,7 @@ from talker_rl.diagnostics.parity import Logps
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.speech import Speech
 from talker_rl.speech.config import SamplingConfig
+from talker_rl.speech.hashes import by_conditioning
 from talker_rl.speech.protocol import Policy, PolicyBatch, TalkerSequence
 
 SHAPES = ("one by one", "packed", "behind another")
@@ -41,17 +42,15 @@ def scored(
         score: what is computed of a batch, (S, T) or (S, T, G); None: raw log-probs.
     """
     score = score or policy.logps
-    groups: dict[int, list[int]] = {}
-    for i, sequence in enumerate(sequences):
-        groups.setdefault(i if shape == SHAPES[0] else id(sequence.conditioning), []).append(i)
+    groups = [[i] for i in range(len(sequences))] if shape == SHAPES[0] else by_conditioning(sequences)
     out: dict[int, Logps] = {}
-    before = list(groups.values())
-    for n, members in enumerate(groups.values()):
+    for n, members in enumerate(groups):
         first = []
         if shape == SHAPES[2]:
-            first = [sequences[i] for i in before[n - 1]]
-            if len(groups) == 1:  # the same prompt once more: an equal prefix, and yet another
+            first = [sequences[i] for i in groups[n - 1]]
+            if len(groups) == 1:  # the same content once more, as another prompt's
                 spoken = copy.copy(first[0].conditioning)
+                spoken.prompt_id += "'"
                 first = [TalkerSequence(spoken, s.speech) for s in first]
         rows = score(policy.collate([*first, *(sequences[i] for i in members)]))[len(first) :]
         for i, row in zip(members, rows.double().cpu().numpy(), strict=True):
@@ -105,5 +104,6 @@ def _probed(
 
 def _swapped(policy: Policy, sequences: Sequence[TalkerSequence], conditionings: Sequence[Any]) -> list[Logps]:
     """Under the conditioning of the prompt before it, round the end."""
-    place = {id(c): i for i, c in enumerate(conditionings)}
-    return scored(policy, [TalkerSequence(conditionings[place[id(s.conditioning)] - 1], s.speech) for s in sequences])
+    place = {c.prompt_id: i for i, c in enumerate(conditionings)}
+    return scored(policy, [TalkerSequence(conditionings[place[s.conditioning.prompt_id] - 1], s.speech)
+                           for s in sequences])

@@ -11,13 +11,13 @@ from talker_rl.base.errors import ConfigError, StageError, TalkerRLError
 from talker_rl.base.places import check_writable_folder, require_adapter, require_free
 from talker_rl.config import RunConfig, load_config
 from talker_rl.report.model import ReportData
+from talker_rl.rounds import Round, choice_stage, rounds_of
 from talker_rl.shipped import split
 from talker_rl.speech.registry import family_of
 from talker_rl.stages import conditioning, evaluate, feasible, named, order, prompts, report, rollouts, scores, train
 from talker_rl.stages.context import Context, open_run
 from talker_rl.stages.inputs import start_adapter
 from talker_rl.stages.plan import describe
-from talker_rl.stages.rounds import Round, choice_stage, rounds_of
 from talker_rl.tracking import check_tracker, send_result
 
 
@@ -75,7 +75,7 @@ def run_verb(ctx: Context, verb: str, index: int | None = None) -> Any:
     made = order.stages_of(verb)
     if made[0].each == "run":
         return made[0].make(ctx)
-    for round_ in rounds_of(ctx.config, index or _latest_round(ctx)):
+    for round_ in rounds_of(ctx.config.train, index or _latest_round(ctx)):
         if round_.index > ctx.config.iterations:
             raise StageError(f"There is no round {round_.index}", where=f"iterations: {ctx.config.iterations}",
                              fix="raise iterations, or name an earlier round")
@@ -121,7 +121,7 @@ def run_all(ctx: Context) -> dict[str, Any]:
     check_prompts(ctx)
     conditioning.run(ctx)
     for index in range(1, ctx.config.iterations + 1):
-        for round_ in rounds_of(ctx.config, index):
+        for round_ in rounds_of(ctx.config.train, index):
             run_round(ctx, round_)
     summary = evaluate.run(ctx)
     track(ctx, report.run(ctx))

@@ -8,9 +8,9 @@ from talker_rl.base.figures import count
 from talker_rl.config import RunConfig
 from talker_rl.planning.forecast import Job, Part
 from talker_rl.planning.sizes import set_sizes
+from talker_rl.rounds import Round, rounds_of
 from talker_rl.stages import choice
 from talker_rl.stages.order import all_stages
-from talker_rl.stages.rounds import Round, rounds_of
 from talker_rl.stages.stage import Stage, Step
 from talker_rl.stages.train import training_length
 from talker_rl.sweep_config import SweepConfig, cell
@@ -32,7 +32,7 @@ def _steps(config: RunConfig) -> Iterator[Step]:
         yield from stage.plan(config, sizes, Round(1)) if stage.plan else ()
     for index in range(1, config.iterations + 1):
         variants = [Round(index, variant) for variant in config.train]
-        for each, rounds in (("round", rounds_of(config, index)), ("variant", variants)):
+        for each, rounds in (("round", rounds_of(config.train, index)), ("variant", variants)):
             for round_ in rounds:
                 for stage in all_stages(each):
                     yield from stage.plan(config, sizes, round_) if stage.plan else ()

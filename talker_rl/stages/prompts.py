@@ -9,10 +9,10 @@ from talker_rl.data.prompt_files import parse_source
 from talker_rl.data.prompts import check_disjoint, drop_shared_pieces, read_prompts
 from talker_rl.data.speaker_settings import SETS
 from talker_rl.records.prompt import Prompt
+from talker_rl.rounds import Round
 from talker_rl.speech.registry import family_of
 from talker_rl.stages.assignment import assigned, assignment_key, check_assigned
 from talker_rl.stages.context import Context
-from talker_rl.stages.rounds import Round
 from talker_rl.stages.stage import Stage, Step
 from talker_rl.store.run_dir import timed
 

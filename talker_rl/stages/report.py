@@ -21,12 +21,12 @@ from talker_rl.report.model import Clip, Comparison, ReportData
 from talker_rl.report.page import write_report
 from talker_rl.report.transcript import alignment_of
 from talker_rl.reward.recognizer_config import recognizer_name
+from talker_rl.rounds import Round, choice_stage, rounds_of
 from talker_rl.speech.registry import codec_of
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context
 from talker_rl.stages.evaluate import best_variant, eval_candidates, eval_rows
 from talker_rl.stages.inputs import model_input
-from talker_rl.stages.rounds import Round, choice_stage, rounds_of
 from talker_rl.stages.scores import load_scores
 from talker_rl.stages.stage import Stage, Step
 
@@ -50,7 +50,7 @@ def collect(ctx: Context) -> ReportData:
     pairs: list[dict[str, Any]] = []
     skipped: dict[str, int] = {}
     for index in range(1, ctx.config.iterations + 1):
-        for round_ in rounds_of(ctx.config, index):
+        for round_ in rounds_of(ctx.config.train, index):
             if round_.variant in (None, variant):
                 data = ctx.config.train[variant].data
                 stage = round_.data_stage(data)
@@ -102,7 +102,7 @@ def _before_after(ctx: Context, variant: str, base: list[dict], trained: list[di
 def _trained_on(ctx: Context, variant: str) -> list[Comparison]:
     """Evenly spaced records of the first round: pairs, chosen beside rejected, or completions that were sampled. (Given
     codes were judged by nobody, so there is nothing to show beside them.)"""
-    data, first = ctx.config.train[variant].data, rounds_of(ctx.config, 1)[0]
+    data, first = ctx.config.train[variant].data, rounds_of(ctx.config.train, 1)[0]
     if data == "file":
         return []
     folder = ctx.shards(first.data_stage(data))

@@ -9,13 +9,13 @@ from talker_rl.planning.forecast import Job, Part, rows_at_a_time
 from talker_rl.planning.sizes import per_round
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
+from talker_rl.rounds import Round, some
 from talker_rl.speech.registry import codec_of
 from talker_rl.stages import feasible, tasks, worker
 from talker_rl.stages.choice import start_of
 from talker_rl.stages.context import Context
 from talker_rl.stages.flow import Leg
 from talker_rl.stages.inputs import model_input
-from talker_rl.stages.rounds import Round, some
 from talker_rl.stages.stage import MODEL, Stage, Step
 from talker_rl.store.shards import ShardFolder, chunks
 
@@ -54,7 +54,7 @@ def begin(ctx: Context, round_: Round) -> Leg:
     purpose = "rollout" if round_.index == 1 else f"rollout{round_.index}"
 
     def task(i: int) -> worker.Task:
-        return worker.Task(ctx.config.model, tasks.sampling(ctx, policy, purpose, shards[i], cfg.num_candidates,
+        return worker.Task(ctx.config.model, tasks.sampling(ctx, stage, policy, purpose, shards[i], cfg.num_candidates,
                                                             cfg.sampling))
 
     def store(folder: ShardFolder, i: int, made: worker.Made) -> None:

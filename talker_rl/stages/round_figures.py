@@ -6,9 +6,9 @@ from typing import Any
 
 from talker_rl.base.disk import read_json
 from talker_rl.evaluation.summary import compare, variant_summary
+from talker_rl.rounds import Round, choice_stage
 from talker_rl.stages.choice import dev_rows
 from talker_rl.stages.context import Context
-from talker_rl.stages.rounds import Round, choice_stage
 
 FIGURES = ("wer", "pause_error", "duration_mean", "duration_ratio", "cap_hit_rate", "deletion_rate", "insertion_rate")
 

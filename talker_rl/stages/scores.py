@@ -16,12 +16,12 @@ from talker_rl.planning.forecast import Job, Part, heard
 from talker_rl.planning.sizes import per_round
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.score import ScoreRow, nothing_recognized
+from talker_rl.rounds import Round
 from talker_rl.stages import rollouts, tasks, worker
 from talker_rl.stages.context import Context
 from talker_rl.stages.flow import Leg, describe
 from talker_rl.stages.inputs import model_input
 from talker_rl.stages.rollouts import prompts_of, sampled
-from talker_rl.stages.rounds import Round
 from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.shards import ShardFolder
 

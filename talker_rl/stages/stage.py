@@ -11,7 +11,7 @@ from talker_rl.base.versions import rules_of
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
     from talker_rl.planning.forecast import Job, Part
-    from talker_rl.stages.rounds import Round
+    from talker_rl.rounds import Round
     from talker_rl.store.run_dir import RunDir
 
 MODEL = ("model.path", "model.talker", "model.speakers")

@@ -28,6 +28,7 @@ from talker_rl.base.errors import StageError, TalkerRLError
 from talker_rl.base.processes import WorkerPool
 from talker_rl.config import RunConfig
 from talker_rl.evaluation import ablation
+from talker_rl.rounds import Round, train_stage
 from talker_rl.stages import (
     choice,
     completions,
@@ -42,9 +43,8 @@ from talker_rl.stages import (
 )
 from talker_rl.stages.context import Context
 from talker_rl.stages.plan import describe_sweep
-from talker_rl.stages.rounds import Round, train_stage
 from talker_rl.store.run_dir import MANIFEST, RunDir, read_manifest
-from talker_rl.sweep_config import SweepConfig, cell
+from talker_rl.sweep_config import SweepConfig, cell, trainings
 
 SHARED = ("prompts", "conditioning", "rollouts", "scores", "eval/base")
 """Stages that no arm changes, in order."""
@@ -80,7 +80,8 @@ class Sweep:
             if not self.quiet:
                 print(describe_sweep(self.config), flush=True)
             self._share(shared)
-            for ctx in arms.values():
+            for name, ctx in arms.items():
+                ctx.run.manifest["trainings"] = trainings(self.config.cells(name))
                 self._record(ctx)
                 ctx.run.adopt(shared.run.path, SHARED)
                 pairs.run(ctx, Round(1))

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from talker_rl.base.ids import stable_hash
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.rows import to_row
+from talker_rl.rounds import Round
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context
@@ -16,15 +18,24 @@ from talker_rl.stages.flow import Leg
 from talker_rl.stages.inputs import seeds
 from talker_rl.store.shards import ShardFolder
 
+FIRST = Round(1).stage("rollouts")
+"""The stage whose candidates are called ``<prompt>-<number>``; between the two, others have a hash of who made them."""
 CANDIDATES = "candidates"
 """Folder in which a choice or an evaluation keeps what its policies sampled."""
 
 
 def sampling(
-    ctx: Context, policy: Path | None, purpose: str, prompts: Sequence[Prompt], count: int, settings: SamplingConfig
+    ctx: Context, stage: str, policy: Path | None, purpose: str, prompts: Sequence[Prompt], count: int,
+    settings: SamplingConfig, step: int | None = None,
 ) -> worker.Sampling:
-    """``count`` candidates of each prompt from a policy (None: the base); the same seeds whatever the policy."""
+    """``count`` candidates of each prompt from a policy (None: the base); the same seeds whatever the policy.
+
+    Args:
+        step: tells apart the policies of a stage that has several.
+    """
+    alone = stage == FIRST or not ctx.run.stages[stage].get("unique_ids")
     return worker.Sampling(
+        maker="" if alone else f"{stable_hash(stage, step)[:8]}-",
         policy=policy, conditioning=ctx.run.path / "conditioning",
         prompt_ids=[p.prompt_id for p in prompts], seeds=[seeds(ctx.config, purpose, p, count) for p in prompts],
         settings=settings, batch_size=ctx.config.rollouts.batch_size,

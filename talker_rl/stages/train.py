@@ -19,11 +19,11 @@ from talker_rl.config import RunConfig
 from talker_rl.planning import cost, memory
 from talker_rl.planning.forecast import Job, Part, records, spread_over
 from talker_rl.planning.hardware import Work
+from talker_rl.rounds import Round, train_stage
 from talker_rl.speech.registry import family_of
 from talker_rl.stages.choice import start_of
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_input, start_adapter, start_input
-from talker_rl.stages.rounds import Round, train_stage
 from talker_rl.stages.stage import MODEL, Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.tracking import Tracking

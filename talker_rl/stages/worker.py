@@ -7,7 +7,7 @@ and what checkpoints and variants say on dev and eval are one kind of task, with
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,6 +51,8 @@ class Sampling:
     seeds: list[list[int]]
     settings: SamplingConfig
     batch_size: int
+    maker: str = ""
+    """Stands in the candidates' ids before their numbers."""
 
 
 @dataclass
@@ -141,7 +143,10 @@ def _sample(model: ModelConfig, asked: Sampling) -> list[Candidate]:
     stored = ConditioningCache(asked.conditioning, strict=True).load(asked.prompt_ids)
     requests = [SampleRequest(stored[p], seeds) for p, seeds in zip(asked.prompt_ids, asked.seeds, strict=True)]
     with one_thread(), generator.policy(asked.policy) as policy:
-        return policy.sample(requests, asked.settings, batch_size=asked.batch_size)
+        candidates = policy.sample(requests, asked.settings, batch_size=asked.batch_size)
+    ids = [f"{p}-{asked.maker}{k}" for p, seeds in zip(asked.prompt_ids, asked.seeds, strict=True)
+           for k in range(len(seeds))]
+    return [replace(c, candidate_id=name) for c, name in zip(candidates, ids, strict=True)]
 
 
 def decode(

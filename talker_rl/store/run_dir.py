@@ -147,7 +147,8 @@ class RunDir:
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """Stage name -> state, key, config, inputs, times, counts."""
+        """Stage name -> state, key, config, inputs, times, counts; ``unique_ids``: no other stage's candidates have the
+        ids of its own (not so where an earlier version began it)."""
         return self.manifest["stages"]
 
     def save(self) -> None:
@@ -210,7 +211,7 @@ class RunDir:
             self.stages[name] = {"state": "running", "key": key, "config": config, "inputs": inputs,
                                  "inputs_of": {name: value.parts for name, value in inputs.items()
                                                if isinstance(value, Fingerprint)},
-                                 "started": _now(), "seconds": 0.0}
+                                 "started": _now(), "seconds": 0.0, "unique_ids": True}
             self.save()
         (self.path / name).mkdir(parents=True, exist_ok=True)
         return key

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from talker_rl.base.errors import DataError
+from talker_rl.speech.hashes import by_conditioning
 from talker_rl.speech.packing import Packing
 from talker_rl.speech.protocol import TalkerSequence
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
@@ -90,24 +91,22 @@ def prefix_positions(conditioning: Conditioning) -> torch.Tensor:
 
 
 def collate(examples: Sequence[TalkerSequence]) -> TalkerBatch:
-    """Pack examples into one row; those with the same conditioning (the same object) share its prefix.
+    """Pack examples into one row; those with the same conditioning share its prefix.
 
     Raises:
         DataError: an example without ids, or a prefix shorter than the two rows that end it.
     """
     if not examples:
         raise DataError("an empty batch cannot be collated")
-    by_prompt: dict[int, list[int]] = {}
-    for b, example in enumerate(examples):
+    for example in examples:
         _check(example)
-        by_prompt.setdefault(id(example.conditioning), []).append(b)
     thinker: list[torch.Tensor] = []
     codec: list[torch.Tensor] = []
     positions: list[torch.Tensor] = []
     predictors: dict[int, torch.Tensor] = {}
     prompts, at = [], 0
     codes = [torch.tensor(example.speech.ids, dtype=torch.long) for example in examples]
-    for members in by_prompt.values():
+    for members in by_conditioning(examples):
         spoken = examples[members[0]].conditioning
         prefix, following = spoken.prefix, spoken.next_position
         width = prefix.shape[0]

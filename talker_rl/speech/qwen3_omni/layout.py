@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from talker_rl.base.errors import DataError
+from talker_rl.speech.hashes import by_conditioning
 from talker_rl.speech.packing import Packing
 from talker_rl.speech.protocol import TalkerSequence
 from talker_rl.speech.qwen3_omni.codec import CODEC
@@ -134,17 +135,15 @@ def stream_text(conditioning: Conditioning, steps: int) -> torch.Tensor:
 
 
 def collate(examples: Sequence[TalkerSequence], specials: Specials) -> TalkerBatch:
-    """Pack sequences into one row; those with the same conditioning (the same object) share its prefix.
+    """Pack sequences into one row; those with the same conditioning share its prefix.
 
     Raises:
         DataError: a sequence without ids or with another codec's, or a reply without tokens.
     """
     if not examples:
         raise DataError("an empty batch cannot be collated")
-    by_prompt: dict[int, list[int]] = {}
-    for s, example in enumerate(examples):
+    for example in examples:
         _check(example)
-        by_prompt.setdefault(id(example.conditioning), []).append(s)
     frames = [torch.tensor(e.speech.codes, dtype=torch.long).view(-1, CODEC.groups) for e in examples]
     first = [torch.cat([f[:, 0], _stop(e)]) for f, e in zip(frames, examples, strict=True)]
     rows: list[torch.Tensor] = []
@@ -153,7 +152,7 @@ def collate(examples: Sequence[TalkerSequence], specials: Specials) -> TalkerBat
     positions: list[torch.Tensor] = []
     predictors: dict[int, torch.Tensor] = {}
     prompts, at, row = [], 0, 0
-    for members in by_prompt.values():
+    for members in by_conditioning(examples):
         spoken = examples[members[0]].conditioning
         here, ids = text_rows(spoken), prefix_codec(spoken, specials)
         width, blank = len(ids), torch.full((len(ids), CODEC.groups), NO_CODE)

@@ -1,12 +1,14 @@
-"""Rounds and the names of their stages, which are folders of the run."""
+"""Rounds, and the folders of their stages. A name is made from round and variant here, and never taken apart: what a
+name says is looked up among those that a run can have (:func:`stage_kinds`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from talker_rl.config import RunConfig
+if TYPE_CHECKING:
+    from talker_rl.config import RunConfig
 
 T = TypeVar("T")
 
@@ -45,9 +47,9 @@ class Round:
         return list(dict.fromkeys(config.train[variant].data for variant in self.variants(config)))
 
 
-def rounds_of(config: RunConfig, index: int) -> list[Round]:
+def rounds_of(variants: Iterable[str], index: int) -> list[Round]:
     """The rounds that run at this index: one for all variants first, one per variant then."""
-    return [Round(1)] if index == 1 else [Round(index, variant) for variant in config.train]
+    return [Round(1)] if index == 1 else [Round(index, variant) for variant in variants]
 
 
 def train_stage(variant: str, index: int) -> str:
@@ -58,6 +60,16 @@ def train_stage(variant: str, index: int) -> str:
 def choice_stage(variant: str, index: int) -> str:
     """Name of the stage that chooses among that training's checkpoints."""
     return f"round{index}/choice/{variant}"
+
+
+def stage_kinds(variants: Sequence[str], iterations: int) -> Iterator[tuple[str, str]]:
+    """Every stage that belongs to a round: its name, and the word that says of what kind it is."""
+    for index in range(1, iterations + 1):
+        for round_ in rounds_of(variants, index):
+            yield from ((round_.stage(kind), kind) for kind in ("rollouts", "scores", "pairs"))
+            yield from ((round_.data_stage(data), "completions") for data in ("best_of_n", "file"))
+        for variant in variants:
+            yield from ((train_stage(variant, index), "train"), (choice_stage(variant, index), "choice"))
 
 
 def some(items: Sequence[T], count: int, index: int) -> list[T]:
