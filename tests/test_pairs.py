@@ -11,7 +11,7 @@ from talker_rl.base.errors import DataError
 from talker_rl.data.config import PairsConfig
 from talker_rl.data.export import export_pairs, read_pairs
 from talker_rl.data.import_pairs import import_pairs
-from talker_rl.data.pairs import REASONS, edit_distance, explain_pairs, pairs_hash, select_pairs
+from talker_rl.data.pairs import REASONS, explain_pairs, pairs_hash, select_pairs
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
@@ -185,8 +185,14 @@ def test_component_as_reward_key():
     assert [(p.chosen_id, p.rejected_id, p.margin) for p in pairs] == [("p-1", "p-0", 0.5)]
 
 
-def test_prefer_min_edit():
-    codes = [[1, 2, 3, 4], [1, 2, 9, 4], [7, 7, 7, 7]]
+@pytest.mark.parametrize(
+    ("chosen", "near", "far"),
+    [([1, 2, 3, 4], [1, 2, 9, 4], [7, 7, 7, 7]), ([1, 2, 3], [1, 3], [9, 8, 3]), ([1, 2, 3], [2, 3, 4], [9, 8, 7]),
+     (list(b"kitten"), list(b"sitting"), list(b"jumped")), ([1], [2], [3, 4])],
+)  # fmt: skip
+def test_prefer_min_edit(chosen, near, far):
+    """An insertion, a deletion and a substitution cost 1 each."""
+    codes = [chosen, near, far]
     candidates = [candidate("p", k, 4, codes=c) for k, c in enumerate(codes)]
     scores = [score("p", 0, 0.9), score("p", 1, 0.4), score("p", 2, 0.1)]
     rejected = {
@@ -194,15 +200,6 @@ def test_prefer_min_edit():
         for flag in (False, True)
     }
     assert rejected == {False: "p-2", True: "p-1"}
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "distance"),
-    [([], [], 0), ([1], [], 1), ([], [1, 2], 2), ([1, 2, 3], [1, 3], 1), ([1, 2, 3], [2, 3, 4], 2), ([1], [2], 1),
-     (list(b"kitten"), list(b"sitting"), 3)],
-)  # fmt: skip
-def test_edit_distance(a, b, distance):
-    assert edit_distance(a, b) == distance == edit_distance(b, a)
 
 
 def world(seed: int = 0):
