@@ -9,7 +9,7 @@ import pytest
 
 from talker_rl.base.errors import DataError
 from talker_rl.data.config import PairsConfig
-from talker_rl.data.export import export_pairs, read_pairs
+from talker_rl.data.export import export_pairs
 from talker_rl.data.import_pairs import import_pairs
 from talker_rl.data.pairs import REASONS, explain_pairs, pairs_hash, select_pairs
 from talker_rl.records.candidate import Candidate
@@ -264,20 +264,10 @@ def test_export_loads_with_datasets(tmp_path):
     assert {"prompt", "chosen", "rejected", "text", "margin", "chosen_length"} <= set(loaded.column_names)
     assert loaded[0]["chosen"] == pairs[0].chosen.ids and loaded[0]["prompt"] == pairs[0].text
     assert loaded[0]["chosen_length"] == pairs[0].chosen.steps
-    assert read_pairs(folder) == pairs
+    again = import_pairs(folder / "data" / "train-00000-of-00001.parquet", prompts)
+    assert again.pairs == pairs
     card = (folder / "README.md").read_text()
     assert pairs_hash(pairs) in card and "model: abc" in card
-
-
-def test_read_pairs_names_a_truncated_file(tmp_path):
-    candidates, scores = group([0.9, 0.1])
-    folder = export_pairs(select_pairs([prompt("p")], candidates, scores, PairsConfig())[0], tmp_path)
-    file = folder / "data" / "train-00000-of-00001.parquet"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match="cannot be read"):
-        read_pairs(folder)
-    with pytest.raises(DataError, match="no pairs here"):
-        read_pairs(tmp_path / "nothing")
 
 
 GOOD = {"prompt": "hello there.", "speaker": "anna", "chosen": [1, 2, EOS], "rejected": [3]}
@@ -335,6 +325,9 @@ def test_import_refuses_what_it_cannot_read(tmp_path):
     (tmp_path / "a.jsonl").write_text("{")
     with pytest.raises(DataError, match="line 1"):
         import_pairs(tmp_path / "a.jsonl")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1, cut")
+    with pytest.raises(DataError, match="cannot be read"):
+        import_pairs(tmp_path / "a.parquet")
     (tmp_path / "b.jsonl").write_text("\n")
     with pytest.raises(DataError, match="no usable pair"):
         import_pairs(tmp_path / "b.jsonl")
