@@ -64,7 +64,8 @@ def test_no_benchmark_of_the_real_geometry_needs_what_a_gpu_machine_lacks(monkey
     before = own_modules()
     for name in before:
         monkeypatch.delitem(sys.modules, name)  # to be imported afresh; after the test they are as they were
-    for name in ("trl", "funasr", "deepspeed", "datasets", "jiwer", "soundfile", "librosa", "pyarrow", "sklearn"):
+    for name in ("trl", "funasr", "deepspeed", "datasets", "jiwer", "rapidfuzz", "soundfile", "librosa",
+                 "pyarrow", "sklearn"):
         monkeypatch.setitem(sys.modules, name, None)  # so that importing it fails
     try:
         for name in [*SIZES, "train_precomputed", "train_long_context"]:

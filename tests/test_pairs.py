@@ -9,9 +9,9 @@ import pytest
 
 from talker_rl.base.errors import DataError
 from talker_rl.data.config import PairsConfig
-from talker_rl.data.export import export_pairs, read_pairs
+from talker_rl.data.export import export_pairs
 from talker_rl.data.import_pairs import import_pairs
-from talker_rl.data.pairs import REASONS, edit_distance, explain_pairs, pairs_hash, select_pairs
+from talker_rl.data.pairs import REASONS, explain_pairs, pairs_hash, select_pairs
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
@@ -185,8 +185,14 @@ def test_component_as_reward_key():
     assert [(p.chosen_id, p.rejected_id, p.margin) for p in pairs] == [("p-1", "p-0", 0.5)]
 
 
-def test_prefer_min_edit():
-    codes = [[1, 2, 3, 4], [1, 2, 9, 4], [7, 7, 7, 7]]
+@pytest.mark.parametrize(
+    ("chosen", "near", "far"),
+    [([1, 2, 3, 4], [1, 2, 9, 4], [7, 7, 7, 7]), ([1, 2, 3], [1, 3], [9, 8, 3]), ([1, 2, 3], [2, 3, 4], [9, 8, 7]),
+     (list(b"kitten"), list(b"sitting"), list(b"jumped")), ([1], [2], [3, 4])],
+)  # fmt: skip
+def test_prefer_min_edit(chosen, near, far):
+    """An insertion, a deletion and a substitution cost 1 each."""
+    codes = [chosen, near, far]
     candidates = [candidate("p", k, 4, codes=c) for k, c in enumerate(codes)]
     scores = [score("p", 0, 0.9), score("p", 1, 0.4), score("p", 2, 0.1)]
     rejected = {
@@ -194,15 +200,6 @@ def test_prefer_min_edit():
         for flag in (False, True)
     }
     assert rejected == {False: "p-2", True: "p-1"}
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "distance"),
-    [([], [], 0), ([1], [], 1), ([], [1, 2], 2), ([1, 2, 3], [1, 3], 1), ([1, 2, 3], [2, 3, 4], 2), ([1], [2], 1),
-     (list(b"kitten"), list(b"sitting"), 3)],
-)  # fmt: skip
-def test_edit_distance(a, b, distance):
-    assert edit_distance(a, b) == distance == edit_distance(b, a)
 
 
 def world(seed: int = 0):
@@ -267,20 +264,10 @@ def test_export_loads_with_datasets(tmp_path):
     assert {"prompt", "chosen", "rejected", "text", "margin", "chosen_length"} <= set(loaded.column_names)
     assert loaded[0]["chosen"] == pairs[0].chosen.ids and loaded[0]["prompt"] == pairs[0].text
     assert loaded[0]["chosen_length"] == pairs[0].chosen.steps
-    assert read_pairs(folder) == pairs
+    again = import_pairs(folder / "data" / "train-00000-of-00001.parquet", prompts)
+    assert again.pairs == pairs
     card = (folder / "README.md").read_text()
     assert pairs_hash(pairs) in card and "model: abc" in card
-
-
-def test_read_pairs_names_a_truncated_file(tmp_path):
-    candidates, scores = group([0.9, 0.1])
-    folder = export_pairs(select_pairs([prompt("p")], candidates, scores, PairsConfig())[0], tmp_path)
-    file = folder / "data" / "train-00000-of-00001.parquet"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match="cannot be read"):
-        read_pairs(folder)
-    with pytest.raises(DataError, match="no pairs here"):
-        read_pairs(tmp_path / "nothing")
 
 
 GOOD = {"prompt": "hello there.", "speaker": "anna", "chosen": [1, 2, EOS], "rejected": [3]}
@@ -338,6 +325,9 @@ def test_import_refuses_what_it_cannot_read(tmp_path):
     (tmp_path / "a.jsonl").write_text("{")
     with pytest.raises(DataError, match="line 1"):
         import_pairs(tmp_path / "a.jsonl")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1, cut")
+    with pytest.raises(DataError, match="cannot be read"):
+        import_pairs(tmp_path / "a.parquet")
     (tmp_path / "b.jsonl").write_text("\n")
     with pytest.raises(DataError, match="no usable pair"):
         import_pairs(tmp_path / "b.jsonl")

@@ -23,8 +23,10 @@ from talker_rl import cli, tracking
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.names import folder_name, model_name, without_paths, without_places
 from talker_rl.config import load_data
-from talker_rl.data.export import export_pairs, read_pairs
+from talker_rl.data.export import export_pairs
 from talker_rl.data.hard.command import run as prompts_hard
+from talker_rl.data.import_pairs import import_pairs
+from talker_rl.data.pairs import pair_id_of
 from talker_rl.records.pair import Pair
 from talker_rl.records.prompt import Prompt
 from talker_rl.report.dashboards import write_dashboards
@@ -146,10 +148,13 @@ def test_pair_sets_name_the_files_of_messages(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "/plain text"},
                 {"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}]
     prompt = Prompt("a bell", "Chelsie", messages=messages)
-    pair = Pair(prompt.prompt_id, "p", "a bell", "Chelsie", "a", "b", said([1, 8294]), said([2, 8294]), 1.0, 0.0, 1.0)
+    pair_id = pair_id_of(prompt.prompt_id, [1, 8294], [2, 8294])
+    chosen, rejected = said([1, 8294]), said([2, 8294])
+    pair = Pair(prompt.prompt_id, pair_id, "a bell", "Chelsie", "a", "b", chosen, rejected, 1.0, 0.0, 1.0)
     folder = export_pairs([pair], tmp_path / "pairs", prompts=[prompt])
-    assert telling(folder) == [] and read_pairs(folder) == [pair]
-    (row,) = pq.read_table(folder / "data/train-00000-of-00001.parquet").to_pylist()
+    file = folder / "data/train-00000-of-00001.parquet"
+    assert telling(folder) == [] and import_pairs(file, [prompt]).pairs == [pair]
+    (row,) = pq.read_table(file).to_pylist()
     told = json.loads(row["messages"])
     assert told[1]["content"][0] == part | {"audio": "a.wav"} and told[0] == messages[0]
 

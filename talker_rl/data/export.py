@@ -14,14 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from talker_rl.base.disk import atomic_write, replacing
-from talker_rl.base.errors import DataError
 from talker_rl.base.seals import seal
 from talker_rl.data.completions import REASONS as NO_COMPLETION
 from talker_rl.data.pairs import REASONS, pairs_hash
 from talker_rl.records.messages import without_folders
 from talker_rl.records.pair import Completion, Pair
 from talker_rl.records.prompt import Prompt
-from talker_rl.records.rows import from_row, to_row
+from talker_rl.records.rows import to_row
 
 SCHEMA = pa.schema(
     [
@@ -127,24 +126,6 @@ def _write(folder: Path, table: pa.Table, card: str) -> Path:
     seal((folder / _DATA).parent, [Path(_DATA).name])
     atomic_write(folder / "README.md", card)
     return folder
-
-
-def read_pairs(folder: str | Path) -> list[Pair]:
-    """The pairs that `export_pairs` wrote.
-
-    Raises:
-        DataError: the folder holds no readable pairs.
-    """
-    path = Path(folder) / _DATA
-    try:
-        rows = pq.read_table(path).to_pylist()
-    except FileNotFoundError:
-        raise DataError("no pairs here", where=str(path), fix="run the pairs stage first") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"the pairs cannot be read: {error}", where=str(path), fix="delete the file and run the pairs stage again"
-        ) from None
-    return [from_row(Pair, row) for row in rows]
 
 
 def _card(pairs: Sequence[Pair], reasons: Mapping[str, int], source: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from talker_rl.base.errors import DataError
 from talker_rl.base.ids import derive_seed, stable_hash
@@ -136,18 +137,6 @@ def is_held_out(prompt_id: str, share: float) -> bool:
 def pair_id_of(prompt_id: str, chosen: Sequence[int], rejected: Sequence[int]) -> str:
     """Id of a pair from its content."""
     return stable_hash("pair", prompt_id, list(chosen), list(rejected))[:16]
-
-
-def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
-    """Levenshtein distance between two code sequences (insert, delete, substitute: 1 each)."""
-    b_codes = np.asarray(b, dtype=np.int64)
-    offsets = np.arange(len(b_codes) + 1)
-    row = offsets.copy()
-    for i, code in enumerate(a, start=1):
-        best = np.minimum(row[1:] + 1, row[:-1] + (b_codes != code))  # delete, or substitute / keep
-        # Inserting is a running minimum: new[j] = min over k <= j of (best[k] + j - k).
-        row = np.minimum.accumulate(np.concatenate(([i], best)) - offsets) + offsets
-    return int(row[-1])
 
 
 def index_scores(scores: Iterable[ScoreRow]) -> dict[str, ScoreRow]:
@@ -355,7 +344,7 @@ _STRATEGIES = {"best_vs_worst": _best_vs_worst, "best_vs_random": _best_vs_rando
 
 def _distance_then_margin(pair: tuple[_Ranked, _Ranked]) -> tuple[bool, int, float, str]:
     better, worse = pair
-    distance = edit_distance(better.ids, worse.ids)
+    distance = Levenshtein.distance(better.ids, worse.ids)
     return not worse.over_limit, distance, worse.value, worse.candidate.candidate_id
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talker_rl.data.pairs import edit_distance
+from rapidfuzz.distance import Levenshtein
+
 from talker_rl.micro.assemble import BUILD_DIR, build_config
 from talker_rl.micro.files import save_tensors
 from talker_rl.micro.lexicon import WORDS
@@ -328,7 +329,7 @@ def agreement(talker: Any, conditioner: Conditioner, examples: Sequence[Example]
         speech = conditioner([e.text for e in group], [e.speaker for e in group], [SPEECH_SYSTEM_PROMPT] * len(group))
         for row, e in zip(sample(talker, speech, seed=at, max_new_tokens=limit, **options), group, strict=True):
             exact += row == e.codes
-            distance += edit_distance(row, e.codes)
+            distance += Levenshtein.distance(row, e.codes)
             length += len(row)
             total += len(e.codes)
             cut += len(row) == limit

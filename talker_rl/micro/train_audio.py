@@ -41,7 +41,7 @@ from talker_rl.micro.dit import (
 from talker_rl.micro.fast_snake import accelerate
 from talker_rl.micro.files import save_json, save_tensors, save_torch
 from talker_rl.micro.mel import log_mel
-from talker_rl.micro.vocoder import fit_vocoder, segments, vocode, vocoder_config
+from talker_rl.micro.vocoder import fit_vocoder, segments, vocoder_config
 
 CODEC_SENTENCES = 600
 VOCODER_SENTENCES = 600
@@ -262,27 +262,6 @@ def load_token2wav(out: str | Path) -> Qwen2_5OmniToken2WavModel:
     model = Qwen2_5OmniToken2WavModel._from_config(token2wav_config(), attn_implementation="sdpa")
     model.load_state_dict(load_file(str(Path(out) / "token2wav.safetensors")))
     return model.eval()
-
-
-@torch.no_grad()
-def decode_codes(
-    token2wav: Qwen2_5OmniToken2WavModel,
-    codes: list[list[int]],
-    speakers: list[dict[str, Any]],
-    seed: int,
-    num_steps: int = 3,
-    guidance: float = 0.0,
-) -> list[np.ndarray]:
-    """Code sequences of one length (a batch of 1 always is) -> waveforms, float32 at 24 kHz, 480 samples per code."""
-    lengths = {len(c) for c in codes}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"decode_codes wants sequences of one length of at least 1, got {sorted(lengths)}")
-    cond = torch.cat([s["cond"] for s in speakers])
-    reference = torch.cat([s["ref_mel"] for s in speakers])
-    dit = token2wav.code2wav_dit_model
-    mel = sample_mel(dit, torch.tensor(codes), cond, reference, seed, num_steps, guidance)
-    wave = vocode(token2wav.code2wav_bigvgan_model, mel).clamp(-1, 1)
-    return list(wave.numpy())
 
 
 def main(argv: list[str] | None = None) -> None:

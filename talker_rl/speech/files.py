@@ -6,8 +6,6 @@ Nothing is read that is not asked for: the index says which shards hold a part, 
 from __future__ import annotations
 
 import json
-import math
-import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -220,7 +218,7 @@ class Span:
 
 
 def read_spans(file: Path) -> dict[str, Span]:
-    """Where each tensor of a safetensors file lies, for whoever maps or overwrites its bytes.
+    """Where each tensor of a safetensors file lies, for whoever overwrites its bytes.
 
     Raises:
         ValueError, OSError: the file is truncated or no safetensors file.
@@ -243,7 +241,7 @@ def read_spans(file: Path) -> dict[str, Span]:
 
 
 def read_tensors(files: Iterable[Path], prefix: str = "") -> dict[str, torch.Tensor]:
-    """Tensors whose name starts with ``prefix``, by their name without it. Only these are read.
+    """Tensors whose name starts with ``prefix``, by their name without it. They stay on disk until they are looked at.
 
     Raises:
         CheckpointError: a file is truncated or no safetensors file.
@@ -254,23 +252,18 @@ def read_tensors(files: Iterable[Path], prefix: str = "") -> dict[str, torch.Ten
 
 def map_tensors(file: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file that stay on disk: pages are read when they are looked at, and given back to the
-    system where memory is short. (``safe_open`` copies.) Changes to them stay in this process.
+    system where memory is short. Changes to them stay in this process.
 
     Raises:
-        ValueError, OSError, KeyError: the file is truncated, is no safetensors file, or lacks a name.
+        ValueError, OSError: the file is truncated, is no safetensors file, or lacks a name.
     """
-    spans = read_spans(file)
-    with open(file, "rb") as stream:
-        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    out = {}
-    for name in names:
-        span = spans[name]
-        dtype, count = DTYPES[span.dtype], math.prod(span.shape)
-        if span.end - span.begin != count * dtype.itemsize:
-            raise ValueError(f"{name} lies outside the file")
-        flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=span.begin) if count else torch.empty(0)
-        out[name] = flat.to(dtype).reshape(span.shape)
-    return out
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as reader:
+            return {name: reader.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def content_hash(path: Path, parts: Sequence[str] = ()) -> str:

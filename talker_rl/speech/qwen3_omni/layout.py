@@ -38,8 +38,6 @@ from talker_rl.speech.unwrap import unwrap_talker
 
 NO_CODE = -1
 """Codec side of a position that has none, or has fewer than 16."""
-FIXED = 9
-"""Rows between the user's turns and the first frame."""
 SPECIALS = 1024
 """The last ids of the codec vocabulary, which upstream never lets be drawn, whatever the configuration says."""
 
