@@ -78,7 +78,7 @@ def test_a_run_killed_three_times_equals_an_undisturbed_one(tmp_path: Path) -> N
     moments: dict[str, Callable[[], bool]] = {
         "rollouts": lambda: 1 <= len(finished_shards(killed / "rollouts")) < 4,
         "scores": lambda: 1 <= len(finished_shards(killed / "scores")) < 4,
-        "training": lambda: (training / "checkpoint-4" / "complete.json").exists(),
+        "training": lambda: (training / "checkpoint-4" / "files.json").exists(),
     }
     before: dict[Path, int] = {}
     for moment, ready in moments.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from talker_rl.evaluation.ablation import read_table
 from talker_rl.records.pair import Pair
 from talker_rl.records.score import ScoreRow
 from talker_rl.rounds import choice_stage, rounds_of
-from talker_rl.store.run_dir import read_manifest
+from talker_rl.store.run_dir import read_manifest, written
 from talker_rl.store.shards import ShardFolder
 from talker_rl.sweep_config import trainings
 
@@ -136,14 +136,14 @@ def collect(folders: Sequence[Path]) -> Study:
 
 def _run(folder: Path, arm: str) -> Run:
     manifest = read_manifest(folder)
-    config, done = manifest.get("config", {}), {name for name, e in manifest["stages"].items() if e["state"] == "done"}
+    config = manifest.get("config", {})
     variants, iterations = list(config.get("train", {})), config.get("iterations", 1)
     found = {path.name for kind in ("diagnostics", "eval") for path in folder.glob(f"{kind}/*") if path.is_dir()}
-    trained = {name: _choice(folder, name, iterations, done)
+    trained = {name: _choice(folder, manifest, name, iterations)
                for name in [*variants, *sorted(found - {"base", *variants})]}
     cells = manifest.get("trainings") or _cells_of_sweep(folder)
     return Run(arm, folder, config, base=_shards(folder / "eval" / "base"), pairs=_pairs(folder, variants, iterations),
-               trained=[_trained(folder, arm, name, choice, done, **cells.get(name, {"variant": name}))
+               trained=[_trained(folder, manifest, arm, name, choice, **cells.get(name, {"variant": name}))
                         for name, choice in trained.items() if choice or name in found])
 
 
@@ -154,25 +154,26 @@ def _cells_of_sweep(arm: Path) -> dict[str, dict[str, Any]]:
     return trainings(itertools.product(grid.get("variants", ()), grid.get("seeds", ())))
 
 
-def _choice(folder: Path, name: str, iterations: int, done: Collection[str]) -> dict[str, Any] | None:
+def _choice(folder: Path, manifest: dict[str, Any], name: str, iterations: int) -> dict[str, Any] | None:
     """``choice.json`` of a variant's last round that has one."""
     stages = (choice_stage(name, index) for index in range(iterations, 0, -1))
-    return next((told for stage in stages if (told := _json(folder / stage / "choice.json", stage in done))), None)
+    return next((told for stage in stages if (told := written(folder, manifest, stage, "choice.json"))), None)
 
 
 def _trained(
-    folder: Path, arm: str, name: str, choice: dict[str, Any] | None, done: Collection[str], variant: str,
+    folder: Path, manifest: dict[str, Any], arm: str, name: str, choice: dict[str, Any] | None, variant: str,
     seed: int | None = None,
 ) -> Trained:
     evaluated, measured = f"eval/{name}", f"diagnostics/{name}"
+    found = written(folder, manifest, measured, "summary.json")
     return Trained(
         arm, name, variant, seed,
         curve=choice["checkpoints"] if choice else [],
         rows=_shards(folder / evaluated),
-        summary=_json(folder / evaluated / "summary.json", evaluated in done),
-        diagnostics=_json(folder / measured / "summary.json", measured in done),
-        pair_points=_table(folder / measured / "pairs.parquet", measured in done),
-        samples=_table(folder / measured / "samples.parquet", measured in done),
+        summary=written(folder, manifest, evaluated, "summary.json"),
+        diagnostics=found,
+        pair_points=_table(folder / measured / "pairs.parquet") if found else [],
+        samples=_table(folder / measured / "samples.parquet") if found else [],
     )
 
 
@@ -201,17 +202,9 @@ def _shards(folder: Path) -> Rows:
     return list(ShardFolder(folder).all_rows())
 
 
-def _json(path: Path, done: bool) -> dict[str, Any] | None:
-    """What a stage wrote; None where it has not, and is not said to be done."""
-    return read_json(path) if done or path.is_file() else None
-
-
-def _table(path: Path, done: bool) -> Rows:
-    if not (done or path.is_file()):
-        return []
+def _table(path: Path) -> Rows:
     verified(path, fix=_ANEW)
     try:
         return pq.read_table(path).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"A file of the diagnostics is damaged ({error})", where=str(path),
-                        fix=_ANEW) from error
+        raise DataError(f"A file of the diagnostics is damaged ({error})", where=str(path), fix=_ANEW) from error

@@ -56,6 +56,16 @@ def stored_config(folder: Path) -> dict[str, Any]:
     return stored
 
 
+def written(run: Path, manifest: dict[str, Any], stage: str, name: str) -> dict[str, Any] | None:
+    """A JSON file of a stage; None where the stage has not written it, and is not said to be done.
+
+    Raises:
+        DataError: it is damaged, or missing from a stage that is done.
+    """
+    file, done = run / stage / name, manifest["stages"].get(stage, {}).get("state") == "done"
+    return read_json(file) if done or file.is_file() else None
+
+
 def config_diff(old: Any, new: Any, prefix: str = "") -> list[str]:
     """``a.b: old -> new`` for every leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
