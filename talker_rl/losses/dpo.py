@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from talker_rl.losses.config import DPOLossConfig, DPONormLossConfig, HingeLossConfig
-from talker_rl.losses.ops import finish, log_ratios, mean_over_tokens, non_empty
+from talker_rl.losses.ops import finish, log_ratios, masks, mean_over_tokens, non_empty
 from talker_rl.losses.types import LossOutput, PairBatch
 
 
@@ -36,10 +36,11 @@ def dpo_norm_loss(batch: PairBatch, config: DPONormLossConfig) -> LossOutput:
 
     The rewards in the metrics are the plain sums, as TRL reports them.
     """
-    valid = non_empty(config, chosen=batch.chosen_mask, rejected=batch.rejected_mask)
+    mask_w, mask_l = masks(batch)
+    valid = non_empty(config, chosen=mask_w, rejected=mask_l)
     ratios_w, ratios_l = log_ratios(batch)
-    mean_w = mean_over_tokens(ratios_w, batch.chosen_mask)
-    margin = config.beta * (mean_w - mean_over_tokens(ratios_l, batch.rejected_mask))
+    mean_w = mean_over_tokens(ratios_w, mask_w)
+    margin = config.beta * (mean_w - mean_over_tokens(ratios_l, mask_l))
     rewards = config.beta * ratios_w.sum(dim=1), config.beta * ratios_l.sum(dim=1)
     return finish(batch, sigmoid_loss(margin), margin, rewards, valid)
 

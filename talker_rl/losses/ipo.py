@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from talker_rl.losses.config import IPOLossConfig
-from talker_rl.losses.ops import finish, log_ratios, mean_over_tokens, non_empty
+from talker_rl.losses.ops import finish, log_ratios, masks, mean_over_tokens, non_empty
 from talker_rl.losses.types import LossOutput, PairBatch
 
 
@@ -17,8 +17,9 @@ def ipo_loss(batch: PairBatch, config: IPOLossConfig) -> LossOutput:
     sum_w, sum_l = ratios_w.sum(dim=1), ratios_l.sum(dim=1)
     valid = None
     if config.normalize == "mean":
-        valid = non_empty(config, chosen=batch.chosen_mask, rejected=batch.rejected_mask)
-        margin = mean_over_tokens(ratios_w, batch.chosen_mask) - mean_over_tokens(ratios_l, batch.rejected_mask)
+        mask_w, mask_l = masks(batch)
+        valid = non_empty(config, chosen=mask_w, rejected=mask_l)
+        margin = mean_over_tokens(ratios_w, mask_w) - mean_over_tokens(ratios_l, mask_l)
     else:
         margin = sum_w - sum_l
     per_pair = (margin - 1 / (2 * config.beta)) ** 2

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from talker_rl.losses.config import LDDPOLossConfig
 from talker_rl.losses.dpo import sigmoid_loss
-from talker_rl.losses.ops import finish, lengths, policy_logps, ref_logps, token_index
+from talker_rl.losses.ops import finish, lengths, masks, policy_logps, ref_logps, token_index
 from talker_rl.losses.types import LossOutput, PairBatch
 
 
@@ -24,9 +24,10 @@ def ld_dpo_loss(batch: PairBatch, config: LDDPOLossConfig) -> LossOutput:
     agree. With ``"policy"`` the reference keeps its full sum, as the paper's formula can also be read.
     """
     (policy_w, policy_l), (ref_w, ref_l) = policy_logps(batch), ref_logps(batch)
-    common = torch.minimum(lengths(batch.chosen_mask), lengths(batch.rejected_mask))
+    mask_w, mask_l = masks(batch)
+    common = torch.minimum(lengths(mask_w), lengths(mask_l))
     rewards = []
-    for policy, ref, mask in ((policy_w, ref_w, batch.chosen_mask), (policy_l, ref_l, batch.rejected_mask)):
+    for policy, ref, mask in ((policy_w, ref_w, mask_w), (policy_l, ref_l, mask_l)):
         weights = ld_weights(mask, common, config.alpha, policy.dtype)
         # Per token before the sum in both modes, for the precision that ops.py speaks of.
         terms = weights * (policy - ref) if config.reference == "both" else weights * policy - ref

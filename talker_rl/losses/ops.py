@@ -32,17 +32,30 @@ def token_index(mask_BT: Tensor) -> Tensor:
     return mask_BT.cumsum(dim=1)
 
 
+def masks(batch: PairBatch) -> tuple[Tensor, Tensor]:
+    """Masks of both sides: ((B, T_w), (B, T_l)) bool.
+
+    Raises:
+        ValueError: the batch has no rejected completions.
+    """
+    if batch.rejected_mask is None:
+        raise ValueError("this loss compares two completions, and the batch has no rejected ones")
+    return batch.chosen_mask, batch.rejected_mask
+
+
 def policy_logps(batch: PairBatch) -> tuple[Tensor, Tensor]:
     """Policy log-probabilities, 0 at padding: ((B, T_w), (B, T_l))."""
-    return clean(batch.policy_chosen_logps, batch.chosen_mask), clean(batch.policy_rejected_logps, batch.rejected_mask)
+    mask_w, mask_l = masks(batch)
+    assert batch.policy_rejected_logps is not None  # as its mask
+    return clean(batch.policy_chosen_logps, mask_w), clean(batch.policy_rejected_logps, mask_l)
 
 
 def ref_logps(batch: PairBatch) -> tuple[Tensor, Tensor]:
     """Reference log-probabilities, 0 at padding and without gradient: ((B, T_w), (B, T_l))."""
     if batch.ref_chosen_logps is None or batch.ref_rejected_logps is None:
         raise ValueError("this loss needs reference log-probabilities, and the batch has none")
-    chosen = clean(batch.ref_chosen_logps.detach(), batch.chosen_mask)
-    return chosen, clean(batch.ref_rejected_logps.detach(), batch.rejected_mask)
+    mask_w, mask_l = masks(batch)
+    return clean(batch.ref_chosen_logps.detach(), mask_w), clean(batch.ref_rejected_logps.detach(), mask_l)
 
 
 def log_ratios(batch: PairBatch) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from talker_rl.losses.config import RDPOLossConfig
 from talker_rl.losses.dpo import sigmoid_loss
-from talker_rl.losses.ops import finish, lengths, log_ratios
+from talker_rl.losses.ops import finish, lengths, log_ratios, masks
 from talker_rl.losses.types import LossOutput, PairBatch
 
 
@@ -18,7 +18,8 @@ def r_dpo_loss(batch: PairBatch, config: RDPOLossConfig) -> LossOutput:
     """
     ratios_w, ratios_l = log_ratios(batch)
     reward_w, reward_l = config.beta * ratios_w.sum(dim=1), config.beta * ratios_l.sum(dim=1)
-    extra_length = (lengths(batch.chosen_mask) - lengths(batch.rejected_mask)).to(reward_w.dtype)
+    mask_w, mask_l = masks(batch)
+    extra_length = (lengths(mask_w) - lengths(mask_l)).to(reward_w.dtype)
     if config.alpha_unit == "second":
         extra_length = extra_length / config.code_rate
     margin = reward_w - reward_l + config.alpha * extra_length

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from talker_rl.losses.config import SamPOLossConfig
 from talker_rl.losses.dpo import sigmoid_loss
-from talker_rl.losses.ops import finish, lengths, log_ratios, policy_logps, token_index
+from talker_rl.losses.ops import finish, lengths, log_ratios, masks, policy_logps, token_index
 from talker_rl.losses.types import LossOutput, PairBatch, Share
 
 
@@ -18,13 +18,13 @@ def random_keys(batch: PairBatch) -> tuple[Tensor, Tensor]:
     completion token and not to a position, so the draw does not depend on where or how wide the padding is. Processes
     that share a batch each draw for all of it and take their own rows.
     """
-    masks = (batch.chosen_mask, batch.rejected_mask)
-    longest = max(1, int(torch.stack([lengths(mask).max() for mask in masks]).max()))
+    both = masks(batch)
+    longest = max(1, int(torch.stack([lengths(mask).max() for mask in both]).max()))
     whole = batch.share or Share(0, len(batch), 0, longest)
     device = batch.generator.device if batch.generator is not None else torch.device("cpu")
     noise = torch.rand(whole.pairs, whole.longest, generator=batch.generator, device=device)
     noise = noise[whole.first : whole.first + len(batch)].to(batch.chosen_mask.device)
-    keys_w, keys_l = (noise.gather(1, (token_index(mask) - 1).clamp(min=0)) for mask in masks)
+    keys_w, keys_l = (noise.gather(1, (token_index(mask) - 1).clamp(min=0)) for mask in both)
     return keys_w, keys_l
 
 
@@ -50,14 +50,15 @@ def sampo_loss(batch: PairBatch, config: SamPOLossConfig) -> LossOutput:
     reference (the authors' code draws twice, which makes the margin noisy where both agree). Nothing is rescaled.
     """
     ratios_w, ratios_l = log_ratios(batch)
-    count = torch.minimum(lengths(batch.chosen_mask), lengths(batch.rejected_mask))
+    mask_w, mask_l = masks(batch)
+    count = torch.minimum(lengths(mask_w), lengths(mask_l))
     if config.mode == "random":
         keys_w, keys_l = random_keys(batch)
     else:
         scores = (ratios_w, ratios_l) if config.by == "ratio" else policy_logps(batch)
         keys_w, keys_l = (-score.detach() for score in scores)
     rewards = []
-    for ratios, keys, mask in ((ratios_w, keys_w, batch.chosen_mask), (ratios_l, keys_l, batch.rejected_mask)):
+    for ratios, keys, mask in ((ratios_w, keys_w, mask_w), (ratios_l, keys_l, mask_l)):
         kept = keep_smallest(keys, mask, count)
         rewards.append(config.beta * torch.where(kept, ratios, torch.zeros_like(ratios)).sum(dim=1))
     reward_w, reward_l = rewards

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from talker_rl.losses.config import SimPOLossConfig
 from talker_rl.losses.dpo import sigmoid_loss
-from talker_rl.losses.ops import finish, mean_over_tokens, non_empty, policy_logps
+from talker_rl.losses.ops import finish, masks, mean_over_tokens, non_empty, policy_logps
 from talker_rl.losses.types import LossOutput, PairBatch
 
 
@@ -13,9 +13,10 @@ def simpo_loss(batch: PairBatch, config: SimPOLossConfig) -> LossOutput:
 
     gamma is absolute (the authors' code takes gamma / beta). The rewards in the metrics are beta * mean log pi.
     """
-    valid = non_empty(config, chosen=batch.chosen_mask, rejected=batch.rejected_mask)
+    mask_w, mask_l = masks(batch)
+    valid = non_empty(config, chosen=mask_w, rejected=mask_l)
     policy_w, policy_l = policy_logps(batch)
-    reward_w = config.beta * mean_over_tokens(policy_w, batch.chosen_mask)
-    reward_l = config.beta * mean_over_tokens(policy_l, batch.rejected_mask)
+    reward_w = config.beta * mean_over_tokens(policy_w, mask_w)
+    reward_l = config.beta * mean_over_tokens(policy_l, mask_l)
     margin = reward_w - reward_l - config.gamma
     return finish(batch, sigmoid_loss(margin), margin, (reward_w, reward_l), valid)

@@ -257,8 +257,8 @@ class Batches:
             for _ in range(3):
                 self.rng.shuffle(groups)
                 self.ready += groups
-        features, *labels = self.ready.pop()
-        return mask_bands(features.clone(), self.rng), *labels
+        features, lengths, tokens, counts, spans = self.ready.pop()
+        return mask_bands(features.clone(), self.rng), lengths, tokens, counts, spans
 
     def _collate(self, utterances: list[Utterance]) -> Batch:
         features, lengths = self._features(utterances)

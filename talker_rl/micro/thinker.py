@@ -73,7 +73,7 @@ def train(build: Path = BUILD_DIR, seed: int = 0, steps: int = 2500, batch_size:
     rng = random.Random(seed)
     tokenizer, ids = load_tokenizer(build), text_ids()
     end, pad = ids.added["<|im_end|>"], ids.added["<|endoftext|>"]
-    model = new_thinker(build)
+    model: Any = new_thinker(build)
     text_parameters = [p for n, p in model.named_parameters() if "visual" not in n and "audio_tower" not in n]
     optimizer = torch.optim.AdamW(text_parameters, lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
     start = time.time()

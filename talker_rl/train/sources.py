@@ -23,9 +23,9 @@ Record = Pair | Completion
 class Source(Protocol):
     """What a trainer asks for examples."""
 
-    train: torch.utils.data.Dataset
+    train: torch.utils.data.Dataset[Any]
     """By index; or an iterable one, which is asked for the next ones as the steps come."""
-    held_out: torch.utils.data.Dataset | None
+    held_out: torch.utils.data.Dataset[Any] | None
     """Never trained on; None: nothing is."""
 
 
@@ -41,8 +41,8 @@ class Stored:
         StageError: no record is left, or a prompt of one has no conditioning.
     """
 
-    train: Examples
-    held_out: Examples | None
+    train: torch.utils.data.Dataset[Any]
+    held_out: torch.utils.data.Dataset[Any] | None
 
     def __init__(
         self, records: Sequence[Record], held_out: Sequence[Record], conditionings: Mapping[str, Any] | Iterable[Any],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ class GraphedStep:
 
     def _clear(self) -> None:
         self._graphs: dict[int, tuple[Callable[[], None], torch.Tensor, torch.Tensor]] = {}  # by rows
-        self._pool: tuple[int, int] | None = None  # of the graphs' memory; a pool ends with its last graph
+        self._pool: Any = None  # of the graphs' memory; a pool ends with its last graph
 
     def __call__(self, step: Step, codes_n: torch.Tensor, slots: int) -> torch.Tensor | None:
         """(n, H), which the next call overwrites; None where graphs do not work.

@@ -61,7 +61,7 @@ class TalkerBatch:
     """Position in L whose output predicts the id; 0 at padding."""
 
     def to(self, device: torch.device | str) -> TalkerBatch:
-        moved = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
         return replace(self, **moved)
 
     @property

@@ -246,7 +246,7 @@ def _stored(
     rounding.merged += 1
     rounding.changed += not torch.equal(stored.float(), before)
     rounding.dtypes.add(dtype)
-    return memoryview(stored.reshape(-1).view(torch.uint8).numpy())
+    return memoryview(stored.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _wide_header(file: Path, spans: Mapping[str, Span], merged: set[str]) -> tuple[bytes, dict[str, int]]:

@@ -179,4 +179,5 @@ class _Evaluation:
         layer = self._net.layers[number]
         layer.meet(x, self._at, own, piece.group, self._before.get(number), after)
         if layer.back:
-            self._before[number] = tuple(t[-1:].clone() for t in own)  # not a view, which would keep the whole piece
+            q, k, v = (t[-1:].clone() for t in own)  # not views, which would keep the whole piece
+            self._before[number] = q, k, v

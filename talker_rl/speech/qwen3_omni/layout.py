@@ -72,7 +72,7 @@ class TalkerBatch:
     """All codes."""
 
     def to(self, device: torch.device | str) -> TalkerBatch:
-        moved = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
         return replace(self, **moved)
 
     def __len__(self) -> int:
