@@ -31,6 +31,12 @@ def test_defaults():
     assert parse_loss({"type": "ld_dpo"}).reference == "both"
 
 
+def test_every_loss_is_among_those_that_the_rules_are_tried_on():
+    tried = {parse_loss(config).type for config in ALL_LOSSES} | {"custom"}
+    own = {cls for cls in config_module._REGISTRY.values() if cls.__module__ == config_module.__name__}
+    assert {cls.model_fields["type"].default for cls in own} == tried, "add it to ALL_LOSSES in losses_helpers.py"
+
+
 @pytest.mark.parametrize("config", ALL_LOSSES, ids=loss_id)
 def test_round_trip(config):
     parsed = parse_loss(config)

@@ -11,6 +11,9 @@ from types import ModuleType
 
 import pytest
 
+from talker_rl.speech.family import Family
+from talker_rl.speech.registry import MODEL_TYPES, family_named
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "talker_rl"
 OUTSIDE = [file for file in sorted(PACKAGE.rglob("*.py"))
@@ -83,3 +86,12 @@ def test_the_front_door_imports_no_torch_and_holds_what_it_names() -> None:
     code = ("import sys, talker_rl; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules); "
             "bare = [n for n in talker_rl.__all__ if not getattr(talker_rl, n).__doc__]; assert not bare, bare")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_family_answers_all_that_is_asked_of_one() -> None:
+    asked = [name for name in {**Family.__annotations__, **vars(Family)} if not name.startswith("_")]
+    assert len(asked) > 15
+    for name in MODEL_TYPES.values():
+        family = family_named(name)
+        assert [part for part in asked if not hasattr(family, part)] == [], name
+        assert (PACKAGE / "speech" / name / "codec.py").is_file()
