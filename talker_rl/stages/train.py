@@ -81,7 +81,8 @@ def _begin(training: Training) -> Task | None:
     adapter = start_adapter(ctx.config) if kept else None
     reference = str(adapter.absolute()) if adapter else "base" if kept else "start"
     STAGE.begin(ctx.run, ctx.config, stage, inputs, settings)
-    if ctx.run.is_done(stage) and (ctx.run.path / stage / "result.json").exists():
+    made = all((ctx.run.path / stage / name).exists() for name in ("result.json", "variant.json"))
+    if ctx.run.is_done(stage) and made:
         return None
     model = ctx.config.model.model_dump(mode="json")
     if training.devices:
