@@ -53,7 +53,7 @@ browser:
 		|| echo "no Chromium: the browser tests will be skipped (apt-get install chromium)" >&2
 
 test: setup browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

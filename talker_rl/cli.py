@@ -69,6 +69,13 @@ def _reader_is_gone() -> bool:
 
 
 def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
+    if hasattr(args, "call"):
+        return int(args.call(args))
+    if args.verb == "completion":
+        import argcomplete
+
+        print(argcomplete.shellcode(["talker-rl"], shell=args.shell))
+        return 0
     if args.verb == "validate":
         return _validate(args)
     if args.verb == "configs":
@@ -80,7 +87,10 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
 
         return show(args)
     if args.verb == "micro":
-        return _micro(args)
+        from talker_rl.micro import checkpoint_dir
+
+        print(checkpoint_dir())
+        return 0 if checkpoint_dir().is_dir() else 1
     if args.verb == "wer":
         from talker_rl.evaluation.wer_verb import run as wer
 
@@ -89,10 +99,6 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         from talker_rl.speakers.command import run as speaker
 
         return speaker(args)
-    if args.verb == "prompts hard":
-        from talker_rl.data.hard.command import run as hard
-
-        return hard(args.rest)
     if args.verb == "doctor":
         from talker_rl.doctor import examine
 
@@ -167,19 +173,6 @@ def _validate(args: argparse.Namespace) -> int:
         print("".join(f"# note: {line}\n" for line in missing(config)), end="")
         print(f"# ok: {', '.join(files) or 'defaults'}")
     return 0
-
-
-def _micro(args: argparse.Namespace) -> int:
-    from talker_rl import micro
-
-    if args.what == "path":
-        folder = micro.checkpoint_dir()
-        print(folder)
-        return 0 if folder.is_dir() else 1
-    from importlib import import_module
-
-    command = import_module(f"talker_rl.micro.{args.what}")
-    return int(command.main(args.rest) or 0)
 
 
 def _stages(args: argparse.Namespace, arguments: list[str]) -> int:

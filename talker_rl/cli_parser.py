@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
-from typing import Any
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 
 from talker_rl import __version__
+from talker_rl.base.parsers import Parser, add_verb, did_you_mean
 from talker_rl.evaluation.wer_verb import WER_EXAMPLES, add_wer_options
 from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_doctor_options, add_plan_options
-from talker_rl.shipped import CONFIGS_EXAMPLES, add_configs_options
+from talker_rl.shipped import CONFIGS_EXAMPLES, add_configs_options, names
 from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
 from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options
 from talker_rl.stages.order import VERBS
@@ -48,9 +53,16 @@ examples:
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The argument parser."""
-    top = argparse.ArgumentParser(
+MICRO = {"build": "train every part from a seed", "check": "print every figure it must meet", "path": "its folder",
+         "voice": "codes of a further voice"}
+COMPLETION_EXAMPLES = """\
+eval "$(talker-rl completion bash)"          in ~/.bashrc; of zsh in ~/.zshrc, after compinit
+  talker-rl completion fish | source           in ~/.config/fish/config.fish"""
+
+
+def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The argument parser; verbs below verbs that import more than the others have options where they are called."""
+    top = Parser(
         prog="talker-rl", description="Preference training of the Qwen2.5-Omni Talker: from prompts to a better voice.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -58,22 +70,27 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     for verb in VERBS.values():
-        command = _verb(verbs, verb.name, verb.text, verb.example)
+        command = add_verb(verbs, verb.name, verb.text, verb.example)
+        if arguments[:2] == ["prompts", "hard"] and verb.name == "prompts":
+            from talker_rl.data.hard import command as hard
+
+            _add_elsewhere(command.add_subparsers(dest="what").add_parser("hard"), hard)
+            continue
         _add_shared(command)
         if verb.options:
             verb.options(command)
 
-    sweep = _verb(verbs, "sweep", "compare losses: a grid of variants, arms and seeds in one table", SWEEP_EXAMPLES)
+    sweep = add_verb(verbs, "sweep", "compare losses: a grid of variants, arms and seeds in one table", SWEEP_EXAMPLES)
     sweep.description = SWEEP_TEXT
     _add_shared(sweep)
 
-    show = _verb(verbs, "show", "the table of finished runs and sweeps again, several side by side", SHOW_EXAMPLES)
+    show = add_verb(verbs, "show", "the table of finished runs and sweeps again, several side by side", SHOW_EXAMPLES)
     show.description = SHOW_TEXT
     show.add_argument("folders", nargs="+", metavar="RUN", help="folder of a run or of a sweep")
     show.add_argument("--json", action="store_true", help="print JSON: the figures, and the settings that differ")
     show.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
-    serve = _verb(verbs, "serve", "offer the scorer over HTTP, to rollout workers on other machines",
+    serve = add_verb(verbs, "serve", "offer the scorer over HTTP, to rollout workers on other machines",
                   "talker-rl serve -c demo --port 8020 --workers 2")
     _add_config(serve)
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1; any other needs a token: "
@@ -85,55 +102,64 @@ def parser() -> argparse.ArgumentParser:
                        "same by every worker before it may work")
     serve.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
-    validate = _verb(verbs, "validate", "check configuration files and print them resolved",
+    validate = add_verb(verbs, "validate", "check configuration files and print them resolved",
                      "talker-rl validate -c demo pairs.margin=0.1")
     _add_config(validate)
     validate.add_argument("--quiet", "-q", action="store_true", help="print nothing when all is well")
     validate.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
-    add_configs_options(_verb(verbs, "configs", "list the configurations that are shipped, print one, write one out",
+    add_configs_options(add_verb(verbs, "configs", "list the configurations that are shipped, print one, write one out",
                               CONFIGS_EXAMPLES))
 
-    doctor = _verb(verbs, "doctor", "check this machine, the model folder and the recognizers, and forecast memory",
+    doctor = add_verb(verbs, "doctor", "check this machine, the model folder and the recognizers, and forecast memory",
                    DOCTOR_EXAMPLES)
     _add_config(doctor)
     add_doctor_options(doctor)
 
-    plan = _verb(verbs, "plan", "forecast time, memory, disk and GPU-hours of a run, before anything is loaded",
+    plan = add_verb(verbs, "plan", "forecast time, memory, disk and GPU-hours of a run, before anything is loaded",
                  PLAN_EXAMPLES)
     _add_config(plan)
     add_plan_options(plan)
 
-    parity = _verb(verbs, "parity", PARITY_HELP, PARITY_EXAMPLES)
+    parity = add_verb(verbs, "parity", PARITY_HELP, PARITY_EXAMPLES)
     _add_config(parity)
     add_parity_options(parity)
 
-    add_export_options(_verb(verbs, "export", EXPORT_HELP, EXPORT_EXAMPLES))
-    add_speaker_options(_verb(verbs, "speaker", "list speakers, add one, tell them apart", SPEAKER_EXAMPLES))
+    add_export_options(add_verb(verbs, "export", EXPORT_HELP, EXPORT_EXAMPLES))
+    add_speaker_options(add_verb(verbs, "speaker", "list speakers, add one, tell them apart", SPEAKER_EXAMPLES))
 
-    wer = _verb(verbs, "wer", "error rates of transcripts against references, two files of key<TAB>text lines",
+    wer = add_verb(verbs, "wer", "error rates of transcripts against references, two files of key<TAB>text lines",
                 WER_EXAMPLES)
     add_wer_options(wer)
     wer.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
-    micro = _verb(verbs, "micro", "the micro world: build it, check it, say where it is", "talker-rl micro check")
-    micro.add_argument("what", choices=("build", "check", "path", "voice"), help="build: train every part from a seed. "
-                       "check: print every figure it must meet. path: its folder. voice: codes of a further voice.")
-    micro.add_argument("rest", nargs=argparse.REMAINDER, help="options of that (try: micro build --help)")
+    micro = add_verb(verbs, "micro", "the micro world: build it, check it, say where it is", "talker-rl micro check")
+    what = micro.add_subparsers(dest="what", metavar="WHAT", required=True)
+    for name, text in MICRO.items():
+        command = what.add_parser(name, help=text)
+        if arguments[:2] == ["micro", name] and name != "path":
+            _add_elsewhere(command, import_module(f"talker_rl.micro.{name}"))
+
+    completion = add_verb(verbs, "completion", "print what lets a shell complete verbs, options and configurations",
+                          COMPLETION_EXAMPLES)
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="which shell")
     return top
 
 
-def _verb(verbs: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    return verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
-                            epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter)
+def _add_elsewhere(command: argparse.ArgumentParser, module: ModuleType) -> None:
+    """Options of a verb whose module has them, and ``run(args)``."""
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.set_defaults(own=command, call=module.run)
+    module.add_options(command)
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", "-c", action="append", default=[], metavar="YAML",
-                         help="configuration: a file, or a name that `talker-rl configs` lists; several are merged "
-                         "left to right")
-    command.add_argument("overrides", nargs="*", metavar="YAML|KEY=VALUE", help="configurations without -c, and single "
-                         "values, e.g. rollouts.num_candidates=4")
+    files = command.add_argument("--config", "-c", action="append", default=[], metavar="YAML",
+                                 help="configuration: a file, or a name that `talker-rl configs` lists; several are "
+                                 "merged left to right")
+    others = command.add_argument("overrides", nargs="*", metavar="YAML|KEY=VALUE", help="configurations without -c, "
+                                  "and single values, e.g. rollouts.num_candidates=4")
+    files.completer = others.completer = lambda **_: names()  # type: ignore[attr-defined]
 
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
@@ -149,18 +175,21 @@ def _add_shared(command: argparse.ArgumentParser) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Overrides may stand before, between and after options, which argparse alone does not allow below a verb."""
-    command = parser()
+    completing = "_ARGCOMPLETE" in os.environ  # a shell asks what may stand next in its COMP_LINE
+    command = parser(os.environ.get("COMP_LINE", "").split()[1:] if completing else arguments)
+    if completing:
+        import argcomplete
+
+        argcomplete.autocomplete(command, always_complete_options=False)
     if not arguments:  # the list of verbs says more than that one is missing
         command.print_help(sys.stderr)
         raise SystemExit(2)
-    if arguments[:1] == ["micro"] and arguments[1:2] in (["build"], ["check"], ["voice"]):  # with options of their own
-        return argparse.Namespace(verb="micro", what=arguments[1], rest=arguments[2:])
-    if arguments[:2] == ["prompts", "hard"]:
-        return argparse.Namespace(verb="prompts hard", rest=arguments[2:], debug="--debug" in arguments)
     args, rest = command.parse_known_args(arguments)
     strange = [a for a in rest if a.startswith("-") or not hasattr(args, "overrides")]
     if strange:
-        command.error(f"unrecognized arguments: {' '.join(strange)} (talker-rl {args.verb} --help)")
+        known = re.findall(r"--[\w-]+", args.own.format_help())
+        command.error(f"unrecognized arguments: {' '.join(strange)} ({args.own.prog} --help)"
+                      f"{did_you_mean(strange[0].partition('=')[0], known)}")
     if rest:
         args.overrides = [*args.overrides, *rest]
     if getattr(args, "endpoint", None):  # it takes all that follows: overrides are given back

@@ -18,7 +18,7 @@ from talker_rl.base.errors import CheckpointError, TalkerRLError
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = ["run", "prompts", "condition", "rollout", "score", "pair", "train", "eval", "report", "diagnose", "sweep",
-         "show", "serve", "validate", "configs", "doctor", "plan", "wer", "micro"]
+         "show", "serve", "validate", "configs", "doctor", "plan", "wer", "micro", "completion"]
 
 
 def test_help_answers_in_under_a_second_without_torch() -> None:
@@ -79,6 +79,58 @@ def test_strange_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert "--nonsense" in capsys.readouterr().err
     assert cli.main(["run", "not-an-override"]) == 2
     assert "dotted.key=value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("rnu -c demo", "run"), ("run --run-dri x", "--run-dir"), ("speaker ad", "add"), ("speaker list --jsn", "--json"),
+     ("prompts hard --cuont 3", "--count"), ("micro biuld", "build"), ("micro build --qiuck", "--quick")],
+)  # fmt: skip
+def test_the_nearest_verb_or_option_is_named(wrong: str, right: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(wrong.split())
+    assert caught.value.code == 2
+    assert f"did you mean {right}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["prompts hard", "speaker list", "speaker add", "speaker compare", "micro build",
+                                  "micro check", "micro voice"])
+def test_verbs_below_verbs_have_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*verb.split(), "--help"])
+    assert caught.value.code == 0
+    assert f"usage: talker-rl {verb} " in capsys.readouterr().out
+
+
+COMPLETIONS = {
+    "talker-rl pa": ["pair", "parity"], "talker-rl speaker ": ["list", "add", "compare"],
+    "talker-rl prompts hard --c": ["--count", "--category"], "talker-rl run -c de": ["demo "],
+    "talker-rl run -c demo stages/1": ["stages/1-continuation "], "talker-rl eval --protocol ": ["seed-tts-eval "],
+}
+COMPLETE = """eval "$(talker-rl completion bash)"
+while IFS= read -r COMP_LINE; do
+    COMP_POINT=${#COMP_LINE} COMP_TYPE=9 COMPREPLY=()
+    _python_argcomplete talker-rl
+    (IFS=,; echo "${COMPREPLY[*]}")
+done"""
+
+
+def test_bash_completes_verbs_options_and_configurations(tmp_path: Path) -> None:
+    command = tmp_path / "talker-rl"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m talker_rl "$@"\n')
+    command.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", COMPLETE], input="".join(f"{line}\n" for line in COMPLETIONS), cwd=tmp_path, capture_output=True,
+        text=True, check=True, env=dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}",
+                                        PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])),
+    )
+    assert dict(zip(COMPLETIONS, (line.split(",") for line in done.stdout.splitlines()), strict=True)) == COMPLETIONS
+
+
+@pytest.mark.parametrize(("shell", "its"), [("zsh", "compdef"), ("fish", "complete --command talker-rl")])
+def test_other_shells_have_completion(shell: str, its: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    assert its in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_the_configuration_needs_no_torch_and_the_losses_no_trainer():
         "from talker_rl.losses import build_loss; [build_loss({'type': t}) for t in ('dpo', 'sampo', 'ld_dpo', 'sft')];"
         "assert 'torch' in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # A loss of one's own -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import pytest
 from pipeline_helpers import write_world
 
 from talker_rl.base import progress
+from talker_rl.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -130,15 +131,12 @@ def test_libraries_show_no_bars_in_a_log() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_stages_tell_a_log_in_lines(tmp_path: Path) -> None:
+def test_stages_tell_a_log_in_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = write_world(tmp_path, workers=1)
-    code = "import sys\nfrom talker_rl.cli import main\nfor verb in ('prompts', 'condition', 'rollout', 'score'):\n" \
-           "    assert main([verb, *sys.argv[1:]]) == 0"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    done = subprocess.run([sys.executable, "-c", code, "-c", str(config), "--run-dir", str(tmp_path / "run")],
-                          capture_output=True, env=env)
-    err = done.stderr.decode()
-    assert done.returncode == 0, err
+    capfd.readouterr()
+    for verb in ("prompts", "condition", "rollout", "score"):
+        assert main([verb, "-c", str(config), "--run-dir", str(tmp_path / "run")]) == 0
+    err = capfd.readouterr().err
     assert "\r" not in err and not re.search(r"\d+%\|", err)
     assert re.search(r"^rollouts: 4 of 4 shards \(100%\), [\d.e-]+ per second, ", err, re.M), err
 

@@ -24,7 +24,6 @@ from talker_rl.base.errors import ConfigError
 from talker_rl.base.names import folder_name, model_name, without_paths, without_places
 from talker_rl.config import load_data
 from talker_rl.data.export import export_pairs
-from talker_rl.data.hard.command import run as prompts_hard
 from talker_rl.data.import_pairs import import_pairs
 from talker_rl.data.pairs import pair_id_of
 from talker_rl.records.pair import Pair
@@ -217,7 +216,7 @@ def test_hard_prompts_name_no_place(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "mine.txt").write_text("a text of my own.\n")
     out = folder / "hard.jsonl"
-    assert prompts_hard(["--count", "6", "--apart-from", str(folder / "mine.txt"), "-o", str(out)]) == 0
+    assert cli.main(["prompts", "hard", "--count", "6", "--apart-from", str(folder / "mine.txt"), "-o", str(out)]) == 0
     assert telling(out) == []
 
 

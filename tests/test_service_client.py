@@ -227,20 +227,26 @@ def test_work_is_spread_and_goes_around_a_service_that_is_down(scripted: Any) ->
 
 
 def test_hedging_asks_a_second_service_only_when_wanted(scripted: Any) -> None:
-    def stuck(n: int, body: dict[str, Any]) -> Answer:
-        time.sleep(1.0)
-        return scored(body)
+    for hedge in (0.05, None):
+        freed, asked = threading.Event(), threading.Event()
 
-    for hedge, low, high in ((0.05, 0.0, 0.9), (None, 1.0, 9.0)):
+        def stuck(n: int, body: dict[str, Any], freed: threading.Event = freed, asked: Any = asked) -> Answer:
+            asked.set()
+            freed.wait()
+            return scored(body)
+
         quick = scripted(lambda n, body: scored(body))
         slow = scripted(stuck)
         with ScoreClient([slow.url, quick.url], hedge_after=hedge) as client:
             client.connect()
             client._endpoints[1].asked = 1  # the slow one is chosen first
-            start = time.monotonic()
+            if hedge is None:  # long after another would have been asked
+                threading.Thread(target=lambda asked=asked, freed=freed: (asked.wait(), time.sleep(0.3), freed.set()),
+                                 daemon=True).start()
             client.score(items(1))
-            assert low <= time.monotonic() - start < high
+            assert asked.is_set() and freed.is_set() == (hedge is None)
         assert len(quick.bodies) == (hedge is not None)
+        freed.set()
 
 
 def test_a_service_that_is_not_there_is_waited_for_and_then_told() -> None:

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,14 +106,18 @@ def collect(out: Path, work: Path = BUILD_DIR, seed: int = 0) -> Path:
     return out
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="talker-rl micro build", description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Its options, and what it does."""
+    parser.description = __doc__
     parser.add_argument("--out", type=Path, default=BUILD_DIR / "checkpoint", help="folder of the finished checkpoint")
     parser.add_argument("--work", type=Path, default=BUILD_DIR, help="folder of the parts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a few steps each: a test of the machinery, not a model")
     parser.add_argument("--collect", action="store_true", help="train nothing, only put finished parts together")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
     for folder in (args.out, args.work):
         check_writable_folder(folder)
     if args.collect:
@@ -123,7 +126,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         build(args.out, args.seed, args.quick, args.work)
     print(f"use it with TALKER_RL_MICRO_DIR={args.out}; check it with talker-rl micro check --folder {args.out}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -267,12 +267,16 @@ def _line(figure: Figure) -> str:
     return f"{'ok    ' if figure.ok else 'MISSED'} {figure.value:8.4f}  {figure.limit:12s} {figure.name}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="talker-rl micro check", description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Its options, and what it does."""
+    parser.description = __doc__
     parser.add_argument("--folder", type=Path, help="default: the shipped checkpoint")
     parser.add_argument("--count", type=int, default=200, help="sentences")
     parser.add_argument("--json", type=Path, help="write the figures here too")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
     if args.json:
         check_writable_file(args.json)
     figures = check(args.folder, args.count)
@@ -281,7 +285,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     missed = [f.name for f in figures if not f.ok]
     print(f"{len(figures) - len(missed)} of {len(figures)} lines met", *(f"; missed: {name}" for name in missed))
     return 1 if missed else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

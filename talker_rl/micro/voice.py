@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +72,10 @@ def make_voice(out: Path, name: str, variant: str, rate: int, count: int, others
             "seconds of codes": round(sum(row["reference_seconds"] for row in rows), 1)}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="talker-rl micro voice", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  talker-rl micro voice --out runs/nova      a voice for talker-rl speaker add",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Its options, and what it does."""
+    parser.description = __doc__
+    parser.epilog = "example:\n  talker-rl micro voice --out runs/nova      a voice for talker-rl speaker add"
     parser.add_argument("--out", type=Path, required=True, help="folder for reference.wav and train.jsonl")
     parser.add_argument("--name", default="Nova", help="the new speaker's (default: %(default)s)")
     parser.add_argument("--variant", default="f2", help="espeak-ng voice variant (default: %(default)s)")
@@ -86,7 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=500, help="texts of the new speaker (default: %(default)s)")
     parser.add_argument("--others", type=int, default=150, help="texts of each shipped one (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which text is whose (default: %(default)s)")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
     check_writable_folder(args.out)
     made = make_voice(args.out, args.name, args.variant, args.rate, args.count, args.others, args.seed)
     print(", ".join(f"{key}: {value}" for key, value in made.items()))

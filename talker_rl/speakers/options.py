@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from talker_rl.base.parsers import add_verb
+
 SPEAKER_EXAMPLES = """\
 talker-rl speaker list --model micro
   talker-rl speaker add --model Qwen/Qwen2.5-Omni-7B --name Nova --wav nova.wav --cond-from Chelsie -o nova/spk_dict.pt
@@ -74,8 +76,7 @@ def add_speaker_options(speaker: argparse.ArgumentParser) -> None:
 
 
 def _command(what: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    command = what.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
-                              epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    command = add_verb(what, name, text, example)
     if name != "compare":
         command.add_argument("--config", "-c", action="append", default=[], metavar="YAML",
                              help="configuration, a file or a name: its model, token2wav and reward.recognizer")

@@ -92,9 +92,8 @@ class TalkerArguments(_Base):
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
     bf16: bool | None = field(default=False, metadata={"help": "bfloat16 autocast; float32 by default."})
-    # None and not False: transformers >= 5.23 calls this an alias of activation_checkpointing and warns when it is set.
-    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Recompute activations to save memory; off by default."}
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute activations to save memory; off by default."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many update steps."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Always False."})
@@ -140,10 +139,11 @@ class TalkerArguments(_Base):
             self.data_seed: int | None = self.seed  # or else accelerate shuffles by 42 whatever the seed
         if getattr(self, "ddp_find_unused_parameters", None) is None:
             self.ddp_find_unused_parameters: bool | None = False  # each trained parameter takes part in every step
+        for name in ("checkpointing", "checkpointing_kwargs"):
+            if getattr(self, f"activation_{name}", "") is None:  # what transformers >= 5.23 wants gradient_* called
+                setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}"))
         super().__post_init__()
         self._n_gpu = min(self.n_gpu, 1)  # or else a process that sees several wraps the model in DataParallel
-        if self.gradient_checkpointing is None:
-            self.gradient_checkpointing = False
 
 
 def check_spread(args: TalkerArguments, processes: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from talker_rl.base.errors import PromptError
@@ -37,10 +36,9 @@ examples:
   talker-rl run -c configs/runs/qwen2.5-omni-7b-dpo.yaml prompts.train=hard_train.jsonl prompts.eval=hard_eval.jsonl"""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Its options."""
-    top = argparse.ArgumentParser(prog="talker-rl prompts hard", description=TEXT, epilog=EXAMPLES,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(top: argparse.ArgumentParser) -> None:
+    """Its options, and what it does."""
+    top.description, top.epilog = TEXT, EXAMPLES
     top.add_argument("--lang", type=_names, default=["zh", "en"], metavar="LANG", help="zh, en, or zh,en (default)")
     top.add_argument("--count", type=int, default=240, metavar="N", help="texts in all, spread evenly (default 240)")
     top.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same texts (default 0)")
@@ -52,25 +50,22 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--force", action="store_true", help="write over a file that holds something else")
     top.add_argument("--dry-run", action="store_true", help="print the texts instead of writing them")
     top.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
-    return top
 
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """The command.
 
     Raises:
         PromptError: an unknown language or category, too many texts, a file that cannot be written.
     """
-    top = parser()
-    args = top.parse_args(list(arguments))
     if args.count < 1 or args.seed < 0:
-        top.error("--count must be 1 or more, --seed 0 or more")
+        args.own.error("--count must be 1 or more, --seed 0 or more")
     if not args.dry_run and (args.out is None or args.out.suffix != ".jsonl"):
-        top.error("name the file to write: -o FILE.jsonl (or --dry-run)")
+        args.own.error("name the file to write: -o FILE.jsonl (or --dry-run)")
     if not args.dry_run:
         check_writable_file(args.out)
     others = [p.text for spec in args.apart_from for p in read_prompts(spec).prompts]
