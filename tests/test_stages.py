@@ -20,7 +20,8 @@ from talker_rl.records.pair import Pair
 from talker_rl.records.score import ScoreRow, nothing_recognized
 from talker_rl.rounds import Round, some
 from talker_rl.stages import evaluate, scores, tasks, worker
-from talker_rl.stages.context import Context
+from talker_rl.stages.context import Context, open_run
+from talker_rl.stages.pipeline import run_verb
 from talker_rl.store.run_dir import RunDir
 from talker_rl.store.shards import ShardFolder
 
@@ -184,8 +185,9 @@ def test_candidates_are_called_as_in_the_version_that_began_their_stage(
 def test_two_workers_give_the_same_results_as_one(finished: tuple[Path, Path], tmp_path: Path) -> None:
     config, run = finished
     copy = tmp_path / "run"
-    for verb in ("prompts", "condition", "rollout", "score", "pair"):
-        assert cli.main([verb, "-c", str(config), "--run-dir", str(copy), "-q", "workers=2"]) == 0
+    with open_run(load_config([config], ["workers=2"]), copy, ["talker-rl"], quiet=True) as ctx:  # once two workers
+        for verb in ("prompts", "condition", "rollout", "score", "pair"):
+            run_verb(ctx, verb)
     for stage, content in hashes(copy).items():
         assert content == hashes(run)[stage], stage
 
