@@ -1,6 +1,6 @@
 """A preference loss of one's own: DPO whose margin counts each code of the longer side less.
 
-    PYTHONPATH=examples talker-rl run -c demo train.default.loss='{type: custom, import_path: own_loss:damped_dpo}'
+    PYTHONPATH=examples talker-rl run -c demo train.loss='{type: custom, import_path: own_loss:damped_dpo}'
     python examples/own_loss.py          (checks it by hand: loss ln 2 at the reference, and a gradient)
 
 A loss is a pure function of per-token log-probs: `talker_rl.losses.PairBatch` says what comes in, `LossOutput` what

@@ -1,6 +1,6 @@
 """The whole configuration of a run: the rooms' settings composed, read from YAML, overridden by ``key=value``.
 
-    config = load_config(["demo"], ["pairs.margin=0.1", "train.default.loss.beta=0.2"])
+    config = load_config(["demo"], ["pairs.margin=0.1", "train.loss.beta=0.2"])
 
 Importing this module loads neither torch nor transformers.
 """
@@ -20,13 +20,16 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.processes import check_kind, sound_devices
 from talker_rl.base.settings import Settings
-from talker_rl.config_files import merge, parse_value, read_files, without_preset
+from talker_rl.config_files import read_files
 from talker_rl.data.config import CompletionsConfig, PairsConfig
 from talker_rl.data.speaker_settings import SpeakerSettings
+from talker_rl.older_keys import Moved, modern
+from talker_rl.overrides import with_overrides
 from talker_rl.reward.config import RewardConfig, ServiceConfig
 from talker_rl.rounds import stage_kinds
 from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingConfig, Token2WavConfig
-from talker_rl.train.config import TrainConfig
+from talker_rl.train.config import CommonConfig
+from talker_rl.variants import CheckpointConfig, VariantConfig, differences, over, place_of
 
 _Config = TypeVar("_Config", bound=BaseModel)
 
@@ -110,28 +113,6 @@ class AudioConfig(Settings):
     sample_prompts: int = Field(24, ge=0, description="Prompts whose audio `sample` keeps, a stage.")
 
 
-class DevConfig(Settings):
-    """How the checkpoint is chosen: early stopping on held-out reward."""
-
-    metric: Literal["reward", "wer"] = Field(
-        "reward", description="Mean reward (largest wins) or corpus WER (smallest wins), both by the reward recognizer."
-    )
-    num_candidates: int = Field(2, ge=1, description="Candidates a dev prompt and checkpoint; same seeds for each.")
-    checkpoints: Literal["all", "last", "selected"] = Field(
-        "all", description="Try every saved checkpoint; or take the last; or the one that train.<variant>.select names "
-        "(select: best judges by held-out records, which costs no speech: for supervised training)."
-    )
-    keep: Literal["best", "last"] = Field(
-        "best", description="best: the checkpoint that metric names. last: the last step, whatever dev says; the "
-        "others are tried all the same, for their curve (losses are compared at equal steps)."
-    )
-    sampling: SamplingConfig | None = Field(None, description="null: as in rollouts.")
-    held_out_share: float = Field(
-        0.0, ge=0, le=0.5, description="Share of the train prompts whose pairs are not trained on: their loss and "
-        "accuracy are logged, and train.<variant>.select: best and patience need them."
-    )
-
-
 class EvalConfig(Settings):
     """The final figures: base and trained side by side, by a second recognizer."""
 
@@ -183,7 +164,7 @@ class RunConfig(Settings):
 
     name: str = Field("run", description="Name of the run; its folder is runs/<name> unless --run-dir says otherwise.",
                       pattern=r"^[\w.-]+$")
-    seed: int = Field(0, ge=0, description="Root of every seed but training's own (train.<variant>.args.seed).")
+    seed: int = Field(0, ge=0, description="Root of every seed but training's own (train.args.seed).")
     model: ModelConfig = Field(default_factory=ModelConfig, description="The checkpoint.")
     prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="The texts to speak.")
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig, description="The Thinker's part.")
@@ -195,16 +176,19 @@ class RunConfig(Settings):
     completions: CompletionsConfig = Field(
         default_factory=CompletionsConfig, description="Scores, or a file, to completions: of variants with data."
     )
-    train: dict[str, TrainConfig] = Field(
-        default_factory=lambda: {"default": TrainConfig()},
-        description="Variants by name; a single one may stand here without a name and is called `default`.",
+    train: CommonConfig = Field(default_factory=CommonConfig, description="What all trainings have in common.")
+    variants: dict[str, VariantConfig] = Field(
+        default_factory=dict, description="Trainings by name, and what differs from `train`, e.g. {dpo: {}, ipo: "
+        "{loss: {type: ipo}}}; left out: one, `default`."
     )
     iterations: int = Field(1, ge=1, description="On-policy rounds: sample, score, pair, train, again from the result.")
     reference: Literal["moved", "kept"] = Field(
         "moved", description="What later rounds measure the policy against. moved: the policy as that round began. "
         "kept: the policy as the run began, so that the losses hold all rounds together to it."
     )
-    dev: DevConfig = Field(default_factory=DevConfig, description="Choice of the checkpoint.")
+    checkpoint: CheckpointConfig = Field(
+        default_factory=CheckpointConfig, description="Which of a training's checkpoints is its result."
+    )
     eval: EvalConfig = Field(default_factory=EvalConfig, description="Final figures.")
     report: ReportConfig = Field(default_factory=ReportConfig, description="The page.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Figures elsewhere.")
@@ -222,25 +206,14 @@ class RunConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _single_variant(cls, data: Any) -> Any:
-        if not (isinstance(data, dict) and isinstance(data.get("train"), dict)):
-            return data
-        given, fields = data["train"], TrainConfig.model_fields.keys()
-        own = given.keys() & fields
-        if not own:
-            return data
-        named = [name for name, value in given.items()
-                 if name not in fields and isinstance(value, dict) and value.keys() & fields]
-        if named:
-            raise ConfigError(f"`train.{min(own)}` belongs to no variant (named here: {', '.join(named)})",
-                              fix=f"write train.{named[0]}.{min(own)}")
-        return {**data, "train": {"default": given}}
+    def _complete(cls, data: Any) -> Any:
+        return {**data, "variants": over(data, data.get("variants"))} if isinstance(data, dict) else data
 
-    @field_validator("train")
+    @field_validator("variants")
     @classmethod
-    def _variant_names(cls, value: dict[str, TrainConfig]) -> dict[str, TrainConfig]:
+    def _variant_names(cls, value: dict[str, VariantConfig]) -> dict[str, VariantConfig]:
         if not value:
-            raise ValueError("at least one variant is needed")
+            raise ValueError("at least one is needed")
         check_names(value, "name a variant")
         return value
 
@@ -252,28 +225,34 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _sound(self) -> RunConfig:
         check_kind(self.devices, self.model.device)
-        full = [name for name, cfg in self.train.items() if cfg.lora is None]
+        full = [self.place_of(name) for name, cfg in self.variants.items() if cfg.lora is None]
         if self.iterations > 1 and full:
-            raise ValueError(f"iterations above 1 need LoRA, and train.{full[0]}.lora is null")
+            raise ValueError(f"iterations above 1 need LoRA, and {full[0]}.lora is null")
         if self.model.adapter and full:
-            raise ValueError(f"model.adapter is trained on, which needs LoRA, and train.{full[0]}.lora is null")
-        given = [name for name, cfg in self.train.items() if cfg.data == "file"]
+            raise ValueError(f"model.adapter is trained on, which needs LoRA, and {full[0]}.lora is null")
+        given = [self.place_of(name) for name, cfg in self.variants.items() if cfg.data == "file"]
         if self.iterations > 1 and given:
-            raise ValueError(f"iterations above 1 sample again, and train.{given[0]}.data: file stays what it is")
-        stages = Counter(name for name, _ in stage_kinds(list(self.train), self.iterations))
+            raise ValueError(f"iterations above 1 sample again, and {given[0]}.data: file stays what it is")
+        stages = Counter(name for name, _ in stage_kinds(list(self.variants), self.iterations))
         twice, times = stages.most_common(1)[0]
         if times > 1:  # of variants that are called as stages are, e.g. `train` and `pairs`
             raise ValueError(f"two stages would share the folder {twice}: rename the variant {Path(twice).name}")
-        waiting = [name for name, cfg in self.train.items() if cfg.select == "best" or cfg.patience]
-        if waiting and not self.dev.held_out_share:
-            raise ValueError(
-                f"train.{waiting[0]}: select: best and patience judge by held-out pairs: set dev.held_out_share"
-            )
+        waiting = any(cfg.checkpoint.select == "best" or cfg.checkpoint.early_stopping_patience
+                      for cfg in self.variants.values())
+        if waiting and not self.checkpoint.held_out_share:
+            raise ValueError("checkpoint.select: best and checkpoint.early_stopping_patience judge by held-out pairs: "
+                             "set checkpoint.held_out_share")
         return self
 
+    def place_of(self, variant: str) -> str:
+        """Where a file says what is a variant's own: ``train``, or ``variants.<name>``."""
+        return place_of(variant, self.variants)
+
     def resolved(self) -> dict[str, Any]:
-        """Everything, defaults included, as plain JSON data."""
-        return self.model_dump(mode="json")
+        """Everything, defaults included, as plain JSON data; of variants what differs."""
+        told = differences(self.train, self.checkpoint, self.variants)
+        return {key: told.get(key, value) for key, value in self.model_dump(mode="json").items()
+                if key != "variants" or key in told}
 
     def to_yaml(self) -> str:
         """The resolved configuration; loading it gives an equal one."""
@@ -287,26 +266,19 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     Raises:
         ConfigError: a file that cannot be read, an unknown key (the nearest right one is named), a wrong value.
     """
-    data, where = read_files(files), ", ".join(map(str, files)) or "overrides"
-    if data.keys() & {"variants", "arms"}:
+    moved: Moved = {}
+    data, where = read_files(files, lambda one: modern(one, moved)), ", ".join(map(str, files)) or "overrides"
+    if "arms" in data or "run" in data:
         raise ConfigError("This is the configuration of a sweep", where=where,
                           fix=f"talker-rl sweep {files[-1]} (--dry-run shows its grid)")
-    return load_data(data, overrides, where)
+    return load_data(data, overrides, where, moved)
 
 
-def load_data(data: dict[str, Any], overrides: Sequence[str] = (), where: str = "config") -> RunConfig:
+def load_data(
+    data: dict[str, Any], overrides: Sequence[str] = (), where: str = "config", moved: Moved | None = None
+) -> RunConfig:
     """Plain data with ``dotted.key=value`` applied; see :func:`load_config`."""
-    apply_overrides(data, overrides)
-    return parse_config(data, where)
-
-
-def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set every ``dotted.key=value``, in place."""
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"Not an override: {override!r}", fix="write dotted.key=value, e.g. pairs.margin=0.1")
-        _set(data, key.strip().split("."), parse_value(value, override), override)
+    return parse_config(with_overrides(data, overrides, where, moved), where)
 
 
 def parse_config(data: dict[str, Any], where: str = "config") -> RunConfig:
@@ -319,9 +291,11 @@ def parse_as(model: type[_Config], data: dict[str, Any], where: str) -> _Config:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems, fixes = [], []
-        for item in error.errors():
-            path = [str(p) for p in item["loc"]]
+        problems, fixes, found = [], [], [(tuple(map(str, item["loc"])), item) for item in error.errors()]
+        for loc, item in found:
+            if _of_all(loc, [other for other, _ in found]):
+                continue
+            path = list(loc)
             dotted = ".".join(path)
             if item["type"] == "extra_forbidden":
                 problems.append(f"unknown key `{dotted}`")
@@ -338,8 +312,17 @@ def parse_as(model: type[_Config], data: dict[str, Any], where: str) -> _Config:
         raise ConfigError(error.what, where=place, fix=error.fix) from None
 
 
+def _of_all(loc: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> bool:
+    """Whether a variant's mistake is one that all have in common, which is told where it stands."""
+    if "variants" not in loc:
+        return False
+    own = loc[loc.index("variants") + 2 :]
+    common = own if own[:1] == ("checkpoint",) else ("train", *own)
+    return any("variants" not in other and other[-len(common):] == common for other in others)
+
+
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key; ``*`` stands for a name that the user gives, e.g. ``train.*.loss``."""
+    """Every dotted key; ``*`` stands for a name that the user gives, e.g. ``variants.*.loss``."""
     keys = []
     for name, info in model.model_fields.items():
         path = f"{prefix}{name}"
@@ -372,7 +355,7 @@ def nearest_key(path: Sequence[str], model: type[BaseModel] = RunConfig) -> str 
 
 
 def _match_parent(path: Sequence[str], keys: Sequence[str]) -> str:
-    """``train.default`` -> ``train.*``: names that the user gave become the star of ``known_keys``."""
+    """``variants.dpo`` -> ``variants.*``: names that the user gave become the star of ``known_keys``."""
     at = ""
     for part in path:
         named = f"{at}.{part}" if at else part
@@ -380,22 +363,3 @@ def _match_parent(path: Sequence[str], keys: Sequence[str]) -> str:
         is_name = named not in keys and any(key.startswith(f"{star}.") for key in keys)
         at = star if is_name else named
     return at
-
-
-def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> None:
-    if path[0] == "train" and len(path) > 2 and path[1] == "default" and isinstance(data.get("train"), dict):
-        if data["train"].keys() & TrainConfig.model_fields.keys():  # a single variant without a name
-            path = ["train", *path[2:]]
-    node = data
-    for key in path[:-1]:
-        child = node.setdefault(key, {})
-        if child is None:
-            child = node[key] = {}
-        if isinstance(child, list) or not isinstance(child, dict):
-            raise ConfigError(f"`{key}` in {override!r} has no keys of its own", fix="give the whole value in YAML")
-        node = child
-    if isinstance(value, dict) and isinstance(node.get(path[-1]), dict):
-        value = merge(node[path[-1]], value, tuple(path))
-    kept = without_preset(node, {path[-1]: value})
-    node.clear()
-    node.update({**kept, path[-1]: value})

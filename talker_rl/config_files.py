@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_files(files: Sequence[str | Path]) -> dict[str, Any]:
+Reading = Callable[[dict[str, Any]], dict[str, Any]]
+"""What is made of one file's data before it is merged with others'."""
+
+
+def read_files(files: Sequence[str | Path], reading: Reading = dict) -> dict[str, Any]:
     """YAML files, or shipped ones by name, merged left to right, as plain data; each over the files that it extends.
 
     Raises:
@@ -36,11 +40,11 @@ def read_files(files: Sequence[str | Path]) -> dict[str, Any]:
     """
     data: dict[str, Any] = {}
     for file in files:
-        data = merge(data, _read_extended(locate(file), ()))
+        data = merge(data, _read_extended(locate(file), (), reading))
     return data
 
 
-def _read_extended(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+def _read_extended(path: Path, readers: tuple[Path, ...], reading: Reading) -> dict[str, Any]:
     """A file over the files that its ``extends`` names; ``readers`` are the files that led here."""
     if path.resolve() in readers:
         raise ConfigError("The configuration file extends itself", where=str(path), fix="take that `extends` out")
@@ -52,8 +56,8 @@ def _read_extended(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
                           fix="write e.g. extends: common.yaml, relative to the file it stands in")
     below: dict[str, Any] = {}
     for name in names:
-        below = merge(below, _read_extended(locate(name, beside=path.parent), (*readers, path.resolve())))
-    return merge(below, data)
+        below = merge(below, _read_extended(locate(name, beside=path.parent), (*readers, path.resolve()), reading))
+    return merge(below, reading(data))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

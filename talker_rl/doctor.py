@@ -237,7 +237,7 @@ def _training(config: RunConfig) -> Iterator[Finding]:
         with suppress(CheckpointError):  # the model's check says why
             check_lora(config)
     yield from (("fail", one_line(fault)) for fault in loss_faults(config))
-    for variant, cfg in config.train.items():
+    for variant, cfg in config.variants.items():
         check_spread(build_arguments(cfg.args, f"runs/{config.name}"), spread_over(config))
         yield "ok", f"variant {variant}: {cfg.loss['type']}, {'LoRA' if cfg.lora else 'full weights'}"
 

@@ -40,11 +40,11 @@ class Round:
 
     def variants(self, config: RunConfig) -> list[str]:
         """Names of the variants that this round trains."""
-        return [self.variant] if self.variant else list(config.train)
+        return [self.variant] if self.variant else list(config.variants)
 
     def data(self, config: RunConfig) -> list[str | None]:
-        """What its variants learn from (``train.<variant>.data``), each once."""
-        return list(dict.fromkeys(config.train[variant].data for variant in self.variants(config)))
+        """What its variants learn from (``data``), each once."""
+        return list(dict.fromkeys(config.variants[variant].data for variant in self.variants(config)))
 
 
 def rounds_of(variants: Iterable[str], index: int) -> list[Round]:

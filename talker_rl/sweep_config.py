@@ -1,6 +1,6 @@
 """The configuration of a sweep: one run's settings, and what varies, i.e. losses, ways of choosing pairs, seeds.
 
-    run: {extends: [../demo.yaml], dev: {num_candidates: 1}}      what every training has in common
+    run: {extends: [../demo.yaml], checkpoint: {num_candidates: 1}}      what every training has in common
     variants: {dpo: {loss: {type: dpo}}, ipo: {loss: {type: ipo}}}  each merged over run.train
     arms: {natural: {}, biased: {pairs: {chosen_longer_by: 5}}}     each merged over run.pairs
     seeds: [0, 1]
@@ -21,12 +21,13 @@ from pydantic import Field, field_validator, model_validator
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.settings import Settings
-from talker_rl.config import RunConfig, apply_overrides, check_names, parse_as
-from talker_rl.config_files import merge, read_files
+from talker_rl.config import RunConfig, check_names, parse_as
+from talker_rl.config_files import Reading, merge, read_files
 from talker_rl.data.config import PairsConfig
-from talker_rl.losses.config import parse_loss
+from talker_rl.older_keys import Moved, modern
+from talker_rl.overrides import with_overrides
 from talker_rl.shipped import locate
-from talker_rl.train.config import TrainConfig
+from talker_rl.variants import VariantConfig, differences, over
 
 _LENGTH = ("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
 """Training arguments that say how much is trained: alike in all variants, or the losses are not what differs."""
@@ -46,10 +47,10 @@ class SweepConfig(Settings):
                       "otherwise.")
     run: RunConfig = Field(
         default_factory=RunConfig, description="What all trainings have in common, as in a run's own file; `extends: "
-        "[files]`, relative to the sweep's file, are merged first. The last step is kept (dev.keep: last), so that "
+        "[files]`, relative to the sweep's file, are merged first. The last step is kept (checkpoint.keep: last), for "
         "losses are compared at equal steps."
     )
-    variants: dict[str, TrainConfig] = Field(description="Name -> what differs from run.train, e.g. {loss: {...}}.")
+    variants: dict[str, VariantConfig] = Field(description="Name -> what differs from run.train, e.g. {loss: {...}}.")
     arms: dict[str, ArmConfig] = Field(description="Name -> what differs from run.pairs, and which variants.")
     seeds: list[int] = Field([0, 1], min_length=1, description="Training seeds (train.args.seed) of every variant.")
     baseline: str = Field("dpo", description="The variant that the others are measured against; part of every arm.")
@@ -60,20 +61,16 @@ class SweepConfig(Settings):
         """Fill in what variants and arms share, so that each is complete and is checked with its own path."""
         if not isinstance(data, dict) or not isinstance(run := data.get("run", {}), dict):
             return data
-        run = merge({"dev": {"keep": "last"}}, run)
-        train, pairs = run.get("train") or {}, run.get("pairs") or {}
-        train = train["default"] if set(train) == {"default"} else train
-        if not set(train) <= set(TrainConfig.model_fields):  # a mistake of run.train is told there, not in each variant
-            train = {}
-        out = {**data, "run": run}
-        for key, common in (("variants", train), ("arms", {"pairs": pairs, "variants": "all"})):
-            if isinstance(data.get(key), dict) and isinstance(common, dict):
-                out[key] = {str(name): merge(common, own or {}) if isinstance(own or {}, dict) else own
-                            for name, own in data[key].items()}
-        if isinstance(out.get("variants"), dict):
-            for name, variant in out["variants"].items():
-                if isinstance(variant, dict) and isinstance(variant.get("loss"), dict):
-                    parse_loss(variant["loss"], where=f"variants.{name}.loss")
+        run = merge({"checkpoint": {"keep": "last"}}, run)
+        if run.get("variants"):
+            raise ValueError("run.train holds what all variants share: name the variants under `variants`, and not "
+                             "under run")
+        out = {**data, "run": run, "variants": over(run, data.get("variants") or {})}
+        common = {"pairs": run.get("pairs") or {}, "variants": "all"}
+        if isinstance(data.get("arms"), dict):
+            out["arms"] = {str(name): merge(common, own or {}) if isinstance(own or {}, dict) else own
+                           for name, own in data["arms"].items()}
+        if isinstance(out["variants"], dict):
             for arm in (out.get("arms") or {}).values():
                 if isinstance(arm, dict) and arm.get("variants") == "all":
                     arm["variants"] = list(out["variants"])
@@ -98,11 +95,8 @@ class SweepConfig(Settings):
     def _sound(self) -> SweepConfig:
         if self.run.iterations > 1:
             raise ValueError("a sweep compares losses on the same pairs, so run.iterations is 1")
-        if self.run.dev.keep != "last":
-            raise ValueError("a sweep compares losses at equal steps, so run.dev.keep is `last`")
-        if len(self.run.train) > 1 or "default" not in self.run.train:
-            raise ValueError("run.train holds what all variants share: write it without names, and name the variants "
-                             "under `variants`")
+        if self.run.checkpoint.keep != "last":
+            raise ValueError("a sweep compares losses at equal steps, so run.checkpoint.keep is `last`")
         for arm, cfg in self.arms.items():
             for name in cfg.variants:
                 if name not in self.variants:
@@ -121,9 +115,11 @@ class SweepConfig(Settings):
 
     def arm_run(self, arm: str) -> RunConfig:
         """The run of one arm: its pairs, and ``<variant>-s<seed>`` for every variant and seed."""
-        train = {cell(variant, seed): self._with_seed(variant, seed) for variant, seed in self.cells(arm)}
-        data = self.run.resolved() | {"name": f"{self.name}-{arm}", "train": train,
-                                      "pairs": self.arms[arm].pairs.model_dump(mode="json")}
+        data = self.run.resolved()
+        data["train"].pop("loss")  # each has its own, whole
+        data |= {"name": f"{self.name}-{arm}", "pairs": self.arms[arm].pairs.model_dump(mode="json"),
+                 "variants": {cell(variant, seed): self._with_seed(variant, seed)
+                              for variant, seed in self.cells(arm)}}
         return RunConfig.model_validate(data)
 
     def cells(self, arm: str) -> list[tuple[str, int]]:
@@ -135,8 +131,10 @@ class SweepConfig(Settings):
         return data | {"args": data["args"] | {"seed": seed}}
 
     def resolved(self) -> dict[str, Any]:
-        """Everything, defaults included, as plain JSON data."""
-        return self.model_dump(mode="json")
+        """Everything, defaults included, as plain JSON data; of variants what differs."""
+        told = differences(self.run.train, self.run.checkpoint, self.variants)
+        return self.model_dump(mode="json") | {"run": self.run.resolved() | {"train": told["train"]},
+                                               "variants": told.get("variants", {name: {} for name in self.variants})}
 
     def to_yaml(self) -> str:
         """The resolved configuration; loading it gives an equal one."""
@@ -161,23 +159,29 @@ def load_sweep(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Sw
         ConfigError: a file that cannot be read, an unknown key (the nearest right one is named), a wrong value.
     """
     data: dict[str, Any] = {}
+    moved: Moved = {}
+
+    def reading(one: dict[str, Any]) -> dict[str, Any]:
+        return modern(one, moved)
+
     for file in files:
         path = locate(file, sweep=True)
-        data = merge(data, _extended(read_files([path]), path.parent))
+        data = merge(data, _extended(read_files([path], reading), path.parent, reading))
     where = ", ".join(map(str, files)) or "overrides"
-    if not data.keys() & {"variants", "arms"} and data.keys() & RunConfig.model_fields.keys() - {"name"}:
+    if not data.keys() & {"run", "arms"} and data.keys() & RunConfig.model_fields.keys() - {"name"}:
         raise ConfigError("This is the configuration of a run, and of no sweep", where=where,
-                          fix=f"talker-rl run -c {files[-1]}; a sweep has `variants` and `arms`")
-    return load_sweep_data(data, overrides, where)
+                          fix=f"talker-rl run -c {files[-1]}; a sweep has `variants`, `arms`, and the rest under `run`")
+    return load_sweep_data(data, overrides, where, moved)
 
 
-def load_sweep_data(data: dict[str, Any], overrides: Sequence[str] = (), where: str = "sweep") -> SweepConfig:
+def load_sweep_data(
+    data: dict[str, Any], overrides: Sequence[str] = (), where: str = "sweep", moved: Moved | None = None
+) -> SweepConfig:
     """Plain data with ``dotted.key=value`` applied; see :func:`load_sweep`."""
-    apply_overrides(data, overrides)
-    return parse_as(SweepConfig, data, where)
+    return parse_as(SweepConfig, with_overrides(data, overrides, where, moved), where)
 
 
-def _extended(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _extended(data: dict[str, Any], folder: Path, reading: Reading) -> dict[str, Any]:
     run = data.get("run")
     if not isinstance(run, dict) or "extends" not in run:
         return data
@@ -186,4 +190,4 @@ def _extended(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise ConfigError("run.extends is a list of files", where=f"run.extends: {files!r}",
                           fix="write e.g. extends: [../demo.yaml], relative to the sweep's file")
     own = {key: value for key, value in run.items() if key != "extends"}
-    return {**data, "run": merge(read_files([locate(file, beside=folder) for file in files]), own)}
+    return {**data, "run": merge(read_files([locate(file, beside=folder) for file in files], reading), own)}

@@ -115,7 +115,7 @@ class Probe:
         decode(omni.token2wav, [[7] * (codes - 1)] * count, [speaker] * count, list(range(count)), cfg)
 
     def train(self, omni: Omni, count: int, codes: int) -> None:
-        cfg = self.config.train["default"].model_copy(deep=True)
+        cfg = self.config.variants["default"].model_copy(deep=True)
         cfg.args["per_device_train_batch_size"] = count
         given = conditionings(2 * count, self.geo.embedding)
         with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +151,7 @@ class Probe:
         with tempfile.TemporaryDirectory() as folder:
             train_variant(make_generator(), *make_pairs(4), make_config(args={"max_steps": 2}), folder, progress=False)
         found = measure(self.load("talker"), self.train, count, codes)
-        cfg = self.config.train["default"]
+        cfg = self.config.variants["default"]
         cfg.args["per_device_train_batch_size"] = count
         return found | {"forecast": memory.training(self.geo, self.config, cfg, lengths(codes), True)}
 

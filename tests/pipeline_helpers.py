@@ -71,7 +71,7 @@ def write_world(folder: Path, **overrides: Any) -> Path:
             "args": {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-3,
                      "per_device_train_batch_size": 2, "lr_scheduler_type": "constant"},
         },
-        "dev": {"num_candidates": 1},
+        "checkpoint": {"num_candidates": 1},
         "eval": {"seeds": 2, "bootstrap_samples": 200, "extras": 0},
         "report": {"before_after": 2, "pairs": 2},
     }

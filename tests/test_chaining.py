@@ -22,7 +22,7 @@ from talker_rl.speech.lora import resolve_adapter
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.run import train_variant
 
-TRAIN = {"data": "best_of_n", "loss": {"type": "sft"}, "select": "best",
+TRAIN = {"data": "best_of_n", "loss": {"type": "sft"},
          "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
          "args": {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2,
                   "per_device_train_batch_size": 2}}
@@ -32,7 +32,7 @@ TRAIN = {"data": "best_of_n", "loss": {"type": "sft"}, "select": "best",
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(folder of the world, folder of a finished run of stage 1)."""
     world = tmp_path_factory.mktemp("chain")
-    config = write_world(world, train=TRAIN, dev={"checkpoints": "selected", "held_out_share": 0.4})
+    config = write_world(world, train=TRAIN, checkpoint={"select": "best", "tried": "selected", "held_out_share": 0.4})
     assert cli.main(["run", "-c", str(config), "--run-dir", str(world / "one"), "-q", "--debug"]) == 0
     return world, world / "one"
 
@@ -71,7 +71,7 @@ def second(first: tuple[Path, Path]) -> Path:
     """Folder of a finished run of two rounds that began with the first's adapter and kept it as reference."""
     world, one = first
     config = write_world(world / "b", model={"adapter": str(one)}, iterations=2, reference="kept",
-                         rollouts={"prompts_per_round": 4}, dev={"checkpoints": "last"})
+                         rollouts={"prompts_per_round": 4}, checkpoint={"tried": "last"})
     assert cli.main(["run", "-c", str(config), "--run-dir", str(world / "two"), "-q", "--debug"]) == 0
     return world / "two"
 

@@ -143,7 +143,7 @@ def test_imitating_completions_is_sft_on_the_chosen_without_the_rejected(tmp_pat
 
 
 def test_a_loss_that_compares_is_refused_on_completions() -> None:
-    assert load_data({"train": {"data": "file"}}).train["default"].loss == {"type": "sft"}
+    assert load_data({"train": {"data": "file"}}).variants["default"].loss == {"type": "sft"}
     for loss in ({"type": "dpo"}, {"type": "mix", "terms": [{"loss": {"type": "sft"}}]}):
         with pytest.raises(ConfigError, match="best_of_n are completions"):
             load_data({"train": {"data": "best_of_n", "loss": loss}})

@@ -39,12 +39,12 @@ def test_files_merge_left_to_right_and_overrides_win(tmp_path: Path) -> None:
 def test_another_loss_replaces_the_old_one_whole(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("train: {loss: {type: dpo, beta: 0.3, label_smoothing: 0.1}}\n")
     (tmp_path / "b.yaml").write_text("train: {loss: {type: simpo, gamma: 1.0}}\n")
-    assert load_config([tmp_path / "a.yaml", tmp_path / "b.yaml"]).train["default"].loss == {
+    assert load_config([tmp_path / "a.yaml", tmp_path / "b.yaml"]).variants["default"].loss == {
         "type": "simpo", "gamma": 1.0}
     same = load_config([tmp_path / "a.yaml"], ["train.loss.beta=0.5"])
-    assert same.train["default"].loss == {"type": "dpo", "beta": 0.5, "label_smoothing": 0.1}
-    by_name = load_config([tmp_path / "a.yaml"], ["train.default.loss.beta=0.5"])
-    assert by_name == same
+    assert same.variants["default"].loss == {"type": "dpo", "beta": 0.5, "label_smoothing": 0.1}
+    by_name = load_config([tmp_path / "a.yaml"], ["variants.default.loss.beta=0.5"])
+    assert by_name.variants == same.variants
 
 
 def test_a_preset_replaces_what_came_before_it_and_yields_to_what_comes_after(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_preset_replaces_what_came_before_it_and_yields_to_what_comes_after(tm
 def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("train: {loss: {type: dpo}, args: {learning_rate: 5e-6, warmup_ratio: 1E+0}}\n")
     config = load_config([tmp_path / "a.yaml"], ["train.args.weight_decay=1e-2"])
-    args = config.train["default"].args
+    args = config.variants["default"].args
     assert (args["learning_rate"], args["warmup_ratio"], args["weight_decay"]) == (5e-6, 1.0, 0.01)
 
 
@@ -76,12 +76,15 @@ def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
         ("rollouts.sampling.temprature=1", "did you mean `rollouts.sampling.temperature`?"),
         ("temperature=1", "did you mean `rollouts.sampling.temperature`?"),
         ("train.lora.rank=3", "did you mean"),
-        ("train.mine.los={type: dpo}", "did you mean `train.mine.loss`?"),
+        ("variants.mine.los={type: dpo}", "did you mean `variants.mine.loss`?"),
         ("train.loss={type: dpo, bta: 1}", "did you mean `beta`?"),
         ("train.args.beta=0.2", '"type": "dpo"'),
         ("rollouts.sampling.num_beams=4", "beam search is not supported"),
         ("pairs.margin=wide", "`pairs.margin`"),
-        ("train.base={loss: {type: dpo}}", "'base' cannot name a variant"),
+        ("variants.base={loss: {type: dpo}}", "'base' cannot name a variant"),
+        ("variants={}", "`variants`: at least one is needed"),
+        ("checkpoint.metrc=wer", "did you mean `checkpoint.metric`?"),
+        ("checkpoint.selct=best", "did you mean `checkpoint.select`?"),
         ("name=a/b", "`name`"),
         ("eval.talkers={base: x}", "taken by the model before training"),
     ],
@@ -93,11 +96,26 @@ def test_a_mistake_is_answered_with_what_is_right(override: str, told: str) -> N
     assert caught.value.exit_code == 2
 
 
-def test_a_key_of_a_variant_without_its_name() -> None:
-    named = {"train": {"dpo": {"args": {"max_steps": 3}}, "ld": {}}}
-    with pytest.raises(ConfigError, match=r"`train.lora` belongs to no variant \(named here: dpo\)") as caught:
-        load_data(named, ["train.lora.r=4"])
-    assert caught.value.fix == "write train.dpo.lora"
+def test_what_is_set_for_all_variants_holds_where_they_say_nothing_else() -> None:
+    named = {"variants": {"dpo": {"args": {"max_steps": 3}}, "ld": {}}}
+    found = load_data(named, ["train.lora.r=4", "train.args.max_steps=5"]).variants
+    assert [v.lora.r for v in found.values() if v.lora] == [4, 4]
+    assert [v.args["max_steps"] for v in found.values()] == [3, 5]
+    with pytest.raises(ConfigError, match="changes nothing: every variant has its own") as caught:
+        load_data(named, ["variants.ld.args.max_steps=4", "train.args.max_steps=5"])
+    assert caught.value.fix == "write variants.dpo.args.max_steps=..."
+
+
+def test_a_mistake_of_all_variants_is_told_once_and_one_of_a_variant_by_its_name() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_data({"train": {"lora": {"r": 0}}, "checkpoint": {"select": "first"}, "variants": {"a": {}, "b": {}}})
+    assert "`train.lora.r`" in caught.value.what and "`checkpoint.select`" in caught.value.what
+    assert "variants." not in caught.value.what
+    with pytest.raises(ConfigError) as caught:
+        load_data({"variants": {"a": {}, "b": {"lora": {"r": 0}, "checkpoint": {"select": "first"}}}})
+    assert "`variants.b.lora.r`" in caught.value.what and "`variants.b.checkpoint.select`" in caught.value.what
+    with pytest.raises(ConfigError, match="variants.b.loss"):
+        load_data({"variants": {"a": {}, "b": {"loss": {"type": "dpo", "bta": 1}}}})
 
 
 def test_every_mistake_of_a_file_is_told_at_once(tmp_path: Path) -> None:
@@ -127,8 +145,8 @@ def test_rounds_and_selection_that_cannot_work_are_refused_before_anything_runs(
     with pytest.raises(ConfigError, match="need LoRA"):
         load_data({"iterations": 2, "train": {"lora": None}})
     with pytest.raises(ConfigError, match="held_out_share"):
-        load_data({"train": {"select": "best"}})
-    load_data({"train": {"select": "best"}, "dev": {"held_out_share": 0.1}})
+        load_data({"checkpoint": {"select": "best"}})
+    load_data({"checkpoint": {"select": "best", "held_out_share": 0.1}})
 
 
 def test_every_key_has_a_description() -> None:
@@ -150,7 +168,7 @@ def test_every_key_has_a_description() -> None:
 
     walk(SweepConfig, "")  # holds a whole run's
     assert not silent
-    assert "train.*.lora.r" in known_keys()
+    assert "variants.*.lora.r" in known_keys()
 
 
 def test_loading_a_config_imports_no_model_library() -> None:
@@ -165,7 +183,7 @@ def test_names_of_stages_may_name_variants_but_for_those_that_would_share_a_fold
     assert len(kinds) == 5 * (1 + len(names)) + 2 * 2 * len(names)
     assert (kinds["round2/train/rollouts"], kinds["round2/train/train"]) == ("rollouts", "train")
     assert kinds["round2/round2/completions/file"] == "completions" and kinds["round1/choice/train"] == "choice"
-    data = {"iterations": 2, "train": {"train": {}, "pairs": {}}}
+    data = {"iterations": 2, "variants": {"train": {}, "pairs": {}}}
     with pytest.raises(ConfigError, match="would share the folder round2/train/pairs: rename the variant pairs"):
         load_data(data)
-    assert list(load_data(data | {"iterations": 1}).train) == ["train", "pairs"]
+    assert list(load_data(data | {"iterations": 1}).variants) == ["train", "pairs"]

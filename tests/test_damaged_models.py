@@ -308,7 +308,7 @@ def test_modules_that_cannot_be_trained_are_told_before_a_run(
     command = ["run", "-c", str(world / "config.yaml"), "--run-dir", str(run), "-q"]
     assert cli.main([*command, f"train.lora.target_modules={targets}"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: LoRA cannot be attached") and "train.default.lora.target_modules" in err
+    assert err.startswith("error: LoRA cannot be attached") and "train.lora.target_modules" in err
     assert not (run / "prompts").exists()
 
 

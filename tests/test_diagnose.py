@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(configuration, folder of a run that is trained, evaluated and diagnosed)."""
     world = tmp_path_factory.mktemp("world")
-    config = write_world(world, dev={"held_out_share": 0.4, "num_candidates": 1})
+    config = write_world(world, checkpoint={"held_out_share": 0.4, "num_candidates": 1})
     rows: list[dict[str, Any]] = [{"text": text} for text in (world / "eval.txt").read_text().splitlines()]
     rows[0]["max_seconds"] = 0.02  # one code: whatever it says is longer
     (world / "eval.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -259,7 +259,7 @@ def test_a_later_round_is_measured_against_the_policy_it_began_with(tmp_path: Pa
     args = VARIANTS["plain"]["args"] | {"learning_rate": 1e-3}
     train = {"loss": {"type": "sft"}, "lora": VARIANTS["plain"]["lora"], "args": args}
     config = write_world(tmp_path, iterations=2, rollouts={"prompts_per_round": 4}, train=train,
-                         dev={"checkpoints": "last"}, eval={"seeds": 1})
+                         checkpoint={"tried": "last"}, eval={"seeds": 1})
     run = tmp_path / "run"
     for verb in ("run", "diagnose"):
         assert cli.main([verb, "-c", str(config), "--run-dir", str(run), "-q", "--debug"]) == 0

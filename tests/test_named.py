@@ -19,7 +19,7 @@ from talker_rl.stages import named
 from talker_rl.stages.feasible import check_config
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU is told")
-CUSTOM = 'train.default.loss={type: custom, import_path: "%s"}'
+CUSTOM = 'train.loss={type: custom, import_path: "%s"}'
 
 NOT_THERE = [
     ("reward.gates=[{component: foo, max: 0}]", "reward.gates", "unknown component 'foo'"),
@@ -35,10 +35,10 @@ NOT_THERE = [
     ("reward.evaluator={zh: {type: 'nope:f', path: x}}", "reward.evaluator.zh.type", "'nope:f' cannot be imported"),
     ("reward.recognizer.device=gpu", "reward.recognizer.device", "unknown device 'gpu'"),
     ("model.device=cuda1", "model.device", "unknown device 'cuda1'"),
-    (CUSTOM % "nope:f", "train.default.loss", "`nope` cannot be imported"),
-    (CUSTOM % "broken_module:f", "train.default.loss", "ZeroDivisionError"),
-    ("train.default.loss={type: mix, terms: [{weight: 1, loss: {type: custom, import_path: 'nope:f'}}]}",
-     "train.default.loss", "`nope` cannot be imported"),
+    (CUSTOM % "nope:f", "train.loss", "`nope` cannot be imported"),
+    (CUSTOM % "broken_module:f", "train.loss", "ZeroDivisionError"),
+    ("train.loss={type: mix, terms: [{weight: 1, loss: {type: custom, import_path: 'nope:f'}}]}",
+     "train.loss", "`nope` cannot be imported"),
 ]  # fmt: skip
 ON_THIS_MACHINE = [
     ("reward.recognizer.device=cuda:0", "reward.recognizer.device", "no CUDA device"),
@@ -120,7 +120,7 @@ def test_validate_and_a_dry_run_refuse_likewise(tmp_path: Path, capsys: Any) -> 
     world = str(write_world(tmp_path))
     for command in (["validate"], ["run", "--dry-run"], ["train", "--dry-run"]):
         assert cli.main([command[0], world, *command[1:], CUSTOM % "nope:f"]) == 2
-        assert "train.default.loss" in capsys.readouterr().err
+        assert "train.loss" in capsys.readouterr().err
 
 
 def test_what_is_forced_is_not_deleted_for_a_command_that_is_refused(tmp_path: Path, capsys: Any) -> None:

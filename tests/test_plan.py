@@ -206,7 +206,7 @@ def write_run(folder: Path) -> dict[str, list[float]]:
     import pyarrow.parquet as pq
 
     config = load_data({"workers": 2, "prompts": {"limit": {"train": 300, "dev": 30, "eval": 200}},
-                        "train": {"a": {"args": {"max_steps": 30}}, "b": {"args": {"max_steps": 30}}}})
+                        "variants": {"a": {"args": {"max_steps": 30}}, "b": {"args": {"max_steps": 30}}}})
     counts = {"prompts": {"train": 300, "dev": 30, "eval": 200}, "pairs": {"pairs": 450, "prompts": 300}}
     seconds = {"prompts": 1, "conditioning": 3, "rollouts": 50, "scores": 200, "pairs": 1, "eval/base": 40,
                "eval/a": 50, "eval/b": 60, "round1/train/a": 90, "round1/train/b": 70, "round1/choice/a": 20,

@@ -69,7 +69,7 @@ def test_a_run_killed_three_times_equals_an_undisturbed_one(tmp_path: Path) -> N
         tmp_path,
         train={"args": {"max_steps": 12, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-3, "seed": 3,
                         "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}},
-        dev={"checkpoints": "last"},
+        checkpoint={"tried": "last"},
     )
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     assert start_all(config, calm, SCRIPT).wait() == 0

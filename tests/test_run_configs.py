@@ -27,8 +27,8 @@ def load(size: str, training: str) -> RunConfig:
 def test_each_is_what_its_name_says(size: str, training: str) -> None:
     config = load(size, training)
     assert config.name == f"qwen2.5-omni-{size}-{training}" and config.model.path == f"Qwen/Qwen2.5-Omni-{size.upper()}"
-    assert list(config.train) == [training] and config.model.dtype == "bfloat16"
-    variant = config.train[training]
+    assert list(config.variants) == [training] and config.model.dtype == "bfloat16"
+    variant = config.variants[training]
     assert variant.lora is not None and variant.args["bf16"]
     types = {term["loss"]["type"] for term in variant.loss.get("terms", [])} or {variant.loss["type"]}
     assert types == {"dpo": {"dpo"}, "ld_dpo": {"ld_dpo", "sft"}}.get(training, {"sft"})
@@ -53,7 +53,7 @@ def test_the_sizes_differ_in_nothing_else(training: str) -> None:
     differing = [key for key in large if large[key] != small[key]]
     assert all(key.endswith(BY_SIZE) for key in differing) and "model.path" in differing
     for config in (large, small):
-        args = f"train.{training}.args"
+        args = "train.args"
         assert config[f"{args}.per_device_train_batch_size"] * config[f"{args}.gradient_accumulation_steps"] == 32
 
 
@@ -72,7 +72,7 @@ def test_the_readmes_own_file_is_a_configuration(tmp_path: Path) -> None:
     block = (root / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
     (tmp_path / "my.yaml").write_text(block)
     config = load_config([tmp_path / "my.yaml"])
-    assert (config.name, list(config.train), config.prompts.eval) == ("my-7b", ["dpo"], "texts/eval.txt")
+    assert (config.name, list(config.variants), config.prompts.eval) == ("my-7b", ["dpo"], "texts/eval.txt")
 
 
 def test_a_file_extends_others(tmp_path: Path) -> None:

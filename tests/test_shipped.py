@@ -65,7 +65,7 @@ def test_a_file_that_is_there_goes_before_a_name_and_a_folder_does_not() -> None
 
 def test_extends_takes_names_and_files_beside_it_first() -> None:
     Path("my.yaml").write_text("extends: qwen2.5-omni-7b-dpo\nname: my\n")
-    assert load_config(["my.yaml"]).train.keys() == {"dpo"}
+    assert load_config(["my.yaml"]).variants.keys() == {"dpo"}
     Path("my.yaml").write_text("extends: [configs/demo.yaml, smoke]\nname: my\n")
     assert load_config(["my.yaml"]).model.path == "micro"
     Path("below").mkdir()

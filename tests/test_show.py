@@ -26,9 +26,11 @@ def summary(errors: int = 1) -> dict[str, Any]:
     return compare([row(f"p{i}", 2) for i in range(9)], [row(f"p{i}", errors) for i in range(9)], resamples=100)
 
 
-def write_run(folder: Path, errors: int = 1, variants: tuple[str, ...] = ("default",), undone: str = "",
+def write_run(folder: Path, errors: int = 1, variants: dict[str, Any] | None = None, undone: str = "",
               **config: Any) -> Path:
-    settings = load_data({"name": folder.name, "train": {name: {} for name in variants}, **config}).resolved()
+    named = {"variants": variants} if variants else {}
+    settings = load_data({"name": folder.name, **named, **config}).resolved()
+    variants = variants or {"default": {}}
     stages = {name: {"state": "running" if name == undone else "done"}
               for name in ("prompts", "eval/base", *(f"eval/{name}" for name in variants))}
     (folder / "eval").mkdir(parents=True)
@@ -36,7 +38,7 @@ def write_run(folder: Path, errors: int = 1, variants: tuple[str, ...] = ("defau
     for name in variants:
         (folder / "eval" / name).mkdir()
         (folder / "eval" / name / "summary.json").write_text(json.dumps(summary(errors)))
-    (folder / "eval" / "summary.json").write_text(json.dumps({"variant": variants[0], **summary(errors)}))
+    (folder / "eval" / "summary.json").write_text(json.dumps({"variant": next(iter(variants)), **summary(errors)}))
     return folder
 
 
@@ -76,8 +78,7 @@ def test_several_runs_stand_side_by_side_with_the_settings_that_differ(
 def test_variants_of_one_run_are_rows_and_the_best_on_dev_is_marked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = write_run(tmp_path / "r", variants=("dpo", "ipo"),
-                    train={"dpo": {"loss": {"type": "dpo"}}, "ipo": {"loss": {"type": "ipo"}}})
+    run = write_run(tmp_path / "r", variants={"dpo": {"loss": {"type": "dpo"}}, "ipo": {"loss": {"type": "ipo"}}})
     out = shown(capsys, run)
     assert "dpo *" in out and "ipo *" not in out and "best on dev" in out
     assert "r, dpo" in out and "train.loss.type" in out
@@ -103,7 +104,7 @@ def test_json_holds_the_figures_as_they_are(tmp_path: Path, capsys: pytest.Captu
 def test_a_run_that_is_not_finished_says_what_is_done_and_what_to_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = write_run(tmp_path / "a", variants=("dpo", "ipo"), undone="eval/ipo")
+    run = write_run(tmp_path / "a", variants={"dpo": {}, "ipo": {}}, undone="eval/ipo")
     out = shown(capsys, run)
     assert "is not finished" in out and "done:  prompts, eval/base, eval/dpo" in out and "begun: eval/ipo" in out
     assert f"go on: talker-rl run --run-dir {run}" in out

@@ -285,7 +285,7 @@ def test_length_is_removed_over_the_whole_set(finished: tuple[Path, Path], tmp_p
 
 def test_a_second_round_samples_from_the_first_ones_choice(tmp_path: Path) -> None:
     config = write_world(tmp_path, iterations=2, rollouts={"prompts_per_round": 4},
-                         dev={"checkpoints": "last"}, eval={"seeds": 1})
+                         checkpoint={"tried": "last"}, eval={"seeds": 1})
     run = tmp_path / "run"
     assert cli.main(["run", "-c", str(config), "--run-dir", str(run), "-q", "--debug"]) == 0
     names = list(hashes(run))

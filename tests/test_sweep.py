@@ -78,13 +78,13 @@ def stages(folder: Path) -> dict[str, Any]:
 def test_the_grid_is_every_arms_variants_with_every_seed(tmp_path: Path) -> None:
     config = load_sweep([write_sweep(tmp_path)], ["variants.ipo.args.learning_rate=2e-3", "run.pairs.margin=0.02"])
     run = config.arm_run("biased")
-    assert list(run.train) == ARMS["biased"] and list(config.arm_run("natural").train) == ARMS["natural"]
-    assert [cfg.args["seed"] for cfg in run.train.values()] == [0, 1, 0, 1]
-    assert run.train["ipo-s1"].loss["type"] == "ipo" and run.train["dpo-s0"].loss == {"type": "dpo", "beta": 0.1}
-    assert run.train["ipo-s1"].args["learning_rate"] == 2e-3 and run.train["dpo-s1"].args["learning_rate"] == 1e-3
-    assert run.train["ipo-s1"].args["max_steps"] == 4 and run.train["ipo-s1"].lora == run.train["dpo-s0"].lora
+    assert list(run.variants) == ARMS["biased"] and list(config.arm_run("natural").variants) == ARMS["natural"]
+    assert [cfg.args["seed"] for cfg in run.variants.values()] == [0, 1, 0, 1]
+    assert run.variants["ipo-s1"].loss["type"] == "ipo" and run.variants["dpo-s0"].loss == {"type": "dpo", "beta": 0.1}
+    assert run.variants["ipo-s1"].args["learning_rate"] == 2e-3 and run.variants["dpo-s1"].args["learning_rate"] == 1e-3
+    assert run.variants["ipo-s1"].args["max_steps"] == 4 and run.variants["ipo-s1"].lora == run.variants["dpo-s0"].lora
     assert (run.pairs.chosen_longer_by, config.arm_run("natural").pairs.chosen_longer_by) == (1, None)
-    assert run.pairs.margin == 0.02 and run.dev.keep == "last"
+    assert run.pairs.margin == 0.02 and run.checkpoint.keep == "last"
     assert load_sweep_data(yaml.safe_load(config.to_yaml())) == config
 
 
@@ -102,8 +102,8 @@ def test_the_grid_is_every_arms_variants_with_every_seed(tmp_path: Path) -> None
         ("seeds=[1,1]", "different numbers"),
         ("variants.base={}", "'base' cannot be a name"),
         ("run.iterations=2", "run.iterations is 1"),
-        ("run.dev.keep=best", "run.dev.keep is `last`"),
-        ("run.train.los=1", "did you mean `run.train.default.loss`?"),
+        ("run.checkpoint.keep=best", "run.checkpoint.keep is `last`"),
+        ("run.train.los=1", "did you mean `run.train.loss`?"),
     ],
 )
 def test_a_wrong_sweep_is_one_clear_error(tmp_path: Path, override: str, told: str) -> None:
@@ -118,8 +118,8 @@ def test_a_wrong_sweep_is_one_clear_error(tmp_path: Path, override: str, told: s
 def test_a_sweep_needs_arms_and_unnamed_training_settings() -> None:
     with pytest.raises(ConfigError, match="`arms`: at least one is needed"):
         load_sweep_data({"variants": {"dpo": {}}, "arms": {}})
-    with pytest.raises(ConfigError, match="write it without names"):
-        load_sweep_data({"run": {"train": {"a": {}, "b": {}}}, "variants": {"dpo": {}}, "arms": {"x": {}}})
+    with pytest.raises(ConfigError, match="name the variants under `variants`"):
+        load_sweep_data({"run": {"variants": {"a": {}, "b": {}}}, "variants": {"dpo": {}}, "arms": {"x": {}}})
 
 
 def test_a_sweep_that_is_not_there_and_one_that_extends_nothing(

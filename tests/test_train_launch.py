@@ -28,7 +28,7 @@ STAGE = "round1/train/default"
 
 
 def test_two_devices_from_the_command_line_give_what_one_process_gives(tmp_path, capfd):
-    config = write_world(tmp_path, dev={"checkpoints": "last", "held_out_share": 0.3})
+    config = write_world(tmp_path, checkpoint={"tried": "last", "held_out_share": 0.3})
     one, two = tmp_path / "one", tmp_path / "two"
     for verb in ("prompts", "condition", "rollout", "score", "pair"):
         assert cli.main([verb, "-c", str(config), "--run-dir", str(one), "-q"]) == 0
@@ -143,7 +143,7 @@ def test_devices_that_contradict_are_refused(overrides, message):
 def test_fewer_pairs_than_devices_are_refused_before_any_work(tmp_path, capsys):
     config = write_world(tmp_path)
     assert cli.main(["run", "-c", str(config), "--run-dir", str(tmp_path / "run"), "devices=3", "-q"]) == 2
-    assert "train.default.args.per_device_train_batch_size" in capsys.readouterr().err
+    assert "train.args.per_device_train_batch_size" in capsys.readouterr().err
 
 
 def test_cuda_among_the_devices_is_the_first():
@@ -209,7 +209,7 @@ def test_a_wrong_section_of_a_task_is_one_message(section, tmp_path, capsys):
 
 
 def test_a_task_means_the_same_wherever_it_is_run(tmp_path, monkeypatch):
-    config = write_world(tmp_path, dev={"checkpoints": "last"})
+    config = write_world(tmp_path, checkpoint={"tried": "last"})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("talker_rl.stages.train.run_task", lambda task, _: exit(7))
     with pytest.raises(SystemExit):

@@ -106,7 +106,7 @@ class PairsConfig(Settings):
 
 
 class CompletionsConfig(Settings):
-    """What supervised variants (``train.<variant>.data``) imitate: the best of N samples, or codes from a file.
+    """What supervised variants (``train.data``) imitate: the best of N samples, or codes from a file.
 
     Whatever these say: only candidates that ended by themselves, in which something was recognized, and that have a
     score are taken, and none twice.

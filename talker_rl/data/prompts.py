@@ -37,7 +37,7 @@ from talker_rl.records.prompt import Prompt
 FIELDS = ("text", "speaker", "lang", "messages", "reference_seconds", "max_seconds", "prompt_id", "category",
           "provenance")
 NOT_PROMPTS = ("codes", "reward")
-"""Further columns of a file that gives codes as well (``train.<variant>.data: file``)."""
+"""Further columns of a file that gives codes as well (``train.data: file``)."""
 
 LANGUAGES = ("zh", "en", "mixed")
 

@@ -87,7 +87,7 @@ def _share_above_0(values: np.ndarray, label: str, notes: Notes) -> float | None
 
 
 def _no_pairs(group: str) -> str:
-    return "no pairs were held out (dev.held_out_share)" if group == "held_out" else "there are no pairs"
+    return "no pairs were held out (checkpoint.held_out_share)" if group == "held_out" else "there are no pairs"
 
 
 def heatmap(pairs: Sequence[Row], notes: Notes) -> Row | None:

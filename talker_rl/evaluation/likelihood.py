@@ -27,7 +27,7 @@ def compare_likelihood(
     """
     codes = sum(row["tokens"] for row in rows)
     if not codes:
-        raise DataError("There are no held-out codes", fix="raise dev.held_out_share, or train on more prompts")
+        raise DataError("There are no held-out codes", fix="raise checkpoint.held_out_share, or train on more prompts")
     sides = {side: [{"prompt_id": row["prompt_id"], "nats": -row[f"{side}_logp"], "tokens": row["tokens"]}
                     for row in rows] for side in ("base", "trained")}
     return {

@@ -18,7 +18,7 @@ from talker_rl.planning.hardware import Hardware, Work
 from talker_rl.planning.rates import Finished, Rates
 from talker_rl.planning.sizes import per_round
 from talker_rl.speech.shapes import Geometry
-from talker_rl.train.config import TrainConfig
+from talker_rl.train.config import CommonConfig
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def spread_over(config: RunConfig) -> int:
     return config.devices if isinstance(config.devices, int) else len(config.devices or ())
 
 
-def records(job: Job, cfg: TrainConfig) -> float:
+def records(job: Job, cfg: CommonConfig) -> float:
     """Pairs or completions that a variant is trained on, at most; of a file, one per prompt."""
     each = {None: job.pairs_per_prompt, "best_of_n": job.config.completions.max_per_prompt, "file": 1}
     return per_round(job.config, job.sizes) * each[cfg.data]

@@ -35,7 +35,7 @@ from talker_rl.reward.asr.names import resolve
 from talker_rl.reward.recognizer_config import RecognizerConfig
 from talker_rl.speech.config import LoraSettings, branches
 from talker_rl.speech.shapes import Geometry
-from talker_rl.train.config import TrainConfig
+from talker_rl.train.config import CommonConfig
 
 FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a weight in nf4 with double quantization: of every 64 one scale of 8 bits, of 256 of those one of 32."""
@@ -141,7 +141,7 @@ def layer_activations(geo: Geometry, lora: LoraSettings | None, dtype: str) -> f
     return layer
 
 
-def training(geo: Geometry, config: RunConfig, cfg: TrainConfig, at: Lengths, on_cpu: bool) -> float:
+def training(geo: Geometry, config: RunConfig, cfg: CommonConfig, at: Lengths, on_cpu: bool) -> float:
     """Peak of a training."""
     dtype = config.model.dtype
     weights = BYTES[dtype] * geo.parameters["talker"]
@@ -172,7 +172,7 @@ def stage_peaks(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> 
 
     scored = process("decoding") + decoding(geo, config, at, on_cpu) + recognizer_weights(config.reward.recognizer)
     judged = scored + recognizer_weights(config.reward.evaluator)
-    trainings = [training(geo, config, variant, at, on_cpu) for variant in config.train.values()]
+    trainings = [training(geo, config, variant, at, on_cpu) for variant in config.variants.values()]
     at_once = min(workers, len(trainings)) if on_cpu else 1  # variants are trained side by side there
     sampled = "lower rollouts.batch_size, rollouts.sampling.max_new_tokens or workers"
     return {
@@ -180,7 +180,7 @@ def stage_peaks(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> 
                          "lower conditioning.batch_size; set model.dtype: bfloat16, thinker_quantization: 4bit"),
         "rollouts": (spread(speaking(cfg.num_candidates), workers), sampled),
         "scores": (spread(scored, workers), "lower token2wav.batch_size or workers"),
-        "choice": (spread(max(speaking(config.dev.num_candidates), scored), workers), sampled),
+        "choice": (spread(max(speaking(config.checkpoint.num_candidates), scored), workers), sampled),
         "training": (spread(process("training") + max(trainings), at_once),
                      "lower per_device_train_batch_size, set gradient_checkpointing: true"),
         "evaluation": (spread(max(speaking(config.eval.seeds), judged), workers), sampled),
@@ -192,7 +192,7 @@ def cache_on_disk(geo: Geometry, config: RunConfig, prompts: float, at: Lengths)
     return prompts * (at.prefix + at.reply) * geo.embedding * BYTES[config.model.dtype]
 
 
-def checkpoints_on_disk(geo: Geometry, config: RunConfig, cfg: TrainConfig, saved: int) -> float:
+def checkpoints_on_disk(geo: Geometry, config: RunConfig, cfg: CommonConfig, saved: int) -> float:
     """Every saved step's weights, the variant's own and its copy under train/; moments where they are kept."""
     full = BYTES[config.model.dtype] * geo.parameters["talker"]
     moments = 2 * saved if cfg.keep_optimizer else 0

@@ -84,7 +84,7 @@ def read_run(folder: Path, kinds: Mapping[str, str]) -> Finished:
         raise DataError("This run has no rates yet: its rollouts are not done", where=str(folder),
                         fix="give a run that has finished")
     config = load_data(manifest["config"], where=str(folder / "manifest.json"))
-    of_rounds = dict(stage_kinds(list(config.train), config.iterations))
+    of_rounds = dict(stage_kinds(list(config.variants), config.iterations))
     seconds: dict[str, list[float]] = {}
     for name, entry in stages.items():
         kind = kinds.get(of_rounds.get(name) or name.partition("/")[0])

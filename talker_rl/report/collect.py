@@ -16,6 +16,7 @@ from talker_rl.base.errors import DataError, StageError
 from talker_rl.base.places import nearest_run
 from talker_rl.base.seals import verified
 from talker_rl.evaluation.ablation import read_table
+from talker_rl.older_keys import recorded
 from talker_rl.records.pair import Pair
 from talker_rl.records.score import ScoreRow
 from talker_rl.rounds import choice_stage, rounds_of
@@ -136,8 +137,8 @@ def collect(folders: Sequence[Path]) -> Study:
 
 def _run(folder: Path, arm: str) -> Run:
     manifest = read_manifest(folder)
-    config = manifest.get("config", {})
-    variants, iterations = list(config.get("train", {})), config.get("iterations", 1)
+    config, of_variants = recorded(manifest.get("config", {}))
+    variants, iterations = list(of_variants), config.get("iterations", 1)
     found = {path.name for kind in ("diagnostics", "eval") for path in folder.glob(f"{kind}/*") if path.is_dir()}
     trained = {name: _choice(folder, manifest, name, iterations)
                for name in [*variants, *sorted(found - {"base", *variants})]}

@@ -14,6 +14,7 @@ from talker_rl.base.figures import changed, span, written
 from talker_rl.base.places import is_run, is_sweep, nearest_run, require_run
 from talker_rl.evaluation.ablation import read_table
 from talker_rl.evaluation.seed_tts_rows import lines
+from talker_rl.older_keys import recorded
 from talker_rl.report.page import headline, text_table
 from talker_rl.report.sweep_table import columns
 from talker_rl.report.sweep_table import text_table as sweep_table
@@ -101,8 +102,9 @@ def read(folder: Path) -> Found:
         require_run(folder, fix=f"did you mean {sweep}?" if sweep else "")
     manifest = read_manifest(folder)
     done = {name: entry["state"] for name, entry in manifest["stages"].items()}
-    config, evaluation = manifest.get("config") or {}, folder / "eval"
-    named = [*config.get("train", {}), *config.get("eval", {}).get("talkers", {})]
+    evaluation = folder / "eval"
+    config, variants = recorded(manifest.get("config") or {})
+    named = [*variants, *config.get("eval", {}).get("talkers", {})]
     files = [evaluation / "summary.json", *(evaluation / name / "summary.json" for name in named)]
     if any(done.get(f"eval/{name}") != "done" for name in ("base", *named)) or not all(f.is_file() for f in files):
         sweeps = [above for above in folder.resolve().parents[:2] if is_sweep(above)]
@@ -110,7 +112,7 @@ def read(folder: Path) -> Found:
         return Found(folder, [], unfinished=_unfinished(folder, done, go_on))
     best = read_json(evaluation / "summary.json")["variant"]
     return Found(folder, [Shown(folder, name, name == best, read_json(evaluation / name / "summary.json"),
-                                settings_of(config, name)) for name in named])
+                                settings_of(config, variants.get(name, {}))) for name in named])
 
 
 def _unfinished(folder: Path, stages: dict[str, str], go_on: str) -> dict[str, Any]:
@@ -172,9 +174,12 @@ def differing(rows: Sequence[Shown]) -> dict[str, list[Any]]:
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
 
 
-def settings_of(config: dict[str, Any], variant: str) -> dict[str, Any]:
-    """A resolved configuration by dotted key, with the variant's training as ``train``."""
-    return flat({**config, "train": config.get("train", {}).get(variant, {})})
+def settings_of(config: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
+    """A resolved configuration by dotted key, with the variant as ``train`` and ``checkpoint``."""
+    train = {key: value for key, value in variant.items() if key != "checkpoint"}
+    common = {key: value for key, value in config.items() if key != "variants"}
+    checkpoint = {**config.get("checkpoint", {}), **variant.get("checkpoint", {})}
+    return flat({**common, "train": train, "checkpoint": checkpoint})
 
 
 def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

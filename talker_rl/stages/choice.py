@@ -60,23 +60,25 @@ def choose(ctx: Context, variant: str, index: int) -> None:
     stage, trained = choice_stage(variant, index), train_stage(variant, index)
     inputs = {**ctx.contents("prompts", "conditioning", trained), "reward": ctx.scorer_input("recognizer"),
               **model_input(ctx.config), **start_input(ctx.config)}
-    cfg = ctx.config.dev
+    cfg = ctx.config.checkpoint
     sampling = cfg.sampling or ctx.config.rollouts.sampling
-    key = STAGE.begin(ctx.run, ctx.config, stage, inputs, {"sampling": sampling.model_dump(mode="json"),
-                                                           "shard_size": ctx.config.rollouts.shard_size})
+    key = STAGE.begin(ctx.run, ctx.config, stage, inputs, {
+        "dev": cfg.hashed(), "sampling": sampling.model_dump(mode="json"),
+        "shard_size": ctx.config.rollouts.shard_size})
     if ctx.run.is_done(stage) and (ctx.run.path / stage / "choice.json").exists():
         return
     checkpoints: dict[int, Path] = list_checkpoints(ctx.run.path / trained)
     if not checkpoints:
-        raise StageError("Training left no checkpoint to choose from", where=str(ctx.run.path / trained),
-                         fix=f"set train.{variant}.args.save_steps within max_steps, and --force-stage {trained}")
-    if cfg.checkpoints == "last":
+        fix = f"set {ctx.config.place_of(variant)}.args.save_steps within max_steps, and --force-stage {trained}"
+        raise StageError("Training left no checkpoint to choose from", where=str(ctx.run.path / trained), fix=fix)
+    if cfg.tried == "last":
         checkpoints = dict([max(checkpoints.items())])
-    elif cfg.checkpoints == "selected":
+    elif cfg.tried == "selected":
         step = read_json(ctx.run.path / trained / "result.json")["step"]
         if step not in checkpoints:
             raise StageError(f"The checkpoint that training selected, of step {step}, is not there any more",
-                             where=str(ctx.run.path / trained), fix=f"leave train.{variant}.args.save_total_limit out")
+                             where=str(ctx.run.path / trained),
+                             fix=f"leave {ctx.config.place_of(variant)}.args.save_total_limit out")
         checkpoints = {step: checkpoints[step]}
     known = _start_rows(ctx, variant, index)
     policies: dict[int, Path | None] = {**checkpoints} if known else {0: start_adapter(ctx.config), **checkpoints}
@@ -180,7 +182,7 @@ def export_variant(ctx: Context, variant: str) -> Path:
     for file in files:
         atomic_write(target / file.name, file.read_bytes())
     result = read_json(kept.stage / "result.json")
-    dev = ctx.config.dev
+    dev = ctx.config.checkpoint
     by = "last step" if dev.keep == "last" else f"{dev.metric} of speech on dev prompts"
     chosen = {"name": variant, "step": kept.step, "selected_by": by}
     card = model_card(result | chosen, read_json(kept.stage / "variant.json"),
@@ -196,14 +198,14 @@ def export_variant(ctx: Context, variant: str) -> Path:
 
 def tried(config: RunConfig, variant: str) -> int | None:
     """How many checkpoints a training saves, where that is known beforehand."""
-    cfg = config.train[variant]
-    return 1 if config.dev.checkpoints != "all" else cfg.checkpoints(0) if cfg.fixed_steps else None
+    cfg = config.variants[variant]
+    return 1 if config.checkpoint.tried != "all" else cfg.checkpoints(0) if cfg.fixed_steps else None
 
 
 def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
     assert round_.variant is not None
     saved, first = tried(config, round_.variant), round_.index == 1
-    each = sizes["dev"] * config.dev.num_candidates
+    each = sizes["dev"] * config.checkpoint.num_candidates
     known = (count(saved, "checkpoint") if saved else "every saved checkpoint") + " and the start" * first
     return [Step("choice", f"{round_}: {known}, {count(each, 'dev utterance')} each", each * ((saved or 1) + first))]
 
@@ -211,17 +213,18 @@ def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]
 def _work(job: Job, index: int) -> list[Part]:
     """Saved checkpoints, and in round 1 the start, on dev."""
     config = job.config
-    every, each = config.dev.checkpoints == "all", config.dev.num_candidates
-    policies = sum((cfg.checkpoints(records(job, cfg)) if every else 1) + (index == 1) for cfg in config.train.values())
+    every, each = config.checkpoint.tried == "all", config.checkpoint.num_candidates
+    policies = sum((cfg.checkpoints(records(job, cfg)) if every else 1) + (index == 1)
+                   for cfg in config.variants.values())
     texts = policies * job.sizes["dev"]
     works = spoken(job, texts, each) + heard(job, "recognizer", texts * each)
     label = f"round {index}: {count(policies, 'policy', 'policies')}, {count(texts * each, 'utterance')}"
     return [Part("choice", label, works, job.devices, job.peaks["choice"], texts * each * memory.SCORE_BYTES,
-                 len(config.train))]
+                 len(config.variants))]
 
 
 STAGE = Stage(
     "choice", "choice", run, "variant", plan=_plan, work=_work,
-    rules=("sampling", "decoding"), key=("dev", "token2wav", "seed", "model.dtype", "model.attn_implementation"),
-    through=("rollouts.sampling", "rollouts.shard_size", "model.adapter", *MODEL, *REWARD),
+    rules=("sampling", "decoding"), key=("token2wav", "seed", "model.dtype", "model.attn_implementation"),
+    through=("checkpoint", "rollouts.sampling", "rollouts.shard_size", "model.adapter", *MODEL, *REWARD),
 )

@@ -57,15 +57,16 @@ def run(ctx: Context, variants: Sequence[str] = (), noise_decodes: int | None = 
     Raises:
         StageError: no such variant, or it is not trained, chosen and evaluated yet.
     """
-    unknown = [name for name in variants if name not in ctx.config.train]
+    unknown = [name for name in variants if name not in ctx.config.variants]
     if unknown:
         raise StageError(f"There is no variant {unknown[0]!r} in this run", where=str(ctx.run.path),
-                         fix=f"one of: {', '.join(ctx.config.train)}")
-    paired = [name for name, cfg in ctx.config.train.items() if cfg.data is None]
+                         fix=f"one of: {', '.join(ctx.config.variants)}")
+    paired = [name for name, cfg in ctx.config.variants.items() if cfg.data is None]
     alone = [name for name in variants if name not in paired]
     if alone or not paired:
         raise StageError("Diagnostics compare the two sides of pairs, and "
-                         f"{(alone or list(ctx.config.train))[0]} was trained on completions", where=str(ctx.run.path),
+                         f"{(alone or list(ctx.config.variants))[0]} was trained on completions",
+                         where=str(ctx.run.path),
                          fix="look at its eval/<variant>/summary.json, which has the likelihood of held-out codes")
     names = list(dict.fromkeys(variants)) or paired
     for name in names:  # before hours of work, and before the noise
@@ -79,7 +80,7 @@ class _Variant:
 
     def __init__(self, ctx: Context, name: str) -> None:
         self.ctx, self.name, self.stage = ctx, name, f"diagnostics/{name}"
-        self.cfg, self.index = ctx.config.train[name], ctx.config.iterations
+        self.cfg, self.index = ctx.config.variants[name], ctx.config.iterations
         self.trained, self.choice = train_stage(name, self.index), choice_stage(name, self.index)
         self.pairs_stage = Round(self.index, None if self.index == 1 else name).stage("pairs")
         self.start = start_adapter(ctx.config) if self.index == 1 else chosen_policy(ctx, name, self.index - 1)
@@ -93,12 +94,13 @@ class _Variant:
 
         ctx = self.ctx
         sources = (self.pairs_stage, "conditioning", self.trained, self.choice, "eval/base", f"eval/{self.name}")
-        self.key = STAGE.begin(ctx.run, ctx.config, self.stage, ctx.contents(*sources) | model_input(ctx.config))
+        self.key = STAGE.begin(ctx.run, ctx.config, self.stage, ctx.contents(*sources) | model_input(ctx.config),
+                               {"dev.held_out_share": ctx.config.checkpoint.held_out_share})
         policies: dict[int, Path | None] = {**list_checkpoints(ctx.run.path / self.trained)}
         policies[0] = self.start
         step = int(read_json(ctx.run.path / self.choice / "choice.json")["step"])
         found = ctx.shards(self.pairs_stage).read(0, Pair)
-        self.pairs = some_pairs(found, ctx.config.dev.held_out_share)
+        self.pairs = some_pairs(found, ctx.config.checkpoint.held_out_share)
         with timed() as seconds:
             pairs = self._pairs(policies)
             samples = self._samples(step)
@@ -154,7 +156,7 @@ class _Variant:
             for k, pair in enumerate(part):
                 reference = references[pair.pair_id]
                 policy = (made[0][2 * k].logps, made[0][2 * k + 1].logps) if made else reference
-                held_out = is_held_out(pair.prompt_id, ctx.config.dev.held_out_share)
+                held_out = is_held_out(pair.prompt_id, ctx.config.checkpoint.held_out_share)
                 records.append(_pair_record(step, pair, held_out, policy, reference))
             target.write(i, records, PairRecord)
 
@@ -321,5 +323,5 @@ def _beta(loss: dict[str, Any]) -> float | None:
     return next((float(beta) for beta in found if beta is not None), None)
 
 
-STAGE = Stage("diagnostics", "diagnostics", each=None, through=("iterations", "reference", "model.adapter", *MODEL),
-              key=("dev.held_out_share", "model.dtype", "model.attn_implementation"))
+STAGE = Stage("diagnostics", "diagnostics", each=None, key=("model.dtype", "model.attn_implementation"),
+              through=("checkpoint.held_out_share", "iterations", "reference", "model.adapter", *MODEL))

@@ -46,7 +46,7 @@ def run(ctx: Context) -> dict[str, Any]:
         rows = _variant(ctx, name, None, {"talker": content_hash(path)}, talker=str(path))
         _summary(ctx, name, base, rows)
     found: dict[str, dict[str, Any]] = {}
-    for variant in ctx.config.train:
+    for variant in ctx.config.variants:
         choice = choice_stage(variant, last)
         rows = _variant(ctx, variant, chosen_policy(ctx, variant, last), ctx.contents(choice))
         found[variant] = _summary(ctx, variant, base, rows, trained_here=True)
@@ -62,7 +62,7 @@ def check(ctx: Context) -> None:
         StageError: variants and further Talkers share a name.
         ConfigError: no evaluator hears a language of the eval prompts, or a package of the protocol is missing.
     """
-    if "base" in ctx.config.train or set(ctx.config.train) & set(ctx.config.eval.talkers):
+    if "base" in ctx.config.variants or set(ctx.config.variants) & set(ctx.config.eval.talkers):
         raise StageError("eval.talkers and train share a name", where="eval.talkers", fix="rename one of them")
     for lang in ctx.languages("eval"):
         ctx.config.reward.evaluator.for_lang(lang)
@@ -82,9 +82,9 @@ def run_base(ctx: Context) -> list[EvalRow]:
 
 def best_variant(ctx: Context) -> str:
     """The variant whose chosen checkpoint was best on dev."""
-    metric, last = ctx.config.dev.metric, ctx.config.iterations
+    metric, last = ctx.config.checkpoint.metric, ctx.config.iterations
     values = {}
-    for variant in ctx.config.train:
+    for variant in ctx.config.variants:
         choice = read_json(ctx.run.path / choice_stage(variant, last) / "choice.json")
         row = next(r for r in choice["checkpoints"] if r["step"] == choice["step"])
         values[variant] = -row["reward"] if metric == "reward" else row["wer"]
@@ -163,7 +163,7 @@ def _summary(
 
 def judged(config: RunConfig) -> int:
     """Talkers that are evaluated."""
-    return 1 + len(config.eval.talkers) + len(config.train)
+    return 1 + len(config.eval.talkers) + len(config.variants)
 
 
 def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
@@ -189,5 +189,5 @@ STAGE = Stage(
     through=("eval.seeds", "eval.extras", "eval.sampling", "eval.talkers", "rollouts.sampling", "rollouts.shard_size",
              "rollouts.batch_size", "iterations", "reward.evaluator", "model.adapter", "model.dtype",
              "model.attn_implementation", *MODEL, *REWARD),
-    anew=("eval.bootstrap_samples", "eval.protocol", "dev.metric"),
+    anew=("eval.bootstrap_samples", "eval.protocol", "checkpoint.metric"),
 )

@@ -92,13 +92,13 @@ def _open(path: Path, variant: str | None) -> Run:
     manifest = read_manifest(path)
     config = load_data(manifest["config"], where=str(path / MANIFEST))
     best = path / "eval" / "summary.json"
-    if variant is None and len(config.train) == 1:
-        variant = next(iter(config.train))
+    if variant is None and len(config.variants) == 1:
+        variant = next(iter(config.variants))
     elif variant is None and best.is_file():
         variant = read_json(best)["variant"]
-    if variant not in config.train:
+    if variant not in config.variants:
         problem = "Which variant?" if variant is None else f"The run has no variant {variant!r}"
-        raise StageError(problem, where=str(path), fix=f"--variant {' | '.join(config.train)}")
+        raise StageError(problem, where=str(path), fix=f"--variant {' | '.join(config.variants)}")
     assert variant is not None
     chosen_file = path / "train" / variant / "chosen.json"
     if not chosen_file.is_file():

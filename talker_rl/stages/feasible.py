@@ -51,7 +51,7 @@ def check_config(config: RunConfig, verb: str = "run", *, here: bool = False, re
 
 def check_learning(config: RunConfig) -> None:
     """The first half of :func:`check_config`."""
-    learns = {variant.data for variant in config.train.values()}
+    learns = {variant.data for variant in config.variants.values()}
     if not learns & {None, "best_of_n"}:
         return
     if None in learns and not config.pairs.votes:
@@ -70,7 +70,7 @@ def check_texts(config: RunConfig, prompts: Sequence[Prompt]) -> str | None:
     Raises:
         ConfigError: names the limit that is needed.
     """
-    if not prompts or not {variant.data for variant in config.train.values()} & {None, "best_of_n"}:
+    if not prompts or not {variant.data for variant in config.variants.values()} & {None, "best_of_n"}:
         return None
     limit = config.rollouts.sampling.max_new_tokens
     codec = codec_of(config.model)

@@ -24,11 +24,11 @@ SHARD = 64
 def run(ctx: Context, variant: str) -> dict[str, Any] | None:
     """Write ``likelihood/<variant>/``, a row a completion; returns the figures (:func:`compare_likelihood`).
 
-    The codes are those of the first round's completions of the prompts that ``dev.held_out_share`` kept out of
+    The codes are those of the first round's completions of the prompts that ``checkpoint.held_out_share`` kept out of
     training: the run's start said them (or the file holds them), and no round has trained on them. None where there
     are none: a variant that learned from pairs, or nothing held out.
     """
-    cfg, share = ctx.config.train[variant], ctx.config.dev.held_out_share
+    cfg, share = ctx.config.variants[variant], ctx.config.checkpoint.held_out_share
     if cfg.data is None:
         return None
     stage, last = f"likelihood/{variant}", ctx.config.iterations
@@ -62,4 +62,5 @@ def run(ctx: Context, variant: str) -> dict[str, Any] | None:
 
 
 STAGE = Stage("likelihood", "likelihood", each=None, key=("model.dtype", "model.attn_implementation"),
-              through=("dev.held_out_share", "iterations", "model.adapter", *MODEL), anew=("eval.bootstrap_samples",))
+              through=("checkpoint.held_out_share", "iterations", "model.adapter", *MODEL),
+              anew=("eval.bootstrap_samples",))

@@ -89,9 +89,9 @@ def recognizer_faults(config: RunConfig, which: str, *, here: bool) -> Iterator[
 
 def loss_faults(config: RunConfig) -> Iterator[TalkerRLError]:
     """Losses of one's own that cannot be imported, each variant's."""
-    for variant, cfg in config.train.items():
+    for variant, cfg in config.variants.items():
         if '"custom"' in json.dumps(cfg.loss, default=str):  # the others were checked as the file was read
-            yield from _raised(_check_loss, cfg.loss, f"train.{variant}.loss")
+            yield from _raised(_check_loss, cfg.loss, f"{config.place_of(variant)}.loss")
 
 
 def device_faults(config: RunConfig, *, here: bool) -> Iterator[TalkerRLError]:

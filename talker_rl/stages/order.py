@@ -66,7 +66,7 @@ def _diagnose(command: argparse.ArgumentParser) -> None:
 RUN = Verb("run", "all stages in order", "talker-rl run -c demo --run-dir runs/demo",
            ("reward", "recognizer", "evaluator", "losses", "device"), begins=True, learns=True, tracks=True)
 _TRAIN = Verb("train", "train every variant, and choose its checkpoint on dev",
-              "talker-rl train -c demo train.default.loss.type=ld_dpo", ("reward", "recognizer", "losses", "device"),
+              "talker-rl train -c demo train.loss.type=ld_dpo", ("reward", "recognizer", "losses", "device"),
               _round, tracks=True)
 _PAIR = Verb("pair", "choose preference pairs (or completions to imitate) among the scored candidates",
              "talker-rl pair -c demo pairs.length_match=3", (), _pair, learns=True)

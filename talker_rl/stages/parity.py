@@ -327,7 +327,7 @@ def _default_lora() -> LoraSettings:
 
 def _lora(config: RunConfig) -> LoraSettings:
     """Of the first variant that trains an adapter; without dropout, which is noise."""
-    settings = next((t.lora for t in config.train.values() if t.lora is not None), None) or _default_lora()
+    settings = next((t.lora for t in config.variants.values() if t.lora is not None), None) or _default_lora()
     return settings.model_copy(update={"lora_dropout": 0.0})
 
 

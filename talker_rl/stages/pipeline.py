@@ -75,7 +75,7 @@ def run_verb(ctx: Context, verb: str, index: int | None = None) -> Any:
     made = order.stages_of(verb)
     if made[0].each == "run":
         return made[0].make(ctx)
-    for round_ in rounds_of(ctx.config.train, index or _latest_round(ctx)):
+    for round_ in rounds_of(ctx.config.variants, index or _latest_round(ctx)):
         if round_.index > ctx.config.iterations:
             raise StageError(f"There is no round {round_.index}", where=f"iterations: {ctx.config.iterations}",
                              fix="raise iterations, or name an earlier round")
@@ -87,7 +87,7 @@ def run_verb(ctx: Context, verb: str, index: int | None = None) -> Any:
 def _latest_round(ctx: Context) -> int:
     """The first round whose choice is not made for every variant; the last one if all are."""
     for index in range(1, ctx.config.iterations + 1):
-        if not all(ctx.run.is_done(choice_stage(variant, index)) for variant in ctx.config.train):
+        if not all(ctx.run.is_done(choice_stage(variant, index)) for variant in ctx.config.variants):
             return index
     return ctx.config.iterations
 
@@ -121,7 +121,7 @@ def run_all(ctx: Context) -> dict[str, Any]:
     check_prompts(ctx)
     conditioning.run(ctx)
     for index in range(1, ctx.config.iterations + 1):
-        for round_ in rounds_of(ctx.config.train, index):
+        for round_ in rounds_of(ctx.config.variants, index):
             run_round(ctx, round_)
     summary = evaluate.run(ctx)
     track(ctx, report.run(ctx))

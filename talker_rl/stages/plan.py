@@ -31,8 +31,8 @@ def _steps(config: RunConfig) -> Iterator[Step]:
     for stage in before:
         yield from stage.plan(config, sizes, Round(1)) if stage.plan else ()
     for index in range(1, config.iterations + 1):
-        variants = [Round(index, variant) for variant in config.train]
-        for each, rounds in (("round", rounds_of(config.train, index)), ("variant", variants)):
+        variants = [Round(index, variant) for variant in config.variants]
+        for each, rounds in (("round", rounds_of(config.variants, index)), ("variant", variants)):
             for round_ in rounds:
                 for stage in all_stages(each):
                     yield from stage.plan(config, sizes, round_) if stage.plan else ()
@@ -80,7 +80,7 @@ def describe_sweep(config: SweepConfig) -> str:
     """The grid of a sweep as text: trainings, utterances, and how long the micro model takes for them."""
     run, counts = config.run, set_sizes(config.run)
     candidates = counts["train"] * run.rollouts.num_candidates
-    eval_each, dev_each = counts["eval"] * run.eval.seeds, counts["dev"] * run.dev.num_candidates
+    eval_each, dev_each = counts["eval"] * run.eval.seeds, counts["dev"] * run.checkpoint.num_candidates
     variant = next(iter(config.variants))
     training = config.variants[variant]
     batch, steps = training.pairs_per_step, training.fixed_steps

@@ -50,9 +50,9 @@ def collect(ctx: Context) -> ReportData:
     pairs: list[dict[str, Any]] = []
     skipped: dict[str, int] = {}
     for index in range(1, ctx.config.iterations + 1):
-        for round_ in rounds_of(ctx.config.train, index):
+        for round_ in rounds_of(ctx.config.variants, index):
             if round_.variant in (None, variant):
-                data = ctx.config.train[variant].data
+                data = ctx.config.variants[variant].data
                 stage = round_.data_stage(data)
                 counts = ctx.run.stages[stage]["counts"]
                 pairs += ctx.shards(stage).rows(0) if data is None else []
@@ -102,7 +102,7 @@ def _before_after(ctx: Context, variant: str, base: list[dict], trained: list[di
 def _trained_on(ctx: Context, variant: str) -> list[Comparison]:
     """Evenly spaced records of the first round: pairs, chosen beside rejected, or completions that were sampled. (Given
     codes were judged by nobody, so there is nothing to show beside them.)"""
-    data, first = ctx.config.train[variant].data, rounds_of(ctx.config.train, 1)[0]
+    data, first = ctx.config.variants[variant].data, rounds_of(ctx.config.variants, 1)[0]
     if data == "file":
         return []
     folder = ctx.shards(first.data_stage(data))
@@ -153,14 +153,14 @@ def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]
     code = command["code"]
     cfg = ctx.config
     seconds = sum(entry["seconds"] for entry in ctx.run.stages.values())
-    learned = cfg.train[variant].data
+    learned = cfg.variants[variant].data
     completions = ctx.run.stages[Round(1).data_stage(learned)]["counts"] if learned else {}
     return {
         "model": f"{model_name(cfg.model.path)} (content hash {model_input(cfg)['model']})",
         **({"begins with": folder_name(cfg.model.adapter)} if cfg.model.adapter else {}),
         **({"completions": f"{completions['completions']} of {count(completions['prompts'], 'prompt')} ({learned})"}
            if learned else {}),
-        "variant": f"{variant}: {cfg.train[variant].loss['type']}, round {choice['round']}, step {choice['step']}",
+        "variant": f"{variant}: {cfg.variants[variant].loss['type']}, round {choice['round']}, step {choice['step']}",
         "recognizer that rewards": recognizer_name(cfg.reward.recognizer),
         "recognizer that evaluates": recognizer_name(cfg.reward.evaluator),
         "candidates": f"{cfg.rollouts.num_candidates} per prompt, {count(cfg.iterations, 'round')}"

@@ -89,9 +89,9 @@ def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]
 
 def sampled(job: Job, index: int) -> tuple[int, int]:
     """Policies that a round samples from, and candidates in all; none where every variant learns from a file."""
-    if all(cfg.data == "file" for cfg in job.config.train.values()):
+    if all(cfg.data == "file" for cfg in job.config.variants.values()):
         return 0, 0
-    policies = 1 if index == 1 else len(job.config.train)
+    policies = 1 if index == 1 else len(job.config.variants)
     return policies, policies * per_round(job.config, job.sizes) * job.config.rollouts.num_candidates
 
 

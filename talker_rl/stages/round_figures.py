@@ -33,7 +33,7 @@ def table(ctx: Context, variant: str) -> list[dict[str, Any]]:
         kept = [row for row in rows if row["step"] == step]
         against = compare(start, kept, resamples=resamples)
         round_ = Round(index, None if index == 1 else variant)
-        counts = ctx.run.stages[round_.data_stage(ctx.config.train[variant].data)]["counts"]
+        counts = ctx.run.stages[round_.data_stage(ctx.config.variants[variant].data)]["counts"]
         found.append({
             "round": index, "step": step, "pairs": counts.get("pairs", counts.get("completions")), **_figures(kept),
             "wer_diff": against["wer_diff"], "wer_diff_ci95": against["wer_diff_ci95"],

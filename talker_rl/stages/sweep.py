@@ -87,7 +87,7 @@ class Sweep:
                 pairs.run(ctx, Round(1))
                 completions.run(ctx, Round(1))
             train.train_all(self.pool, [train.Training(ctx, name, Round(1), *choice.start_of(ctx, Round(1), name))
-                                        for ctx in arms.values() for name in ctx.config.train])
+                                        for ctx in arms.values() for name in ctx.config.variants])
             for ctx in arms.values():
                 choice.run(ctx, Round(1))
                 evaluate.run(ctx)
@@ -176,7 +176,7 @@ def _trained(ctx: Context, variant: str, seed: int) -> ablation.Trained:
     name = cell(variant, seed)
     entry = ctx.run.stages[train_stage(name, 1)]
     return ablation.Trained(variant, seed, evaluate.eval_rows(ctx, name), entry["counts"]["steps"],
-                            ctx.config.train[name].loss, entry["seconds"])
+                            ctx.config.variants[name].loss, entry["seconds"])
 
 
 def _pages(folder: Path, arms: Sequence[Context]) -> None:
@@ -184,7 +184,7 @@ def _pages(folder: Path, arms: Sequence[Context]) -> None:
     from talker_rl.report.dashboards import write_dashboards
 
     for ctx in arms:
-        if any(cfg.data is None for cfg in ctx.config.train.values()):
+        if any(cfg.data is None for cfg in ctx.config.variants.values()):
             diagnose.run(ctx)
     for page in write_dashboards(folder):
         print(f"page: {page}", file=sys.stderr)

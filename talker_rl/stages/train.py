@@ -15,7 +15,7 @@ from typing import Any
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.figures import count
 from talker_rl.base.processes import WorkerPool, device_list
-from talker_rl.config import RunConfig
+from talker_rl.config import RunConfig, load_data
 from talker_rl.planning import cost, memory
 from talker_rl.planning.forecast import Job, Part, records, spread_over
 from talker_rl.planning.hardware import Work
@@ -27,7 +27,7 @@ from talker_rl.stages.inputs import model_input, start_adapter, start_input
 from talker_rl.stages.stage import MODEL, Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.tracking import Tracking
-from talker_rl.train.config import TrainConfig
+from talker_rl.train.config import CommonConfig
 from talker_rl.train.launch import TASK, Task, launch
 from talker_rl.train.launch import run as run_task
 
@@ -71,10 +71,10 @@ def train_all(pool: WorkerPool, trainings: Sequence[Training]) -> None:
 def _begin(training: Training) -> Task | None:
     """The task of a training, or None if it is finished."""
     ctx, variant, index = training.ctx, training.variant, training.round_.index
-    cfg = ctx.config.train[variant]
+    cfg = ctx.config.variants[variant].training()
     stage, source = train_stage(variant, index), training.round_.data_stage(cfg.data)
     inputs = {**ctx.contents(source, "conditioning"), **model_input(ctx.config), **training.start_inputs}
-    settings = {"train": cfg.model_dump(mode="json"), "held_out_share": ctx.config.dev.held_out_share}
+    settings = {"train": cfg.model_dump(mode="json"), "held_out_share": ctx.config.checkpoint.held_out_share}
     kept = index > 1 and ctx.config.reference == "kept"
     if kept:
         settings["reference"], inputs = "kept", inputs | start_input(ctx.config)
@@ -92,8 +92,8 @@ def _begin(training: Training) -> Task | None:
         output=str(place / stage), model=model, train=cfg.model_dump(mode="json"), data=str(place / source),
         conditioning=str(place / "conditioning"), reference_cache=str(place / "reference"),
         start=str(training.start.absolute()) if training.start else None,
-        reference=reference, held_out_share=ctx.config.dev.held_out_share, one_thread=len(ctx.config.train) > 1,
-        progress=not ctx.quiet,
+        reference=reference, held_out_share=ctx.config.checkpoint.held_out_share,
+        one_thread=len(ctx.config.variants) > 1, progress=not ctx.quiet,
         watch={"function": "talker_rl.stages.train:tracked",
                "arguments": {"config": ctx.config.resolved(), "run": str(place), "stage": stage}},
     )
@@ -123,7 +123,7 @@ def tracked(config: dict[str, Any], run: str, stage: str) -> AbstractContextMana
 def _tracking(config: dict[str, Any], run: str, stage: str) -> tuple[Tracking, AbstractContextManager[list[Any]]]:
     from talker_rl.train.callbacks import Track
 
-    tracking = Tracking(RunConfig.model_validate(config), Path(run))
+    tracking = Tracking(load_data(config, where=stage), Path(run))
 
     @contextmanager
     def callbacks() -> Iterator[list[Any]]:
@@ -141,7 +141,7 @@ def _finish(training: Training, task: Task, made: dict[str, Any]) -> None:
     stage = train_stage(training.variant, training.round_.index)
     ctx.tracking.to = made.get("tracking", ctx.tracking.to)
     weights = next(folder / n for n in ("adapter_model.safetensors", "model.safetensors") if (folder / n).exists())
-    cfg = ctx.config.train[training.variant]
+    cfg = ctx.config.variants[training.variant]
     ctx.say(f"{stage}: {cfg.loss['type']} on {count(made['pairs'], 'completion' if cfg.data else 'pair')}"
             + (f", {made['held_out']} held out" if made["held_out"] else "")
             + f": {count(made['steps'], 'step')} in {made['seconds']:.0f} s"
@@ -158,12 +158,12 @@ def check_arguments(ctx: Context) -> None:
     """
     from talker_rl.train.arguments import build_arguments, check_spread
 
-    for variant, cfg in ctx.config.train.items():
+    for variant, cfg in ctx.config.variants.items():
         try:
             args = build_arguments(cfg.args, ctx.run.path / "train" / variant)
             check_spread(args, len(device_list(ctx.config.devices, ctx.config.model.device)) or 1)
         except ConfigError as error:
-            where = (error.where or "").replace("train.args", f"train.{variant}.args")
+            where = (error.where or "").replace("train.args", f"{ctx.config.place_of(variant)}.args")
             raise ConfigError(error.what, where=where, fix=error.fix) from None
 
 
@@ -174,31 +174,31 @@ def check_lora(config: RunConfig) -> None:
         ConfigError: ``lora.target_modules`` of a variant is no regular expression, or names what cannot be trained.
     """
     checked, family = [], family_of(config.model.path)
-    for variant, cfg in config.train.items():
+    for variant, cfg in config.variants.items():
         if cfg.lora is None or cfg.lora in checked:
             continue
         try:
             family.check_lora(config.model, cfg.lora)
         except ConfigError as error:
-            raise ConfigError(error.what, where=f"train.{variant}.{error.where}", fix=error.fix) from None
+            raise ConfigError(error.what, where=f"{config.place_of(variant)}.{error.where}", fix=error.fix) from None
         checked.append(cfg.lora)
 
 
-def training_length(cfg: TrainConfig) -> str:
+def training_length(cfg: CommonConfig) -> str:
     """Of a training, for people."""
     return count(cfg.fixed_steps, "step") if cfg.fixed_steps else count(cfg.args.get("num_train_epochs", 3), "epoch")
 
 
 def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
     assert round_.variant is not None
-    cfg = config.train[round_.variant]
+    cfg = config.variants[round_.variant]
     return [Step("training", f"{round_}: {cfg.loss['type']}, {training_length(cfg)}")]
 
 
 def _work(job: Job, index: int) -> list[Part]:
     """All variants of a round; the first pays for the reference log-probs that they share."""
     config, geo, at = job.config, job.geometry, job.lengths
-    variants = list(config.train.values())
+    variants = list(config.variants.values())
     works: list[Work] = []
     disk = 0.0
     for number, cfg in enumerate(variants):
@@ -221,4 +221,6 @@ def _work(job: Job, index: int) -> list[Part]:
 
 
 STAGE = Stage("train", "training", run, "variant", key=("model.dtype", "model.attn_implementation"), plan=_plan,
-              work=_work, through=("train", "dev.held_out_share", "reference", "model.adapter", *MODEL))
+              work=_work, through=("train", "variants", "checkpoint.select", "checkpoint.metric_for_best_model",
+                                  "checkpoint.early_stopping_patience", "checkpoint.held_out_share", "reference",
+                                  "model.adapter", *MODEL))

@@ -70,7 +70,7 @@ _UNUSED: dict[str, tuple[Any, str]] = {
     "use_liger_kernel": (False, "the kernels do not know the Talker"),
     "label_smoothing_factor": (0.0, "write label_smoothing into the `loss:` dictionary"),
     "neftune_noise_alpha": (None, "the Talker's inputs are given as embeddings"),
-    "load_best_model_at_end": (False, "write `select: best`"),
+    "load_best_model_at_end": (False, "write `checkpoint.select: best`"),
     "auto_find_batch_size": (False, "a changed batch size would not resume exactly"),
     "remove_unused_columns": (False, "a row of pairs is no model input"),
     "push_to_hub": (False, "upload the finished folder yourself"),

@@ -33,8 +33,8 @@ SAVE_STEPS = 50
 """`save_steps` of TalkerArguments, which cannot be imported here."""
 
 
-class TrainConfig(BaseModel):
-    """One variant: data, a loss, what is trained, and how."""
+class CommonConfig(BaseModel):
+    """Data, a loss, what is trained, and how."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -57,19 +57,6 @@ class TrainConfig(BaseModel):
         description="Fields of TalkerArguments (transformers.TrainingArguments and trl.DPOConfig by their own names): "
         "learning_rate, max_steps, per_device_train_batch_size, gradient_accumulation_steps, save_steps, ...",
     )
-    select: Literal["last", "best"] = Field(
-        "last",
-        description="Which step's weights become the variant: the last, or the best checkpoint by `select_metric` on "
-        "the held-out pairs. All checkpoints stay in the folder in either case.",
-    )
-    select_metric: str = Field(
-        "eval_loss",
-        description="Metric of select: best and of early stopping, e.g. eval_loss or eval_rewards/accuracies; lower "
-        "is better if the name ends in `loss`, else higher.",
-    )
-    patience: int | None = Field(
-        None, ge=1, description="Stop after so many evaluations without a better select_metric; null never stops early."
-    )
     chosen_drop_alarm: float | None = Field(
         0.5,
         gt=0.0,
@@ -90,23 +77,6 @@ class TrainConfig(BaseModel):
         if isinstance(data, dict) and data.get("data") and "loss" not in data:
             return {**data, "loss": {"type": "sft"}}
         return data
-
-    @model_validator(mode="after")
-    def _sound(self) -> TrainConfig:
-        if parse_loss(self.loss).needs_rejected and self.data is not None:
-            raise ConfigError(
-                f"data: {self.data} are completions, and the loss {self.loss['type']} compares two of them",
-                where="train.loss",
-                fix="loss: {type: sft}, or leave data out to train on pairs",
-            )
-        refuse_loss_fields(self.args)
-        if self.lora is not None and self.lora.lora_dropout > 0 and self.args.get("disable_dropout", True):
-            raise ConfigError(
-                "lora_dropout > 0 and disable_dropout: true contradict each other",
-                where="train.lora.lora_dropout, train.args.disable_dropout",
-                fix="set lora_dropout: 0, or args: {disable_dropout: false}",
-            )
-        return self
 
     @property
     def sides(self) -> int:
@@ -136,6 +106,34 @@ class TrainConfig(BaseModel):
             return math.ceil(self.args.get("num_train_epochs", 3)) if strategy == "epoch" else 1
         every = self.args.get("save_steps", SAVE_STEPS)
         return math.ceil(self.steps(pairs) / every if every >= 1 else 1 / every)  # below 1 it is a share of all steps
+
+
+class TrainConfig(CommonConfig):
+    """One training, complete."""
+
+    select: Literal["last", "best"] = "last"
+    """Which checkpoint becomes the result; all of them stay in the folder in either case."""
+    select_metric: str = "eval_loss"
+    """Of ``select: best`` and of early stopping, on held-out pairs."""
+    patience: int | None = Field(None, ge=1)
+    """Evaluations without a better metric after which a training stops."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> TrainConfig:
+        if parse_loss(self.loss).needs_rejected and self.data is not None:
+            raise ConfigError(
+                f"data: {self.data} are completions, and the loss {self.loss['type']} compares two of them",
+                where="train.loss",
+                fix="loss: {type: sft}, or leave data out to train on pairs",
+            )
+        refuse_loss_fields(self.args)
+        if self.lora is not None and self.lora.lora_dropout > 0 and self.args.get("disable_dropout", True):
+            raise ConfigError(
+                "lora_dropout > 0 and disable_dropout: true contradict each other",
+                where="train.lora.lora_dropout, train.args.disable_dropout",
+                fix="set lora_dropout: 0, or args: {disable_dropout: false}",
+            )
+        return self
 
 
 def refuse_loss_fields(values: Mapping[str, Any]) -> None:

@@ -179,8 +179,8 @@ def _arguments(generator: Generator, cfg: TrainConfig, output_dir: Path, has_eva
             together = args.eval_steps >= 1 and args.save_steps % args.eval_steps == 0
         if not together:
             raise ConfigError(
-                "select: best and patience need an evaluation on held-out pairs at every checkpoint",
-                where="train.select, train.patience",
+                "select: best and early stopping need an evaluation on held-out pairs at every checkpoint",
+                where="checkpoint.select, checkpoint.early_stopping_patience",
                 fix="give held-out pairs, and save_steps a multiple of eval_steps (same strategy for both)",
             )
     return args
@@ -273,7 +273,7 @@ def _select(cfg: TrainConfig, output_dir: Path, history: list[dict[str, Any]], l
         names = sorted({name for row in history for name in row if name.startswith("eval_")})
         raise ConfigError(
             f"no evaluation reported {cfg.select_metric!r} at a checkpoint",
-            where="train.select_metric",
+            where="checkpoint.metric_for_best_model",
             fix=f"choose one of {', '.join(names)}" if names else "evaluate at least once (eval_steps)",
         )
     promote_checkpoint(output_dir, best)
