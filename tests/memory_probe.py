@@ -144,7 +144,7 @@ class Probe:
     def scores(self, count: int, codes: int) -> dict[str, Any]:
         decode(tiny_omni().token2wav, [[7] * 9], [speakers()["Ann"]], [0], self.config.token2wav)
         found = measure(self.load("talker", "token2wav"), self.decode, count, codes)
-        self.config.token2wav.batch_size = count
+        self.config.token2wav.__dict__["batch_size"] = count
         return found | {"forecast": memory.decoding(self.geo, self.config, lengths(codes), True)}
 
     def training(self, count: int, codes: int) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Probe:
     def conditioning(self, count: int) -> dict[str, Any]:
         text_model(tiny_omni().thinker)(inputs_embeds=torch.zeros(1, 5, EMBED), use_cache=False)
         found = measure(self.load("thinker"), self.condition, count)
-        self.config.conditioning.batch_size = count
+        self.config.conditioning.__dict__["batch_size"] = count
         at = vars(self.positions)
         return found | {"forecast": memory.conditioning(self.geo, self.config, self.positions, True), "lengths": at}
 

@@ -98,7 +98,7 @@ def reward(leaf: str | None = None) -> str:
         for part in path.split(".") if path else ():
             node = node[part] if isinstance(node, dict) else getattr(node, part)
             node = node[0] if isinstance(node, list) else node
-        setattr(node, name, "something else" if name != "by_lang" else {})
+        node.__dict__[name] = "something else" if name != "by_lang" else {}
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # pydantic: not what it expects
         return stable_hash(config.settings(), config.recognizer.identity())
 

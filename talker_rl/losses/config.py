@@ -18,7 +18,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.settings import Settings
@@ -29,9 +29,7 @@ Beta = Annotated[float, Field(gt=0, allow_inf_nan=False, description="Strength o
 
 
 class LossConfig(Settings):
-    """Base of all loss configurations: frozen, unknown keys forbidden, ``type`` names the loss."""
-
-    model_config = ConfigDict(frozen=True)
+    """Base of all loss configurations: ``type`` names the loss."""
 
     aliases: ClassVar[tuple[str, ...]] = ()
     """Other names of ``type``, TRL's where TRL has one."""
@@ -201,8 +199,6 @@ class CustomLossConfig(LossConfig):
 
 class MixTerm(Settings):
     """One weighted part of a mixture."""
-
-    model_config = ConfigDict(frozen=True)
 
     weight: Finite = Field(1.0, ge=0, description="Factor of this term; at 0 it is computed for the metrics only.")
     loss: SerializeAsAny[LossConfig] = Field(description="The term's own loss dictionary.")

@@ -37,7 +37,8 @@ def run(args: argparse.Namespace, config: RunConfig, count: Count, kinds: Mappin
         if value is not None and value <= 0:
             raise ConfigError(f"--{option} is {value:g}", where=f"--{option}", fix="give a positive number")
     if args.candidates:
-        config.rollouts.num_candidates = args.candidates
+        rollouts = config.rollouts.model_copy(update={"num_candidates": args.candidates})
+        config = config.model_copy(update={"rollouts": rollouts})
     geometry = read_geometry(args.geometry or config.model.path)
     rates = _rates(args, geometry, count, kinds)
     usual = rates.hardware if rates else "cpu" if geometry.name == "micro" else "h200"

@@ -192,7 +192,7 @@ class RewardConfig(Settings):
     @model_validator(mode="after")
     def _another_evaluator(self) -> RewardConfig:
         if "evaluator" not in self.model_fields_set:
-            self.evaluator = default_evaluator(self.recognizer)
+            self.__dict__["evaluator"] = default_evaluator(self.recognizer)  # (frozen from here on)
         return self
 
     @model_validator(mode="after")

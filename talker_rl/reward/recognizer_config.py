@@ -60,7 +60,7 @@ class RecognizerSettings(Settings):
         if known.type == "aligner":
             raise ValueError(f"{self.path} aligns a given text, it recognizes none: name it in reward.pauses.aligner")
         if "type" not in self.model_fields_set:
-            self.type = known.type
+            self.__dict__["type"] = known.type  # (frozen from here on)
         if self.path in KNOWN and self.type != known.type and ":" not in self.type:
             raise ValueError(f"{self.path} is of type {known.type}, not {self.type}: leave type out")
         return self

@@ -135,7 +135,7 @@ def run(args: argparse.Namespace, config: RunConfig) -> int:
     from talker_rl.speech.registry import family_of
 
     if args.dtype:
-        config.model.dtype = args.dtype
+        config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": args.dtype})})
     if args.samples:
         require_file(Path(args.samples), "file of samples", "--samples")
     family = family_of(config.model.path)
