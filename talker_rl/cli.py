@@ -79,11 +79,11 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.verb == "validate":
         return _validate(args)
     if args.verb == "configs":
-        from talker_rl.shipped import run as configs
+        from talker_rl.shipped import verb as configs
 
         return configs(args)
     if args.verb == "show":
-        from talker_rl.report.show import run as show
+        from talker_rl.report.show import verb as show
 
         return show(args)
     if args.verb == "micro":
@@ -92,11 +92,11 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         print(checkpoint_dir())
         return 0 if checkpoint_dir().is_dir() else 1
     if args.verb == "wer":
-        from talker_rl.evaluation.wer_verb import run as wer
+        from talker_rl.evaluation.wer_verb import verb as wer
 
         return wer(args)
     if args.verb == "speaker":
-        from talker_rl.speakers.command import run as speaker
+        from talker_rl.speakers.command import verb as speaker
 
         return speaker(args)
     if args.verb == "doctor":
@@ -107,7 +107,7 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         files, _ = split(args.config, args.overrides)
         return examine(_config(args), model_only=args.model is not None and not files, as_json=args.json)
     if args.verb == "plan":
-        from talker_rl.planning.command import run as plan
+        from talker_rl.planning.command import verb as plan
         from talker_rl.stages.plan import kinds, parts
 
         print(plan(args, _config(args), parts, kinds()))
@@ -115,18 +115,18 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.verb == "parity":
         from talker_rl.stages import parity
 
-        return parity.run(args, _config(args))
+        return parity.verb(args, _config(args))
     if args.verb == "export":
         from talker_rl.stages import export
 
-        return export.run(args)
+        return export.verb(args)
     if args.verb == "sweep":
         return _sweep(args, arguments)
     if args.verb == "serve":
-        from talker_rl.stages.serve import run
+        from talker_rl.stages.serve import serve
 
-        run(_config(args), host=args.host, port=args.port, workers=args.workers, device=args.device,
-            canary=args.canary)
+        serve(_config(args), host=args.host, port=args.port, workers=args.workers, device=args.device,
+              canary=args.canary)
         return 0
     return _stages(args, arguments)
 
@@ -201,7 +201,7 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
         if args.verb == "diagnose":
             from talker_rl.stages import diagnose
 
-            _print_diagnostics(diagnose.run(ctx, args.variant, args.reward_noise), run_dir)
+            _print_diagnostics(diagnose.make(ctx, args.variant, args.reward_noise), run_dir)
             return 0
         if args.verb != "run":
             result = pipeline.run_verb(ctx, args.verb, getattr(args, "round", None))

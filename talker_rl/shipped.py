@@ -39,7 +39,7 @@ def add_configs_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
 
-def run(args: argparse.Namespace) -> int:
+def verb(args: argparse.Namespace) -> int:
     """List the configurations, print one, or write one out."""
     if args.name is None:
         if args.out:

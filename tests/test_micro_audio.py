@@ -187,7 +187,7 @@ def test_crops_start_on_a_block_and_keep_codes_aligned():
     assert torch.equal(batch.cond[:, 0], (batch.ref_mel[:, 0, 0] >= 1000).float())
 
 
-def test_flow_loss_of_the_start_is_the_analytic_one():
+def test_legs_loss_of_the_start_is_the_analytic_one():
     """At its start the DiT predicts the corpus mean, so the loss is E|x1 - x0 - mean|^2 = var(x1) + 1."""
     mean = torch.full((80,), -5.0)
     model = new_dit(mean)

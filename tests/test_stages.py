@@ -250,7 +250,7 @@ def test_too_many_failures_stop_the_run_with_their_codes(finished: tuple[Path, P
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(str(tmp_path))
             with pytest.raises(StageError, match=r"\d\d% of the scores failed \(\d+ recognizer_error\)") as caught:
-                scores.run(ctx, Round(1))
+                scores.make(ctx, Round(1))
         assert "broken microphone" in str(caught.value)
         rows = ShardFolder(copy / "scores").read_all(ScoreRow)
         failed = [r for r in rows if r.status == "failed"]  # silence is heard without the recognizer, and scored

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from talker_rl.base.figures import count
-from talker_rl.stages.flow import describe
+from talker_rl.stages.legs import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = (r"\b(?:candidates|utterances|prompts|pairs|rows|codes|items|tokens|texts|seconds|steps|seeds|once|queue|\d+)"

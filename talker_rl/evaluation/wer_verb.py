@@ -33,7 +33,7 @@ def add_wer_options(wer: argparse.ArgumentParser) -> None:
     wer.add_argument("--out", metavar="FILE", help="write all of it there, and print only the figures")
 
 
-def run(args: argparse.Namespace) -> int:
+def verb(args: argparse.Namespace) -> int:
     """Compare the files, print the figures, and write what ``--out`` asks for."""
     from talker_rl.base.disk import atomic_write
     from talker_rl.base.places import check_writable_file

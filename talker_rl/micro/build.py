@@ -116,7 +116,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--collect", action="store_true", help="train nothing, only put finished parts together")
 
 
-def run(args: argparse.Namespace) -> int:
+def verb(args: argparse.Namespace) -> int:
     """The command."""
     for folder in (args.out, args.work):
         check_writable_folder(folder)

@@ -86,7 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="which text is whose (default: %(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def verb(args: argparse.Namespace) -> int:
     """The command."""
     check_writable_folder(args.out)
     made = make_voice(args.out, args.name, args.variant, args.rate, args.count, args.others, args.seed)

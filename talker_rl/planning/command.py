@@ -22,7 +22,7 @@ ASSUMED_SECONDS = 5.0
 """Of speech per utterance, where neither an option nor a measured run says more."""
 
 
-def run(args: argparse.Namespace, config: RunConfig, count: Count, kinds: Mapping[str, str]) -> str:
+def verb(args: argparse.Namespace, config: RunConfig, count: Count, kinds: Mapping[str, str]) -> str:
     """The forecast as text.
 
     Args:

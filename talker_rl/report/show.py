@@ -54,7 +54,7 @@ class Found:
     """What is done of a run or sweep that is not finished, and the command that goes on."""
 
 
-def run(args: argparse.Namespace) -> int:
+def verb(args: argparse.Namespace) -> int:
     """Print what the folders hold.
 
     Raises:

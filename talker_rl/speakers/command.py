@@ -27,10 +27,10 @@ _FILES = {"wav": "recording", "ref_mel": "file of a ref_mel", "cond": "file of a
 """Option -> what it names."""
 
 
-def run(args: argparse.Namespace) -> int:
+def verb(args: argparse.Namespace) -> int:
     """The exit code: 1 where a check failed (nothing is written then)."""
     if args.what == "compare":
-        from talker_rl.speakers.compare import run as compare
+        from talker_rl.speakers.compare import verb as compare
 
         print(compare(args))
         return 0

@@ -50,7 +50,7 @@ class Side:
     """(T, S): lengths."""
 
 
-def run(args: argparse.Namespace) -> str:
+def verb(args: argparse.Namespace) -> str:
     """Write ``eval/<variant>/speakers.json`` and return the report.
 
     Raises:

@@ -45,7 +45,7 @@ class Chosen:
         return self.stage / f"checkpoint-{self.step}"
 
 
-def run(ctx: Context, round_: Round) -> None:
+def make(ctx: Context, round_: Round) -> None:
     """Choose the checkpoints of a round's variants; after the last round they are the run's result."""
     for variant in round_.variants(ctx.config):
         choose(ctx, variant, round_.index)
@@ -224,7 +224,7 @@ def _work(job: Job, index: int) -> list[Part]:
 
 
 STAGE = Stage(
-    "choice", "choice", run, "variant", plan=_plan, work=_work,
+    "choice", "choice", make, "variant", plan=_plan, work=_work,
     rules=("sampling", "decoding"), key=("token2wav", "seed", "model.dtype", "model.attn_implementation"),
     through=("checkpoint", "rollouts.sampling", "rollouts.shard_size", "model.adapter", *MODEL, *REWARD),
 )

@@ -23,7 +23,7 @@ from talker_rl.stages.stage import Stage, Step
 from talker_rl.store.run_dir import timed
 
 
-def run(ctx: Context, round_: Round) -> None:
+def make(ctx: Context, round_: Round) -> None:
     """Write ``completions/<data>/`` of a round for each that variants learn from."""
     for data in round_.data(ctx.config):
         if data is not None:
@@ -90,7 +90,7 @@ def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> Iterator[S
 
 
 STAGE = Stage(
-    "completions", "completions", run, "round", plan=_plan, through=("completions.file", "prompts.train"),
+    "completions", "completions", make, "round", plan=_plan, through=("completions.file", "prompts.train"),
     key=("completions.reward_key", "completions.min_reward", "completions.max_per_prompt", "completions.unwritten",
          "reward.remove_length"),
 )

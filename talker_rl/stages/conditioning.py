@@ -28,7 +28,7 @@ Note = dict[str, str]
 """What, where and fix of a prompt that was left out."""
 
 
-def run(ctx: Context) -> None:
+def make(ctx: Context) -> None:
     """Write ``conditioning/`` (safetensors shards and index); prompts the model cannot speak are counted and told."""
     from talker_rl.speech.cache import ConditioningCache
 
@@ -122,7 +122,7 @@ def _work(job: Job, index: int) -> list[Part]:
 
 
 STAGE = Stage(
-    "conditioning", "conditioning", run, plan=_plan, work=_work,
+    "conditioning", "conditioning", make, plan=_plan, work=_work,
     key=("conditioning.mode", "conditioning.max_reply_tokens", "model.dtype", "model.system_prompt",
          "model.instruction", "model.thinker_quantization"),
     through=("conditioning.max_reply_wer", "model.path", "model.speakers"),

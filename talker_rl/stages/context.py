@@ -19,7 +19,7 @@ from talker_rl.data.speaker_settings import SETS
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.rows import from_row
 from talker_rl.stages import inputs
-from talker_rl.stages.flow import Leg, flow
+from talker_rl.stages.legs import Leg, flow
 from talker_rl.store.run_dir import RunDir
 from talker_rl.store.shards import ShardFolder
 from talker_rl.tracking import Tracking

@@ -47,7 +47,7 @@ MAX_PAIRS = 256
 not grow with the data."""
 
 
-def run(ctx: Context, variants: Sequence[str] = (), noise_decodes: int | None = None) -> dict[str, Row]:
+def make(ctx: Context, variants: Sequence[str] = (), noise_decodes: int | None = None) -> dict[str, Row]:
     """Write ``diagnostics/<variant>/`` of trained variants; returns their summaries.
 
     Args:
@@ -71,7 +71,7 @@ def run(ctx: Context, variants: Sequence[str] = (), noise_decodes: int | None = 
     names = list(dict.fromkeys(variants)) or paired
     for name in names:  # before hours of work, and before the noise
         ctx.run.content(f"eval/{name}")
-    noise = reward_noise.stored(ctx) if noise_decodes is None else reward_noise.run(ctx, noise_decodes)
+    noise = reward_noise.stored(ctx) if noise_decodes is None else reward_noise.make(ctx, noise_decodes)
     return {name: _Variant(ctx, name).run(noise) for name in names}
 
 

@@ -26,7 +26,7 @@ from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import chunks
 
 
-def run(ctx: Context) -> dict[str, Any]:
+def make(ctx: Context) -> dict[str, Any]:
     """Write ``eval/<variant>/`` (rows and summary.json) and ``eval/summary.json``; returns the latter.
 
     The variant of ``eval/summary.json`` is the one that was best on dev, so that eval chooses nothing.
@@ -149,7 +149,7 @@ def _summary(
 ) -> dict[str, Any]:
     """Spoken figures; of a variant of this run also the likelihood of held-out codes, and its rounds on dev."""
     found = compare(base, rows, resamples=ctx.config.eval.bootstrap_samples)
-    if trained_here and (codes := likelihood.run(ctx, name)):
+    if trained_here and (codes := likelihood.make(ctx, name)):
         for side in ("base", "trained"):
             found[side]["nll"] = codes.pop(side)
         found |= {"nll_diff_ci95": codes.pop("diff_ci95"), "nll_of": codes}
@@ -185,7 +185,7 @@ def _work(job: Job, index: int) -> list[Part]:
 
 
 STAGE = Stage(
-    "eval", "evaluation", run, rules=("sampling", "decoding"), key=("seed", "token2wav"), plan=_plan, work=_work,
+    "eval", "evaluation", make, rules=("sampling", "decoding"), key=("seed", "token2wav"), plan=_plan, work=_work,
     through=("eval.seeds", "eval.extras", "eval.sampling", "eval.talkers", "rollouts.sampling", "rollouts.shard_size",
              "rollouts.batch_size", "iterations", "reward.evaluator", "model.adapter", "model.dtype",
              "model.attn_implementation", *MODEL, *REWARD),

@@ -71,7 +71,7 @@ class Source:
         return family_of(self.base)
 
 
-def run(args: argparse.Namespace) -> int:
+def verb(args: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit code.
 
     Raises:

@@ -21,7 +21,7 @@ SHARD = 64
 """Completions a shard."""
 
 
-def run(ctx: Context, variant: str) -> dict[str, Any] | None:
+def make(ctx: Context, variant: str) -> dict[str, Any] | None:
     """Write ``likelihood/<variant>/``, a row a completion; returns the figures (:func:`compare_likelihood`).
 
     The codes are those of the first round's completions of the prompts that ``checkpoint.held_out_share`` kept out of

@@ -21,7 +21,7 @@ from talker_rl.stages.stage import Stage, Step
 from talker_rl.store.run_dir import timed
 
 
-def run(ctx: Context, round_: Round) -> None:
+def make(ctx: Context, round_: Round) -> None:
     """Write ``pairs/`` of a round whose variants learn from pairs; a prompt that gives none is counted by its reason.
 
     Raises:
@@ -81,4 +81,4 @@ def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]
     return [Step("pairs", f"{round_}: at most {count(most, 'pair')}")]
 
 
-STAGE = Stage("pairs", "pairs", run, "round", key=("pairs", "reward.remove_length"), plan=_plan)
+STAGE = Stage("pairs", "pairs", make, "round", key=("pairs", "reward.remove_length"), plan=_plan)

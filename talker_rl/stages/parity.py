@@ -129,7 +129,7 @@ class Report:
                           "not ok: sampling and training do not agree"])
 
 
-def run(args: argparse.Namespace, config: RunConfig) -> int:
+def verb(args: argparse.Namespace, config: RunConfig) -> int:
     """Measure, print, and say by the exit code whether the bound is kept."""
     from talker_rl.base.places import require_file
     from talker_rl.speech.registry import family_of

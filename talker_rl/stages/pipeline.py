@@ -94,7 +94,7 @@ def _latest_round(ctx: Context) -> int:
 
 def evaluate_and_track(ctx: Context) -> dict[str, Any]:
     """The figures, and where a tracker is configured, a little of what the report would show to it."""
-    summary = evaluate.run(ctx)
+    summary = evaluate.make(ctx)
     if ctx.tracking.to != "none":
         track(ctx, report.collect(ctx))
     return summary
@@ -117,14 +117,14 @@ def run_all(ctx: Context) -> dict[str, Any]:
         raise
     if not ctx.quiet:  # only now: what is refused needs no plan
         print(describe(ctx.config), flush=True)
-    prompts.run(ctx)
+    prompts.make(ctx)
     check_prompts(ctx)
-    conditioning.run(ctx)
+    conditioning.make(ctx)
     for index in range(1, ctx.config.iterations + 1):
         for round_ in rounds_of(ctx.config.variants, index):
             run_round(ctx, round_)
-    summary = evaluate.run(ctx)
-    track(ctx, report.run(ctx))
+    summary = evaluate.make(ctx)
+    track(ctx, report.make(ctx))
     return summary
 
 

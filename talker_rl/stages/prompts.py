@@ -17,7 +17,7 @@ from talker_rl.stages.stage import Stage, Step
 from talker_rl.store.run_dir import timed
 
 
-def run(ctx: Context) -> None:
+def make(ctx: Context) -> None:
     """Write ``prompts/``; what was skipped is told and noted in the manifest."""
     cfg = ctx.config.prompts
     inputs = {f"prompts.{name}": parse_source(getattr(cfg, name)).content_hash() for name in SETS}
@@ -52,5 +52,5 @@ def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]
     return [Step("prompts", ", ".join(f"{n} {name}" for name, n in sizes.items()))]
 
 
-STAGE = Stage("prompts", "prompts", run, key=("prompts",), plan=_plan,
+STAGE = Stage("prompts", "prompts", make, key=("prompts",), plan=_plan,
               through=("seed", "model.path", "model.speakers", "model.system_prompt"))

@@ -31,7 +31,7 @@ from talker_rl.stages.scores import load_scores
 from talker_rl.stages.stage import Stage, Step
 
 
-def run(ctx: Context) -> ReportData:
+def make(ctx: Context) -> ReportData:
     """Write ``report/index.html``; returns what it shows."""
     data = collect(ctx)
     _fit(data, ctx.config.report.max_mib)
@@ -176,4 +176,4 @@ def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]
     return [Step("report", "one page")]
 
 
-STAGE = Stage("report", "report", run, anew=("report", "eval.bootstrap_samples"), plan=_plan)
+STAGE = Stage("report", "report", make, anew=("report", "eval.bootstrap_samples"), plan=_plan)

@@ -25,7 +25,7 @@ CANDIDATES = 48
 """Candidates that are decoded, of the first prompts: an interval of about +-0.1 around an ICC of 0.8 at 4 decodes."""
 
 
-def run(ctx: Context, decodes: int) -> dict[str, Any]:
+def make(ctx: Context, decodes: int) -> dict[str, Any]:
     """Write ``reward_noise/noise.json``: ``figures`` (see :func:`reward_noise`) and ``notes``.
 
     Args:
@@ -65,7 +65,7 @@ def run(ctx: Context, decodes: int) -> dict[str, Any]:
 
 
 def stored(ctx: Context) -> dict[str, Any]:
-    """What :func:`run` found before, or a note that says how to have it found."""
+    """What :func:`make` found before, or a note that says how to have it found."""
     if not ctx.run.is_done(NAME):
         return {"figures": None, "notes": ["reward_noise: not measured (talker-rl diagnose --reward-noise 4)"]}
     return read_json(ctx.run.path / NAME / "noise.json")

@@ -14,8 +14,8 @@ from talker_rl.speech.registry import codec_of
 from talker_rl.stages import feasible, tasks, worker
 from talker_rl.stages.choice import start_of
 from talker_rl.stages.context import Context
-from talker_rl.stages.flow import Leg
 from talker_rl.stages.inputs import model_input
+from talker_rl.stages.legs import Leg
 from talker_rl.stages.stage import MODEL, Stage, Step
 from talker_rl.store.shards import ShardFolder, chunks
 
@@ -37,7 +37,7 @@ def check_texts(ctx: Context) -> None:
         ctx.say(f"prompts: {told}")
 
 
-def run(ctx: Context, round_: Round) -> None:
+def make(ctx: Context, round_: Round) -> None:
     """Write ``rollouts/`` of a round, from the policy it begins with."""
     check_texts(ctx)
     leg = begin(ctx, round_)
@@ -106,6 +106,6 @@ def _work(job: Job, index: int) -> list[Part]:
                  job.peaks["rollouts"], candidates * job.lengths.codes * memory.ROLLOUT_BYTES_A_CODE, policies)]
 
 
-STAGE = Stage("rollouts", "rollouts", run, "round", plan=_plan, work=_work,
+STAGE = Stage("rollouts", "rollouts", make, "round", plan=_plan, work=_work,
               rules=("sampling",), key=("rollouts", "seed", "model.dtype", "model.attn_implementation"),
               through=("model.adapter", *MODEL))

@@ -19,14 +19,14 @@ from talker_rl.records.score import ScoreRow, nothing_recognized
 from talker_rl.rounds import Round
 from talker_rl.stages import rollouts, tasks, worker
 from talker_rl.stages.context import Context
-from talker_rl.stages.flow import Leg, describe
 from talker_rl.stages.inputs import model_input
+from talker_rl.stages.legs import Leg, describe
 from talker_rl.stages.rollouts import prompts_of, sampled
 from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.shards import ShardFolder
 
 
-def run(ctx: Context, round_: Round) -> None:
+def make(ctx: Context, round_: Round) -> None:
     """Write ``scores/`` of a round: one shard per shard of rollouts, so that a batch never crosses one.
 
     Raises:
@@ -55,7 +55,7 @@ def run_with_rollouts(ctx: Context, round_: Round) -> None:
     sampling = rollouts.begin(ctx, round_)
     if ctx.run.is_done(source):
         rollouts.finish(ctx, sampling, ctx.flow(sampling))
-        run(ctx, round_)
+        make(ctx, round_)
         return
     (ctx.run.path / stage).mkdir(parents=True, exist_ok=True)
     folder = ShardFolder(ctx.run.path / stage, _early_key(ctx, round_), source=sampling.folder)
@@ -196,6 +196,6 @@ def _work(job: Job, index: int) -> list[Part]:
                  disk, policies)]
 
 
-STAGE = Stage("scores", "scores", run, "round", rules=("decoding",), key=("token2wav", "seed"),
+STAGE = Stage("scores", "scores", make, "round", rules=("decoding",), key=("token2wav", "seed"),
               through=("rollouts", *MODEL, *REWARD),
               plan=_plan, work=_work)

@@ -18,7 +18,7 @@ from talker_rl.store.run_dir import read_manifest
 from talker_rl.store.shards import ShardFolder
 
 
-def run(
+def serve(
     config: RunConfig, *, host: str | None = None, port: int | None = None, workers: int | None = None,
     device: str | None = None, canary: str | None = None,
 ) -> None:

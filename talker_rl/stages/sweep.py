@@ -84,13 +84,13 @@ class Sweep:
                 ctx.run.manifest["trainings"] = trainings(self.config.cells(name))
                 self._record(ctx)
                 ctx.run.adopt(shared.run.path, SHARED)
-                pairs.run(ctx, Round(1))
-                completions.run(ctx, Round(1))
+                pairs.make(ctx, Round(1))
+                completions.make(ctx, Round(1))
             train.train_all(self.pool, [train.Training(ctx, name, Round(1), *choice.start_of(ctx, Round(1), name))
                                         for ctx in arms.values() for name in ctx.config.variants])
             for ctx in arms.values():
-                choice.run(ctx, Round(1))
-                evaluate.run(ctx)
+                choice.make(ctx, Round(1))
+                evaluate.make(ctx)
             found = self._table(arms)
             _pages(self.path, list(arms.values()))
         return found
@@ -136,9 +136,9 @@ class Sweep:
     def _share(self, ctx: Context) -> None:
         """What all arms have in common."""
         self._record(ctx)
-        prompts.run(ctx)
+        prompts.make(ctx)
         pipeline.check_prompts(ctx)
-        conditioning.run(ctx)
+        conditioning.make(ctx)
         scores.run_with_rollouts(ctx, Round(1))
         evaluate.run_base(ctx)
 
@@ -185,7 +185,7 @@ def _pages(folder: Path, arms: Sequence[Context]) -> None:
 
     for ctx in arms:
         if any(cfg.data is None for cfg in ctx.config.variants.values()):
-            diagnose.run(ctx)
+            diagnose.make(ctx)
     for page in write_dashboards(folder):
         print(f"page: {page}", file=sys.stderr)
 

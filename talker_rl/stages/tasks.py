@@ -14,8 +14,8 @@ from talker_rl.rounds import Round
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.stages import worker
 from talker_rl.stages.context import Context
-from talker_rl.stages.flow import Leg
 from talker_rl.stages.inputs import seeds
+from talker_rl.stages.legs import Leg
 from talker_rl.store.shards import ShardFolder
 
 FIRST = Round(1).stage("rollouts")

@@ -28,8 +28,7 @@ from talker_rl.stages.stage import MODEL, Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.tracking import Tracking
 from talker_rl.train.config import CommonConfig
-from talker_rl.train.launch import TASK, Task, launch
-from talker_rl.train.launch import run as run_task
+from talker_rl.train.launch import TASK, Task, launch, run_task
 
 
 @dataclass
@@ -50,7 +49,7 @@ class Training:
         return device_list(self.ctx.config.devices, self.ctx.config.model.device)
 
 
-def run(ctx: Context, round_: Round) -> None:
+def make(ctx: Context, round_: Round) -> None:
     """Train a round's variants."""
     train_all(ctx.pool, [Training(ctx, variant, round_, *start_of(ctx, round_, variant))
                          for variant in round_.variants(ctx.config)])
@@ -220,7 +219,7 @@ def _work(job: Job, index: int) -> list[Part]:
     return [Part("training", label, works, parallel, job.peaks["training"], disk, len(variants))]
 
 
-STAGE = Stage("train", "training", run, "variant", key=("model.dtype", "model.attn_implementation"), plan=_plan,
+STAGE = Stage("train", "training", make, "variant", key=("model.dtype", "model.attn_implementation"), plan=_plan,
               work=_work, through=("train", "variants", "checkpoint.select", "checkpoint.metric_for_best_model",
                                   "checkpoint.early_stopping_patience", "checkpoint.held_out_share", "reference",
                                   "model.adapter", *MODEL))

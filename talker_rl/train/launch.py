@@ -97,7 +97,7 @@ class Task:
         return task
 
 
-def run(task: Task, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+def run_task(task: Task, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Train, as one process of however many; returns ``pairs``, ``held_out`` and ``steps``.
 
     Args:
@@ -128,7 +128,7 @@ def run(task: Task, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
 
 
 def launch(file: Path, devices: Sequence[str]) -> dict[str, Any]:
-    """Run a task in one process a device, under torchrun; what :func:`run` returns.
+    """Run a task in one process a device, under torchrun; what :func:`run_task` returns.
 
     Raises:
         TalkerRLError: what a process raised, once; or that one died.
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str]) -> int:
         task = Task.read(Path(file))
         with _watching(None if rank else task.watch) as callbacks:
             _prepare(rank)
-            made = run(task, callbacks)
+            made = run_task(task, callbacks)
     except TalkerRLError as error:
         return _failed(Path(file), rank, {"type": type(error).__name__, "what": error.what, "where": error.where,
                                           "fix": error.fix}, str(error))

@@ -56,7 +56,7 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def run(args: argparse.Namespace) -> int:
+def verb(args: argparse.Namespace) -> int:
     """The command.
 
     Raises:

@@ -30,7 +30,7 @@ from talker_rl.records.messages import check_messages, files_are_noted, identity
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ConditioningConfig
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
-from talker_rl.speech.qwen2_5_omni.context import Context, encode, merge_media, position_ids, thinker_inputs
+from talker_rl.speech.qwen2_5_omni.context import Dialogue, encode, merge_media, position_ids, thinker_inputs
 
 if TYPE_CHECKING:
     from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
@@ -135,7 +135,7 @@ def compute_conditioning(
     tokenizer = omni.need("tokenizer")
     out: list[Conditioning] = []
     for start in range(0, len(prompts), cfg.batch_size):  # no more images in memory than a batch's
-        chunk: list[tuple[Prompt, Context, list[int]]] = []
+        chunk: list[tuple[Prompt, Dialogue, list[int]]] = []
         for prompt in prompts[start : start + cfg.batch_size]:
             with _noting(prompt, errors):
                 check_prompt(prompt, list(omni.speakers))
@@ -219,7 +219,7 @@ def _checked_reply(omni: Omni, prompt: Prompt, reply: list[int], max_wer: float 
 
 
 @torch.no_grad()
-def generate_replies(omni: Omni, contexts: list[Context], max_new_tokens: int) -> list[list[int]]:
+def generate_replies(omni: Omni, contexts: list[Dialogue], max_new_tokens: int) -> list[list[int]]:
     """Greedy answers of the Thinker: the token ids it was fed back, so without its end token (or the last id, if cut).
 
     Rows are left-padded; the attention mask keeps padding out.
@@ -266,7 +266,7 @@ def text_model(thinker: Any) -> Any:
 
 
 @torch.no_grad()
-def _hidden_plus_embedding(omni: Omni, sequences: list[Context]) -> list[torch.Tensor]:
+def _hidden_plus_embedding(omni: Omni, sequences: list[Dialogue]) -> list[torch.Tensor]:
     """h(x) + e(x) of every token: one (len, E) a sequence. Right-padded, so causal attention needs no mask."""
     thinker = omni.need("thinker")
     device = thinker.get_input_embeddings().weight.device
@@ -285,7 +285,7 @@ def _hidden_plus_embedding(omni: Omni, sequences: list[Context]) -> list[torch.T
     return [total[i, : len(sequence.ids)] for i, sequence in enumerate(sequences)]
 
 
-def _split(omni: Omni, prompt: Prompt, total: torch.Tensor, before: Context, reply_text: str) -> Conditioning:
+def _split(omni: Omni, prompt: Prompt, total: torch.Tensor, before: Dialogue, reply_text: str) -> Conditioning:
     talker = omni.config.talker_config
     tokens = [omni.speaker(prompt.speaker)["bos_token"], talker.tts_text_end_token_id, talker.tts_text_pad_token_id]
     embed = omni.need("thinker").get_input_embeddings()
@@ -313,7 +313,7 @@ def _finite(made: Conditioning) -> Conditioning:
     return made
 
 
-def _prefix_positions(omni: Omni, context: Context) -> torch.Tensor | None:
+def _prefix_positions(omni: Omni, context: Dialogue) -> torch.Tensor | None:
     """Of the Talker: the Thinker's, and two more for the speaker's bos and the first reply token."""
     if not context.media:
         return None

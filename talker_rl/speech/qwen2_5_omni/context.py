@@ -47,7 +47,7 @@ _SHARED = (
 
 
 @dataclass
-class Context:
+class Dialogue:
     """Tokens of a context, and later of its reply; and what its placeholders stand for."""
 
     ids: list[int]
@@ -57,12 +57,12 @@ class Context:
     """pixel_values (patches, values) and image_grid_thw (images, 3), patches; pixel_values_videos, video_grid_thw and
     video_second_per_grid (videos,) likewise."""
 
-    def extended(self, reply: list[int]) -> Context:
+    def extended(self, reply: list[int]) -> Dialogue:
         """The context with its reply."""
-        return Context(self.ids + reply, self.audio, self.media)
+        return Dialogue(self.ids + reply, self.audio, self.media)
 
 
-def encode(omni: Omni, messages: list[Message], where: str) -> Context:
+def encode(omni: Omni, messages: list[Message], where: str) -> Dialogue:
     """Tokens and tensors of the messages, up to where the reply begins.
 
     Raises:
@@ -81,7 +81,7 @@ def encode(omni: Omni, messages: list[Message], where: str) -> Context:
                           fix="change the messages or model.system_prompt, or restore the template") from error
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     parts = [p for m in messages if not isinstance(m["content"], str) for p in m["content"] if p["type"] != "text"]
-    out = Context(ids=[])
+    out = Dialogue(ids=[])
     counts: dict[int, list[int]] = {}
     for kind in ("audio", "image", "video"):
         files = [Path(part[kind]) for part in parts if part["type"] == kind]
@@ -130,7 +130,7 @@ def _reading(kind: str, file: Path, where: str) -> Iterator[None]:
                           fix="give another file") from error
 
 
-def _read_audio(omni: Omni, files: list[Path], out: Context, where: str) -> list[int]:
+def _read_audio(omni: Omni, files: list[Path], out: Dialogue, where: str) -> list[int]:
     import soundfile
 
     from talker_rl.base.sound import resample
@@ -170,7 +170,7 @@ def _read_audio(omni: Omni, files: list[Path], out: Context, where: str) -> list
     return counts
 
 
-def _read_images(omni: Omni, files: list[Path], out: Context, where: str) -> list[int]:
+def _read_images(omni: Omni, files: list[Path], out: Dialogue, where: str) -> list[int]:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
@@ -190,7 +190,7 @@ def _read_images(omni: Omni, files: list[Path], out: Context, where: str) -> lis
     return _tokens(omni, out.media["image_grid_thw"])
 
 
-def _read_videos(omni: Omni, files: list[Path], out: Context, where: str) -> list[int]:
+def _read_videos(omni: Omni, files: list[Path], out: Dialogue, where: str) -> list[int]:
     videos = []
     for file in files:
         read = _read_tensors if file.suffix.lower() == ".safetensors" else _read_film
@@ -284,7 +284,7 @@ def _tokens(omni: Omni, grid_thw: torch.Tensor) -> list[int]:
 # -- what the Thinker gets ---------------------------------------------------------------------------------------
 
 
-def thinker_inputs(contexts: Sequence[Context], device: torch.device | str) -> dict[str, torch.Tensor]:
+def thinker_inputs(contexts: Sequence[Dialogue], device: torch.device | str) -> dict[str, torch.Tensor]:
     """All sound, images and videos of a batch under the names of the Thinker's arguments; empty for text."""
     out = {
         name: torch.cat([c.media[name] for c in contexts if name in c.media]).to(device)
@@ -300,7 +300,7 @@ def thinker_inputs(contexts: Sequence[Context], device: torch.device | str) -> d
     return out
 
 
-def position_ids(omni: Omni, context: Context) -> torch.Tensor:
+def position_ids(omni: Omni, context: Dialogue) -> torch.Tensor:
     """Positions (3, L) of the context's tokens: time, height, width.
 
     Raises:
@@ -329,7 +329,7 @@ def position_ids(omni: Omni, context: Context) -> torch.Tensor:
 
 
 def merge_media(
-    thinker: Any, ids_BL: torch.Tensor, embeds_BLE: torch.Tensor, contexts: Sequence[Context]
+    thinker: Any, ids_BL: torch.Tensor, embeds_BLE: torch.Tensor, contexts: Sequence[Dialogue]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the Thinker reads, and which embeddings the Talker gets: placeholders are their tower's vectors for the
     one and zero for the other. Both (B, L, E); without sound and images both are the embeddings themselves.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from talker_rl.base.processes import WorkerPool
-from talker_rl.stages.flow import BACKLOG, Leg, flow
+from talker_rl.stages.legs import BACKLOG, Leg, flow
 from talker_rl.store.shards import ShardFolder
 
 
