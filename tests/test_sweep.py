@@ -18,6 +18,7 @@ import yaml
 from pipeline_helpers import write_world
 from toy import digest
 
+from talker_rl.base.disk import read_json
 from talker_rl import cli
 from talker_rl.base.errors import ConfigError
 from talker_rl.report.sweep_table import text_table
@@ -181,7 +182,7 @@ def test_every_verb_works_on_an_arm(finished: tuple[Path, Path], tmp_path: Path)
 
 def test_the_table_has_the_promised_rows(finished: tuple[Path, Path]) -> None:
     _, folder = finished
-    found = json.loads((folder / "ablation.json").read_text())
+    found = read_json(folder / "ablation.json")
     assert set(found) == {"rows", "claims", "pareto", "baseline", "notes"}
     cells = [(r["arm"], r["variant"], r["seed"]) for r in found["rows"]]
     assert cells == [(arm, v, s) for arm, variants in (("biased", ["dpo", "ipo"]), ("natural", ["dpo"]))
