@@ -18,8 +18,8 @@ import yaml
 from pipeline_helpers import write_world
 from toy import digest
 
-from talker_rl.base.disk import read_json
 from talker_rl import cli
+from talker_rl.base.disk import read_json
 from talker_rl.base.errors import ConfigError
 from talker_rl.report.sweep_table import text_table
 from talker_rl.stages import sweep
