@@ -21,6 +21,12 @@ ALL_LOSSES = [
     {"type": "ld_dpo", "beta": 0.1, "alpha": 0.4},
     {"type": "ld_dpo", "beta": 0.1, "alpha": 0.4, "reference": "policy"},
     {"type": "simpo", "beta": 2.0, "gamma": 0.5},
+    {"type": "dpo", "beta": 0.1, "stop": "drop"},
+    {"type": "ipo", "beta": 0.2, "stop": "keep"},
+    {"type": "sampo", "beta": 0.1, "mode": "random", "stop": "keep"},
+    {"type": "sampo", "beta": 0.1, "mode": "random", "stop": "drop"},
+    {"type": "ld_dpo", "beta": 0.1, "alpha": 0.4, "stop": "keep"},
+    {"type": "simpo", "beta": 2.0, "gamma": 0.5, "stop": "keep"},
     {"type": "sft", "normalize": "sequence"},
     {"type": "sft", "normalize": "token"},
     {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -140,6 +141,62 @@ def test_simpo():
     out = build_loss({"type": "simpo", "beta": 2.0, "gamma": 0.5})(no_reference)
     check(out, [17 / 6, 2.0], [softplus(-17 / 6), softplus(-2)])
     assert out.metrics["rewards/chosen"].item() == pytest.approx((-8 / 3 - 1.5) / 2)
+
+
+def test_stop_dropped():
+    # Without the last token ratios are w: (1, 0), (0.5); l: (), (0, -1, 2). z = 0.4 (1 - 0), 0.4 (0.5 - 1).
+    out = build_loss({"type": "dpo", "beta": 0.4, "stop": "drop"})(batch())
+    check(out, [0.4, -0.2], [softplus(-0.4), softplus(0.2)])
+    assert out.metrics["logps/chosen"].item() == pytest.approx(-2.75)  # plain sums, as of every loss
+    # LD-DPO: nothing in common in pair 0, one token in pair 1: 0.4 (0.5 - 0), 0.4 (0.5 - 0.5)
+    out = build_loss({"type": "ld_dpo", "beta": 0.4, "alpha": 0.5, "stop": "drop"})(batch())
+    check(out, [0.2, 0.0], [softplus(-0.2), math.log(2)])
+    # R-DPO counts lengths without it: 0.4 + 0.1 (2 - 0), -0.2 + 0.1 (1 - 3)
+    out = build_loss({"type": "r_dpo", "beta": 0.4, "alpha": 0.1, "stop": "drop"})(batch())
+    check(out, [0.6, -0.4], [softplus(-0.6), softplus(0.4)])
+    # SamPO: no token of pair 0; the largest of pair 1's, 0.5 and 2: 0.4 (0.5 - 2)
+    out = build_loss({"type": "sampo", "beta": 0.4, "mode": "top_k", "stop": "drop"})(batch())
+    check(out, [0.0, -0.6], [math.log(2), softplus(0.6)])
+    with pytest.raises(DataError, match="the rejected completion is empty"):
+        build_loss({"type": "dpo_norm", "stop": "drop"})(batch())
+
+
+def test_stop_kept():
+    # LD-DPO: w: 1 + 0 / 2 + 0.5 = 1.5, l: -1; w: 0.5, l: 0 - 1 + 2 / 2 - 1 = -1. z = 0.4 * 2.5, 0.4 * 1.5
+    out = build_loss({"type": "ld_dpo", "beta": 0.4, "alpha": 0.5, "stop": "keep"})(batch())
+    check(out, [1.0, 0.6], [softplus(-1), softplus(-0.6)])
+    # mean log-ratios: w: (1 + 0) / 3 + 0.5, l: 0 / 1 - 1; w: 0.5 / 2 + 0, l: (0 - 1 + 2) / 4 - 1. z = 11/6, 1
+    out = build_loss({"type": "dpo_norm", "beta": 1.0, "stop": "keep"})(batch())
+    check(out, [11 / 6, 1.0], [softplus(-11 / 6), softplus(-1)])
+    # the same margins under IPO: (h - 2)^2 at beta 0.25
+    out = build_loss({"type": "ipo", "beta": 0.25, "stop": "keep"})(batch())
+    check(out, [11 / 6, 1.0], [(11 / 6 - 2) ** 2, 1.0])
+    # SimPO: w: -3 / 3 - 1, l: -3; w: -0.5 / 2 - 1, l: -4 / 4 - 4. z = 2 (1) - 0.5, 2 (3.75) - 0.5
+    out = build_loss({"type": "simpo", "beta": 2.0, "gamma": 0.5, "stop": "keep"})(batch())
+    check(out, [1.5, 7.0], [softplus(-1.5), softplus(-7)])
+    # SamPO: the drawn token 1 and the stop 0.5, l: the stop alone; w: 0.5, l: 2 + 0 and the stop -1
+    out = build_loss({"type": "sampo", "beta": 0.4, "mode": "top_k", "stop": "keep"})(batch())
+    check(out, [1.0, -0.2], [softplus(-1), softplus(0.2)])
+
+
+@pytest.mark.parametrize("config", [{"type": "dpo"}, {"type": "hinge"}, {"type": "ipo", "normalize": "sum"},
+                                    {"type": "r_dpo"}], ids=lambda config: config["type"])
+def test_a_stop_that_weighs_one_already_is_kept(config):
+    assert torch.equal(build_loss({**config, "stop": "keep"})(batch()).margin, build_loss(config)(batch()).margin)
+
+
+def test_a_completion_that_was_cut_has_no_stop():
+    cut = replace(batch(), chosen_stop=torch.tensor([[False, False, False], [False, True, False]]))
+    # w: all of (1, 0, 0.5), (0.5); l: (), (0, -1, 2): 0.4 * 1.5, 0.4 * -0.5
+    out = build_loss({"type": "dpo", "beta": 0.4, "stop": "drop"})(cut)
+    check(out, [0.6, -0.2], [softplus(-0.6), softplus(0.2)])
+    # its last code is weighed as the others past the common length: 1 + 0 / 2 + 0.5 / 2
+    out = build_loss({"type": "ld_dpo", "beta": 0.4, "alpha": 0.5, "stop": "keep"})(cut)
+    check(out, [0.9, 0.6], [softplus(-0.9), softplus(-0.6)])
+    with pytest.raises(ValueError, match="more than one token"):
+        replace(cut, chosen_stop=cut.chosen_mask)
+    with pytest.raises(ValueError, match="chosen_stop must be bool"):
+        replace(cut, chosen_stop=cut.rejected_mask)
 
 
 def test_sft():

@@ -48,6 +48,16 @@ class LossConfig(Settings):
         return data
 
 
+class PairLossConfig(LossConfig):
+    """A loss that compares two completions."""
+
+    stop: Literal["as_paper", "keep", "drop"] = Field(
+        "as_paper", description="What the token that ends speech counts in the margin, on both sides. as_paper: as the "
+        "loss's definition has it. keep: 1, where the loss would weigh, draw or divide it away. drop: nothing. A "
+        "length preference of the pairs is learned first on it (docs/LOSSES.md). A completion that was cut has none."
+    )
+
+
 class MeanTypeConfig(LossConfig):
     """A loss that divides by a completion's length, which an empty completion does not have."""
 
@@ -77,7 +87,7 @@ def loss_types() -> list[str]:
 
 
 @register
-class DPOLossConfig(LossConfig):
+class DPOLossConfig(PairLossConfig):
     """DPO (Rafailov et al. 2023, eq. 7), with cDPO's label smoothing (Mitchell 2023)."""
 
     aliases = ("sigmoid",)
@@ -88,7 +98,7 @@ class DPOLossConfig(LossConfig):
 
 
 @register
-class DPONormLossConfig(MeanTypeConfig):
+class DPONormLossConfig(PairLossConfig, MeanTypeConfig):
     """DPO on log-ratios averaged over each completion's tokens; TRL's ``sigmoid_norm``."""
 
     aliases = ("sigmoid_norm",)
@@ -98,7 +108,7 @@ class DPONormLossConfig(MeanTypeConfig):
 
 
 @register
-class HingeLossConfig(LossConfig):
+class HingeLossConfig(PairLossConfig):
     """Hinge on the DPO margin (SLiC, Zhao et al. 2023, with DPO's reward)."""
 
     implementation = "talker_rl.losses.dpo:hinge_loss"
@@ -107,7 +117,7 @@ class HingeLossConfig(LossConfig):
 
 
 @register
-class IPOLossConfig(MeanTypeConfig):
+class IPOLossConfig(PairLossConfig, MeanTypeConfig):
     """IPO (Azar et al. 2023, eq. 17)."""
 
     implementation = "talker_rl.losses.ipo:ipo_loss"
@@ -119,7 +129,7 @@ class IPOLossConfig(MeanTypeConfig):
 
 
 @register
-class RDPOLossConfig(LossConfig):
+class RDPOLossConfig(PairLossConfig):
     """R-DPO (Park et al. 2024, eq. 9): DPO with a constant margin against length."""
 
     implementation = "talker_rl.losses.r_dpo:r_dpo_loss"
@@ -134,7 +144,7 @@ class RDPOLossConfig(LossConfig):
 
 
 @register
-class SamPOLossConfig(LossConfig):
+class SamPOLossConfig(PairLossConfig):
     """SamPO (Lu et al. 2024): as many tokens of the longer completion as the shorter one has."""
 
     implementation = "talker_rl.losses.sampo:sampo_loss"
@@ -147,7 +157,7 @@ class SamPOLossConfig(LossConfig):
 
 
 @register
-class LDDPOLossConfig(LossConfig):
+class LDDPOLossConfig(PairLossConfig):
     """LD-DPO (Liu et al. 2024, eq. 11): tokens past the common length weigh alpha."""
 
     implementation = "talker_rl.losses.ld_dpo:ld_dpo_loss"
@@ -160,7 +170,7 @@ class LDDPOLossConfig(LossConfig):
 
 
 @register
-class SimPOLossConfig(MeanTypeConfig):
+class SimPOLossConfig(PairLossConfig, MeanTypeConfig):
     """SimPO (Meng et al. 2024, eq. 6); no reference."""
 
     implementation = "talker_rl.losses.simpo:simpo_loss"

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from talker_rl.losses.config import DPOLossConfig, DPONormLossConfig, HingeLossConfig
-from talker_rl.losses.ops import finish, log_ratios, masks, mean_over_tokens, non_empty
+from talker_rl.losses.ops import counted, finish, kept_stops, log_ratios, masks, mean_over_tokens, non_empty
 from talker_rl.losses.types import LossOutput, PairBatch
 
 
@@ -25,7 +25,7 @@ def dpo_loss(batch: PairBatch, config: DPOLossConfig) -> LossOutput:
     R = sum over the completion's tokens (EOS included) of log pi - log ref;
     z = beta (R_w - R_l); loss = -log sigmoid(z), smoothed as in cDPO.
     """
-    ratios_w, ratios_l = log_ratios(batch)
+    ratios_w, ratios_l = log_ratios(counted(batch, config))
     reward_w, reward_l = config.beta * ratios_w.sum(dim=1), config.beta * ratios_l.sum(dim=1)
     margin = reward_w - reward_l
     return finish(batch, sigmoid_loss(margin, config.label_smoothing), margin, (reward_w, reward_l))
@@ -36,18 +36,19 @@ def dpo_norm_loss(batch: PairBatch, config: DPONormLossConfig) -> LossOutput:
 
     The rewards in the metrics are the plain sums, as TRL reports them.
     """
-    mask_w, mask_l = masks(batch)
+    pairs = counted(batch, config)
+    (mask_w, mask_l), (stop_w, stop_l) = masks(pairs), kept_stops(batch, config)
     valid = non_empty(config, chosen=mask_w, rejected=mask_l)
-    ratios_w, ratios_l = log_ratios(batch)
-    mean_w = mean_over_tokens(ratios_w, mask_w)
-    margin = config.beta * (mean_w - mean_over_tokens(ratios_l, mask_l))
+    ratios_w, ratios_l = log_ratios(pairs)
+    mean_w = mean_over_tokens(ratios_w, mask_w, stop_w)
+    margin = config.beta * (mean_w - mean_over_tokens(ratios_l, mask_l, stop_l))
     rewards = config.beta * ratios_w.sum(dim=1), config.beta * ratios_l.sum(dim=1)
     return finish(batch, sigmoid_loss(margin), margin, rewards, valid)
 
 
 def hinge_loss(batch: PairBatch, config: HingeLossConfig) -> LossOutput:
     """max(0, 1 - z) with DPO's z (SLiC-HF, arXiv 2305.10425, on DPO's rewards)."""
-    ratios_w, ratios_l = log_ratios(batch)
+    ratios_w, ratios_l = log_ratios(counted(batch, config))
     reward_w, reward_l = config.beta * ratios_w.sum(dim=1), config.beta * ratios_l.sum(dim=1)
     margin = reward_w - reward_l
     return finish(batch, torch.relu(1 - margin), margin, (reward_w, reward_l))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from talker_rl.losses.config import LDDPOLossConfig
 from talker_rl.losses.dpo import sigmoid_loss
-from talker_rl.losses.ops import finish, lengths, masks, policy_logps, ref_logps, token_index
+from talker_rl.losses.ops import counted, finish, kept_stops, lengths, masks, policy_logps, ref_logps, token_index
 from talker_rl.losses.types import LossOutput, PairBatch
 
 
@@ -23,12 +23,15 @@ def ld_dpo_loss(batch: PairBatch, config: LDDPOLossConfig) -> LossOutput:
     With ``reference="both"`` the reference is weighed alike (as TRL does): the loss is ln 2 when policy and reference
     agree. With ``"policy"`` the reference keeps its full sum, as the paper's formula can also be read.
     """
-    (policy_w, policy_l), (ref_w, ref_l) = policy_logps(batch), ref_logps(batch)
-    mask_w, mask_l = masks(batch)
+    pairs = counted(batch, config)
+    (policy_w, policy_l), (ref_w, ref_l) = policy_logps(pairs), ref_logps(pairs)
+    (mask_w, mask_l), (stop_w, stop_l) = masks(pairs), kept_stops(batch, config)
     common = torch.minimum(lengths(mask_w), lengths(mask_l))
     rewards = []
-    for policy, ref, mask in ((policy_w, ref_w, mask_w), (policy_l, ref_l, mask_l)):
+    for policy, ref, mask, stop in ((policy_w, ref_w, mask_w, stop_w), (policy_l, ref_l, mask_l, stop_l)):
         weights = ld_weights(mask, common, config.alpha, policy.dtype)
+        if stop is not None:
+            weights = torch.where(stop, torch.ones_like(weights), weights)
         # Per token before the sum in both modes, for the precision that ops.py speaks of.
         terms = weights * (policy - ref) if config.reference == "both" else weights * policy - ref
         rewards.append(config.beta * terms.sum(dim=1))

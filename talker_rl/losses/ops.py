@@ -7,11 +7,13 @@ thousands of nats, where float32 resolves only 1e-3, while their difference is s
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from talker_rl.base.errors import DataError
-from talker_rl.losses.config import LossConfig
+from talker_rl.losses.config import LossConfig, PairLossConfig
 from talker_rl.losses.types import LossOutput, PairBatch
 
 
@@ -43,6 +45,31 @@ def masks(batch: PairBatch) -> tuple[Tensor, Tensor]:
     return batch.chosen_mask, batch.rejected_mask
 
 
+def stops(batch: PairBatch) -> tuple[Tensor, Tensor]:
+    """Where the stops are: ((B, T_w), (B, T_l)) bool; as the batch says, else the last completion token of each."""
+    mask_w, mask_l = masks(batch)
+    return (_last(mask_w) if batch.chosen_stop is None else batch.chosen_stop,
+            _last(mask_l) if batch.rejected_stop is None else batch.rejected_stop)
+
+
+def _last(mask_BT: Tensor) -> Tensor:
+    return mask_BT & (token_index(mask_BT) == lengths(mask_BT)[:, None])
+
+
+def counted(batch: PairBatch, config: PairLossConfig) -> PairBatch:
+    """What a pair loss counts of a batch: with ``stop: drop`` completions without their stops, else the batch."""
+    if config.stop != "drop":
+        return batch
+    (mask_w, mask_l), (stop_w, stop_l) = masks(batch), stops(batch)
+    return replace(batch, chosen_mask=mask_w & ~stop_w, rejected_mask=mask_l & ~stop_l, chosen_stop=None,
+                   rejected_stop=None)
+
+
+def kept_stops(batch: PairBatch, config: PairLossConfig) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """The tokens that weigh 1 whatever the loss does with the others: with ``stop: keep`` the stops, else none."""
+    return stops(batch) if config.stop == "keep" else (None, None)
+
+
 def policy_logps(batch: PairBatch) -> tuple[Tensor, Tensor]:
     """Policy log-probabilities, 0 at padding: ((B, T_w), (B, T_l))."""
     mask_w, mask_l = masks(batch)
@@ -64,9 +91,18 @@ def log_ratios(batch: PairBatch) -> tuple[Tensor, Tensor]:
     return policy_w - ref_w, policy_l - ref_l
 
 
-def mean_over_tokens(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Sum over completion tokens divided by their count; 0 for an empty completion. (B, T) -> (B,)."""
-    return values_BT.sum(dim=1) / lengths(mask_BT).clamp(min=1)
+def mean_over_tokens(values_BT: Tensor, mask_BT: Tensor, undivided_BT: Tensor | None = None) -> Tensor:
+    """Sum over completion tokens divided by their count; 0 for an empty completion. (B, T) -> (B,).
+
+    Args:
+        undivided_BT: tokens that are added as they are (:func:`kept_stops`).
+    """
+    count = lengths(mask_BT).clamp(min=1)
+    if undivided_BT is None:
+        return values_BT.sum(dim=1) / count
+    zero = torch.zeros_like(values_BT)
+    divided, added = torch.where(undivided_BT, zero, values_BT), torch.where(undivided_BT, values_BT, zero)
+    return divided.sum(dim=1) / count + added.sum(dim=1)
 
 
 def non_empty(config: LossConfig, **masks: Tensor) -> Tensor | None:

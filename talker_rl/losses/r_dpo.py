@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from talker_rl.losses.config import RDPOLossConfig
 from talker_rl.losses.dpo import sigmoid_loss
-from talker_rl.losses.ops import finish, lengths, log_ratios, masks
+from talker_rl.losses.ops import counted, finish, lengths, log_ratios, masks
 from talker_rl.losses.types import LossOutput, PairBatch
 
 
@@ -16,9 +16,10 @@ def r_dpo_loss(batch: PairBatch, config: RDPOLossConfig) -> LossOutput:
     constant for the gradient. T is in tokens, or in seconds (tokens / code_rate), so that alpha keeps its meaning
     between codecs.
     """
-    ratios_w, ratios_l = log_ratios(batch)
+    pairs = counted(batch, config)
+    ratios_w, ratios_l = log_ratios(pairs)
     reward_w, reward_l = config.beta * ratios_w.sum(dim=1), config.beta * ratios_l.sum(dim=1)
-    mask_w, mask_l = masks(batch)
+    mask_w, mask_l = masks(pairs)
     extra_length = (lengths(mask_w) - lengths(mask_l)).to(reward_w.dtype)
     if config.alpha_unit == "second":
         extra_length = extra_length / config.code_rate

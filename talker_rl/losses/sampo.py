@@ -7,7 +7,7 @@ from torch import Tensor
 
 from talker_rl.losses.config import SamPOLossConfig
 from talker_rl.losses.dpo import sigmoid_loss
-from talker_rl.losses.ops import finish, lengths, log_ratios, masks, policy_logps, token_index
+from talker_rl.losses.ops import counted, finish, kept_stops, lengths, log_ratios, masks, policy_logps, token_index
 from talker_rl.losses.types import LossOutput, PairBatch, Share
 
 
@@ -49,17 +49,20 @@ def sampo_loss(batch: PairBatch, config: SamPOLossConfig) -> LossOutput:
     policy log-probability are taken (`top_k`); the shorter side is kept whole. The same tokens are used for policy and
     reference (the authors' code draws twice, which makes the margin noisy where both agree). Nothing is rescaled.
     """
-    ratios_w, ratios_l = log_ratios(batch)
-    mask_w, mask_l = masks(batch)
+    pairs = counted(batch, config)
+    ratios_w, ratios_l = log_ratios(pairs)
+    (mask_w, mask_l), (stop_w, stop_l) = masks(pairs), kept_stops(batch, config)
     count = torch.minimum(lengths(mask_w), lengths(mask_l))
     if config.mode == "random":
-        keys_w, keys_l = random_keys(batch)
+        keys_w, keys_l = random_keys(batch)  # whatever counts of it: the draw is that of the paper's loss
     else:
-        scores = (ratios_w, ratios_l) if config.by == "ratio" else policy_logps(batch)
+        scores = (ratios_w, ratios_l) if config.by == "ratio" else policy_logps(pairs)
         keys_w, keys_l = (-score.detach() for score in scores)
     rewards = []
-    for ratios, keys, mask in ((ratios_w, keys_w, mask_w), (ratios_l, keys_l, mask_l)):
+    for ratios, keys, mask, stop in ((ratios_w, keys_w, mask_w, stop_w), (ratios_l, keys_l, mask_l, stop_l)):
         kept = keep_smallest(keys, mask, count)
+        if stop is not None:
+            kept = kept | stop
         rewards.append(config.beta * torch.where(kept, ratios, torch.zeros_like(ratios)).sum(dim=1))
     reward_w, reward_l = rewards
     margin = reward_w - reward_l

@@ -50,6 +50,10 @@ class PairBatch:
     """Source of the draws of SamPO; None takes torch's global CPU generator."""
     share: Share | None = None
     """None: these pairs are the whole batch."""
+    chosen_stop: Tensor | None = None
+    """(B, T_w) bool, True on the stop, nowhere in a completion that was cut; None: the last completion token is it."""
+    rejected_stop: Tensor | None = None
+    """(B, T_l) bool, likewise."""
 
     def __post_init__(self) -> None:
         if (self.policy_rejected_logps is None) != (self.rejected_mask is None):
@@ -62,6 +66,11 @@ class PairBatch:
                 raise TypeError(f"{side}_mask must be bool, not {mask.dtype}: use mask.bool()")
             if mask.ndim != 2 or mask.shape[0] == 0:
                 raise ValueError(f"{side}_mask must be (B, T) with B >= 1, not {tuple(mask.shape)}")
+            stop = getattr(self, f"{side}_stop")
+            if stop is not None and (stop.dtype != torch.bool or stop.shape != mask.shape):
+                raise ValueError(f"{side}_stop must be bool and {tuple(mask.shape)}, as {side}_mask")
+            if stop is not None and bool(((stop & ~mask) | (stop.cumsum(dim=1) > 1)).any()):
+                raise ValueError(f"{side}_stop is True at padding, or on more than one token of a completion")
             for name in (f"policy_{side}_logps", f"ref_{side}_logps"):
                 logps = getattr(self, name)
                 if logps is None:
