@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from losses_helpers import ALL_LOSSES
 from safetensors.torch import load_file
 from train_helpers import StopAt, curve, losses, make_config, make_generator, make_pairs, weights
 from transformers import TrainerCallback
@@ -36,6 +37,7 @@ LOSSES = [
     {"type": "mix", "terms": [{"weight": 1.0, "loss": {"type": "dpo", "beta": 0.1}},
                               {"weight": 0.2, "loss": {"type": "sft"}}]},
 ]  # fmt: skip
+LOSSES += [loss for loss in ALL_LOSSES if loss["type"] not in {known["type"] for known in LOSSES}]
 
 
 @pytest.fixture(scope="module")
