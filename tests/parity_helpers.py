@@ -35,7 +35,7 @@ class TinyGenerator:
     def __init__(self, name: str, dtype: str = "float32") -> None:
         self.settings = ModelConfig(path=f"tiny {name}", dtype=dtype)
         self.weight = 1.0 if name.endswith("all codes") else 0.0
-        factory = omni_factory if name == "qwen2_5_omni" else qwen3_factory
+        factory: Any = {"qwen2_5_omni": omni_factory, "qwen3_omni": qwen3_factory}[name.partition(",")[0]]
         self.omni = factory is omni_factory
         self.talker = omni_factory.tiny_omni().talker if self.omni else qwen3_factory.tiny_talker(stop=1.5)
         for value in self.talker.parameters():

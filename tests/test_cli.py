@@ -15,10 +15,12 @@ from pipeline_helpers import write_world
 
 from talker_rl import cli
 from talker_rl.base.errors import CheckpointError, TalkerRLError
+from talker_rl.stages import order
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = ["run", "prompts", "condition", "rollout", "score", "pair", "train", "eval", "report", "diagnose", "sweep",
          "show", "serve", "validate", "configs", "doctor", "plan", "wer", "micro", "completion"]
+VERBS += [verb for verb in order.VERBS if verb not in VERBS]
 
 
 def test_help_answers_in_under_a_second_without_torch() -> None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from losses_helpers import make_batch
+from losses_helpers import ALL_LOSSES, make_batch
 
 from talker_rl.base.errors import ConfigError, DataError
-from talker_rl.losses import LossOutput, PairBatch, build_loss
+from talker_rl.losses import LossOutput, PairBatch, build_loss, parse_loss
 
 # Two pairs. Log-ratios (policy - reference), per token:
 #   pair 0: chosen  [-1 - -2, -2 - -2, -1 - -1.5] = [1, 0, 0.5]      R_w = 1.5,  T_w = 3, mean 0.5
@@ -267,10 +267,9 @@ def test_empty_completion_in_sum_losses():
     assert second({"type": "sft", "normalize": "token"}) == 0.0
 
 
-@pytest.mark.parametrize(
-    "config", [{"type": "dpo_norm"}, {"type": "ipo"}, {"type": "simpo"}, {"type": "sft"}], ids=lambda c: c["type"]
-)
-def test_empty_completion_in_mean_losses(config):
+@pytest.mark.parametrize("kind", sorted({c["type"] for c in ALL_LOSSES if hasattr(parse_loss(c), "empty")}))
+def test_empty_completion_in_mean_losses(kind):
+    config = {"type": kind}
     with pytest.raises(DataError, match=r"chosen completion is empty[\s\S]*pair\(s\) \[1\]"):
         build_loss(config)(EMPTY)
     out = build_loss({**config, "empty": "skip"})(EMPTY)

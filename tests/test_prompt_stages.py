@@ -94,7 +94,7 @@ def test_a_thinker_that_answers_instead_of_reading_is_left_out(
 
 def test_speech_is_kept_inside_its_folder_alone(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "audio"
-    spec = AudioSpec(folder=str(folder), format="flac", prompt_ids=None)
+    spec = AudioSpec(folder=folder, format="flac", prompt_ids=None)
     sound = np.zeros(2400, dtype=np.float32)
 
     def keep(prompt_id: str) -> None:
@@ -113,7 +113,7 @@ def test_the_longest_id_goes_through_files_and_the_service(tmp_path: Path) -> No
     piece = read_prompts(str(tmp_path / "p.jsonl"), default_speaker="Ann", max_words=2).prompts[-1]
     candidate = Candidate(piece.prompt_id, f"{piece.prompt_id}-15", "Ann", 0, [1], 8294, "eos", [0.0, 0.0])
     assert item_of(piece, candidate, 0).id == f"{'x' * 200}_2-15"
-    _keep_audio(AudioSpec(folder=str(tmp_path / "audio"), format="opus", prompt_ids=None), [candidate],
+    _keep_audio(AudioSpec(folder=tmp_path / "audio", format="opus", prompt_ids=None), [candidate],
                 {candidate.candidate_id: np.zeros(2400, dtype=np.float32)})
     assert (tmp_path / "audio" / f"{candidate.candidate_id}.opus").is_file()
 

@@ -20,6 +20,7 @@ from said import said
 from sharded_checkpoint import write_sharded
 
 from talker_rl import cli, tracking
+from talker_rl.base.disk import read_json, write_json
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.names import folder_name, model_name, without_paths, without_places
 from talker_rl.config import load_data
@@ -134,9 +135,9 @@ def test_an_adapter_that_names_no_place_is_exported_all_the_same(home: Path, tmp
 
 def test_a_page_of_speech_that_cannot_be_decoded_names_no_place(home: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(home / "runs/one", tmp_path / "one"))
-    manifest = json.loads((run / "manifest.json").read_text())
+    manifest = read_json(run / "manifest.json")
     manifest["config"]["model"]["path"] = f"/home/{MARKER}/gone"
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    write_json(run / "manifest.json", manifest)
     shutil.rmtree(run / "audio", ignore_errors=True)
     pages = write_dashboards(run)
     assert telling(*pages) == [] and "cannot be decoded here" in pages[0].read_text()

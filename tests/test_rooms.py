@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from talker_rl.records.codec import codec_named
 from talker_rl.speech.family import Family
 from talker_rl.speech.registry import MODEL_TYPES, family_named
 
@@ -19,6 +20,7 @@ PACKAGE = ROOT / "talker_rl"
 OUTSIDE = [file for file in sorted(PACKAGE.rglob("*.py"))
            if file.relative_to(PACKAGE).parts[0] not in ("speech", "micro")]
 """Sources that talk to a family through the protocol."""
+FAMILIES = sorted(p.parent.name for p in (PACKAGE / "speech").glob("*/codec.py"))
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +60,8 @@ def test_the_picture_is_up_to_date(rooms: ModuleType) -> None:
 
 
 def test_a_family_is_imported_in_its_own_room_only() -> None:
-    families = [p.parent.name for p in (PACKAGE / "speech").glob("*/codec.py")]
-    assert "qwen2_5_omni" in families
-    named = re.compile(rf"talker_rl\.speech\.({'|'.join(families)})\b|speech import ({'|'.join(families)})\b")
+    assert "qwen2_5_omni" in FAMILIES
+    named = re.compile(rf"talker_rl\.speech\.({'|'.join(FAMILIES)})\b|speech import ({'|'.join(FAMILIES)})\b")
     assert [f"{file.relative_to(ROOT)}: {line}" for file in OUTSIDE for line in file.read_text().splitlines()
             if named.search(line)] == []
 
@@ -75,6 +76,13 @@ def test_no_number_of_a_codec_stands_outside_its_family() -> None:
             if NUMBERS.search(line):
                 found.append(f"{file.relative_to(ROOT)}:{number}: {line.strip()}")
     assert found == []
+
+
+def test_the_numbers_of_every_family_are_looked_for() -> None:
+    for name in FAMILIES:
+        codec = codec_named(name)
+        unknown = [stop for stop in codec.stops if stop > 99 and not NUMBERS.search(str(stop))]
+        assert unknown == [], f"add the numbers of {name} to NUMBERS"
 
 
 @pytest.mark.parametrize("line", ["if code >= 8194:", "rate = 24_000", "len(codes) / 50", "code_rate: float = 50.0"])
@@ -95,3 +103,5 @@ def test_a_family_answers_all_that_is_asked_of_one() -> None:
         family = family_named(name)
         assert [part for part in asked if not hasattr(family, part)] == [], name
         assert (PACKAGE / "speech" / name / "codec.py").is_file()
+    whole = {p.parent.name for p in (PACKAGE / "speech").glob("*/family.py")}
+    assert whole == set(MODEL_TYPES.values()), "a family is found by its model_type in MODEL_TYPES"

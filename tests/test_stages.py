@@ -21,6 +21,7 @@ from talker_rl.records.score import ScoreRow, nothing_recognized
 from talker_rl.rounds import Round, some
 from talker_rl.stages import evaluate, scores, tasks, worker
 from talker_rl.stages.context import Context, open_run
+from talker_rl.stages.order import all_stages
 from talker_rl.stages.pipeline import run_verb
 from talker_rl.store.run_dir import RunDir
 from talker_rl.store.shards import ShardFolder
@@ -57,6 +58,8 @@ def test_every_stage_leaves_its_folder_and_its_state(finished: tuple[Path, Path]
     assert list(manifest["stages"]) == ["prompts", "conditioning", "rollouts", "scores", "pairs",
                                         "round1/train/default", "round1/choice/default", "eval/base", "eval/default"]
     assert {entry["state"] for entry in manifest["stages"].values()} == {"done"}
+    made = {folder.name for folder in run.rglob("*") if folder.is_dir()}
+    assert {stage.folder for stage in all_stages() if stage.each} - made == {"completions"}, "`run` leaves out a stage"
     candidates = ShardFolder(run / "rollouts").read_all(Candidate)
     rows = ShardFolder(run / "scores").read_all(ScoreRow)
     assert len(candidates) == 8 * 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import signal
@@ -16,6 +15,7 @@ import pytest
 import torch
 from train_helpers import StopAt, apart, curve, make_config, make_generator, make_pairs, weights
 
+from talker_rl.base.disk import read_json
 from talker_rl.base.errors import ConfigError, StageError
 from talker_rl.records.pair import Completion
 from talker_rl.train import processes
@@ -107,8 +107,8 @@ def test_two_processes_equal_one(trained, name):
     root, (first, second) = trained
     assert isinstance(first, dict) and isinstance(second, dict), (first, second)
     alone, together = (root / where / name for where in ("one", "two"))
-    result = json.loads((alone / "result.json").read_text())
-    assert first[name] == second[name] == json.loads((together / "result.json").read_text())
+    result = read_json(alone / "result.json")
+    assert first[name] == second[name] == read_json(together / "result.json")
     assert first[name]["data"] == result["data"]
     assert first[name]["reference"]["computed"] == len(PAIRS) * settings(CASES[name]).sides
     logged, weight = apart(alone, together)

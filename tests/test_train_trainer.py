@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from losses_helpers import ALL_LOSSES
 from safetensors.torch import load_file
 from train_helpers import StopAt, curve, losses, make_config, make_generator, make_pairs, weights
 from transformers import TrainerCallback
@@ -36,6 +37,7 @@ LOSSES = [
     {"type": "mix", "terms": [{"weight": 1.0, "loss": {"type": "dpo", "beta": 0.1}},
                               {"weight": 0.2, "loss": {"type": "sft"}}]},
 ]  # fmt: skip
+LOSSES += [loss for loss in ALL_LOSSES if loss["type"] not in {known["type"] for known in LOSSES}]
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +104,16 @@ def test_resume_is_bit_identical(generator, data, cache, tmp_path, changes):
 CHILD = """
 import os, signal, sys
 from train_helpers import make_config, make_generator, make_pairs
-from talker_rl.train import checkpoints
+from talker_rl.train import trainer
 from talker_rl.train.run import train_variant
 
-seal = checkpoints.seal
+seal = trainer.seal
 def kill_in_the_middle_of_saving(folder):
     if folder.name == "checkpoint-6":
         os.kill(os.getpid(), signal.SIGKILL)
     seal(folder)
 
-checkpoints.seal = kill_in_the_middle_of_saving
+trainer.seal = kill_in_the_middle_of_saving
 pairs, conditionings = make_pairs(16)
 cfg = make_config(args={"max_steps": 8})
 train_variant(make_generator(), pairs, conditionings, cfg, sys.argv[1], progress=False)
