@@ -116,6 +116,10 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         from talker_rl.stages import parity
 
         return parity.verb(args, _config(args))
+    if args.verb == "anatomy":
+        from talker_rl.stages import anatomy
+
+        return anatomy.verb(args)
     if args.verb == "export":
         from talker_rl.stages import export
 

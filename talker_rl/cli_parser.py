@@ -16,6 +16,7 @@ from talker_rl.evaluation.wer_verb import WER_EXAMPLES, add_wer_options
 from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_doctor_options, add_plan_options
 from talker_rl.shipped import CONFIGS_EXAMPLES, add_configs_options, names
 from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
+from talker_rl.stages.anatomy import ANATOMY_EXAMPLES, ANATOMY_HELP, add_anatomy_options
 from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options
 from talker_rl.stages.order import VERBS
 from talker_rl.stages.parity import PARITY_EXAMPLES, PARITY_HELP, add_parity_options
@@ -125,6 +126,7 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     _add_config(parity)
     add_parity_options(parity)
 
+    add_anatomy_options(add_verb(verbs, "anatomy", ANATOMY_HELP, ANATOMY_EXAMPLES))
     add_export_options(add_verb(verbs, "export", EXPORT_HELP, EXPORT_EXAMPLES))
     add_speaker_options(add_verb(verbs, "speaker", "list speakers, add one, tell them apart", SPEAKER_EXAMPLES))
 

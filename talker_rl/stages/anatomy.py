@@ -1,0 +1,203 @@
+"""The verb ``anatomy``: what losses push on in a run's pairs, before any training or at a checkpoint.
+
+Imports nothing heavy before it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from talker_rl.base.errors import ConfigError, StageError
+from talker_rl.base.figures import count
+
+if TYPE_CHECKING:
+    from talker_rl.config import RunConfig
+    from talker_rl.diagnostics.anatomy import Anatomy, Side
+    from talker_rl.records.pair import Pair
+
+ANATOMY_HELP = "what a loss pushes on in a run's pairs: right words, wrong ones, silence, the stop"
+ANATOMY_EXAMPLES = """\
+talker-rl anatomy --run-dir runs/demo                                  the losses of the run's variants
+  talker-rl anatomy --run-dir runs/demo --loss all                       the usual ones, side by side
+  talker-rl anatomy --run-dir runs/demo --loss '{type: ld_dpo, alpha: 0}' --loss '{type: dpo, stop: drop}'
+  talker-rl anatomy --run-dir runs/demo --step 30                        after 30 steps of training"""
+USUAL = ({"type": "dpo"}, {"type": "dpo", "stop": "drop"}, {"type": "dpo_norm"}, {"type": "ipo"}, {"type": "hinge"},
+         {"type": "r_dpo"}, {"type": "sampo", "mode": "random"}, {"type": "sampo", "mode": "top_k"},
+         {"type": "ld_dpo", "alpha": 0.0}, {"type": "ld_dpo", "alpha": 0.5}, {"type": "simpo"})
+"""What ``--loss all`` compares."""
+_MOSTLY = 0.5
+"""Share of the pairs in which a loss pushes the stop down, from which it is warned of."""
+
+
+def add_anatomy_options(anatomy: argparse.ArgumentParser) -> None:
+    """All of them."""
+    anatomy.add_argument("--run-dir", metavar="DIR", required=True, help="folder of a run that has pairs and scores")
+    anatomy.add_argument("--loss", action="append", default=[], metavar="LOSS", help="a loss as in a configuration, "
+                         "{type: ld_dpo, alpha: 0}; or `all`: the usual ones. Default: those of the run's variants")
+    anatomy.add_argument("--step", type=int, metavar="N", help="at this checkpoint of --variant, in place of before "
+                         "training; needs the model")
+    anatomy.add_argument("--variant", metavar="NAME", help="of which training (default: the only one)")
+    anatomy.add_argument("--json", action="store_true", help="print JSON: every class of both sides")
+    anatomy.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+
+
+def verb(args: argparse.Namespace) -> int:
+    """Measure and print.
+
+    Raises:
+        StageError: no run, no pairs, no such checkpoint; or no pair has times that can be used.
+        ConfigError: a loss that is none, or that compares nothing.
+    """
+    from talker_rl.base.places import require_run
+    from talker_rl.config import load_data
+    from talker_rl.diagnostics.anatomy import anatomy
+    from talker_rl.store.run_dir import MANIFEST, stored_config
+
+    folder = Path(args.run_dir)
+    require_run(folder)
+    config = load_data(stored_config(folder), where=str(folder / MANIFEST))
+    losses = _losses(args.loss, config)
+    pairs, left_out = read_pairs(folder, config)
+    if args.step is not None:
+        pairs = _at_checkpoint(folder, config, pairs, args.variant, args.step)
+    sides = [both for _, both in pairs]
+    found = {name: anatomy(loss, sides) for name, loss in losses.items()}
+    if args.json:
+        print(json.dumps({"pairs": len(sides), "left_out": left_out, "step": args.step or 0,
+                          "losses": {name: {"loss": losses[name], **asdict(one)} for name, one in found.items()}},
+                         indent=1, ensure_ascii=False))
+    else:
+        print(text(found, left_out))
+    return 0
+
+
+def read_pairs(folder: Path, config: RunConfig) -> tuple[list[tuple[Pair, tuple[Side, Side]]], int]:
+    """Pairs of round 1 with what was sampled and heard, and how many were left out for want of usable times.
+
+    Raises:
+        StageError: there are none.
+        DataError: a shard is damaged.
+    """
+    from talker_rl.data.speaker_settings import SETS
+    from talker_rl.diagnostics.anatomy import Side
+    from talker_rl.records.candidate import Candidate
+    from talker_rl.records.pair import Pair
+    from talker_rl.records.prompt import Prompt
+    from talker_rl.records.score import ScoreRow
+    from talker_rl.records.token_classes import token_classes
+    from talker_rl.store.shards import ShardFolder
+
+    chosen = ShardFolder(folder / "pairs").read_all(Pair)
+    if not chosen:
+        raise StageError("This run has no pairs yet", where=str(folder), fix=f"talker-rl pair --run-dir {folder}")
+    candidates = {c.candidate_id: c for c in ShardFolder(folder / "rollouts").read_all(Candidate)}
+    scores = {s.candidate_id: s for s in ShardFolder(folder / "scores").read_all(ScoreRow)}
+    langs = {p.prompt_id: p.lang for p in ShardFolder(folder / "prompts").read(SETS.index("train"), Prompt)}
+    pauses = config.reward.pauses
+
+    def side(pair: Pair, candidate_id: str) -> Side:
+        candidate, score = candidates[candidate_id], scores[candidate_id]
+        kinds = token_classes(candidate.speech, pair.text, langs[pair.prompt_id], score.transcript, score.spans,
+                              hit_seconds=pauses.hit_seconds, spurious_seconds=pauses.spurious_seconds)
+        return Side(candidate.token_logps, kinds, seconds=candidate.duration)
+
+    found = []
+    for pair in chosen:
+        try:
+            found.append((pair, (side(pair, pair.chosen_id), side(pair, pair.rejected_id))))
+        except (ValueError, KeyError):  # times that cannot be used; or a pair that was given, of no candidate
+            continue
+    if not found:
+        raise StageError("No pair has a time for each word that was heard", where=str(folder / "scores"),
+                         fix="score with a recognizer that gives times (docs/RECOGNIZERS.md)")
+    return found, len(chosen) - len(found)
+
+
+def _losses(asked: Sequence[str], config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Name -> loss."""
+    from talker_rl.config_files import parse_value
+    from talker_rl.losses.config import parse_loss
+
+    given: list[dict[str, Any]] = []
+    for text_ in asked:
+        given += USUAL if text_ == "all" else [parse_value(text_, f"--loss {text_}")]
+    named = {_label(loss): loss for loss in given} if given else {
+        name: cfg.loss for name, cfg in config.variants.items() if cfg.data is None}
+    for name, loss in named.items():
+        parse_loss(loss, where=f"--loss {name}" if given else f"variants.{name}.loss")
+    if not named:
+        raise ConfigError("The run's variants learn from completions, which are compared with nothing",
+                          where="train.data", fix="name a loss: --loss '{type: dpo}'")
+    return named
+
+
+def _label(loss: Any) -> str:
+    if not isinstance(loss, dict):
+        raise ConfigError(f"A loss is a dictionary with a type, not {loss!r}", where="--loss",
+                          fix="write --loss '{type: dpo}', or --loss all")
+    return " ".join(str(value) if key == "type" else f"{key}={value}" for key, value in loss.items())
+
+
+def _at_checkpoint(
+    folder: Path, config: RunConfig, pairs: list[tuple[Pair, tuple[Side, Side]]], variant: str | None, step: int
+) -> list[tuple[Pair, tuple[Side, Side]]]:
+    """The same pairs with the log-probs of a checkpoint, and of the policy that it began with."""
+    from dataclasses import replace
+
+    from talker_rl.rounds import train_stage
+    from talker_rl.stages.forcing import ForceTask, force
+    from talker_rl.stages.inputs import start_adapter
+    from talker_rl.train.checkpoints import list_checkpoints
+
+    names = [name for name, cfg in config.variants.items() if cfg.data is None]
+    if variant is None and len(names) != 1 or variant is not None and variant not in names:
+        raise ConfigError("Which variant's checkpoint?", where="--variant", fix=f"one of: {', '.join(names)}")
+    stage = train_stage(variant or names[0], 1)
+    saved = list_checkpoints(folder / stage)
+    if step not in saved:
+        raise StageError(f"There is no checkpoint of step {step}", where=str(folder / stage),
+                         fix=f"one of: {', '.join(map(str, saved)) or 'none: it is not trained yet'}")
+    policy, reference = force(ForceTask(
+        config.model, [saved[step], start_adapter(config)], folder / "conditioning",
+        [(pair.prompt_id, speech) for pair, _ in pairs for speech in pair.sides],
+        config.variants[variant or names[0]].reference_batch_size))
+    forced = iter(zip(policy, reference, strict=True))
+    out = []
+    for pair, both in pairs:
+        chosen, rejected = (replace(side, logps=mine.logps, ref_logps=other.logps)
+                            for side, (mine, other) in zip(both, forced, strict=False))
+        out.append((pair, (chosen, rejected)))
+    return out
+
+
+def text(found: dict[str, Anatomy], left_out: int = 0) -> str:
+    """A table, a row a loss, and what to be warned of."""
+    from talker_rl.records.token_classes import WRONG
+
+    first = next(iter(found.values()))
+    head = ("loss", "stop", "pushed down in", "moves stops", "tail", "right words", "wrong", "past common, w / l")
+    rows = [head]
+    for name, one in found.items():
+        rows.append((
+            name, f"{one.stop:+.2f}", f"{one.stop_down} of {one.pairs}", f"{one.stop_seconds:+.2f} s",
+            f"{one.net('tail'):+.1f}", f"{one.net('right'):+.1f}", f"{one.net(*WRONG):+.1f}",
+            f"{one.past_common['chosen']:+.1f} / {one.past_common['rejected']:+.1f}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(
+        row, widths, strict=True))).rstrip() for row in rows]
+    unusable = f" Left out, for want of usable times: {left_out}." if left_out else ""
+    lines += ["", f"Means over {count(first.pairs, 'pair')}, both sides together, in units of the push that DPO gives "
+              f"a token before training.{unusable}"]
+    return "\n".join([*lines, *warnings(found)])
+
+
+def warnings(found: dict[str, Anatomy]) -> list[str]:
+    """A line for each loss that pushes the stop down on balance in most pairs: it will lengthen speech."""
+    return [f"warning: {name} pushes the stop down in {one.stop_down} of {count(one.pairs, 'pair')}, and will lengthen "
+            "speech: stop: keep or stop: drop in the loss mends that" for name, one in found.items()
+            if one.stop_down > _MOSTLY * one.pairs]

@@ -1,0 +1,74 @@
+"""What losses push on, by hand: a chosen of four tokens and a rejected of two, each with its stop last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from talker_rl.diagnostics.anatomy import Anatomy, Side, anatomy
+
+CHOSEN = Side([-1.0, -2.0, -0.5, -0.1], ["right", "right", "tail", "stop"], seconds=3.0)
+REJECTED = Side([-1.5, -0.3], ["substituted", "stop"], seconds=1.0)
+BEFORE: list[tuple[dict[str, Any], float]] = [
+    # before training every loss but IPO and SimPO has sigmoid(0) = 1/2: a push of beta / 2 a token, the unit
+    ({"type": "dpo", "beta": 0.3}, 0.0),
+    ({"type": "dpo", "beta": 0.3, "stop": "keep"}, 0.0),
+    ({"type": "dpo", "beta": 0.3, "stop": "drop"}, 0.0),
+    ({"type": "r_dpo", "beta": 0.1, "alpha": 0.0}, 0.0),
+    ({"type": "ld_dpo", "alpha": 0.0}, -1.0),  # the chosen's stop lies past the common length, the rejected's does not
+    ({"type": "ld_dpo", "alpha": 0.25}, -0.75),
+    ({"type": "ld_dpo", "alpha": 0.0, "stop": "keep"}, 0.0),
+    ({"type": "dpo_norm", "beta": 2.0}, 1 / 4 - 1 / 2),  # one over each length
+    ({"type": "dpo_norm", "beta": 2.0, "stop": "keep"}, 0.0),
+]
+
+
+def told(loss: dict[str, Any], *pairs: tuple[Side, Side]) -> Anatomy:
+    return anatomy(loss, pairs or [(CHOSEN, REJECTED)])
+
+
+@pytest.mark.parametrize(("loss", "stop"), BEFORE)
+def test_the_net_push_on_the_stop(loss: dict[str, Any], stop: float) -> None:
+    found = told(loss)
+    assert found.stop == pytest.approx(stop, abs=1e-12) and found.stop_down == (stop < 0)
+
+
+def test_every_token_of_dpo_is_pushed_by_one() -> None:
+    found = told({"type": "dpo"})
+    assert found.push == {"chosen": {"right": pytest.approx(2), "tail": pytest.approx(1), "stop": pytest.approx(1)},
+                          "rejected": {"substituted": pytest.approx(-1), "stop": pytest.approx(-1)}}
+    assert found.tokens == {"chosen": {"right": 2, "tail": 1, "stop": 1}, "rejected": {"substituted": 1, "stop": 1}}
+    # the stop's pushes sum to nothing, and still move it: +1 at 3 s, -1 at 1 s
+    assert found.stop_seconds == pytest.approx(3.0 - 1.0)
+    assert found.past_common == {"chosen": pytest.approx(2), "rejected": 0.0}
+    assert found.net("right", "substituted") == pytest.approx(1)
+
+
+def test_a_stop_that_is_dropped_is_pushed_nowhere() -> None:
+    found = told({"type": "dpo", "stop": "drop"})
+    assert found.push["chosen"]["stop"] == found.push["rejected"]["stop"] == found.stop_seconds == 0.0
+    assert found.push["chosen"]["tail"] == pytest.approx(1)
+
+
+def test_sampo_keeps_the_longer_sides_stop_in_half_of_its_draws() -> None:
+    found = told({"type": "sampo", "mode": "random"}, *[(CHOSEN, REJECTED)] * 400)
+    assert found.stop == pytest.approx(2 / 4 - 1, abs=0.08) and found.stop_down == round(-found.stop * 400)
+    assert told({"type": "sampo", "mode": "random", "stop": "keep"}).stop == pytest.approx(0.0)
+
+
+def test_what_was_cut_has_no_stop() -> None:
+    cut = Side(REJECTED.logps, ["substituted", "tail"], seconds=1.0)
+    found = told({"type": "dpo"}, (CHOSEN, cut))
+    assert found.stop == pytest.approx(1) and found.push["rejected"]["tail"] == pytest.approx(-1)
+    assert told({"type": "dpo", "stop": "drop"}, (CHOSEN, cut)).push["rejected"]["tail"] == pytest.approx(-1)
+
+
+def test_a_trained_policy_is_pushed_less_where_it_has_learned() -> None:
+    learned = Side([-0.5, -1.0, -0.25, -0.05], CHOSEN.classes, CHOSEN.logps, 3.0)
+    assert 0 < told({"type": "dpo", "beta": 1.0}, (learned, REJECTED)).push["chosen"]["stop"] < 1
+
+
+def test_supervised_training_pushes_the_chosen_alone() -> None:
+    found = told({"type": "sft"})
+    assert found.push["chosen"]["stop"] == pytest.approx(2 / 4) and found.push["rejected"]["stop"] == 0.0

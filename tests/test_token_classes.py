@@ -1,0 +1,73 @@
+"""Classes of steps: by hand, at 50 frames a second."""
+
+from __future__ import annotations
+
+import pytest
+
+from talker_rl.records.codec import FIRST, codec_named
+from talker_rl.records.token_classes import CLASSES, MEANING, token_classes
+
+CODEC = codec_named(FIRST)
+STOP = CODEC.stops[0]
+
+
+def runs(classes: list[str]) -> list[tuple[str, int]]:
+    """Classes with how many steps in a row have them."""
+    found: list[tuple[str, int]] = []
+    for name in classes:
+        found[-1:] = [(name, found[-1][1] + 1)] if found and found[-1][0] == name else [*found[-1:], (name, 1)]
+    return found
+
+
+def of(text: str, heard: str, spans: list[tuple[float, float]], frames: int = 60, stop: int | None = STOP) -> list:
+    speech = CODEC.speech([1] * frames + ([] if stop is None else [stop]))
+    return runs(token_classes(speech, text, "en", heard.split(), spans))
+
+
+def test_words_pauses_silence_and_the_stop() -> None:
+    # 0.1 s lead, "one" to 0.3, a pause of 0.2 at the comma, "two" to 0.7, "three" to 0.9 s, 0.3 s tail
+    spans = [(0.1, 0.3), (0.5, 0.7), (0.7, 0.9)]
+    assert of("one, two three.", "one two three", spans) == [
+        ("lead", 5), ("right", 10), ("pause", 10), ("right", 20), ("tail", 15), ("stop", 1)]
+    assert of("one, two three.", "one two three", spans, stop=None)[-1] == ("tail", 15)
+
+
+def test_wrong_words() -> None:
+    spans = [(0.0, 0.2), (0.2, 0.4), (0.4, 0.6)]
+    assert of("one two three.", "one too three", spans, 30) == [("right", 10), ("substituted", 10), ("right", 10),
+                                                               ("stop", 1)]
+    assert of("one three.", "one big three", spans, 30) == [("right", 10), ("inserted", 10), ("right", 10),
+                                                            ("stop", 1)]
+
+
+def test_what_was_left_out_is_shown_by_its_neighbors() -> None:
+    # no time between the words: the last frame of one and the first of the other
+    assert of("one two three.", "one three", [(0.0, 0.2), (0.2, 0.4)], 20) == [
+        ("right", 9), ("beside_deleted", 2), ("right", 9), ("stop", 1)]
+    # and all of the time between them, where there is some
+    assert of("one two three.", "one three", [(0.0, 0.2), (0.3, 0.5)], 25) == [
+        ("right", 9), ("beside_deleted", 7), ("right", 9), ("stop", 1)]
+
+
+def test_missing_and_false_pauses() -> None:
+    assert of("one, two.", "one two", [(0.0, 0.2), (0.2, 0.4)], 20) == [
+        ("right", 9), ("pause_missing", 2), ("right", 9), ("stop", 1)]
+    assert of("one two.", "one two", [(0.0, 0.2), (0.5, 0.7)], 35) == [
+        ("right", 10), ("pause_false", 15), ("right", 10), ("stop", 1)]
+    assert of("one two.", "one two", [(0.0, 0.2), (0.3, 0.5)], 25) == [
+        ("right", 10), ("between", 5), ("right", 10), ("stop", 1)]
+    assert of("one (two).", "one two", [(0.0, 0.2), (0.5, 0.7)], 35)[1] == ("between", 15)  # a bracket allows one
+
+
+def test_nothing_heard() -> None:
+    assert of("one two.", "", [], 5) == [("unheard", 5), ("stop", 1)]
+
+
+def test_every_class_has_a_meaning() -> None:
+    assert tuple(MEANING) == CLASSES
+
+
+@pytest.mark.parametrize("spans", [[(0.0, 0.2)], [(0.2, 0.4), (0.0, 0.2)]])
+def test_times_that_do_not_fit_are_refused(spans: list[tuple[float, float]]) -> None:
+    with pytest.raises(ValueError, match="times in order are needed for 2 tokens"):
+        of("one two.", "one two", spans)
