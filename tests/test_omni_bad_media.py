@@ -190,7 +190,7 @@ def test_messages_that_cannot_be_used_are_told(omni: Any, image: Path, monkeypat
     }  # fmt: skip
     for told, messages in cases.items():
         only_the_first_is_left_out(omni, Prompt("red.", "Chelsie", messages=messages), f"(?i){told}")
-    monkeypatch.setattr(omni.settings, "system_prompt", "")
+    monkeypatch.setattr(omni, "settings", omni.settings.model_copy(update={"system_prompt": ""}))
     only_the_first_is_left_out(omni, Prompt("red.", "Chelsie", messages=[]), "no message before the reply")
 
     def denied(file: Path) -> str:
