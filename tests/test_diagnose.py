@@ -289,3 +289,50 @@ def test_some_pairs_are_a_fixed_draw_of_both_groups() -> None:
         p for p in pairs if is_held_out(p.prompt_id, share)][:5]
     assert sum(is_held_out(p.prompt_id, share) for p in some_pairs(few, share, 40)) == 5
     assert len(some_pairs(few, share, 40)) == 40
+
+
+def test_anatomy_tells_what_the_runs_losses_push_on(
+    finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run = finished
+    pairs = len(ShardFolder(run / "pairs").read_all(Pair))
+    capsys.readouterr()
+    assert cli.main(["anatomy", "--run-dir", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["pairs"] + told["left_out"] == pairs and told["step"] == 0 and set(told["losses"]) == set(VARIANTS)
+    plain = told["losses"]["plain"]
+    cut = any(c.stop_id is None for c in ShardFolder(run / "rollouts").read_all(Candidate))
+    assert abs(plain["stop"]) < 1e-9 or cut
+    codes = sum(plain["tokens"]["chosen"].values())
+    assert sum(plain["push"]["chosen"].values()) == pytest.approx(codes)  # DPO before training: one a token
+    assert cli.main(["anatomy", "--run-dir", str(run), "--loss", "{type: ld_dpo, alpha: 0}", "--loss", "all"]) == 0
+    table = capsys.readouterr().out
+    assert table.splitlines()[1].startswith("ld_dpo alpha=0") and f"Means over {told['pairs']} pairs" in table
+
+
+def test_anatomy_at_a_checkpoint_is_of_its_log_probs(
+    finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run = finished
+    found = []
+    for more in ([], ["--step", "4", "--variant", "plain"]):
+        capsys.readouterr()
+        assert cli.main(["anatomy", "--run-dir", str(run), "--loss", "{type: dpo, beta: 0.1}", "--json", *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    before, after = (next(iter(one["losses"].values())) for one in found)
+    assert found[1]["step"] == 4 and before["tokens"] == after["tokens"]
+    total = [sum(one["push"]["chosen"].values()) for one in (before, after)]
+    assert 0 < total[1] < total[0]  # what was learned is pushed less
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    (["--loss", "{type: dop}"], "There is no loss of type 'dop'"),
+    (["--loss", "dpo"], "A loss is a dictionary with a type, not 'dpo'"),
+    (["--step", "3", "--variant", "plain"], "There is no checkpoint of step 3"),
+    (["--step", "4"], "Which variant's checkpoint"),
+])
+def test_anatomys_mistakes_are_told(
+    finished: tuple[Path, Path], options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["anatomy", "--run-dir", str(finished[1]), *options]) in (1, 2)
+    assert told in capsys.readouterr().err

@@ -54,7 +54,7 @@ class PairLossConfig(LossConfig):
     stop: Literal["as_paper", "keep", "drop"] = Field(
         "as_paper", description="What the token that ends speech counts in the margin, on both sides. as_paper: as the "
         "loss's definition has it. keep: 1, where the loss would weigh, draw or divide it away. drop: nothing. A "
-        "length preference of the pairs is learned first on it (docs/LOSSES.md). A completion that was cut has none."
+        "length preference of the pairs is learned first on it (talker-rl anatomy). A completion that was cut has none."
     )
 
 
