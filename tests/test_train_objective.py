@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,17 @@ def test_a_pair_loss_is_given_its_two_sides(loss):
     wanted = function(PairBatch(*halves[0], *halves[1], *halves[2]))
     assert torch.equal(found.loss, wanted.loss) and torch.equal(found.per_pair, wanted.per_pair)
     assert PairObjective(function).needs_reference == (loss in ("dpo", "ld_dpo"))
+
+
+def test_a_sequence_that_was_cut_has_no_stop_to_drop():
+    stopped = torch.tensor([True, True, True, False, True, True])
+    given = replace(rows(), stopped_S=stopped)
+    found = PairObjective(build_loss({"type": "dpo", "beta": 1.0, "stop": "drop"}))(given)
+    ratios = (given.logps_ST - given.ref_logps_ST) * given.mask_ST
+    sums = [float(ratios[s, : int(given.mask_ST[s].sum()) - int(stopped[s])].sum()) for s in range(6)]
+    assert found.margin.tolist() == pytest.approx([sums[i] - sums[3 + i] for i in range(3)], abs=1e-6)
+    everything = PairObjective(build_loss({"type": "dpo", "beta": 1.0, "stop": "drop"}))(rows())
+    assert found.margin[0].item() != pytest.approx(everything.margin[0].item())  # its last code would have gone
 
 
 @pytest.mark.parametrize("normalize", ["sequence", "token"])

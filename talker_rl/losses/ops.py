@@ -48,11 +48,12 @@ def masks(batch: PairBatch) -> tuple[Tensor, Tensor]:
 def stops(batch: PairBatch) -> tuple[Tensor, Tensor]:
     """Where the stops are: ((B, T_w), (B, T_l)) bool; as the batch says, else the last completion token of each."""
     mask_w, mask_l = masks(batch)
-    return (_last(mask_w) if batch.chosen_stop is None else batch.chosen_stop,
-            _last(mask_l) if batch.rejected_stop is None else batch.rejected_stop)
+    return (last_tokens(mask_w) if batch.chosen_stop is None else batch.chosen_stop,
+            last_tokens(mask_l) if batch.rejected_stop is None else batch.rejected_stop)
 
 
-def _last(mask_BT: Tensor) -> Tensor:
+def last_tokens(mask_BT: Tensor) -> Tensor:
+    """The last token of each completion, whatever the padding side. (B, T) bool -> (B, T) bool."""
     return mask_BT & (token_index(mask_BT) == lengths(mask_BT)[:, None])
 
 

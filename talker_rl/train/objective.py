@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from talker_rl.losses.build import Loss
+from talker_rl.losses.ops import last_tokens
 from talker_rl.losses.types import LossOutput, PairBatch
 from talker_rl.train.rows import CHOSEN, REJECTED, Rows
 
@@ -37,6 +38,7 @@ class PairObjective:
     def __call__(self, rows: Rows) -> LossOutput:
         chosen, rejected = rows.of(CHOSEN), rows.of(REJECTED)
         paired, ref = len(rejected) > 0, rows.ref_logps_ST
+        stop_ST = None if rows.stopped_S is None else last_tokens(rows.mask_ST) & rows.stopped_S[:, None]
         return self.loss(PairBatch(
             policy_chosen_logps=rows.logps_ST[chosen],
             policy_rejected_logps=rows.logps_ST[rejected] if paired else None,
@@ -46,4 +48,6 @@ class PairObjective:
             rejected_mask=rows.mask_ST[rejected] if paired else None,
             generator=rows.generator,
             share=rows.share,
+            chosen_stop=None if stop_ST is None else stop_ST[chosen],
+            rejected_stop=stop_ST[rejected] if paired and stop_ST is not None else None,
         ))

@@ -32,6 +32,8 @@ class Rows:
     """(S,) int64 in [0, N): sequences of one group are compared: a pair, or a prompt's candidates."""
     side_S: Tensor
     """(S,) int64: CHOSEN or REJECTED."""
+    stopped_S: Tensor | None = None
+    """(S,) bool: the last step is the stop (False: the sequence was cut); None: all were."""
     advantage_ST: Tensor | None = None
     """(S, T) float32, one number a step (a number a sequence is repeated); None where none was computed."""
     weight_ST: Tensor | None = None

@@ -111,6 +111,7 @@ class TalkerTrainer(Trainer):
         # Draws depend on the step and the groups, not on a stream: a resumed run makes the same ones.
         when: tuple[Any, ...] = (self.args.seed, self.state.global_step) if mode == "train" else ("eval",)
         return Rows(
+            stopped_S=batch.stopped_S,
             logps_ST=self.policy.logps(batch.talker, module=model),
             mask_ST=batch.talker.mask_ST,
             ref_logps_ST=ref_logps_ST,
