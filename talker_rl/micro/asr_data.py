@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from talker_rl.base.disk import replacing
 from talker_rl.micro.asr_augment import AUGMENTS, Utterance, augment, mask_bands, vocoder_damage
 from talker_rl.micro.asr_model import IGNORE_ID, TOKENS, build_frontend, word_tokens
 from talker_rl.micro.corpus import Rendered, RenderRequest, WordSpan, render_all
@@ -183,11 +184,9 @@ def _tell(done: int, total: int) -> None:
 
 
 def _keep(path: Path, **arrays: np.ndarray) -> None:
-    """``np.savez`` under a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez(part, **arrays)  # type: ignore[arg-type]  # numpy's stub takes every keyword for allow_pickle
-    os.replace(part, path)
+    """``np.savez``, whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes every keyword for allow_pickle
 
 
 def decoded_pool(settings: PoolSettings, build: Path) -> list[Utterance]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from talker_rl.base.disk import atomic_write
 from talker_rl.micro.assemble import BUILD_DIR
 from talker_rl.micro.corpus import CODE_SAMPLES, SAMPLE_RATE, Renderer, RenderRequest, _split
 from talker_rl.micro.lexicon import (
@@ -181,12 +182,7 @@ def load_examples(build: Path, which: str) -> list[Example]:
 
 
 def _write(path: Path, rows: list[Example]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as out:
-        for e in rows:
-            out.write(json.dumps(asdict(e), ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    atomic_write(path, "".join(json.dumps(asdict(e), ensure_ascii=False) + "\n" for e in rows))
 
 
 PARTS = ("clean", "held_out", "noisy")
