@@ -336,3 +336,17 @@ def test_anatomys_mistakes_are_told(
 ) -> None:
     assert cli.main(["anatomy", "--run-dir", str(finished[1]), *options]) in (1, 2)
     assert told in capsys.readouterr().err
+
+
+def test_a_loss_that_pushes_the_stop_down_is_warned_of_before_training(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished[1], copy)
+    again = ["pair", "--run-dir", str(copy), "--force-stage", "pairs", "pairs.chosen_longer_by=1", "pairs.margin=0"]
+    assert cli.main([*again, "variants.plain.loss={type: ld_dpo, alpha: 0}"]) == 0
+    told = capsys.readouterr().err
+    assert "pairs: warning: plain pushes the stop down in" in told and "stop: keep or stop: drop" in told
+    assert "mixed pushes" not in told
+    assert cli.main([*again, "variants.plain.loss={type: ld_dpo, alpha: 0, stop: keep}"]) == 0
+    assert "pushes the stop down" not in capsys.readouterr().err

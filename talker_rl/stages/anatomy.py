@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from talker_rl.config import RunConfig
     from talker_rl.diagnostics.anatomy import Anatomy, Side
     from talker_rl.records.pair import Pair
+    from talker_rl.rounds import Round
+    from talker_rl.stages.context import Context
 
 ANATOMY_HELP = "what a loss pushes on in a run's pairs: right words, wrong ones, silence, the stop"
 ANATOMY_EXAMPLES = """\
@@ -30,6 +32,8 @@ USUAL = ({"type": "dpo"}, {"type": "dpo", "stop": "drop"}, {"type": "dpo_norm"},
          {"type": "r_dpo"}, {"type": "sampo", "mode": "random"}, {"type": "sampo", "mode": "top_k"},
          {"type": "ld_dpo", "alpha": 0.0}, {"type": "ld_dpo", "alpha": 0.5}, {"type": "simpo"})
 """What ``--loss all`` compares."""
+_SOME = 200
+"""Pairs that tell whether a run is to be warned."""
 _MOSTLY = 0.5
 """Share of the pairs in which a loss pushes the stop down, from which it is warned of."""
 
@@ -76,8 +80,14 @@ def verb(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_pairs(folder: Path, config: RunConfig) -> tuple[list[tuple[Pair, tuple[Side, Side]]], int]:
-    """Pairs of round 1 with what was sampled and heard, and how many were left out for want of usable times.
+def read_pairs(
+    folder: Path, config: RunConfig, prefix: str = "", limit: int | None = None
+) -> tuple[list[tuple[Pair, tuple[Side, Side]]], int]:
+    """Pairs with what was sampled and heard, and how many were left out for want of usable times.
+
+    Args:
+        prefix: of a later round's folders.
+        limit: take so many, at even distances.
 
     Raises:
         StageError: there are none.
@@ -90,13 +100,16 @@ def read_pairs(folder: Path, config: RunConfig) -> tuple[list[tuple[Pair, tuple[
     from talker_rl.records.prompt import Prompt
     from talker_rl.records.score import ScoreRow
     from talker_rl.records.token_classes import token_classes
+    from talker_rl.report.clips import spaced
     from talker_rl.store.shards import ShardFolder
 
-    chosen = ShardFolder(folder / "pairs").read_all(Pair)
+    own = folder / prefix
+    chosen = ShardFolder(own / "pairs").read_all(Pair)
+    chosen = chosen if limit is None else spaced(chosen, limit)
     if not chosen:
         raise StageError("This run has no pairs yet", where=str(folder), fix=f"talker-rl pair --run-dir {folder}")
-    candidates = {c.candidate_id: c for c in ShardFolder(folder / "rollouts").read_all(Candidate)}
-    scores = {s.candidate_id: s for s in ShardFolder(folder / "scores").read_all(ScoreRow)}
+    candidates = {c.candidate_id: c for c in ShardFolder(own / "rollouts").read_all(Candidate)}
+    scores = {s.candidate_id: s for s in ShardFolder(own / "scores").read_all(ScoreRow)}
     langs = {p.prompt_id: p.lang for p in ShardFolder(folder / "prompts").read(SETS.index("train"), Prompt)}
     pauses = config.reward.pauses
 
@@ -116,6 +129,28 @@ def read_pairs(folder: Path, config: RunConfig) -> tuple[list[tuple[Pair, tuple[
         raise StageError("No pair has a time for each word that was heard", where=str(folder / "scores"),
                          fix="score with a recognizer that gives times (docs/RECOGNIZERS.md)")
     return found, len(chosen) - len(found)
+
+
+def warn(ctx: Context, round_: Round) -> None:
+    """Say which of a round's variants would push the stop down; nothing where its pairs have no usable times."""
+    from talker_rl.diagnostics.anatomy import anatomy
+
+    losses = {name: cfg.loss for name in round_.variants(ctx.config) if (cfg := ctx.config.variants[name]).data is None
+              and not _is_own(cfg.loss)}
+    if not losses:
+        return
+    try:
+        pairs, _ = read_pairs(ctx.run.path, ctx.config, round_.prefix, _SOME)
+    except StageError:
+        return
+    sides = [both for _, both in pairs]
+    for line in warnings({name: anatomy(loss, sides) for name, loss in losses.items()}):
+        ctx.say(f"{round_.stage('pairs')}: {line}")
+
+
+def _is_own(loss: dict[str, Any]) -> bool:
+    """Whether a loss is a function of the user's own, or has one in it: it is not called before it is trained with."""
+    return '"custom"' in json.dumps(loss, default=str)
 
 
 def _losses(asked: Sequence[str], config: RunConfig) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from talker_rl.planning.sizes import per_round
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
 from talker_rl.rounds import Round
+from talker_rl.stages import anatomy
 from talker_rl.stages.context import Context
 from talker_rl.stages.feasible import advice
 from talker_rl.stages.inputs import model_input
@@ -70,6 +71,7 @@ def make(ctx: Context, round_: Round) -> None:
     shorter = sum(p.chosen_seconds < p.rejected_seconds for p in pairs) / len(pairs)
     ctx.say(f"{stage}: {count(len(pairs), 'pair')} of {count(len(prompts), 'prompt')}, mean margin "
             f"{sum(p.margin for p in pairs) / len(pairs):.3f}, chosen is shorter in {shorter:.0%}")
+    anatomy.warn(ctx, round_)
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
                    counts={"pairs": len(pairs), "prompts": len(prompts), "no_pair": dict(reasons)})
 
