@@ -232,12 +232,11 @@ def _check_places(args: argparse.Namespace, config: RunConfig, run_dir: Path) ->
 
 
 def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
-    from talker_rl.base.disk import read_json
     from talker_rl.base.places import check_writable_folder, require_adapter, require_free, require_sweep
     from talker_rl.report.sweep_table import text_table
     from talker_rl.stages.feasible import check_config
     from talker_rl.stages.plan import describe_sweep
-    from talker_rl.sweep_config import load_sweep, load_sweep_data
+    from talker_rl.sweep_config import load_sweep, load_sweep_data, stored_sweep
 
     files, overrides = split(args.config, args.overrides, sweep=True)
     stored = Path(args.run_dir or "") / "sweep.json"
@@ -246,7 +245,8 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
                             "one that has begun")
     if not files:
         require_sweep(stored.parent)
-    config = load_sweep(files, overrides) if files else load_sweep_data(read_json(stored), overrides, str(stored))
+    config = load_sweep(files, overrides) if files else load_sweep_data(
+        stored_sweep(stored.parent), overrides, str(stored))
     folder = Path(args.run_dir or Path("runs") / config.name)
     for arm in config.arms:
         check_config(config.arm_run(arm), here=not args.dry_run)

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from talker_rl.base.disk import read_json
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.settings import Settings
 from talker_rl.config import RunConfig, check_names, parse_as
@@ -149,6 +150,17 @@ def cell(variant: str, seed: int) -> str:
 def trainings(cells: Iterable[tuple[str, int]]) -> dict[str, dict[str, Any]]:
     """What the names of trainings mean, as an arm's manifest says it: name -> ``variant, seed``."""
     return {cell(variant, seed): {"variant": variant, "seed": seed} for variant, seed in cells}
+
+
+def stored_sweep(folder: Path) -> dict[str, Any]:
+    """The configuration that a sweep's folder was last started with; {} where it has none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    file, fix = folder / "sweep.json", f"give the sweep's configuration again: talker-rl sweep FILE --run-dir {folder}"
+    found: dict[str, Any] = read_json(file, fix=fix) if file.is_file() else {}
+    return found
 
 
 def load_sweep(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> SweepConfig:

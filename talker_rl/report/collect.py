@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from talker_rl.base.disk import read_json
 from talker_rl.base.errors import DataError, StageError
 from talker_rl.base.places import nearest_run
 from talker_rl.base.seals import verified
@@ -22,7 +21,7 @@ from talker_rl.records.score import ScoreRow
 from talker_rl.rounds import choice_stage, rounds_of
 from talker_rl.store.run_dir import read_manifest, written
 from talker_rl.store.shards import ShardFolder
-from talker_rl.sweep_config import trainings
+from talker_rl.sweep_config import stored_sweep, trainings
 
 Rows = list[dict[str, Any]]
 
@@ -150,8 +149,7 @@ def _run(folder: Path, arm: str) -> Run:
 
 def _cells_of_sweep(arm: Path) -> dict[str, dict[str, Any]]:
     """Variant and seed of an arm's trainings, where its manifest is of an earlier version: its sweep's grid says it."""
-    file = arm.resolve().parent.parent / "sweep.json"
-    grid = read_json(file) if file.is_file() else {}
+    grid = stored_sweep(arm.resolve().parent.parent)
     return trainings(itertools.product(grid.get("variants", ()), grid.get("seeds", ())))
 
 
