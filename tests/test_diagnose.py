@@ -20,6 +20,7 @@ from talker_rl.config import load_config
 from talker_rl.data.pairs import is_held_out
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
+from talker_rl.records.token_classes import CLASSES
 from talker_rl.stages.diagnose import some_pairs
 from talker_rl.store.shards import ShardFolder
 
@@ -350,3 +351,24 @@ def test_a_loss_that_pushes_the_stop_down_is_warned_of_before_training(
     assert "mixed pushes" not in told
     assert cli.main([*again, "variants.plain.loss={type: ld_dpo, alpha: 0, stop: keep}"]) == 0
     assert "pushes the stop down" not in capsys.readouterr().err
+
+
+def test_tokens_are_weighed_by_class_from_the_pairs_to_the_loss(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert all(p.chosen_classes is None for p in ShardFolder(finished[1] / "pairs").read_all(Pair))
+    copy = tmp_path / "run"
+    shutil.copytree(finished[1], copy)
+    selective = "variants.plain.loss={type: dpo, beta: 0.1, token_weights: {others: 0, stop: 1}}"
+    assert cli.main(["pair", "--run-dir", str(copy), selective]) == 1
+    assert "token_classes: null -> true" in capsys.readouterr().err
+    assert cli.main(["pair", "--run-dir", str(copy), "-q", "--force-stage", "pairs", selective]) == 0
+    for pair in ShardFolder(copy / "pairs").read_all(Pair):
+        for speech, classes in zip(pair.sides, (pair.chosen_classes, pair.rejected_classes), strict=True):
+            assert classes is not None and len(classes) == speech.steps
+            assert (classes[-1] == CLASSES.index("stop")) == speech.stopped
+    assert cli.main(["train", "--run-dir", str(copy), "-q"]) == 0
+    capsys.readouterr()
+    assert cli.main(["anatomy", "--run-dir", str(copy), "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)["losses"]["plain"]
+    assert {kind for side in plain["push"].values() for kind, push in side.items() if abs(push) > 1e-9} <= {"stop"}

@@ -199,6 +199,34 @@ def test_a_completion_that_was_cut_has_no_stop():
         replace(cut, chosen_stop=cut.rejected_mask)
 
 
+def test_tokens_weigh_by_what_they_say():
+    # w: right 1, inserted 0, stop 0.5; right 0.5, stop 0. l: stop -1; right 0, substituted -1 and 2, stop -1
+    classes = {name: CLASSES.index(name) for name in ("right", "inserted", "substituted", "stop")}
+    right, inserted, substituted, stop = classes.values()
+    told = replace(batch(), chosen_classes=torch.tensor([[right, inserted, stop], [right, stop, 0]]),
+                   rejected_classes=torch.tensor([[stop, 0, 0, 0], [right, substituted, substituted, stop]]))
+    # wrong words only: 0; 0 and -1 + 2. z = 0.4 (0 - 0), 0.4 (0 - 1)
+    wrong = {"others": 0, "substituted": 1, "inserted": 1}
+    check(build_loss({"type": "dpo", "beta": 0.4, "token_weights": wrong})(told), [0.0, -0.4],
+          [math.log(2), softplus(0.4)])
+    # right words twice: 2 + 0 + 0.5, -1; 1 + 0, 0 + 1 - 1. z = 0.4 * 3.5, 0.4 * 1
+    check(build_loss({"type": "dpo", "beta": 0.4, "token_weights": {"right": 2}})(told), [1.4, 0.4],
+          [softplus(-1.4), softplus(-0.4)])
+    # the stop at a weight of 0 is what `drop` does to DPO, though its place still counts where lengths do
+    dropped = build_loss({"type": "dpo", "beta": 0.4, "stop": "drop"})(told)
+    assert torch.equal(build_loss({"type": "dpo", "beta": 0.4, "token_weights": {"stop": 0}})(told).margin,
+                       dropped.margin)
+    # LD-DPO 0.5, right words twice: w: 2 + 0 + 0.25, l: -1; w: 1 + 0, l: 0 - 1 + 1 - 0.5. z = 0.4 * 3.25, 0.4 * 1.5
+    out = build_loss({"type": "ld_dpo", "beta": 0.4, "alpha": 0.5, "token_weights": {"right": 2}})(told)
+    check(out, [1.3, 0.6], [softplus(-1.3), softplus(-0.6)])
+    with pytest.raises(ValueError, match="the batch has no classes"):
+        build_loss({"type": "dpo", "token_weights": wrong})(batch())
+    with pytest.raises(ConfigError, match="no class 'substitued' of tokens, did you mean 'substituted'"):
+        build_loss({"type": "dpo", "token_weights": {"substitued": 1}})
+    with pytest.raises(ConfigError, match="below 0"):
+        build_loss({"type": "dpo", "token_weights": {"stop": -1}})
+
+
 def test_sft():
     no_reference = make_batch(POLICY_W, POLICY_L)
     # sequence: means 4/3 and 0.75. token: 5.5 nats over 5 tokens = 1.1.

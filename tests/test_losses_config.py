@@ -22,7 +22,7 @@ def test_defaults():
     types = {"dpo", "dpo_norm", "ipo", "hinge", "r_dpo", "sampo", "ld_dpo", "simpo", "sft", "custom", "mix"}
     assert set(loss_types()) >= types | {"sigmoid", "sigmoid_norm"}
     assert parse_loss({"type": "sigmoid"}).model_dump() == {
-        "type": "dpo", "stop": "as_paper", "beta": 0.1, "label_smoothing": 0.0}
+        "type": "dpo", "stop": "as_paper", "token_weights": {}, "beta": 0.1, "label_smoothing": 0.0}
     assert parse_loss({"type": "sigmoid_norm"}).type == "dpo_norm"
     simpo = parse_loss({"type": "simpo"})
     assert (simpo.beta, simpo.gamma) == (2.0, 0.5)

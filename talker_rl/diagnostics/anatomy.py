@@ -87,10 +87,11 @@ def anatomy(loss: dict[str, Any], pairs: Sequence[tuple[Side, Side]]) -> Anatomy
         stops = [torch.zeros_like(mask) for mask in masks]
         for side, where in zip(both, stops, strict=True):
             where[0, -1] = side.stopped
+        kinds = [torch.tensor([[CLASSES.index(kind) for kind in side.classes]]) for side in both]
         out = built(PairBatch(
             policy[0], policy[1], reference[0], reference[1], masks[0], masks[1],
             generator=torch.Generator().manual_seed(derive_seed("anatomy", number)), chosen_stop=stops[0],
-            rejected_stop=stops[1]))
+            rejected_stop=stops[1], chosen_classes=kinds[0], rejected_classes=kinds[1]))
         grads = torch.autograd.grad(out.loss, policy, allow_unused=True)
         of_stop, common = 0.0, min(len(side.logps) for side in both)
         for name, side, grad in zip(SIDES, both, grads, strict=True):

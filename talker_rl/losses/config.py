@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_va
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.settings import Settings
 from talker_rl.records.codec import FIRST, codec_named
+from talker_rl.records.token_classes import CLASSES
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Beta = Annotated[float, Field(gt=0, allow_inf_nan=False, description="Strength of the implicit KL constraint.")]
@@ -56,6 +57,28 @@ class PairLossConfig(LossConfig):
         "loss's definition has it. keep: 1, where the loss would weigh, draw or divide it away. drop: nothing. A "
         "length preference of the pairs is learned first on it (talker-rl anatomy). A completion that was cut has none."
     )
+    token_weights: dict[str, Finite] = Field(
+        default_factory=dict, description="What tokens count by what they say, on both sides: a class of "
+        "talker_rl.records.token_classes, or `others`, to a weight, e.g. {substituted: 1, inserted: 1, others: 0}. "
+        "Left out: 1. It weighs log-ratios (SimPO: log-probs) before all else that the loss does with them."
+    )
+
+    @field_validator("token_weights")
+    @classmethod
+    def _known_classes(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, weight in value.items():
+            if name not in (*CLASSES, OTHERS):
+                near = difflib.get_close_matches(name, (*CLASSES, OTHERS), n=1)
+                raise ValueError(f"there is no class {name!r} of tokens" + (f", did you mean {near[0]!r}?" if near else
+                                 f": one of {', '.join(CLASSES)}, {OTHERS}"))
+            if weight < 0:
+                raise ValueError(f"{name}: {weight:g} is below 0")
+        return value
+
+    def weights(self) -> list[float] | None:
+        """What a token of each of ``CLASSES`` counts, in their order; None where all count 1."""
+        others = self.token_weights.get(OTHERS, 1.0)
+        return [self.token_weights.get(name, others) for name in CLASSES] if self.token_weights else None
 
 
 class MeanTypeConfig(LossConfig):
@@ -67,6 +90,9 @@ class MeanTypeConfig(LossConfig):
         "the batch mean, counted in the metric `loss/skipped_pairs`).",
     )
 
+
+OTHERS = "others"
+"""In ``token_weights``: every class that is not named."""
 
 _REGISTRY: dict[str, type[LossConfig]] = {}
 _C = TypeVar("_C", bound=LossConfig)
@@ -270,6 +296,12 @@ def parse_loss(data: Mapping[str, Any] | LossConfig, where: str = "loss") -> Los
         return cls.model_validate(values)
     except ValidationError as error:
         raise _config_error(cls, error, where) from None
+
+
+def needs_classes(loss: LossConfig) -> bool:
+    """Whether a loss, or one in it, weighs tokens by their class."""
+    terms = loss.terms if isinstance(loss, MixLossConfig) else []
+    return bool(getattr(loss, "token_weights", None)) or any(needs_classes(term.loss) for term in terms)
 
 
 def _suggest(word: str, known: Iterable[str], kind: str) -> str:

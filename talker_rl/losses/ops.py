@@ -58,12 +58,30 @@ def last_tokens(mask_BT: Tensor) -> Tensor:
 
 
 def counted(batch: PairBatch, config: PairLossConfig) -> PairBatch:
-    """What a pair loss counts of a batch: with ``stop: drop`` completions without their stops, else the batch."""
-    if config.stop != "drop":
+    """What a pair loss counts of a batch: with ``stop: drop`` completions without their stops; log-probs times the
+    weights of their classes, where it has ``token_weights``.
+
+    Raises:
+        ValueError: it has, and the batch has no classes.
+    """
+    if config.stop == "drop":
+        (mask_w, mask_l), (stop_w, stop_l) = masks(batch), stops(batch)
+        batch = replace(batch, chosen_mask=mask_w & ~stop_w, rejected_mask=mask_l & ~stop_l, chosen_stop=None,
+                        rejected_stop=None)
+    by_class = config.weights()
+    if by_class is None:
         return batch
-    (mask_w, mask_l), (stop_w, stop_l) = masks(batch), stops(batch)
-    return replace(batch, chosen_mask=mask_w & ~stop_w, rejected_mask=mask_l & ~stop_l, chosen_stop=None,
-                   rejected_stop=None)
+    changed: dict[str, Tensor] = {}
+    for side in ("chosen", "rejected"):
+        mask, classes = getattr(batch, f"{side}_mask"), getattr(batch, f"{side}_classes")
+        if classes is None:
+            raise ValueError("this loss weighs tokens by their class, and the batch has no classes")
+        for name in (f"policy_{side}_logps", f"ref_{side}_logps"):
+            if (logps := getattr(batch, name)) is not None:
+                weights = torch.tensor(by_class, dtype=torch.float64 if logps.dtype == torch.float64 else torch.float32,
+                                       device=logps.device)
+                changed[name] = clean(logps, mask) * weights[classes]
+    return replace(batch, **changed)  # type: ignore[arg-type]
 
 
 def kept_stops(batch: PairBatch, config: PairLossConfig) -> tuple[Tensor, Tensor] | tuple[None, None]:

@@ -55,6 +55,11 @@ class PairBatch:
     rejected_stop: Tensor | None = None
     """(B, T_l) bool, likewise."""
 
+    chosen_classes: Tensor | None = None
+    """(B, T_w) int64, places in ``talker_rl.records.token_classes.CLASSES``; needed where a loss has token_weights."""
+    rejected_classes: Tensor | None = None
+    """(B, T_l) int64, likewise."""
+
     def __post_init__(self) -> None:
         if (self.policy_rejected_logps is None) != (self.rejected_mask is None):
             raise ValueError("give both policy_rejected_logps and rejected_mask, or neither")

@@ -26,6 +26,9 @@ class Pair:
     chosen_reward: float
     rejected_reward: float
     margin: float
+    chosen_classes: list[int] | None = None
+    """What each step says, as a place in ``token_classes.CLASSES``; None where no loss asks for it."""
+    rejected_classes: list[int] | None = None
 
     COLUMNS: ClassVar = {"chosen_seconds": float, "rejected_seconds": float}
     """What a table holds beside the fields."""

@@ -13,8 +13,8 @@ from talker_rl.records.speech import Speech
 JSON_FIELDS = ("messages", "components", "spans", "provenance")
 """Fields that are JSON text in a table."""
 
-_LATER_FIELDS = ("max_seconds", "category", "provenance")
-"""Optional fields of prompts that came later: absent from a row where they are null, so that it hashes as it did."""
+_LATER_FIELDS = ("max_seconds", "category", "provenance", "chosen_classes", "rejected_classes")
+"""Optional fields that came later: absent from a row where they are null, so that it hashes as it did."""
 
 
 def to_row(record: Any) -> dict[str, Any]:

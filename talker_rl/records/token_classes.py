@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from talker_rl.base.text.alignment import align
-from talker_rl.base.text.tokens import normalize
 from talker_rl.records.speech import Speech
 
 TokenClass = Literal["lead", "right", "substituted", "inserted", "beside_deleted", "pause", "pause_missing",
@@ -56,6 +54,8 @@ def token_classes(
     Raises:
         ValueError: a time for each token is needed, in order.
     """
+    from talker_rl.base.text.tokens import normalize  # here: configurations know the classes' names
+
     if len(spans) != len(transcript) or any(b[0] < a[0] for a, b in zip(spans, spans[1:], strict=False)):
         raise ValueError(f"{len(spans)} times in order are needed for {len(transcript)} tokens")
     seconds = 1 / float(speech.codec.frame_rate)
@@ -88,6 +88,8 @@ def _aligned(
 ) -> tuple[list[TokenClass], list[str]]:
     """Class of each token that was heard, and what the text has between it and the next: ``deleted``, ``mark``,
     ``free`` (a pause is allowed) or ``none``."""
+    from talker_rl.base.text.alignment import align
+
     ops: list[TokenClass] = []
     gaps = ["none"] * max(0, len(heard) - 1)
     at = -1  # the text's last token so far

@@ -18,7 +18,10 @@ from talker_rl.base.figures import count
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
     from talker_rl.diagnostics.anatomy import Anatomy, Side
+    from talker_rl.records.candidate import Candidate
     from talker_rl.records.pair import Pair
+    from talker_rl.records.score import ScoreRow
+    from talker_rl.records.token_classes import TokenClass
     from talker_rl.rounds import Round
     from talker_rl.stages.context import Context
 
@@ -99,7 +102,6 @@ def read_pairs(
     from talker_rl.records.pair import Pair
     from talker_rl.records.prompt import Prompt
     from talker_rl.records.score import ScoreRow
-    from talker_rl.records.token_classes import token_classes
     from talker_rl.report.clips import spaced
     from talker_rl.store.shards import ShardFolder
 
@@ -111,12 +113,10 @@ def read_pairs(
     candidates = {c.candidate_id: c for c in ShardFolder(own / "rollouts").read_all(Candidate)}
     scores = {s.candidate_id: s for s in ShardFolder(own / "scores").read_all(ScoreRow)}
     langs = {p.prompt_id: p.lang for p in ShardFolder(folder / "prompts").read(SETS.index("train"), Prompt)}
-    pauses = config.reward.pauses
 
     def side(pair: Pair, candidate_id: str) -> Side:
-        candidate, score = candidates[candidate_id], scores[candidate_id]
-        kinds = token_classes(candidate.speech, pair.text, langs[pair.prompt_id], score.transcript, score.spans,
-                              hit_seconds=pauses.hit_seconds, spurious_seconds=pauses.spurious_seconds)
+        candidate = candidates[candidate_id]
+        kinds = classes_of(candidate, scores[candidate_id], pair.text, langs[pair.prompt_id], config)
         return Side(candidate.token_logps, kinds, seconds=candidate.duration)
 
     found = []
@@ -129,6 +129,19 @@ def read_pairs(
         raise StageError("No pair has a time for each word that was heard", where=str(folder / "scores"),
                          fix="score with a recognizer that gives times (docs/RECOGNIZERS.md)")
     return found, len(chosen) - len(found)
+
+
+def classes_of(candidate: Candidate, score: ScoreRow, text: str, lang: str, config: RunConfig) -> list[TokenClass]:
+    """What each step of a candidate says, as its score heard it.
+
+    Raises:
+        ValueError: the recognizer's times cannot be used.
+    """
+    from talker_rl.records.token_classes import token_classes
+
+    pauses = config.reward.pauses
+    return token_classes(candidate.speech, text, lang, score.transcript, score.spans, hit_seconds=pauses.hit_seconds,
+                         spurious_seconds=pauses.spurious_seconds)
 
 
 def warn(ctx: Context, round_: Round) -> None:

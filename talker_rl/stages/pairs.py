@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 from talker_rl.base.errors import DataError, StageError
 from talker_rl.base.figures import count
 from talker_rl.base.file_hash import cached_hash
 from talker_rl.config import RunConfig
+from talker_rl.losses.config import needs_classes, parse_loss
 from talker_rl.planning.sizes import per_round
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow
+from talker_rl.records.token_classes import CLASSES
 from talker_rl.rounds import Round
 from talker_rl.stages import anatomy
 from talker_rl.stages.context import Context
@@ -43,16 +49,19 @@ def make(ctx: Context, round_: Round) -> None:
         if not votes.is_file():
             raise DataError("The votes file does not exist", where=str(votes), fix="check the path (pairs.votes)")
         inputs["votes"] = cached_hash(votes)
-    folder = ctx.shards(stage, STAGE.begin(ctx.run, ctx.config, stage, inputs))
+    losses = [ctx.config.variants[name].loss for name in round_.variants(ctx.config)]
+    by_class = any(needs_classes(parse_loss(loss)) for loss in losses)
+    folder = ctx.shards(stage, STAGE.begin(ctx.run, ctx.config, stage, inputs, {"token_classes": True} if by_class else
+                                           None))
     if ctx.run.is_done(stage) and folder.has(0):
         return
     with timed() as seconds:
         prompts = prompts_of(ctx, round_.index)
         candidates = ctx.shards(sources[0]).read_all(Candidate)
+        scores = load_scores(ctx, round_)
         if votes is not None:
             pairs, reasons = import_votes(votes, prompts, candidates)
         else:
-            scores = load_scores(ctx, round_)
             pairs, reasons = select_pairs(prompts, candidates, scores, ctx.config.pairs)
         source = "prompt" if votes is None else "vote"
         for reason, n in sorted(reasons.items()):
@@ -65,6 +74,8 @@ def make(ctx: Context, round_: Round) -> None:
         if not pairs:
             why, fix = advice(ctx.config, reasons, scores, ctx.config.pairs.reward_key, "pairs.min_chosen_reward")
             raise StageError(f"No prompt gives a pair ({why})", where=str(ctx.run.path / stage), fix=fix)
+        if by_class:
+            pairs = _with_classes(ctx, pairs, candidates, scores, prompts)
         folder.write(0, pairs, Pair)
         export_pairs(pairs, ctx.run.path / stage, prompts=prompts, reasons=reasons,
                      source={"run": ctx.config.name, **model_input(ctx.config)})
@@ -74,6 +85,36 @@ def make(ctx: Context, round_: Round) -> None:
     anatomy.warn(ctx, round_)
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
                    counts={"pairs": len(pairs), "prompts": len(prompts), "no_pair": dict(reasons)})
+
+
+def _with_classes(
+    ctx: Context, pairs: list[Pair], candidates: list[Candidate], scores: list[ScoreRow], prompts: list[Prompt]
+) -> list[Pair]:
+    """Pairs that say what each of their tokens is, for losses with ``token_weights``.
+
+    Raises:
+        StageError: of none it can be told.
+    """
+    by_id, judged = {c.candidate_id: c for c in candidates}, {s.candidate_id: s for s in scores}
+    langs = {p.prompt_id: p.lang for p in prompts}
+
+    def places(pair: Pair, name: str) -> list[int]:
+        found = anatomy.classes_of(by_id[name], judged[name], pair.text, langs[pair.prompt_id], ctx.config)
+        return [CLASSES.index(kind) for kind in found]
+
+    out = []
+    for pair in pairs:
+        with contextlib.suppress(ValueError):  # times that cannot be used
+            out.append(replace(pair, chosen_classes=places(pair, pair.chosen_id),
+                               rejected_classes=places(pair, pair.rejected_id)))
+    if not out:
+        raise StageError("No pair has a time for each word that was heard, which token_weights need",
+                         where=str(ctx.run.path / "scores"), fix="score with a recognizer that gives times "
+                         "(docs/RECOGNIZERS.md), or leave token_weights out")
+    if len(out) < len(pairs):
+        ctx.say(f"pairs: {count(len(pairs) - len(out), 'pair is', 'pairs are')} left out: without a time for each word "
+                "token_weights cannot tell what its tokens say")
+    return out
 
 
 def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:

@@ -32,6 +32,8 @@ class Example:
     """(steps,) float32 of each sequence; None: the trainer computes them where they are needed."""
     behaviour_logps: list[Tensor] | None = None
     """(steps,) float32 of each sequence, as sampling recorded them."""
+    classes: list[Tensor] | None = None
+    """(steps,) int64 of each sequence: places in ``token_classes.CLASSES``."""
 
 
 class Examples(torch.utils.data.Dataset):
@@ -56,6 +58,8 @@ class Batch:
     """(S, T) float32, 0 at padding."""
     behaviour_logps_ST: Tensor | None
     """(S, T) float32, 0 at padding."""
+    class_ST: Tensor | None
+    """(S, T) int64: places in ``token_classes.CLASSES``, 0 at padding."""
     group_S: Tensor
     """(S,) int64, in [0, N)."""
     side_S: Tensor
@@ -115,6 +119,8 @@ class Collator:
             talker=talker,
             ref_logps_ST=_in_place(talker.mask_ST, [e.ref_logps for e in examples], sides),
             behaviour_logps_ST=_in_place(talker.mask_ST, [e.behaviour_logps for e in examples], sides),
+            class_ST=None if (kinds := _in_place(talker.mask_ST, [e.classes for e in examples], sides)) is None
+            else kinds.long(),
             group_S=torch.arange(len(examples)).repeat(sides),
             side_S=torch.arange(sides).repeat_interleave(len(examples)),
             seconds_S=torch.tensor([s.speech.seconds for s in sequences], dtype=torch.float32),

@@ -48,6 +48,8 @@ class PairObjective:
             rejected_mask=rows.mask_ST[rejected] if paired else None,
             generator=rows.generator,
             share=rows.share,
+            chosen_classes=None if rows.class_ST is None else rows.class_ST[chosen],
+            rejected_classes=rows.class_ST[rejected] if paired and rows.class_ST is not None else None,
             chosen_stop=None if stop_ST is None else stop_ST[chosen],
             rejected_stop=stop_ST[rejected] if paired and stop_ST is not None else None,
         ))

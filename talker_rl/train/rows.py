@@ -34,6 +34,8 @@ class Rows:
     """(S,) int64: CHOSEN or REJECTED."""
     stopped_S: Tensor | None = None
     """(S,) bool: the last step is the stop (False: the sequence was cut); None: all were."""
+    class_ST: Tensor | None = None
+    """(S, T) int64: what a step says, as a place in ``token_classes.CLASSES``; None where it is not known."""
     advantage_ST: Tensor | None = None
     """(S, T) float32, one number a step (a number a sequence is repeated); None where none was computed."""
     weight_ST: Tensor | None = None

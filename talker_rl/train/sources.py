@@ -69,7 +69,8 @@ class Stored:
         found, counts = reference_logps(policy, self._all, self._conditionings, cache_dir, bf16=bf16,
                                         batch_size=batch_size, on_progress=on_progress)
         examples = [
-            Example(r.pair_id, [TalkerSequence(self._conditionings[r.prompt_id], s) for s in r.sides], list(logps))
+            Example(r.pair_id, [TalkerSequence(self._conditionings[r.prompt_id], s) for s in r.sides], list(logps),
+                    classes=_classes(r))
             for r, logps in zip(self._all, found, strict=True)
         ]
         n = len(self.records)
@@ -105,9 +106,18 @@ def fit_length(records: Sequence[Record], max_length: int | None) -> tuple[list[
             continue
         if isinstance(record, Pair) and record.rejected.steps > max_length:
             counts["rejected_cut"] += 1
-            record = replace(record, rejected=record.rejected.cut(max_length))
+            kinds = record.rejected_classes
+            record = replace(record, rejected=record.rejected.cut(max_length),
+                             rejected_classes=None if kinds is None else kinds[:max_length])
         kept.append(record)
     return kept, counts
+
+
+def _classes(record: Record) -> list[torch.Tensor] | None:
+    """What each step of a pair's sides says; None where the pair was made without."""
+    if not isinstance(record, Pair) or record.chosen_classes is None or record.rejected_classes is None:
+        return None
+    return [torch.tensor(record.chosen_classes), torch.tensor(record.rejected_classes)]
 
 
 def by_prompt(conditionings: Mapping[str, Any] | Iterable[Any], records: Iterable[Record]) -> dict[str, Any]:

@@ -112,6 +112,7 @@ class TalkerTrainer(Trainer):
         when: tuple[Any, ...] = (self.args.seed, self.state.global_step) if mode == "train" else ("eval",)
         return Rows(
             stopped_S=batch.stopped_S,
+            class_ST=batch.class_ST,
             logps_ST=self.policy.logps(batch.talker, module=model),
             mask_ST=batch.talker.mask_ST,
             ref_logps_ST=ref_logps_ST,
