@@ -11,6 +11,7 @@ from losses_helpers import ALL_LOSSES, make_batch
 
 from talker_rl.base.errors import ConfigError, DataError
 from talker_rl.losses import LossOutput, PairBatch, build_loss, parse_loss
+from talker_rl.records.token_classes import CLASSES
 
 # Two pairs. Log-ratios (policy - reference), per token:
 #   pair 0: chosen  [-1 - -2, -2 - -2, -1 - -1.5] = [1, 0, 0.5]      R_w = 1.5,  T_w = 3, mean 0.5
