@@ -11,6 +11,7 @@ import pytest
 
 from talker_rl.base.disk import atomic_write
 from talker_rl.base.errors import DataError, StageError
+from talker_rl.base.ids import Fingerprint
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
@@ -214,3 +215,27 @@ def test_a_run_in_which_nothing_was_done_leaves_no_folder(tmp_path: Path) -> Non
         run.save()
         raise KeyboardInterrupt
     assert (tmp_path / "third" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(("before", "now", "told"), [
+    ({"model": Fingerprint("a" * 64, {"config.json": "1", "model.safetensors": "2"})},
+     {"model": Fingerprint("b" * 64, {"config.json": "1", "model.safetensors": "3"})},
+     'input model.model.safetensors: "2" -> "3"'),
+    ({"reward": Fingerprint("a" * 64, {"version of the scoring rules": 1})},
+     {"reward": Fingerprint("b" * 64, {"version of the scoring rules": 2})},
+     "input reward.version of the scoring rules: 1 -> 2"),
+    ({"model": "a" * 64}, {"model": Fingerprint("b" * 64, {"config.json": "1"})},  # of an earlier version
+     "input model: its content changed (aaaaaaaaaaaa -> bbbbbbbbbbbb)"),
+    ({}, {"version of decoding": "2"}, "version of decoding: 1 -> 2"),
+    ({}, {"model.adapter": "c" * 64}, "input model.adapter: it was not there"),
+    ({"model.adapter": "c" * 64}, {}, "input model.adapter: it is not there any more"),
+])
+def test_a_refusal_names_the_part_of_an_input_that_changed(
+    tmp_path: Path, before: dict[str, str], now: dict[str, str], told: str
+) -> None:
+    with RunDir(tmp_path) as run:
+        run.begin("scores", {}, before)
+        run.finish("scores", content="x", seconds=0.0)
+    with RunDir(tmp_path) as run, pytest.raises(StageError) as raised:  # from its manifest
+        run.begin("scores", {}, now)
+    assert str(raised.value).splitlines()[1].strip() == told
