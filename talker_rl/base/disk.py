@@ -74,25 +74,29 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     atomic_write(path, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, *, fix: str = "delete it, and run the stage that writes it again") -> Any:
+def read_json(path: Path, *, fix: str | None = None) -> Any:
     """JSON of a file of the run, without its checksum.
 
+    Args:
+        fix: what to do about a file that is not there or damaged; None: a stage writes it again.
+
     Raises:
-        DataError: missing, damaged, or not what was written; says ``fix``.
+        DataError: missing, damaged, or not what was written; says the fix.
     """
+    again = "run the stage that writes it again"
+    damaged = fix or f"delete it, and {again}"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError("A file of the run is missing", where=str(path),
-                        fix=fix.replace("delete it, and run", "run")) from error
+        raise DataError("A file of the run is missing", where=str(path), fix=fix or again) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"A file of the run is damaged ({error})", where=str(path), fix=fix) from error
+        raise DataError(f"A file of the run is damaged ({error})", where=str(path), fix=damaged) from error
     if not isinstance(found, dict):
-        raise DataError("A file of the run is damaged (it is no JSON object)", where=str(path), fix=fix)
+        raise DataError("A file of the run is damaged (it is no JSON object)", where=str(path), fix=damaged)
     told = found.pop(CHECKSUM, None)
     if told is not None and told != _checksum(found):
         raise DataError("A file of the run is damaged: its content is not what was written", where=str(path),
-                        fix=f'{fix}; or, if it was edited by hand, take its line "{CHECKSUM}" out')
+                        fix=f'{damaged}; or, if it was edited by hand, take its line "{CHECKSUM}" out')
     return found
 
 

@@ -51,7 +51,7 @@ def is_intact(file: Path) -> bool:
     return file.is_file() and told in (None, cached_hash(file))
 
 
-def verified(file: Path, *, fix: str) -> Path:
+def verified(file: Path, *, fix: str | None = None) -> Path:
     """The file itself, if it is what was written, as far as its folder tells.
 
     Raises:

@@ -298,10 +298,10 @@ def parse_loss(data: Mapping[str, Any] | LossConfig, where: str = "loss") -> Los
         raise _config_error(cls, error, where) from None
 
 
-def needs_classes(loss: LossConfig) -> bool:
-    """Whether a loss, or one in it, weighs tokens by their class."""
+def parts_of(loss: LossConfig) -> list[LossConfig]:
+    """A loss, and all those that it is mixed of."""
     terms = loss.terms if isinstance(loss, MixLossConfig) else []
-    return bool(getattr(loss, "token_weights", None)) or any(needs_classes(term.loss) for term in terms)
+    return [loss, *(part for term in terms for part in parts_of(term.loss))]
 
 
 def _suggest(word: str, known: Iterable[str], kind: str) -> str:

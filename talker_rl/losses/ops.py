@@ -71,6 +71,7 @@ def counted(batch: PairBatch, config: PairLossConfig) -> PairBatch:
     by_class = config.weights()
     if by_class is None:
         return batch
+    table = torch.tensor(by_class, dtype=torch.float64, device=batch.chosen_mask.device)
     changed: dict[str, Tensor] = {}
     for side in ("chosen", "rejected"):
         mask, classes = getattr(batch, f"{side}_mask"), getattr(batch, f"{side}_classes")
@@ -78,9 +79,8 @@ def counted(batch: PairBatch, config: PairLossConfig) -> PairBatch:
             raise ValueError("this loss weighs tokens by their class, and the batch has no classes")
         for name in (f"policy_{side}_logps", f"ref_{side}_logps"):
             if (logps := getattr(batch, name)) is not None:
-                weights = torch.tensor(by_class, dtype=torch.float64 if logps.dtype == torch.float64 else torch.float32,
-                                       device=logps.device)
-                changed[name] = clean(logps, mask) * weights[classes]
+                values = clean(logps, mask)
+                changed[name] = values * table.to(values.dtype)[classes]
     return replace(batch, **changed)  # type: ignore[arg-type]
 
 

@@ -54,7 +54,6 @@ class PairBatch:
     """(B, T_w) bool, True on the stop, nowhere in a completion that was cut; None: the last completion token is it."""
     rejected_stop: Tensor | None = None
     """(B, T_l) bool, likewise."""
-
     chosen_classes: Tensor | None = None
     """(B, T_w) int64, places in ``talker_rl.records.token_classes.CLASSES``; needed where a loss has token_weights."""
     rejected_classes: Tensor | None = None

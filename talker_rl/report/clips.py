@@ -77,7 +77,7 @@ def speech_of(pairs: Sequence[tuple[Run, PairToHear]], *, audio_format: str, max
 def _kept(run: Run, item: PairToHear, candidate_id: str) -> Path | None:
     folder = run.path / "audio" / f"{item.stage}scores"
     files = (folder / f"{candidate_id}.{kind}" for kind in KEPT)
-    return next((file for file in files if file.is_file() and is_intact(file)), None)
+    return next((file for file in files if is_intact(file)), None)
 
 
 def _decode_missing(pairs: Sequence[tuple[Run, PairToHear]], notes: list[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from talker_rl.older_keys import recorded
 from talker_rl.records.pair import Pair
 from talker_rl.records.score import ScoreRow
 from talker_rl.rounds import choice_stage, rounds_of
-from talker_rl.store.run_dir import read_manifest, written
+from talker_rl.store.run_dir import read_manifest, stage_json
 from talker_rl.store.shards import ShardFolder
 from talker_rl.sweep_config import stored_sweep, trainings
 
@@ -156,7 +156,7 @@ def _cells_of_sweep(arm: Path) -> dict[str, dict[str, Any]]:
 def _choice(folder: Path, manifest: dict[str, Any], name: str, iterations: int) -> dict[str, Any] | None:
     """``choice.json`` of a variant's last round that has one."""
     stages = (choice_stage(name, index) for index in range(iterations, 0, -1))
-    return next((told for stage in stages if (told := written(folder, manifest, stage, "choice.json"))), None)
+    return next((told for stage in stages if (told := stage_json(folder, manifest, stage, "choice.json"))), None)
 
 
 def _trained(
@@ -164,12 +164,12 @@ def _trained(
     seed: int | None = None,
 ) -> Trained:
     evaluated, measured = f"eval/{name}", f"diagnostics/{name}"
-    found = written(folder, manifest, measured, "summary.json")
+    found = stage_json(folder, manifest, measured, "summary.json")
     return Trained(
         arm, name, variant, seed,
         curve=choice["checkpoints"] if choice else [],
         rows=_shards(folder / evaluated),
-        summary=written(folder, manifest, evaluated, "summary.json"),
+        summary=stage_json(folder, manifest, evaluated, "summary.json"),
         diagnostics=found,
         pair_points=_table(folder / measured / "pairs.parquet") if found else [],
         samples=_table(folder / measured / "samples.parquet") if found else [],

@@ -24,7 +24,6 @@ from pydantic import ValidationError
 from talker_rl.base.errors import CheckpointError, told
 from talker_rl.base.figures import count
 from talker_rl.base.file_hash import cached_hash
-from talker_rl.base.seals import verified
 from talker_rl.speech import adapter_files
 from talker_rl.speech.adapter_files import PREFIX, SETTINGS, WEIGHTS, adapter_weights, restoring
 from talker_rl.speech.config import LoraSettings
@@ -104,7 +103,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         CheckpointError: it is missing, cannot be read, or is of another kind of adapter.
     """
     file = require_file(folder, SETTINGS, "the adapter's settings", adapter_files.without_settings(folder))
-    verified(file, fix=adapter_files.restoration(folder))
+    adapter_files.intact(file)
     try:
         settings = json.loads(file.read_text())
         if not isinstance(settings, dict) or "peft_type" not in settings:

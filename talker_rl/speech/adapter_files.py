@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from talker_rl.base.errors import CheckpointError
+from talker_rl.base.errors import CheckpointError, DataError
 from talker_rl.base.figures import count
 from talker_rl.base.seals import verified
 
@@ -30,7 +30,7 @@ def adapter_weights(folder: Path) -> Path:
     Raises:
         CheckpointError: it is not there; says what is there in its place.
     """
-    file = verified(folder / WEIGHTS, fix=restoration(folder))
+    file = intact(folder / WEIGHTS)
     if file.is_file():
         return file
     pickled = next((name for name in PICKLES if (folder / name).is_file()), None)
@@ -54,6 +54,16 @@ def adapter_weights(folder: Path) -> Path:
         + (f" (there is {', '.join(others[:3])})" if others else ""), where=str(folder), fix=restoration(folder))
 
 
+def intact(file: Path) -> Path:
+    """A file of trained weights, or of their settings, if it is what was written.
+
+    Raises:
+        CheckpointError: it is not; says the way to get it back.
+    """
+    with restoring(file.parent):
+        return verified(file)
+
+
 def restoration(folder: Path) -> str:
     """What to do about a file of this adapter that is missing or damaged: it depends on where the adapter is from."""
     run = next((above for above in folder.absolute().parents[:5] if (above / "manifest.json").is_file()), None)
@@ -70,10 +80,10 @@ def restoration(folder: Path) -> str:
 
 @contextmanager
 def restoring(folder: Path) -> Iterator[None]:
-    """Inside, a weights file that cannot be read is told with the way to get this adapter's back."""
+    """Inside, a file that cannot be read, or is not what was written, is told with the way to get this adapter's."""
     try:
         yield
-    except CheckpointError as error:
+    except (CheckpointError, DataError) as error:
         raise CheckpointError(error.what, where=error.where, fix=restoration(folder)) from error
 
 

@@ -6,9 +6,11 @@ Imports nothing heavy before it runs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
     from talker_rl.diagnostics.anatomy import Anatomy, Side
     from talker_rl.records.candidate import Candidate
     from talker_rl.records.pair import Pair
+    from talker_rl.records.prompt import Prompt
     from talker_rl.records.score import ScoreRow
-    from talker_rl.records.token_classes import TokenClass
     from talker_rl.rounds import Round
     from talker_rl.stages.context import Context
+
+    Both = tuple[Pair, tuple[Side, Side]]
+    """A pair, and what its sides say."""
 
 ANATOMY_HELP = "what a loss pushes on in a run's pairs: right words, wrong ones, silence, the stop"
 ANATOMY_EXAMPLES = """\
@@ -35,6 +40,7 @@ USUAL = ({"type": "dpo"}, {"type": "dpo", "stop": "drop"}, {"type": "dpo_norm"},
          {"type": "r_dpo"}, {"type": "sampo", "mode": "random"}, {"type": "sampo", "mode": "top_k"},
          {"type": "ld_dpo", "alpha": 0.0}, {"type": "ld_dpo", "alpha": 0.5}, {"type": "simpo"})
 """What ``--loss all`` compares."""
+NO_TIMES = "score with a recognizer that gives times (docs/RECOGNIZERS.md)"
 _SOME = 200
 """Pairs that tell whether a run is to be warned."""
 _MOSTLY = 0.5
@@ -63,6 +69,7 @@ def verb(args: argparse.Namespace) -> int:
     from talker_rl.base.places import require_run
     from talker_rl.config import load_data
     from talker_rl.diagnostics.anatomy import anatomy
+    from talker_rl.records.token_classes import MEANING
     from talker_rl.store.run_dir import MANIFEST, stored_config
 
     folder = Path(args.run_dir)
@@ -75,7 +82,7 @@ def verb(args: argparse.Namespace) -> int:
     sides = [both for _, both in pairs]
     found = {name: anatomy(loss, sides) for name, loss in losses.items()}
     if args.json:
-        print(json.dumps({"pairs": len(sides), "left_out": left_out, "step": args.step or 0,
+        print(json.dumps({"pairs": len(sides), "left_out": left_out, "step": args.step or 0, "classes": MEANING,
                           "losses": {name: {"loss": losses[name], **asdict(one)} for name, one in found.items()}},
                          indent=1, ensure_ascii=False))
     else:
@@ -83,87 +90,81 @@ def verb(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_pairs(
-    folder: Path, config: RunConfig, prefix: str = "", limit: int | None = None
-) -> tuple[list[tuple[Pair, tuple[Side, Side]]], int]:
-    """Pairs with what was sampled and heard, and how many were left out for want of usable times.
+@dataclass(frozen=True)
+class Heard:
+    """What was sampled of a round's prompts, and what the recognizer heard."""
 
-    Args:
-        prefix: of a later round's folders.
-        limit: take so many, at even distances.
+    config: RunConfig
+    candidates: Sequence[Candidate]
+    scores: Sequence[ScoreRow]
+    prompts: Sequence[Prompt]
+
+    @cached_property
+    def _by_id(self) -> tuple[dict[str, Candidate], dict[str, ScoreRow], dict[str, str]]:
+        return ({c.candidate_id: c for c in self.candidates}, {s.candidate_id: s for s in self.scores},
+                {p.prompt_id: p.lang for p in self.prompts})
+
+    def side(self, pair: Pair, candidate_id: str) -> Side:
+        """A side of a pair, before training.
+
+        Raises:
+            ValueError: the recognizer's times cannot be used.
+            KeyError: no such candidate.
+        """
+        from talker_rl.diagnostics.anatomy import Side
+        from talker_rl.records.token_classes import token_classes
+
+        candidates, scores, langs = self._by_id
+        candidate, score, pauses = candidates[candidate_id], scores[candidate_id], self.config.reward.pauses
+        kinds = token_classes(candidate.speech, pair.text, langs[pair.prompt_id], score.transcript, score.spans,
+                              hit_seconds=pauses.hit_seconds, spurious_seconds=pauses.spurious_seconds)
+        return Side(candidate.token_logps, kinds, seconds=candidate.duration)
+
+    def sides(self, pairs: Sequence[Pair]) -> list[Both]:
+        """Those of the pairs of which it can be told."""
+        found: list[Both] = []
+        for pair in pairs:
+            with contextlib.suppress(ValueError, KeyError):  # unusable times; or a pair that was given, of no candidate
+                found.append((pair, (self.side(pair, pair.chosen_id), self.side(pair, pair.rejected_id))))
+        return found
+
+
+def read_pairs(folder: Path, config: RunConfig) -> tuple[list[Both], int]:
+    """Pairs of round 1 with what was sampled and heard, and how many were left out for want of usable times.
 
     Raises:
         StageError: there are none.
         DataError: a shard is damaged.
     """
     from talker_rl.data.speaker_settings import SETS
-    from talker_rl.diagnostics.anatomy import Side
     from talker_rl.records.candidate import Candidate
     from talker_rl.records.pair import Pair
     from talker_rl.records.prompt import Prompt
     from talker_rl.records.score import ScoreRow
-    from talker_rl.report.clips import spaced
     from talker_rl.store.shards import ShardFolder
 
-    own = folder / prefix
-    chosen = ShardFolder(own / "pairs").read_all(Pair)
-    chosen = chosen if limit is None else spaced(chosen, limit)
-    if not chosen:
+    pairs = ShardFolder(folder / "pairs").read_all(Pair)
+    if not pairs:
         raise StageError("This run has no pairs yet", where=str(folder), fix=f"talker-rl pair --run-dir {folder}")
-    candidates = {c.candidate_id: c for c in ShardFolder(own / "rollouts").read_all(Candidate)}
-    scores = {s.candidate_id: s for s in ShardFolder(own / "scores").read_all(ScoreRow)}
-    langs = {p.prompt_id: p.lang for p in ShardFolder(folder / "prompts").read(SETS.index("train"), Prompt)}
-
-    def side(pair: Pair, candidate_id: str) -> Side:
-        candidate = candidates[candidate_id]
-        kinds = classes_of(candidate, scores[candidate_id], pair.text, langs[pair.prompt_id], config)
-        return Side(candidate.token_logps, kinds, seconds=candidate.duration)
-
-    found = []
-    for pair in chosen:
-        try:
-            found.append((pair, (side(pair, pair.chosen_id), side(pair, pair.rejected_id))))
-        except (ValueError, KeyError):  # times that cannot be used; or a pair that was given, of no candidate
-            continue
+    found = Heard(config, ShardFolder(folder / "rollouts").read_all(Candidate),
+                  ShardFolder(folder / "scores").read_all(ScoreRow),
+                  ShardFolder(folder / "prompts").read(SETS.index("train"), Prompt)).sides(pairs)
     if not found:
-        raise StageError("No pair has a time for each word that was heard", where=str(folder / "scores"),
-                         fix="score with a recognizer that gives times (docs/RECOGNIZERS.md)")
-    return found, len(chosen) - len(found)
+        raise StageError("No pair has a time for each word that was heard", where=str(folder / "scores"), fix=NO_TIMES)
+    return found, len(pairs) - len(found)
 
 
-def classes_of(candidate: Candidate, score: ScoreRow, text: str, lang: str, config: RunConfig) -> list[TokenClass]:
-    """What each step of a candidate says, as its score heard it.
-
-    Raises:
-        ValueError: the recognizer's times cannot be used.
-    """
-    from talker_rl.records.token_classes import token_classes
-
-    pauses = config.reward.pauses
-    return token_classes(candidate.speech, text, lang, score.transcript, score.spans, hit_seconds=pauses.hit_seconds,
-                         spurious_seconds=pauses.spurious_seconds)
-
-
-def warn(ctx: Context, round_: Round) -> None:
-    """Say which of a round's variants would push the stop down; nothing where its pairs have no usable times."""
+def warn(ctx: Context, round_: Round, pairs: Sequence[Pair], heard: Heard) -> None:
+    """Say which of a round's variants would push the stop down. Functions of the user's own are not asked."""
     from talker_rl.diagnostics.anatomy import anatomy
+    from talker_rl.losses.config import parse_loss, parts_of
+    from talker_rl.report.clips import spaced
 
     losses = {name: cfg.loss for name in round_.variants(ctx.config) if (cfg := ctx.config.variants[name]).data is None
-              and not _is_own(cfg.loss)}
-    if not losses:
-        return
-    try:
-        pairs, _ = read_pairs(ctx.run.path, ctx.config, round_.prefix, _SOME)
-    except StageError:
-        return
-    sides = [both for _, both in pairs]
-    for line in warnings({name: anatomy(loss, sides) for name, loss in losses.items()}):
+              and all(part.type != "custom" for part in parts_of(parse_loss(cfg.loss)))}
+    sides = [both for _, both in heard.sides(spaced(list(pairs), _SOME))] if losses else []
+    for line in warnings({name: anatomy(loss, sides) for name, loss in losses.items()} if sides else {}):
         ctx.say(f"{round_.stage('pairs')}: {line}")
-
-
-def _is_own(loss: dict[str, Any]) -> bool:
-    """Whether a loss is a function of the user's own, or has one in it: it is not called before it is trained with."""
-    return '"custom"' in json.dumps(loss, default=str)
 
 
 def _losses(asked: Sequence[str], config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -192,8 +193,8 @@ def _label(loss: Any) -> str:
 
 
 def _at_checkpoint(
-    folder: Path, config: RunConfig, pairs: list[tuple[Pair, tuple[Side, Side]]], variant: str | None, step: int
-) -> list[tuple[Pair, tuple[Side, Side]]]:
+    folder: Path, config: RunConfig, pairs: list[Both], variant: str | None, step: int
+) -> list[Both]:
     """The same pairs with the log-probs of a checkpoint, and of the policy that it began with."""
     from dataclasses import replace
 
@@ -226,6 +227,7 @@ def _at_checkpoint(
 def text(found: dict[str, Anatomy], left_out: int = 0) -> str:
     """A table, a row a loss, and what to be warned of."""
     from talker_rl.records.token_classes import WRONG
+    from talker_rl.report.sweep_table import columns
 
     first = next(iter(found.values()))
     head = ("loss", "stop", "pushed down in", "moves stops", "tail", "right words", "wrong", "past common, w / l")
@@ -235,9 +237,7 @@ def text(found: dict[str, Anatomy], left_out: int = 0) -> str:
             name, f"{one.stop:+.2f}", f"{one.stop_down} of {one.pairs}", f"{one.stop_seconds:+.2f} s",
             f"{one.net('tail'):+.1f}", f"{one.net('right'):+.1f}", f"{one.net(*WRONG):+.1f}",
             f"{one.past_common['chosen']:+.1f} / {one.past_common['rejected']:+.1f}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(
-        row, widths, strict=True))).rstrip() for row in rows]
+    lines = columns(rows)
     unusable = f" Left out, for want of usable times: {left_out}." if left_out else ""
     lines += ["", f"Means over {count(first.pairs, 'pair')}, both sides together, in units of the push that DPO gives "
               f"a token before training.{unusable}"]

@@ -14,13 +14,13 @@ from typing import Any
 from talker_rl.base.disk import atomic_write, read_json
 from talker_rl.base.errors import StageError
 from talker_rl.base.figures import count, written
-from talker_rl.base.seals import seal, unseal, verified
+from talker_rl.base.seals import seal, unseal
 from talker_rl.config import RunConfig
 from talker_rl.evaluation.summary import variant_summary
 from talker_rl.planning import memory
 from talker_rl.planning.forecast import Job, Part, heard, records, spoken
 from talker_rl.rounds import Round, choice_stage, train_stage
-from talker_rl.speech.adapter_files import restoration
+from talker_rl.speech.adapter_files import intact
 from talker_rl.stages import tasks, worker
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_input, start_adapter, start_input
@@ -177,7 +177,7 @@ def export_variant(ctx: Context, variant: str) -> Path:
     kept = _chosen(ctx, variant, last)
     policy = kept.folder
     names = [name for name in WEIGHT_FILES if (policy / name).is_file()]
-    files = [verified(policy / name, fix=restoration(policy)) for name in names]
+    files = [intact(policy / name) for name in names]
     unseal(target)
     for file in files:
         atomic_write(target / file.name, file.read_bytes())

@@ -23,7 +23,7 @@ from talker_rl.data.pairs import is_held_out
 from talker_rl.diagnostics.records import PairRecord, SampleRecord
 from talker_rl.diagnostics.stability import LAST
 from talker_rl.diagnostics.summary import summarize
-from talker_rl.losses.config import parse_loss
+from talker_rl.losses.config import parse_loss, parts_of
 from talker_rl.records.pair import Pair
 from talker_rl.records.speech import Speech
 from talker_rl.rounds import Round, choice_stage, train_stage
@@ -108,7 +108,7 @@ class _Variant:
             done = ctx.run.is_done(self.stage)
             for name, folder, cls in (("pairs", pairs, PairRecord), ("samples", samples, SampleRecord)):
                 file = ctx.run.path / self.stage / f"{name}.parquet"
-                if not done or not file.exists() or not is_intact(file):
+                if not done or not is_intact(file):
                     atomic_write(file, parquet_bytes(table_of(list(folder.all_rows()), schema_of(cls))))
                     seal(file.parent, [file.name])
             summary = summarize(
@@ -318,8 +318,7 @@ def _units(row: Row) -> int:
 
 def _beta(loss: dict[str, Any]) -> float | None:
     """Beta of a loss, of a mixture the first one in it; None where there is none."""
-    config = parse_loss(loss)
-    found = [getattr(c, "beta", None) for c in (config, *(term.loss for term in getattr(config, "terms", ())))]
+    found = [getattr(part, "beta", None) for part in parts_of(parse_loss(loss))]
     return next((float(beta) for beta in found if beta is not None), None)
 
 

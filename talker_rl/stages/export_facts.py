@@ -16,7 +16,7 @@ from talker_rl.records.prompt import Prompt
 from talker_rl.reward.recognizer_config import recognizer_name
 from talker_rl.rounds import Round, train_stage
 from talker_rl.speech.usage import Usage
-from talker_rl.store.run_dir import MANIFEST, read_manifest, written
+from talker_rl.store.run_dir import MANIFEST, read_manifest, stage_json
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.card import RunFacts
 
@@ -118,8 +118,8 @@ def example_text(run: Run) -> str:
 
 def facts(run: Run, usage: Usage, weights: list[str], lineage: dict[str, Any]) -> RunFacts:
     """What the card says of the run."""
-    evaluation = written(run.path, run.manifest, f"eval/{run.variant}", "summary.json")
-    diagnostics = written(run.path, run.manifest, f"diagnostics/{run.variant}", "summary.json")
+    evaluation = stage_json(run.path, run.manifest, f"eval/{run.variant}", "summary.json")
+    diagnostics = stage_json(run.path, run.manifest, f"diagnostics/{run.variant}", "summary.json")
     started = any(entry["inputs"].get("model.adapter") for entry in run.manifest["stages"].values())
     return RunFacts(
         usage=usage, weights=weights,

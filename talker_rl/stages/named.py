@@ -7,7 +7,6 @@ where devices are compared with the machine's, or a loss of one's own is named.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -16,6 +15,7 @@ from talker_rl.base.errors import CheckpointError, ConfigError, PromptError, Tal
 from talker_rl.base.processes import device_list
 from talker_rl.config import RunConfig
 from talker_rl.data.prompt_files import KINDS, parse_source
+from talker_rl.losses.config import parse_loss, parts_of
 from talker_rl.reward.asr.names import KNOWN, REQUIRED, local_folder, model_folder, resolve
 from talker_rl.reward.combine import Combiner, load_function
 from talker_rl.reward.recognizer_config import RecognizerSettings
@@ -90,7 +90,8 @@ def recognizer_faults(config: RunConfig, which: str, *, here: bool) -> Iterator[
 def loss_faults(config: RunConfig) -> Iterator[TalkerRLError]:
     """Losses of one's own that cannot be imported, each variant's."""
     for variant, cfg in config.variants.items():
-        if '"custom"' in json.dumps(cfg.loss, default=str):  # the others were checked as the file was read
+        # the others were checked as the file was read
+        if any(part.type == "custom" for part in parts_of(parse_loss(cfg.loss))):
             yield from _raised(_check_loss, cfg.loss, f"{config.place_of(variant)}.loss")
 
 

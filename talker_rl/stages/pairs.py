@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +9,10 @@ from talker_rl.base.errors import DataError, StageError
 from talker_rl.base.figures import count
 from talker_rl.base.file_hash import cached_hash
 from talker_rl.config import RunConfig
-from talker_rl.losses.config import needs_classes, parse_loss
+from talker_rl.losses.config import parse_loss, parts_of
 from talker_rl.planning.sizes import per_round
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
-from talker_rl.records.prompt import Prompt
-from talker_rl.records.score import ScoreRow
 from talker_rl.records.token_classes import CLASSES
 from talker_rl.rounds import Round
 from talker_rl.stages import anatomy
@@ -50,7 +47,7 @@ def make(ctx: Context, round_: Round) -> None:
             raise DataError("The votes file does not exist", where=str(votes), fix="check the path (pairs.votes)")
         inputs["votes"] = cached_hash(votes)
     losses = [ctx.config.variants[name].loss for name in round_.variants(ctx.config)]
-    by_class = any(needs_classes(parse_loss(loss)) for loss in losses)
+    by_class = any(getattr(part, "token_weights", None) for loss in losses for part in parts_of(parse_loss(loss)))
     folder = ctx.shards(stage, STAGE.begin(ctx.run, ctx.config, stage, inputs, {"token_classes": True} if by_class else
                                            None))
     if ctx.run.is_done(stage) and folder.has(0):
@@ -74,43 +71,32 @@ def make(ctx: Context, round_: Round) -> None:
         if not pairs:
             why, fix = advice(ctx.config, reasons, scores, ctx.config.pairs.reward_key, "pairs.min_chosen_reward")
             raise StageError(f"No prompt gives a pair ({why})", where=str(ctx.run.path / stage), fix=fix)
+        heard = anatomy.Heard(ctx.config, candidates, scores, prompts)
         if by_class:
-            pairs = _with_classes(ctx, pairs, candidates, scores, prompts)
+            pairs = _with_classes(ctx, pairs, heard)
         folder.write(0, pairs, Pair)
         export_pairs(pairs, ctx.run.path / stage, prompts=prompts, reasons=reasons,
                      source={"run": ctx.config.name, **model_input(ctx.config)})
     shorter = sum(p.chosen_seconds < p.rejected_seconds for p in pairs) / len(pairs)
     ctx.say(f"{stage}: {count(len(pairs), 'pair')} of {count(len(prompts), 'prompt')}, mean margin "
             f"{sum(p.margin for p in pairs) / len(pairs):.3f}, chosen is shorter in {shorter:.0%}")
-    anatomy.warn(ctx, round_)
+    anatomy.warn(ctx, round_, pairs, heard)
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
                    counts={"pairs": len(pairs), "prompts": len(prompts), "no_pair": dict(reasons)})
 
 
-def _with_classes(
-    ctx: Context, pairs: list[Pair], candidates: list[Candidate], scores: list[ScoreRow], prompts: list[Prompt]
-) -> list[Pair]:
+def _with_classes(ctx: Context, pairs: list[Pair], heard: anatomy.Heard) -> list[Pair]:
     """Pairs that say what each of their tokens is, for losses with ``token_weights``.
 
     Raises:
         StageError: of none it can be told.
     """
-    by_id, judged = {c.candidate_id: c for c in candidates}, {s.candidate_id: s for s in scores}
-    langs = {p.prompt_id: p.lang for p in prompts}
-
-    def places(pair: Pair, name: str) -> list[int]:
-        found = anatomy.classes_of(by_id[name], judged[name], pair.text, langs[pair.prompt_id], ctx.config)
-        return [CLASSES.index(kind) for kind in found]
-
-    out = []
-    for pair in pairs:
-        with contextlib.suppress(ValueError):  # times that cannot be used
-            out.append(replace(pair, chosen_classes=places(pair, pair.chosen_id),
-                               rejected_classes=places(pair, pair.rejected_id)))
+    out = [replace(pair, chosen_classes=[CLASSES.index(kind) for kind in chosen.classes],
+                   rejected_classes=[CLASSES.index(kind) for kind in rejected.classes])
+           for pair, (chosen, rejected) in heard.sides(pairs)]
     if not out:
         raise StageError("No pair has a time for each word that was heard, which token_weights need",
-                         where=str(ctx.run.path / "scores"), fix="score with a recognizer that gives times "
-                         "(docs/RECOGNIZERS.md), or leave token_weights out")
+                         where=str(ctx.run.path / "scores"), fix=f"{anatomy.NO_TIMES}, or leave token_weights out")
     if len(out) < len(pairs):
         ctx.say(f"pairs: {count(len(pairs) - len(out), 'pair is', 'pairs are')} left out: without a time for each word "
                 "token_weights cannot tell what its tokens say")

@@ -56,7 +56,7 @@ def stored_config(folder: Path) -> dict[str, Any]:
     return stored
 
 
-def written(run: Path, manifest: dict[str, Any], stage: str, name: str) -> dict[str, Any] | None:
+def stage_json(run: Path, manifest: dict[str, Any], stage: str, name: str) -> dict[str, Any] | None:
     """A JSON file of a stage; None where the stage has not written it, and is not said to be done.
 
     Raises:

@@ -119,8 +119,7 @@ class Collator:
             talker=talker,
             ref_logps_ST=_in_place(talker.mask_ST, [e.ref_logps for e in examples], sides),
             behaviour_logps_ST=_in_place(talker.mask_ST, [e.behaviour_logps for e in examples], sides),
-            class_ST=None if (kinds := _in_place(talker.mask_ST, [e.classes for e in examples], sides)) is None
-            else kinds.long(),
+            class_ST=_in_place(talker.mask_ST, [e.classes for e in examples], sides, torch.int64),
             group_S=torch.arange(len(examples)).repeat(sides),
             side_S=torch.arange(sides).repeat_interleave(len(examples)),
             seconds_S=torch.tensor([s.speech.seconds for s in sequences], dtype=torch.float32),
@@ -133,13 +132,15 @@ class Collator:
         return {"index": torch.tensor([index for index, _ in items]), "batch": batch}
 
 
-def _in_place(mask_ST: Tensor, of_groups: list[list[Tensor] | None], sides: int) -> Tensor | None:
-    """Numbers a step of each sequence, where the mask has its steps: (S, T) float32; None where a group has none."""
+def _in_place(
+    mask_ST: Tensor, of_groups: list[list[Tensor] | None], sides: int, dtype: torch.dtype = torch.float32
+) -> Tensor | None:
+    """Numbers a step of each sequence, where the mask has its steps: (S, T); None where a group has none."""
     given = [numbers for numbers in of_groups if numbers is not None]
     if len(given) < len(of_groups):
         return None
-    values = torch.cat([numbers[side] for side in range(sides) for numbers in given]).float()
-    return torch.zeros(mask_ST.shape).masked_scatter(mask_ST.cpu(), values)
+    values = torch.cat([numbers[side] for side in range(sides) for numbers in given]).to(dtype)
+    return torch.zeros(mask_ST.shape, dtype=dtype).masked_scatter(mask_ST.cpu(), values)
 
 
 def _share(everything: Sequence[Example], first: int) -> Share:

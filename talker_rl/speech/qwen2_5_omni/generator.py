@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from talker_rl.base.errors import CheckpointError, ConfigError, TalkerRLError
-from talker_rl.base.seals import verified
 from talker_rl.records.prompt import Prompt
-from talker_rl.speech.adapter_files import restoration
+from talker_rl.speech.adapter_files import intact
 from talker_rl.speech.config import ConditioningConfig, LoraSettings, Token2WavConfig
 from talker_rl.speech.files import read_tensors, weight_files
 from talker_rl.speech.lora import attach_lora, load_lora
@@ -171,7 +170,7 @@ def _other_weights(talker: Any, folder: Path) -> Iterator[None]:
     if not folder.is_dir():
         raise CheckpointError("There is no such folder of weights", where=str(folder),
                               fix="give a PEFT folder, e.g. runs/demo/train/default, or one of Talker weights")
-    files = [verified(file, fix=restoration(folder)) for file in weight_files(folder)]
+    files = [intact(file) for file in weight_files(folder)]
     state = {k.removeprefix("talker."): v for k, v in read_tensors(files).items()}
     before = {k: v.clone() for k, v in talker.state_dict().items()}
     try:
