@@ -149,7 +149,7 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 
 def _add_elsewhere(command: argparse.ArgumentParser, module: ModuleType) -> None:
-    """Options of a verb whose module has them, and ``run(args)``."""
+    """Options of a verb whose module has them, and ``verb(args)``."""
     command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.set_defaults(own=command, call=module.verb)
     module.add_options(command)

@@ -132,6 +132,19 @@ def test_changed_conditioning_is_noticed_by_the_first_stage_that_reads_it(
     assert f"{shard.name} is damaged: its content is not what was written" in error and "talker-rl condition" in error
 
 
+@pytest.mark.parametrize("file", ["rollouts/shard-00001.parquet", "rollouts/index.json", "conditioning",
+                                  "manifest.json"])
+def test_rates_are_not_taken_from_what_is_damaged(
+    finished: Path, run: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [shard] = (run / "conditioning").glob("*.safetensors")
+    damage(shard if file == "conditioning" else run / file, mantissas if file == "conditioning" else flip)
+    capsys.readouterr()
+    assert cli.main(["plan", "-c", str(finished.parent / "config.yaml"), "--rates", str(run)]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and "damaged" in error and "fix: " in error
+
+
 def test_a_changed_checkpoint_is_not_judged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damage(run / ADAPTER, mantissas)
     error = told(capsys, run, "train", "--force-stage", "round1/choice/default")

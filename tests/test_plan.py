@@ -33,6 +33,7 @@ from talker_rl.speech.qwen2_5_omni.token2wav import decode
 from talker_rl.speech.registry import read_geometry
 from talker_rl.speech.shapes import Geometry
 from talker_rl.stages.plan import parts
+from talker_rl.store.shards import ShardFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 LORA = LoraSettings(r=4, lora_alpha=8)
@@ -202,8 +203,6 @@ def test_cost_grows_linearly_with_length_but_for_the_talkers_attention(job: Job)
 
 def write_run(folder: Path) -> dict[str, list[float]]:
     """A finished run of the micro model as its manifest tells it; returns seconds by stage of the plan."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     config = load_data({"workers": 2, "prompts": {"limit": {"train": 300, "dev": 30, "eval": 200}},
                         "variants": {"a": {"args": {"max_steps": 30}}, "b": {"args": {"max_steps": 30}}}})
@@ -215,7 +214,7 @@ def write_run(folder: Path) -> dict[str, list[float]]:
     (folder / "rollouts").mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps(
         {"stages": entries, "commands": [{"device": "cpu"}], "config": config.resolved()}))
-    pq.write_table(pa.table({"codes": [[1] * 100, [1] * 200]}), folder / "rollouts" / "shard-00000.parquet")
+    ShardFolder(folder / "rollouts", "key").write(0, [{"codes": [1] * 100}, {"codes": [1] * 200}])
     ConditioningCache(folder / "conditioning").put([(c, "key") for c in random_conditionings([(40, 8), (60, 12)])])
     return {"conditioning": [3], "rollouts": [50], "scores": [200], "training": [80], "choice": [50],
             "evaluation": [150]}

@@ -99,17 +99,13 @@ def read_run(folder: Path, kinds: Mapping[str, str]) -> Finished:
 
 
 def _lengths(folder: Path) -> Lengths:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
     from talker_rl.speech.cache import ConditioningCache
+    from talker_rl.store.shards import ShardFolder
 
     codes = rows = 0
-    for shard in (folder / "rollouts").glob("*.parquet"):
-        table = pq.read_table(shard, columns=["codes"])
-        rows += table.num_rows
-        codes += pc.sum(pc.list_value_length(table["codes"])).as_py() or 0
-    stored = ConditioningCache(folder / "conditioning").load().values()
+    for row in ShardFolder(folder / "rollouts").all_rows(["codes"]):
+        rows, codes = rows + 1, codes + len(row["codes"])
+    stored = ConditioningCache(folder / "conditioning", strict=True).load().values()
     if not (rows and stored):
         raise DataError("The run's rollouts or conditioning are gone", where=str(folder), fix="give a run with both")
     prefix, reply = (sum(lengths) / len(stored) for lengths in zip(*(c.rows for c in stored), strict=True))

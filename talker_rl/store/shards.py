@@ -160,8 +160,11 @@ class ShardFolder:
                             fix="run its stage again: only this shard is made again")
         self._intact.add(name)
 
-    def rows(self, i: int) -> list[dict[str, Any]]:
+    def rows(self, i: int, columns: list[str] | None = None) -> list[dict[str, Any]]:
         """Rows of shard ``i``.
+
+        Args:
+            columns: no others are read; None: all.
 
         Raises:
             DataError: missing, truncated or changed since it was written.
@@ -170,12 +173,12 @@ class ShardFolder:
         if name not in self._index["shards"]:
             raise DataError(f"Shard {name} is not finished", where=str(self.path), fix="run its stage again")
         self._check(name)
-        return pq.read_table(self.path / name).to_pylist()
+        return pq.read_table(self.path / name, columns=columns).to_pylist()
 
-    def all_rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of all shards in order."""
+    def all_rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Rows of all shards in order; ``columns`` as in :meth:`rows`."""
         for i in range(len(self)):
-            yield from self.rows(i)
+            yield from self.rows(i, columns)
 
     def read(self, i: int, cls: type[T]) -> list[T]:
         """Records of shard ``i``."""
