@@ -122,6 +122,10 @@ class EvalConfig(Settings):
         "compare with published ones where the evaluator is its own too (zh paraformer-zh, en whisper-large-v3)."
     )
     sampling: SamplingConfig | None = Field(None, description="null: as in rollouts.")
+    checkpoints: Literal["chosen", "all"] = Field(
+        "chosen", description="all: every saved checkpoint of a training speaks the eval texts, not only the one that "
+        "was chosen, and its drift is measured on them: losses can then be compared where they have moved as far."
+    )
     talkers: dict[str, str] = Field(
         default_factory=dict,
         description="More Talkers to evaluate: name -> folder or safetensors file; micro:clean is the clean micro one.",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from talker_rl.base.settings import Settings
 from talker_rl.config_files import merge
@@ -39,6 +39,21 @@ class Selection(Settings):
         None, ge=1, description="Stop a training after so many evaluations without a better metric_for_best_model; "
         "null never stops early."
     )
+    save_at_kl: list[float] = Field(
+        default_factory=list, description="Also save where the policy has moved so far from the one that training "
+        "began with, e.g. [0.002, 0.005]: exact KL in nats a step on sequences of the training's own pairs. Losses are "
+        "compared fairly where they have moved as far."
+    )
+    stop_at_kl: float | None = Field(
+        None, gt=0, description="End a training where it has moved so far (max_steps still ends it); saved there."
+    )
+
+    @field_validator("save_at_kl")
+    @classmethod
+    def _rising(cls, value: list[float]) -> list[float]:
+        if any(kl <= 0 for kl in value) or sorted(set(value)) != value:
+            raise ValueError("give rising numbers above 0, e.g. [0.002, 0.005]")
+        return value
 
 
 class CheckpointConfig(Selection):
@@ -78,12 +93,16 @@ class VariantConfig(CommonConfig):
         self.training()
         return self
 
+    def checkpoints(self, pairs: float) -> int:
+        return super().checkpoints(pairs) + len(self.checkpoint.save_at_kl)
+
     def training(self) -> TrainConfig:
         """The settings of its training."""
         chosen = self.checkpoint
         return TrainConfig.model_validate(self.model_dump(mode="json", exclude={"checkpoint"}) | {
             "select": chosen.select, "select_metric": chosen.metric_for_best_model,
-            "patience": chosen.early_stopping_patience})
+            "patience": chosen.early_stopping_patience, "save_at_kl": chosen.save_at_kl,
+            "stop_at_kl": chosen.stop_at_kl})
 
 
 def over(run: Mapping[str, Any], variants: Any) -> Any:

@@ -48,6 +48,20 @@ def selective_logps(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tenso
     return _SelectiveLogps.apply(logits_NV, ids_N)  # type: ignore[no-untyped-call]
 
 
+@torch.no_grad()
+def kl_divergence(logits_NV: torch.Tensor, ref_logits_NV: torch.Tensor) -> torch.Tensor:
+    """KL(softmax(logits) || softmax(ref_logits)) (N,) float32, nats: the sum over the vocabulary and no estimate of it.
+
+    An id that the logits rule out (-inf) adds nothing.
+    """
+    rows = _ROWS if logits_NV.device.type == "cpu" else max(1, len(logits_NV))
+    found = []
+    for mine, other in zip(logits_NV.split(rows), ref_logits_NV.split(rows), strict=True):
+        logps, refs = mine.float().log_softmax(-1), other.float().log_softmax(-1)
+        found.append(torch.where(logps.isneginf(), 0.0, logps.exp() * (logps - refs)).sum(-1))
+    return torch.cat(found) if found else logits_NV.new_zeros(0).float()
+
+
 @contextmanager
 def head_only_at(inner: Any, positions_N: torch.Tensor) -> Iterator[list[torch.Tensor]]:
     """Give the codec head the hidden states (N, H) at these positions of the packed row instead of all (1, L, H).

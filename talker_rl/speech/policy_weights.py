@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from talker_rl.base.errors import CheckpointError
+from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.base.ids import stable_hash
 from talker_rl.speech.hashes import tensor_hash
 from talker_rl.speech.lora import POLICY, REFERENCE, reference_logps, save_lora
@@ -27,6 +27,9 @@ class PolicyWeights:
         module: transformers' Talker, or a ``peft.PeftModel`` around it.
     """
 
+    moved = False
+    """Whether these are full weights in the base's place, so that no reference is at hand."""
+
     def __init__(self, module: Any) -> None:
         self.module = module
 
@@ -37,6 +40,13 @@ class PolicyWeights:
             return
         with reference_logps(self.module):
             yield
+
+    def require_reference(self) -> None:
+        """ConfigError where full weights are trained, or loaded in the base's place: nothing is left to compare with.
+        """
+        if self.moved:
+            raise ConfigError("full weights leave no reference behind to be compared with", where="train.lora: null",
+                              fix="train LoRA where drift is to be measured")
 
     def reference_identity(self) -> str:
         """A training that began at the base hashes alike whether LoRA layers are attached or not, since its reference

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 from talker_rl.base.findings import Finding
 from talker_rl.records.candidate import Candidate
@@ -107,6 +107,19 @@ class PolicyBatch(Protocol):
     def __len__(self) -> int: ...
 
 
+class Compared(NamedTuple):
+    """Policy and reference at each step of a batch; all (S, T) float32, 0 at padding."""
+
+    logps_ST: Tensor
+    stops_ST: Tensor
+    """Raw log-prob of stopping, under the policy."""
+    ref_logps_ST: Tensor
+    kl_ST: Tensor
+    """KL(policy || reference) of what may come next, over the whole vocabulary, nats. Its sum over a sequence that the
+    policy sampled without processing is an estimate of the KL of the sequences' distributions without the noise of the
+    sampled ids; of a frame of several codes, each code's is given those before it."""
+
+
 class Policy(Protocol):
     """A Talker with some weights, and the reference it is measured against."""
 
@@ -141,6 +154,14 @@ class Policy(Protocol):
 
     def logps_and_stops(self, batch: PolicyBatch) -> tuple[Tensor, Tensor]:
         """``logps``, and the raw log-prob of stopping at each step; both (S, T)."""
+        ...
+
+    def compared(self, batch: PolicyBatch) -> Compared:
+        """The policy beside its reference (:meth:`as_reference`) on a batch, without gradient.
+
+        Raises:
+            ConfigError: full weights are trained, which leave no reference behind.
+        """
         ...
 
     def code_logps(self, batch: PolicyBatch) -> Tensor:

@@ -161,9 +161,11 @@ def _summary(
     return found
 
 
-def judged(config: RunConfig) -> int:
-    """Talkers that are evaluated."""
-    return 1 + len(config.eval.talkers) + len(config.variants)
+def judged(config: RunConfig, pairs: float = 0) -> int:
+    """Talkers that are evaluated; where every checkpoint is, and their number hangs on the pairs, as so many give."""
+    every = config.eval.checkpoints == "all"
+    return 1 + len(config.eval.talkers) + sum(max(1, cfg.checkpoints(pairs)) if every else 1
+                                              for cfg in config.variants.values())
 
 
 def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,10 @@ class ForceTask:
     sequences: list[tuple[str, Speech]]
     """Prompt id and what was said; not empty."""
     batch_size: int
+    reference: Path | None = None
+    """Of ``beside``: an adapter; None is the base."""
+    beside: bool = False
+    """Also compare each policy with the reference; costs a second forward. Policies of full weights have none."""
 
 
 @dataclass
@@ -38,6 +42,10 @@ class Forced:
     """Log-prob of each id."""
     p_stop: list[float]
     """Probability of stopping at each position, before any option of sampling."""
+    ref_logps: list[float] = field(default_factory=list)
+    """Likewise under the reference, where the policy was compared with it."""
+    kl: list[float] = field(default_factory=list)
+    """KL(policy || reference) at each position over the whole vocabulary, nats; likewise."""
 
 
 def speech_of(candidate: dict[str, Any]) -> Speech:
@@ -56,12 +64,13 @@ def force(task: ForceTask) -> list[list[Forced]]:
     examples = [TalkerSequence(stored[prompt_id], speech) for prompt_id, speech in task.sequences]
     found = []
     for weights in task.policies:
-        with one_thread(), generator.policy(weights) as policy:
-            found.append(_force(policy, examples, task.batch_size))
+        reference = task.reference if task.beside and weights is not None else None
+        with one_thread(), generator.policy(weights, reference=reference) as policy:
+            found.append(_force(policy, examples, task.batch_size, task.beside))
     return found
 
 
-def _force(policy: Policy, examples: Sequence[TalkerSequence], batch_size: int) -> list[Forced]:
+def _force(policy: Policy, examples: Sequence[TalkerSequence], batch_size: int, beside: bool) -> list[Forced]:
     """Sequences of a prompt side by side share its prefix."""
     import torch
 
@@ -69,9 +78,10 @@ def _force(policy: Policy, examples: Sequence[TalkerSequence], batch_size: int) 
     found: dict[int, Forced] = {}
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
+        collated = policy.collate([examples[i] for i in batch])
         with torch.no_grad():
-            logps, stops = policy.logps_and_stops(policy.collate([examples[i] for i in batch]))
-        for i, row, stop in zip(batch, logps.cpu(), stops.exp().cpu(), strict=True):
+            logps, stops, *more = policy.compared(collated) if beside else policy.logps_and_stops(collated)
+        for at_, i in enumerate(batch):
             length = examples[i].speech.steps
-            found[i] = Forced(row[:length].tolist(), stop[:length].tolist())
+            found[i] = Forced(*(one[at_, :length].tolist() for one in (logps.cpu(), stops.exp().cpu(), *more)))
     return [found[i] for i in range(len(examples))]

@@ -87,6 +87,7 @@ ORDER: dict[str, Verb | None] = {
     "choice": _TRAIN,
     "evaluate": Verb("eval", "evaluate base and trained by a second recognizer", "talker-rl eval -c demo eval.seeds=4",
                      ("reward", "recognizer", "evaluator", "device"), _eval, tracks=True),
+    "curve": None,
     "likelihood": None,
     "report": Verb("report", "write report/index.html", "talker-rl report --run-dir runs/demo"),
     "diagnose": Verb("diagnose", "measure length bias, drift and stopping of the trained variants of a finished run",

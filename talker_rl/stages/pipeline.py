@@ -14,7 +14,19 @@ from talker_rl.report.model import ReportData
 from talker_rl.rounds import Round, choice_stage, rounds_of
 from talker_rl.shipped import split
 from talker_rl.speech.registry import family_of
-from talker_rl.stages import conditioning, evaluate, feasible, named, order, prompts, report, rollouts, scores, train
+from talker_rl.stages import (
+    conditioning,
+    curve,
+    evaluate,
+    feasible,
+    named,
+    order,
+    prompts,
+    report,
+    rollouts,
+    scores,
+    train,
+)
 from talker_rl.stages.context import Context, open_run
 from talker_rl.stages.inputs import start_adapter
 from talker_rl.stages.plan import describe
@@ -95,6 +107,7 @@ def _latest_round(ctx: Context) -> int:
 def evaluate_and_track(ctx: Context) -> dict[str, Any]:
     """The figures, and where a tracker is configured, a little of what the report would show to it."""
     summary = evaluate.make(ctx)
+    curve.make(ctx)
     if ctx.tracking.to != "none":
         track(ctx, report.collect(ctx))
     return summary
@@ -124,6 +137,7 @@ def run_all(ctx: Context) -> dict[str, Any]:
         for round_ in rounds_of(ctx.config.variants, index):
             run_round(ctx, round_)
     summary = evaluate.make(ctx)
+    curve.make(ctx)
     track(ctx, report.make(ctx))
     return summary
 

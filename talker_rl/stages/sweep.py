@@ -33,6 +33,7 @@ from talker_rl.stages import (
     choice,
     completions,
     conditioning,
+    curve,
     diagnose,
     evaluate,
     pairs,
@@ -91,6 +92,7 @@ class Sweep:
             for ctx in arms.values():
                 choice.make(ctx, Round(1))
                 evaluate.make(ctx)
+                curve.make(ctx)
             found = self._table(arms)
             _pages(self.path, list(arms.values()))
         return found

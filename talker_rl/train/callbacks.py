@@ -44,7 +44,7 @@ class JsonLog(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = without_wall_clock(logs or {})
-        if not state.is_world_process_zero or not {"loss", "eval_loss"} & set(logs):
+        if not state.is_world_process_zero or not {"loss", "eval_loss", "kl"} & set(logs):
             return
         line = {"step": state.global_step, **logs, "seconds": round(time.monotonic() - self._started, 3)}
         with self.path.open("a", encoding="utf-8") as file:

@@ -117,6 +117,16 @@ class TrainConfig(CommonConfig):
     """Of ``select: best`` and of early stopping, on held-out pairs."""
     patience: int | None = Field(None, ge=1)
     """Evaluations without a better metric after which a training stops."""
+    save_at_kl: list[float] = Field(default_factory=list)
+    """KL to the policy that training began with, nats a step, at which it is saved too; rising."""
+    stop_at_kl: float | None = Field(None, gt=0)
+    """At which it ends."""
+
+    def stored(self) -> dict[str, Any]:
+        """As plain data, for keys and files: fields that are younger than some runs stand there where they say
+        something, so that a run of before is the same one."""
+        younger: dict[str, Any] = {"save_at_kl": [], "stop_at_kl": None}
+        return {k: v for k, v in self.model_dump(mode="json").items() if k not in younger or v != younger[k]}
 
     @model_validator(mode="after")
     def _sound(self) -> TrainConfig:
@@ -127,6 +137,10 @@ class TrainConfig(CommonConfig):
                 fix="loss: {type: sft}, or leave data out to train on pairs",
             )
         refuse_loss_fields(self.args)
+        if self.lora is None and (self.save_at_kl or self.stop_at_kl):
+            raise ConfigError("full weights leave no reference behind, so their drift is not measured while they are "
+                              "trained", where="checkpoint.save_at_kl, checkpoint.stop_at_kl",
+                              fix="train LoRA, or leave both out")
         if self.lora is not None and self.lora.lora_dropout > 0 and self.args.get("disable_dropout", True):
             raise ConfigError(
                 "lora_dropout > 0 and disable_dropout: true contradict each other",

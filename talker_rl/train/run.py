@@ -18,7 +18,7 @@ from talker_rl.base.progress import Pace
 from talker_rl.base.seals import LIST, seal, unseal
 from talker_rl.data.pairs import pairs_hash
 from talker_rl.losses import build_loss
-from talker_rl.speech.protocol import Generator, Training
+from talker_rl.speech.protocol import Generator, Policy, Training
 from talker_rl.store.run_dir import config_diff
 from talker_rl.train import callbacks as cb
 from talker_rl.train import processes
@@ -32,6 +32,7 @@ from talker_rl.train.checkpoints import (
     strip_resume_state,
 )
 from talker_rl.train.config import TrainConfig
+from talker_rl.train.drift import SEQUENCES, KLTargets, mean_kl
 from talker_rl.train.objective import PairObjective
 from talker_rl.train.sources import Record, Stored
 from talker_rl.train.trainer import TalkerTrainer
@@ -109,14 +110,17 @@ def train_variant(
             batch_size=cfg.reference_batch_size,
             on_progress=_reference_line(output_dir.name) if progress else None,
         )
+        targets = _kl_targets(cfg, policy, source)
         alarm = cb.ChosenAlarm(cfg.chosen_drop_alarm or float("inf"), cfg.chosen_drop_stop)
         trainer = TalkerTrainer(
             policy,
             args,
             objective=PairObjective(build_loss(cfg.loss)),
             source=source,
-            callbacks=_callbacks(cfg, output_dir, alarm, progress, extra_callbacks),
+            callbacks=_callbacks(cfg, output_dir, alarm, progress, (*targets, *extra_callbacks)),
         )
+        for one in targets:
+            one.log = trainer.log
         for unwanted in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(unwanted)
         checkpoint = processes.on_main(lambda: newest_complete(output_dir))
@@ -202,7 +206,7 @@ def _settings(
         "reference": str(reference) if reference is not None else "the base", "reference_hash": _adapter_hash(reference)
     }
     return other | {
-        "config": cfg.model_dump(mode="json"),
+        "config": cfg.stored(),
         "seed": args.seed,
         "base_model": str(generator.settings.path),
         "model_hash": generator.identity("talker"),
@@ -260,6 +264,14 @@ def _callbacks(
     if progress:
         result.append(cb.ProgressLine(output_dir.name))
     return [*result, *extra]
+
+
+def _kl_targets(cfg: TrainConfig, policy: Policy, source: Stored) -> list[KLTargets]:
+    """What watches the drift, where the configuration asks for it."""
+    if not cfg.save_at_kl and cfg.stop_at_kl is None:
+        return []
+    sequences = source.some(SEQUENCES)
+    return [KLTargets(lambda: mean_kl(policy, sequences), cfg.save_at_kl, cfg.stop_at_kl)]
 
 
 def _select(cfg: TrainConfig, output_dir: Path, history: list[dict[str, Any]], last_step: int) -> tuple[int, str]:

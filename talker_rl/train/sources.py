@@ -77,6 +77,11 @@ class Stored:
         self.train, self.held_out = Examples(examples[:n]), Examples(examples[n:]) if examples[n:] else None
         return counts
 
+    def some(self, count: int) -> list[TalkerSequence]:
+        """At most ``count`` sequences to train on, from all over them, chosen and rejected alike."""
+        records = self.records[:: max(1, -(-len(self.records) * len(self.records[0].sides) // count))]
+        return [TalkerSequence(self._conditionings[r.prompt_id], side) for r in records for side in r.sides][:count]
+
     def facts(self) -> dict[str, Any]:
         """Counts and mean durations, for the result and the card."""
         chosen, *rejected = zip(*([speech.seconds for speech in r.sides] for r in self.records), strict=True)

@@ -78,7 +78,7 @@ class OmniGenerator:
             yield TalkerPolicy(talker)
         else:
             with _other_weights(talker, Path(weights)):
-                yield TalkerPolicy(talker)
+                yield _moved(TalkerPolicy(talker))
 
     @contextmanager
     def _copy(self, talker: Any, weights: str | Path | None) -> Iterator[TalkerPolicy]:
@@ -96,7 +96,7 @@ class OmniGenerator:
                 where="model.dtype",
                 fix="load the model in float32 (and set train.args.bf16: true for speed), or train LoRA",
             )
-        yield TalkerPolicy(copy.deepcopy(talker).requires_grad_(True))
+        yield _moved(TalkerPolicy(copy.deepcopy(talker).requires_grad_(True)))
 
     @contextmanager
     def _adapted(
@@ -162,6 +162,11 @@ def _seed(utterance: Utterance) -> int:
 
 def _is_adapter(weights: str | Path | None) -> bool:
     return weights is not None and (Path(weights) / "adapter_config.json").exists()
+
+
+def _moved(policy: TalkerPolicy) -> TalkerPolicy:
+    policy.moved = True
+    return policy
 
 
 @contextmanager

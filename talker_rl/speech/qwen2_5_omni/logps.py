@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from talker_rl.speech.config import SamplingConfig
-from talker_rl.speech.head import forced, selective_logps
+from talker_rl.speech.head import forced, kl_divergence, selective_logps
+from talker_rl.speech.policy_weights import PolicyWeights
 from talker_rl.speech.processed import forced_processed
+from talker_rl.speech.protocol import Compared
 from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, code_ids, stop_ids, talker_inputs, unwrap_talker
 from talker_rl.speech.sampling import CodeSampler
 
@@ -29,6 +31,19 @@ def token_and_stop_logps(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor,
     stop_N = logits_NV[:, stop_ids(talker)].logsumexp(-1) - logits_NV.logsumexp(-1)
     zeros = torch.zeros(mask.shape, device=mask.device)
     return zeros.masked_scatter(mask, token_N), zeros.masked_scatter(mask, stop_N)
+
+
+@torch.no_grad()
+def compared(policy: PolicyWeights, batch: TalkerBatch) -> Compared:
+    """A policy beside its reference; see :meth:`talker_rl.speech.protocol.Policy.compared`."""
+    logits_NV, batch = _completion_logits(policy.module, batch)
+    with policy.as_reference():
+        ref_NV, _ = _completion_logits(policy.module, batch)
+    mask = batch.completion_mask_BT
+    ids_N, stops = batch.codes_BT[mask], stop_ids(policy.module)
+    parts = (selective_logps(logits_NV, ids_N), logits_NV[:, stops].float().logsumexp(-1) - logits_NV.float().logsumexp(
+        -1), selective_logps(ref_NV, ids_N), kl_divergence(logits_NV, ref_NV))
+    return Compared(*(torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, part) for part in parts))
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from talker_rl.records.candidate import Candidate
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.speech.policy_weights import PolicyWeights
-from talker_rl.speech.protocol import Progress, SampleRequest, TalkerSequence
+from talker_rl.speech.protocol import Compared, Progress, SampleRequest, TalkerSequence
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, collate
-from talker_rl.speech.qwen2_5_omni.logps import processed_logps, token_and_stop_logps, token_logps
+from talker_rl.speech.qwen2_5_omni.logps import compared, processed_logps, token_and_stop_logps, token_logps
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
 
 
@@ -43,6 +43,10 @@ class TalkerPolicy(PolicyWeights):
 
     def logps_and_stops(self, batch: TalkerBatch) -> tuple[Tensor, Tensor]:
         return token_and_stop_logps(self.module, batch)
+
+    def compared(self, batch: TalkerBatch) -> Compared:
+        self.require_reference()
+        return compared(self, batch)
 
     @torch.no_grad()
     def code_logps(self, batch: TalkerBatch) -> Tensor:

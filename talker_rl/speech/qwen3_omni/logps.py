@@ -4,12 +4,15 @@ predictor over all frames as a batch of rows of 16. They equal the raw ones that
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from talker_rl.speech import head
-from talker_rl.speech.head import selective_logps
+from talker_rl.speech.head import kl_divergence, selective_logps
+from talker_rl.speech.policy_weights import PolicyWeights
+from talker_rl.speech.protocol import Compared
 from talker_rl.speech.qwen3_omni.layout import TalkerBatch, talker_inputs
 from talker_rl.speech.unwrap import unwrap_talker
 
@@ -41,6 +44,36 @@ def residual_hidden(talker: Any, hidden_NH: torch.Tensor, frames_NG: torch.Tenso
     out = predictor.model(inputs_embeds=torch.stack(rows, dim=1), position_ids=positions, use_cache=False)
     hidden: torch.Tensor = out.last_hidden_state[:, 1:]
     return hidden
+
+
+@torch.no_grad()
+def compared(policy: PolicyWeights, batch: TalkerBatch, residual_weight: float = 0.0) -> Compared:
+    """A policy beside its reference; see :meth:`talker_rl.speech.protocol.Policy.compared`. The KL is of whole frames,
+    whatever the residual codes weigh: they are said too, and hang on the states that an adapter moves."""
+    talker, ended = policy.module, unwrap_talker(policy.module).config.codec_eos_token_id
+    sides = []
+    for side in (nullcontext, policy.as_reference):
+        with side():
+            logits_MV, hidden_MH, batch = forced(talker, batch)
+            mask, framed = batch.mask_ST, batch.framed_ST
+            hidden_NGH = residual_hidden(talker, hidden_MH[framed[mask]], batch.frames_NG)
+            heads = unwrap_talker(talker).code_predictor.lm_head
+            sides.append((logits_MV, [one(hidden_NGH[:, k]) for k, one in enumerate(heads)]))
+    zeros = torch.zeros(mask.shape, device=mask.device)
+
+    def steps(first_MV: torch.Tensor, rest: list[torch.Tensor]) -> torch.Tensor:
+        out = zeros.masked_scatter(mask, selective_logps(first_MV, batch.first_ST[mask]))
+        if not residual_weight:
+            return out
+        rest_N = torch.stack([selective_logps(one, batch.frames_NG[:, k + 1]) for k, one in enumerate(rest)]).sum(0)
+        return out + residual_weight * zeros.masked_scatter(framed, rest_N)
+
+    (first, rest), (ref_first, ref_rest) = sides
+    kl_ST = zeros.masked_scatter(mask, kl_divergence(first, ref_first))
+    for mine, other in zip(rest, ref_rest, strict=True):
+        kl_ST = kl_ST + zeros.masked_scatter(framed, kl_divergence(mine, other))
+    stops_M = selective_logps(first, torch.full((len(first),), ended, device=mask.device))
+    return Compared(steps(first, rest), zeros.masked_scatter(mask, stops_M), steps(ref_first, ref_rest), kl_ST)
 
 
 def residual_logps(talker: Any, hidden_NH: torch.Tensor, frames_NG: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from talker_rl.records.candidate import Candidate
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.speech.policy_weights import PolicyWeights
-from talker_rl.speech.protocol import Progress, SampleRequest, TalkerSequence
+from talker_rl.speech.protocol import Compared, Progress, SampleRequest, TalkerSequence
 from talker_rl.speech.qwen3_omni.codec import CODEC
 from talker_rl.speech.qwen3_omni.config import ResidualSampling
 from talker_rl.speech.qwen3_omni.layout import Specials, TalkerBatch, collate
-from talker_rl.speech.qwen3_omni.logps import code_logps, step_and_stop_logps, step_logps
+from talker_rl.speech.qwen3_omni.logps import code_logps, compared, step_and_stop_logps, step_logps
 from talker_rl.speech.qwen3_omni.processed import processed_logps
 from talker_rl.speech.qwen3_omni.rollouts import sample_candidates
 
@@ -65,6 +65,10 @@ class TalkerPolicy(PolicyWeights):
 
     def logps_and_stops(self, batch: TalkerBatch) -> tuple[Tensor, Tensor]:
         return step_and_stop_logps(self.module, batch, self.residual_weight)
+
+    def compared(self, batch: TalkerBatch) -> Compared:
+        self.require_reference()
+        return compared(self, batch, self.residual_weight)
 
     @torch.no_grad()
     def code_logps(self, batch: TalkerBatch) -> Tensor:
