@@ -39,8 +39,8 @@ class Selection(Settings):
         None, ge=1, description="Stop a training after so many evaluations without a better metric_for_best_model; "
         "null never stops early."
     )
-    save_at_kl: list[float] = Field(
-        default_factory=list, description="Also save where the policy has moved so far from the one that training "
+    save_at_kl: list[float] | None = Field(
+        None, description="Also save where the policy has moved so far from the one that training "
         "began with, e.g. [0.002, 0.005]: exact KL in nats a step on sequences of the training's own pairs. Losses are "
         "compared fairly where they have moved as far."
     )
@@ -50,8 +50,8 @@ class Selection(Settings):
 
     @field_validator("save_at_kl")
     @classmethod
-    def _rising(cls, value: list[float]) -> list[float]:
-        if any(kl <= 0 for kl in value) or sorted(set(value)) != value:
+    def _rising(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and (any(kl <= 0 for kl in value) or sorted(set(value)) != value):
             raise ValueError("give rising numbers above 0, e.g. [0.002, 0.005]")
         return value
 
@@ -94,7 +94,7 @@ class VariantConfig(CommonConfig):
         return self
 
     def checkpoints(self, pairs: float) -> int:
-        return super().checkpoints(pairs) + len(self.checkpoint.save_at_kl)
+        return super().checkpoints(pairs) + len(self.checkpoint.save_at_kl or [])
 
     def training(self) -> TrainConfig:
         """The settings of its training."""

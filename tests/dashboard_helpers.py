@@ -17,9 +17,8 @@ import soundfile
 from said import said
 
 from talker_rl.base.text.tokens import normalize
-from talker_rl.data.pairs import pair_id_of
 from talker_rl.records.candidate import Candidate
-from talker_rl.records.pair import Pair
+from talker_rl.records.pair import Pair, pair_id_of
 from talker_rl.records.score import ScoreRow
 from talker_rl.store.shards import ShardFolder
 

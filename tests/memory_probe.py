@@ -30,10 +30,9 @@ from train_helpers import make_config, make_generator, make_pairs
 
 from talker_rl import micro
 from talker_rl.config import RunConfig
-from talker_rl.data.pairs import pair_id_of
 from talker_rl.planning import memory
 from talker_rl.planning.cost import Lengths
-from talker_rl.records.pair import Pair
+from talker_rl.records.pair import Pair, pair_id_of
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingConfig
 from talker_rl.speech.qwen2_5_omni.checkpoint import Omni, load_omni

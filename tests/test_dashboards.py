@@ -17,9 +17,8 @@ from pipeline_helpers import write_world
 from talker_rl import cli
 from talker_rl.base.errors import DataError, StageError
 from talker_rl.data.import_pairs import import_votes
-from talker_rl.data.pairs import pair_id_of
 from talker_rl.records.candidate import Candidate
-from talker_rl.records.pair import Pair
+from talker_rl.records.pair import Pair, pair_id_of
 from talker_rl.records.prompt import Prompt
 from talker_rl.report.ablation import ablation_page, drift_interval, frontier
 from talker_rl.report.blocks import Figure, Page, Table

@@ -26,8 +26,7 @@ from talker_rl.base.names import folder_name, model_name, without_paths, without
 from talker_rl.config import load_data
 from talker_rl.data.export import export_pairs
 from talker_rl.data.import_pairs import import_pairs
-from talker_rl.data.pairs import pair_id_of
-from talker_rl.records.pair import Pair
+from talker_rl.records.pair import Pair, pair_id_of
 from talker_rl.records.prompt import Prompt
 from talker_rl.report.dashboards import write_dashboards
 from talker_rl.reward.recognizer_config import RecognizerConfig, recognizer_name

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from talker_rl.data.completions import import_completions
-from talker_rl.data.import_pairs import import_pairs, import_votes, pair_id_of
+from talker_rl.data.import_pairs import import_pairs, import_votes
 from talker_rl.data.prompts import read_prompts
 from talker_rl.data.seed_lst import read_lst
 from talker_rl.evaluation.wer_tool import read_texts
 from talker_rl.records.candidate import Candidate
+from talker_rl.records.pair import pair_id_of
 from talker_rl.records.prompt import Prompt
 from talker_rl.reward.config import ServiceConfig
 from talker_rl.reward.service.server import read_token

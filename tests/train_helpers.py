@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from said import said
 from transformers import TrainerCallback
 
-from talker_rl.data.pairs import pair_id_of
-from talker_rl.records.pair import Pair
+from talker_rl.records.pair import Pair, pair_id_of
 from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
 from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator

@@ -43,6 +43,20 @@ class PairsConfig(Settings):
         description="Keep only pairs whose chosen is longer than the rejected by at least so many codes. This plants a "
         "length bias on purpose, for ablations that show which loss resists it; null is off.",
     )
+    balance_lengths: int | None = Field(
+        None,
+        ge=1,
+        description="Keep as many pairs whose chosen is longer as pairs whose chosen is shorter by as much, in bins of "
+        "so many codes: length then says nothing of who is chosen, and every difference is still there (length_match "
+        "has small ones only). Over all prompts, after everything else here; null is off.",
+    )
+    mislabeled: float | None = Field(
+        None,
+        gt=0.0,
+        le=0.5,
+        description="Exchange chosen and rejected in this share of the pairs, drawn with `seed`: plants wrong labels "
+        "on purpose, for ablations that show which loss bears them; null is off.",
+    )
     max_length_sd: float | None = Field(
         None,
         gt=0.0,
@@ -75,7 +89,7 @@ class PairsConfig(Settings):
         "(figures, symbols, abbreviations, traditional characters): a perfect reading counts as wrong there, and the "
         "worse one may win.",
     )
-    seed: int = Field(0, description="Seed of best_vs_random.")
+    seed: int = Field(0, description="Seed of best_vs_random, and of mislabeled.")
     votes: str | None = Field(
         None,
         description="Votes that a page's blind A/B listening exported (JSON): the pairs of round 1 are then those "

@@ -22,11 +22,10 @@ from talker_rl.base.errors import DataError
 from talker_rl.base.seals import verified
 from talker_rl.base.text.characters import clean_text
 from talker_rl.base.text.files import text_lines
-from talker_rl.data.pairs import pair_id_of
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.checks import as_id
 from talker_rl.records.codec import Codec, codec_named
-from talker_rl.records.pair import Pair
+from talker_rl.records.pair import Pair, pair_id_of
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.speech import Speech
 

@@ -18,9 +18,10 @@ from rapidfuzz.distance import Levenshtein
 
 from talker_rl.base.errors import DataError
 from talker_rl.base.ids import derive_seed, stable_hash
+from talker_rl.data.arms import balance_lengths, mislabel
 from talker_rl.data.config import PairsConfig
 from talker_rl.records.candidate import Candidate
-from talker_rl.records.pair import Completion, Pair
+from talker_rl.records.pair import Completion, Pair, pair_id_of
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow, nothing_recognized, nothing_right, right_words
 
@@ -40,6 +41,7 @@ REASONS: dict[str, str] = {
     "unwritten": "the order hangs on figures, symbols or characters that recognizers do not write (pairs.unwritten)",
     "length_mismatch": "candidates differ enough in reward, but not within length_match codes",
     "not_longer": "candidates differ enough in reward, but none that is better is longer by chosen_longer_by codes",
+    "unbalanced": "its pairs have no others whose chosen is as much shorter (or longer) beside them (balance_lengths)",
     "vote_tie": "the listener voted for a tie",
     "vote_cut": "the listener voted for speech that was cut at the token limit",
 }
@@ -119,6 +121,12 @@ def explain_pairs(
         if reason is not None:
             reason_of[prompt_id] = reason
         pairs += [_make_pair(known[prompt_id], better, worse) for better, worse in chosen_rejected]
+    if cfg.balance_lengths is not None:
+        before = dict.fromkeys(pair.prompt_id for pair in pairs)
+        pairs = balance_lengths(pairs, cfg.balance_lengths)
+        reason_of |= dict.fromkeys(before.keys() - {pair.prompt_id for pair in pairs}, "unbalanced")
+    if cfg.mislabeled is not None:
+        pairs = mislabel(pairs, cfg.mislabeled, cfg.seed)
     return pairs, reason_of
 
 
@@ -132,11 +140,6 @@ def pairs_hash(records: Sequence[Pair | Completion]) -> str:
 def is_held_out(prompt_id: str, share: float) -> bool:
     """Whether a prompt's pairs are kept out of training: a property of the prompt, not of who else is there."""
     return share > 0 and derive_seed("held-out", prompt_id) / 2**31 < share
-
-
-def pair_id_of(prompt_id: str, chosen: Sequence[int], rejected: Sequence[int]) -> str:
-    """Id of a pair from its content."""
-    return stable_hash("pair", prompt_id, list(chosen), list(rejected))[:16]
 
 
 def index_scores(scores: Iterable[ScoreRow]) -> dict[str, ScoreRow]:

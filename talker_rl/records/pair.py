@@ -5,10 +5,17 @@ In a table a ``Speech`` is its ids, the stop last if it was said, beside the nam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from talker_rl.base.ids import stable_hash
 from talker_rl.records.speech import Speech
+
+
+def pair_id_of(prompt_id: str, chosen: Sequence[int], rejected: Sequence[int]) -> str:
+    """Id of a pair from its content."""
+    return stable_hash("pair", prompt_id, list(chosen), list(rejected))[:16]
 
 
 @dataclass

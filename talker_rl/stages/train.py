@@ -73,7 +73,7 @@ def _begin(training: Training) -> Task | None:
     cfg = ctx.config.variants[variant].training()
     stage, source = train_stage(variant, index), training.round_.data_stage(cfg.data)
     inputs = {**ctx.contents(source, "conditioning"), **model_input(ctx.config), **training.start_inputs}
-    settings = {"train": cfg.stored(), "held_out_share": ctx.config.checkpoint.held_out_share}
+    settings = {"train": cfg.model_dump(mode="json"), "held_out_share": ctx.config.checkpoint.held_out_share}
     kept = index > 1 and ctx.config.reference == "kept"
     if kept:
         settings["reference"], inputs = "kept", inputs | start_input(ctx.config)
@@ -88,7 +88,7 @@ def _begin(training: Training) -> Task | None:
         model["device"] = training.devices[0].partition(":")[0]  # of those that a process sees
     place = ctx.run.path.absolute()  # wherever the task's file is run from
     task = Task(
-        output=str(place / stage), model=model, train=cfg.stored(), data=str(place / source),
+        output=str(place / stage), model=model, train=cfg.model_dump(mode="json"), data=str(place / source),
         conditioning=str(place / "conditioning"), reference_cache=str(place / "reference"),
         start=str(training.start.absolute()) if training.start else None,
         reference=reference, held_out_share=ctx.config.checkpoint.held_out_share,

@@ -117,16 +117,10 @@ class TrainConfig(CommonConfig):
     """Of ``select: best`` and of early stopping, on held-out pairs."""
     patience: int | None = Field(None, ge=1)
     """Evaluations without a better metric after which a training stops."""
-    save_at_kl: list[float] = Field(default_factory=list)
+    save_at_kl: list[float] | None = None
     """KL to the policy that training began with, nats a step, at which it is saved too; rising."""
     stop_at_kl: float | None = Field(None, gt=0)
     """At which it ends."""
-
-    def stored(self) -> dict[str, Any]:
-        """As plain data, for keys and files: fields that are younger than some runs stand there where they say
-        something, so that a run of before is the same one."""
-        younger: dict[str, Any] = {"save_at_kl": [], "stop_at_kl": None}
-        return {k: v for k, v in self.model_dump(mode="json").items() if k not in younger or v != younger[k]}
 
     @model_validator(mode="after")
     def _sound(self) -> TrainConfig:

@@ -206,7 +206,7 @@ def _settings(
         "reference": str(reference) if reference is not None else "the base", "reference_hash": _adapter_hash(reference)
     }
     return other | {
-        "config": cfg.stored(),
+        "config": cfg.model_dump(mode="json"),
         "seed": args.seed,
         "base_model": str(generator.settings.path),
         "model_hash": generator.identity("talker"),
@@ -271,7 +271,7 @@ def _kl_targets(cfg: TrainConfig, policy: Policy, source: Stored) -> list[KLTarg
     if not cfg.save_at_kl and cfg.stop_at_kl is None:
         return []
     sequences = source.some(SEQUENCES)
-    return [KLTargets(lambda: mean_kl(policy, sequences), cfg.save_at_kl, cfg.stop_at_kl)]
+    return [KLTargets(lambda: mean_kl(policy, sequences), cfg.save_at_kl or [], cfg.stop_at_kl)]
 
 
 def _select(cfg: TrainConfig, output_dir: Path, history: list[dict[str, Any]], last_step: int) -> tuple[int, str]:
