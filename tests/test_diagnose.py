@@ -173,7 +173,9 @@ def test_the_summary_says_what_the_records_say(diagnosed: tuple[Path, Path]) -> 
     for mine, theirs in zip(summary["drift"], choice, strict=True):
         assert (mine["n"], mine["wer"], mine["duration_mean"]) == pytest.approx(
             (theirs["n"], theirs["wer"], theirs["duration_mean"]))
-    assert all(abs(row["kl_per_code"]) > 1e-4 for row in summary["drift"][1:])
+    assert all(row["kl_per_code"] > 1e-5 and row["kl_per_code_on_base"] > 1e-5 for row in summary["drift"][1:])
+    assert all(0 < row["p_stop_at_base_stops"] < 1 and len(row["hazard"]) == 10 for row in summary["drift"])
+    assert summary["said"]["trained"]["words_over_time"]["n"] > 0 and summary["conditions"]["hazard"]
     assert summary["limits"] == {"n": 2, "violations": 2, "rate": 1.0}
     assert summary["runaway"]["n"] == summary["n_samples"] == 8
     noise = summary["reward_noise"]
@@ -189,7 +191,9 @@ def test_the_kl_is_that_of_the_checkpoints_own_dev_samples(diagnosed: tuple[Path
     reference = forced(config, run, None, sequences)
     policy = [c["token_logps"] for c in spoken]
     expected = (sum(map(sum, policy)) - sum(map(sum, reference))) / sum(map(len, reference))
-    assert summary_of(run, "plain")["drift"][2]["kl_per_code"] == pytest.approx(expected, abs=1e-4)
+    found = summary_of(run, "plain")["drift"][2]
+    assert found["k1_per_code"] == pytest.approx(expected, abs=1e-4)
+    assert found["kl_per_utterance"] == pytest.approx(found["kl_per_code"] * sum(map(len, reference)) / 3)
 
 
 def test_a_second_start_does_nothing_and_a_lost_shard_is_made_again(
@@ -251,8 +255,8 @@ def test_a_run_whose_choice_kept_no_candidates_has_no_kl(diagnosed: tuple[Path, 
     verb = ["diagnose", "--run-dir", str(copy), "-q", "--debug", "--variant", "plain"]
     assert cli.main([*verb, "--force-stage", "diagnostics/plain"]) == 0
     summary = summary_of(copy, "plain")
-    assert [row["kl_per_code"] for row in summary["drift"]] == [0.0, None, None]
-    assert any("for step 2, 4" in note for note in summary["notes"])
+    assert [row["kl_per_code"] for row in summary["drift"]] == [None] * 3
+    assert any("for step 0, 2, 4" in note for note in summary["notes"])
     assert records(copy, "plain", "pairs") == records(run, "plain", "pairs")
 
 

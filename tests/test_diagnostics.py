@@ -208,7 +208,7 @@ def dev(step: int, duration: float, errors: int = 0, status: str = "ok") -> Row:
 
 def test_drift_against_the_reference() -> None:
     rows = [*(dev(0, s) for s in (1.0, 2.0, 3.0)), *(dev(5, s, 1) for s in (1.5, 3.0, 4.5)), dev(5, 99.0, 0, "failed")]
-    start, later = drift(rows, {0: 0.0, 5: 0.02}, [])
+    start, later = drift(rows, {0: {"kl_per_code": 0.0}, 5: {"kl_per_code": 0.02}}, [])
     assert later == pytest.approx({
         "step": 5, "duration_mean": 3.0, "duration_p50": 3.0, "duration_p95": np.percentile([1.5, 3.0, 4.5], 95),
         "ratio_to_reference": 1.5, "seconds_per_unit": 9 / 12, "kl_per_code": 0.02, "wer": 0.25, "n": 3,
@@ -313,10 +313,11 @@ def summary_of(pairs: list[Row], samples: list[Row], rows: list[Row], dev_rows: 
     return summarize(variant="v", beta=0.1, step=1, pairs=pairs, samples=samples, rows=rows, base_rows=rows,
                      base_lengths=[{"prompt_id": s["prompt_id"], "seconds": s["seconds"], "units": s["units"]}
                                    for s in samples],
-                     dev_rows=dev_rows, kl_per_code={}, max_seconds={}, noise=None, more_notes=["reward_noise: no"])
+                     dev_rows=dev_rows, moved={}, max_seconds={}, noise=None, more_notes=["reward_noise: no"])
 
 
-SPOKEN = heard(2.0) | {"prompt_id": "p", "seed": 0, "wer": 0.0, "reward": 0.5}
+SPOKEN = heard(2.0) | {"prompt_id": "p", "seed": 0, "wer": 0.0, "reward": 0.5, "text": "one two", "lang": "en",
+                       "transcript": "one two", "spans": [0.1, 0.5, 0.6, 1.0], "ref_words": 2}
 SCENES: dict[str, tuple[list[Row], list[Row], list[Row], list[Row]]] = {
     "empty": ([], [], [], []),
     "one": ([pair(50, 50, 0.0, 0.0)], [sample(2.0)], [SPOKEN], [dev(1, 2.0)]),

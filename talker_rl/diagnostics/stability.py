@@ -16,15 +16,16 @@ EARLY = 0.5
 """A sample that stopped before this share of the base's mean duration of the same prompt stopped early."""
 
 
-def drift(dev_rows: Sequence[Row], kl_per_code: Mapping[int, float], notes: Notes) -> list[Row]:
-    """Durations by training step on the dev prompts, against KL and WER.
+def drift(dev_rows: Sequence[Row], moved: Mapping[int, Row], notes: Notes) -> list[Row]:
+    """Durations by training step on the dev prompts, against KL, stopping and WER.
 
     Args:
         dev_rows: the utterances that the choice of the checkpoint scored, with ``step``; step 0 is the reference.
-        kl_per_code: step -> mean of log pi - log ref on the policy's own samples.
+        moved: step -> :func:`talker_rl.diagnostics.moved.moved`.
 
     Returns: a row per step: ``duration_mean, duration_p50, duration_p95`` (seconds), ``ratio_to_reference`` (of means),
-        ``seconds_per_unit`` (all seconds over all words or Chinese characters), ``kl_per_code``, ``wer``, ``n``.
+        ``seconds_per_unit`` (all seconds over all words or Chinese characters), the figures of ``moved``, ``wer``,
+        ``n``.
     """
     by_step: dict[int, list[Row]] = defaultdict(list)
     for row in dev_rows:
@@ -47,13 +48,17 @@ def drift(dev_rows: Sequence[Row], kl_per_code: Mapping[int, float], notes: Note
             "duration_p95": float(np.percentile(seconds, 95)),
             "ratio_to_reference": float(seconds.mean()) / reference if reference > 0 else None,
             "seconds_per_unit": float(seconds.sum()) / units if units else None,
-            "kl_per_code": kl_per_code.get(step),
+            "kl_per_code": None,
+            **moved.get(step, {}),
             "wer": errors / units if units else None,
             "n": len(rows),
         })
-    lost = [str(row["step"]) for row in table if row["kl_per_code"] is None]
+    lost = [str(row["step"]) for row in table if row["step"] not in moved]
     if lost:
         notes.append(f"drift.kl_per_code: no sampled codes are stored for step {', '.join(lost)}")
+    if any(moved[row["step"]]["kl_per_code"] is None for row in table if row["step"] in moved):
+        notes.append("drift.kl_per_code: full weights leave no reference to sum over the vocabulary with; k1_per_code "
+                     "is of the sampled tokens alone")
     return table
 
 

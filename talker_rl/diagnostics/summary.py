@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from talker_rl.base.figures import count, written
 from talker_rl.diagnostics.fits import Notes, Row
 from talker_rl.diagnostics.length_bias import heatmap, implicit_reward, margin_curves, within_pairs
+from talker_rl.diagnostics.moved import CONDITIONS
+from talker_rl.diagnostics.said import loops, words_over_time
 from talker_rl.diagnostics.stability import drift, limits, runaway
 from talker_rl.diagnostics.win_rate import preferences, win_rate
 
@@ -22,7 +24,7 @@ def summarize(
     base_rows: Sequence[Row],
     base_lengths: Sequence[Row],
     dev_rows: Sequence[Row],
-    kl_per_code: Mapping[int, float],
+    moved: Mapping[int, Row],
     max_seconds: Mapping[str, float],
     noise: Row | None,
     more_notes: Sequence[str] = (),
@@ -35,7 +37,7 @@ def summarize(
         pairs, samples: rows of ``pairs.parquet`` (all steps) and ``samples.parquet``.
         rows, base_rows: evaluation rows of the variant and of the base.
         base_lengths: ``prompt_id, seconds, units`` of the base's utterances.
-        dev_rows, kl_per_code: see :func:`drift`.
+        dev_rows, moved: see :func:`drift`.
         max_seconds: limit by prompt id, of prompts that state one.
         noise: what :func:`talker_rl.diagnostics.noise.reward_noise` found.
         more_notes: notes of whoever made the records.
@@ -55,12 +57,24 @@ def summarize(
         "heatmap": heatmap(chosen, notes),
         "margin_curves": margin_curves(pairs, notes),
         "win_rate": win_rate(*preferences(base_rows, rows), notes),
-        "drift": drift(dev_rows, kl_per_code, notes),
+        "drift": drift(dev_rows, moved, notes),
         "runaway": runaway(samples, rows, base_lengths, notes),
         "limits": limits(samples, max_seconds, notes),
+        "said": saying(rows, base_rows, notes),
+        "conditions": CONDITIONS,
         "reward_noise": noise,
     }
     return summary | {"notes": [*notes, *more_notes]}
+
+
+def saying(rows: Sequence[Row], base_rows: Sequence[Row], notes: Notes) -> Row:
+    """Said against demanded words over time, and loops, of the variant and of the base."""
+    until = 1.5 * max((row["duration"] for row in base_rows if row["status"] == "ok"), default=0.0)
+    found = {name: {"words_over_time": words_over_time(side, until), "loops": loops(side)}
+             for name, side in (("trained", rows), ("base", base_rows))}
+    if found["trained"]["words_over_time"] is None:
+        notes.append("said.words_over_time: no utterance has a time for each word that was heard")
+    return found
 
 
 def text_lines(summary: Row) -> list[str]:
@@ -69,6 +83,7 @@ def text_lines(summary: Row) -> list[str]:
             for name, fit in summary["implicit_reward"].items() if fit]
     pairs = summary["within_pairs"]["held_out"] or summary["within_pairs"]["train"] or {}
     last: Row = next((row for row in summary["drift"] if row["step"] == summary["step"]), {})
+    start: Row = next((row for row in summary["drift"] if row["step"] == 0), {})
     wins, ends, noise = summary["win_rate"] or {}, summary["runaway"], summary["reward_noise"]
     lines = [
         f"{summary['variant']}, step {summary['step']}: {count(summary['n_pairs'], 'pair')}, "
@@ -83,7 +98,8 @@ def text_lines(summary: Row) -> list[str]:
         f"  dev duration      {_number(last.get('ratio_to_reference'), '.3f')} x the reference, KL per code "
         f"{_number(last.get('kl_per_code'), '.4f')}",
         f"  stopping          {_number(ends['cap_hit_rate'], '.1%')} cut at the limit, "
-        f"{_number(ends['early_eos_rate'], '.1%')} stopped early",
+        f"{_number(ends['early_eos_rate'], '.1%')} stopped early; P(stop) where the base stopped "
+        f"{_number(start.get('p_stop_at_base_stops'), '.2f')} -> {_number(last.get('p_stop_at_base_stops'), '.2f')}",
     ]
     if noise:
         lines.append(f"  reward noise      ICC {_number(noise['icc'], '.2f')}, sd {noise['sd_within']:.3f}; "

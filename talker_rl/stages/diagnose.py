@@ -20,6 +20,7 @@ from talker_rl.base.ids import derive_seed, stable_hash
 from talker_rl.base.seals import is_intact, seal
 from talker_rl.base.text.tokens import normalize
 from talker_rl.data.pairs import is_held_out
+from talker_rl.diagnostics.moved import moved
 from talker_rl.diagnostics.records import PairRecord, SampleRecord
 from talker_rl.diagnostics.stability import LAST
 from talker_rl.diagnostics.summary import summarize
@@ -27,7 +28,7 @@ from talker_rl.losses.config import parse_loss, parts_of
 from talker_rl.records.pair import Pair
 from talker_rl.records.speech import Speech
 from talker_rl.rounds import Round, choice_stage, train_stage
-from talker_rl.stages import reward_noise
+from talker_rl.stages import drift, reward_noise
 from talker_rl.stages.choice import chosen_policy, dev_candidates, dev_rows
 from talker_rl.stages.context import Context
 from talker_rl.stages.evaluate import eval_candidates, eval_rows
@@ -95,7 +96,7 @@ class _Variant:
         ctx = self.ctx
         sources = (self.pairs_stage, "conditioning", self.trained, self.choice, "eval/base", f"eval/{self.name}")
         self.key = STAGE.begin(ctx.run, ctx.config, self.stage, ctx.contents(*sources) | model_input(ctx.config),
-                               {"dev.held_out_share": ctx.config.checkpoint.held_out_share})
+                               {"dev.held_out_share": ctx.config.checkpoint.held_out_share, "drift": "exact"})
         policies: dict[int, Path | None] = {**list_checkpoints(ctx.run.path / self.trained)}
         policies[0] = self.start
         step = int(read_json(ctx.run.path / self.choice / "choice.json")["step"])
@@ -104,7 +105,7 @@ class _Variant:
         with timed() as seconds:
             pairs = self._pairs(policies)
             samples = self._samples(step)
-            spoken = self._spoken(policies)
+            spoken = self._moved(policies)
             done = ctx.run.is_done(self.stage)
             for name, folder, cls in (("pairs", pairs, PairRecord), ("samples", samples, SampleRecord)):
                 file = ctx.run.path / self.stage / f"{name}.parquet"
@@ -115,7 +116,7 @@ class _Variant:
                 variant=self.name, beta=_beta(self.cfg.loss), step=step, pairs=list(pairs.all_rows()),
                 samples=list(samples.all_rows()), rows=eval_rows(ctx, self.name), base_rows=eval_rows(ctx, "base"),
                 base_lengths=self._base_lengths(), dev_rows=dev_rows(ctx, self.name, self.index),
-                kl_per_code=_kl(spoken, self.start == self.reference),
+                moved=moved(list(spoken.all_rows())),
                 max_seconds={p.prompt_id: p.max_seconds for p in ctx.prompts("eval") if p.max_seconds is not None},
                 noise=noise["figures"], more_notes=[*noise["notes"], *self._left_out(len(found))],
             )
@@ -208,42 +209,20 @@ class _Variant:
 
     # -- drift ------------------------------------------------------------------------------------------------------
 
-    def _spoken(self, policies: dict[int, Path | None]) -> ShardFolder:
-        """What each checkpoint sampled for the dev prompts: log-probs under it and under the reference."""
+    def _moved(self, policies: dict[int, Path | None]) -> ShardFolder:
+        """What each checkpoint, and the policy that the round began with, sampled for the dev prompts."""
         by_step: dict[int, list[Row]] = defaultdict(list)
         for row in dev_candidates(self.ctx, self.name, self.index):
-            if row["step"] and speech_of(row):
-                by_step[row["step"]].append(row)
-        work = [(step, part) for step in sorted(by_step) for part in chunks(by_step[step], SHARD)]
-
-        def task(i: int) -> ForceTask:
-            step, part = work[i]
-            return self._task([policies[step], self.reference], _sequences(part))
-
-        def store(folder: ShardFolder, i: int, made: list[list[Forced]]) -> None:
-            policy, reference = made
-            folder.write(i, [
-                {"step": work[i][0], "candidate_id": candidate["candidate_id"], "tokens": len(a.logps),
-                 "policy_logp": math.fsum(a.logps), "ref_logp": math.fsum(b.logps)}
-                for candidate, a, b in zip(work[i][1], policy, reference, strict=True)
-            ])
-
-        return self.ctx.fill(f"{self.stage}/parts/drift", self.key, len(work), task, force, store)
+            by_step[row["step"]].append(row)
+        return drift.make(
+            self.ctx, f"{self.stage}/parts/moved", self.key, policies, by_step, by_step[0], reference=self.reference,
+            exact=self.cfg.lora is not None, batch_size=self.cfg.reference_batch_size)
 
     def _task(self, policies: list[Path | None], sequences: list[tuple[str, Speech]]) -> ForceTask:
         return ForceTask(
             model=self.ctx.config.model, policies=policies, conditioning=self.ctx.run.path / "conditioning",
             sequences=sequences, batch_size=self.cfg.reference_batch_size,
         )
-
-
-def _kl(spoken: ShardFolder, from_reference: bool) -> dict[int, float]:
-    """Step -> mean of log pi - log ref a code; step 0 has 0 where the round began with the reference."""
-    sums: dict[int, tuple[float, int]] = {}
-    for row in spoken.all_rows():
-        total, tokens = sums.get(row["step"], (0.0, 0))
-        sums[row["step"]] = total + row["policy_logp"] - row["ref_logp"], tokens + row["tokens"]
-    return ({0: 0.0} if from_reference else {}) | {step: total / tokens for step, (total, tokens) in sums.items()}
 
 
 def some_pairs(pairs: Sequence[Pair], held_out_share: float, count: int = MAX_PAIRS) -> list[Pair]:
