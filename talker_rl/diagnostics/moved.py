@@ -1,5 +1,5 @@
-"""How far policies have moved from the reference, from the rows of :mod:`talker_rl.stages.drift`; and what has become of
-stopping, where the *base* stopped.
+"""How far policies have moved from the reference, from the rows of :mod:`talker_rl.stages.drift`; and what has become
+of stopping, where the *base* stopped.
 
 P(stop) where a policy's own samples stopped is conditional on having stopped, and stays high however rare stopping has
 become: sampled stops stand where they were likely. What the base said does not depend on the policy.

@@ -17,7 +17,7 @@ GRID = 20
 
 
 def words_over_time(rows: Sequence[Row], until: float) -> Row | None:
-    """Words that were said by a time, over those that were to be said, mean over utterances; of all utterances that have
+    """Words that were said by a time, over those that were to be said, mean over utterances; of all that have
     a time for each word, silent ones included.
 
     Args:
