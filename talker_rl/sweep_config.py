@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -55,6 +55,15 @@ class SweepConfig(Settings):
     arms: dict[str, ArmConfig] = Field(description="Name -> what differs from run.pairs, and which variants.")
     seeds: list[int] = Field([0, 1], min_length=1, description="Training seeds (train.args.seed) of every variant.")
     baseline: str = Field("dpo", description="The variant that the others are measured against; part of every arm.")
+    at_kl: list[float] | None = Field(
+        None, description="Where losses are compared at equal drift, KL to the base in nats, e.g. [0.003]; with "
+        "run.eval.checkpoints: all. null: as far as all trainings of an arm came. Beside it each is compared with the "
+        "baseline as far as both came."
+    )
+    drift: Literal["code", "utterance", "code_on_base"] = Field(
+        "code", description="What KL is of: a token of what the policy said itself; an utterance of that (a policy "
+        "that speaks longer moves further); a token of what the base said."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,8 @@
     <folder>/sweep.json        resolved configuration
     <folder>/shared/           a run: prompts, conditioning, rollouts, scores and eval/base, made once
     <folder>/arms/<arm>/       a run each: those stages by hard links, its own pairs, trainings and evaluations
-    <folder>/ablation.json     the table; ablation.csv likewise
+    <folder>/ablation.json     the tables; ablation.csv has the first
+    <folder>/curves.parquet    every utterance of every checkpoint, where run.eval.checkpoints is `all`
     <folder>/report/           the pages
 
 Every part is finished by an ordinary stage, so the same command goes on where it stopped, and every verb works on an
@@ -26,8 +27,11 @@ from typing import Any
 from talker_rl.base.disk import atomic_write, write_json
 from talker_rl.base.errors import StageError, TalkerRLError
 from talker_rl.base.processes import WorkerPool
+from talker_rl.base.seals import seal
 from talker_rl.config import RunConfig
-from talker_rl.evaluation import ablation
+from talker_rl.evaluation import ablation, equal_drift
+from talker_rl.evaluation.curves import CurveRow, curve_rows
+from talker_rl.records.rows import to_row
 from talker_rl.rounds import Round, train_stage
 from talker_rl.stages import (
     choice,
@@ -45,6 +49,7 @@ from talker_rl.stages import (
 from talker_rl.stages.context import Context
 from talker_rl.stages.plan import describe_sweep
 from talker_rl.store.run_dir import MANIFEST, RunDir, read_manifest
+from talker_rl.store.shards import parquet_bytes, schema_of, table_of
 from talker_rl.sweep_config import SweepConfig, cell, trainings
 
 SHARED = ("prompts", "conditioning", "rollouts", "scores", "eval/base")
@@ -96,6 +101,26 @@ class Sweep:
             found = self._table(arms)
             _pages(self.path, list(arms.values()))
         return found
+
+    def _at_equal_drift(self, arms: dict[str, Context]) -> dict[str, Any]:
+        """Write ``curves.parquet``; the table and the frontiers that follow from it."""
+        rows = [row for name, ctx in arms.items() for row in self._curve_rows(name, ctx)]
+        atomic_write(self.path / "curves.parquet", parquet_bytes(table_of([to_row(r) for r in rows],
+                                                                          schema_of(CurveRow))))
+        seal(self.path, ["curves.parquet"])
+        found = equal_drift.curves(rows, self.config.drift)
+        return {"axis": self.config.drift, "frontiers": equal_drift.frontiers(found), "equal_kl": equal_drift.table(
+            found, self.config.baseline, at_kl=self.config.at_kl or (),
+            resamples=self.config.run.eval.bootstrap_samples)}
+
+    def _curve_rows(self, arm: str, ctx: Context) -> Iterator[CurveRow]:
+        base = evaluate.eval_rows(ctx, "base")
+        ids = {(row["prompt_id"], row["seed"]): row["candidate_id"] for row in base}
+        yield from curve_rows(arm, "base", -1, 0, base, (), ids)
+        for variant, seed in self.config.cells(arm):
+            moved = curve.drift_rows(ctx, cell(variant, seed))
+            for step, rows in curve.curve_rows(ctx, cell(variant, seed)).items():
+                yield from curve_rows(arm, variant, seed, step, rows, [r for r in moved if r["step"] == step], ids)
 
     @contextlib.contextmanager
     def _open(self, folder: str, config: RunConfig) -> Iterator[Context]:
@@ -154,6 +179,8 @@ class Sweep:
         claims = ablation.claims(rows, self.config.baseline)
         found = {"baseline": self.config.baseline, "rows": rows, "claims": claims, "pareto": ablation.pareto(rows),
                  "notes": ablation.notes(rows, claims, self.config.baseline)}
+        if self.config.run.eval.checkpoints == "all":
+            found |= self._at_equal_drift(arms)
         write_json(self.path / "ablation.json", found)
         atomic_write(self.path / "ablation.csv", table_csv(rows))
         return found
