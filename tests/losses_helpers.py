@@ -9,6 +9,7 @@ from talker_rl.losses import PairBatch
 ALL_LOSSES = [
     {"type": "dpo", "beta": 0.1},
     {"type": "dpo", "beta": 0.3, "label_smoothing": 0.2},
+    {"type": "dpo", "beta": 0.1, "label_smoothing": 0.1, "robust": True},
     {"type": "dpo_norm", "beta": 2.0},
     {"type": "ipo", "beta": 0.2, "normalize": "mean"},
     {"type": "ipo", "beta": 0.2, "normalize": "sum"},
@@ -27,6 +28,7 @@ ALL_LOSSES = [
     {"type": "sampo", "beta": 0.1, "mode": "random", "stop": "drop"},
     {"type": "ld_dpo", "beta": 0.1, "alpha": 0.4, "stop": "keep"},
     {"type": "simpo", "beta": 2.0, "gamma": 0.5, "stop": "keep"},
+    {"type": "ld_dpo", "beta": 0.1, "alpha": 0.4, "label_smoothing": 0.2},
     {"type": "sft", "normalize": "sequence"},
     {"type": "sft", "normalize": "token"},
     {

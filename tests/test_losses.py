@@ -66,6 +66,28 @@ def test_dpo_label_smoothing():
     check(out, [1.0, 0.2], [0.4132617, 0.6181389])
 
 
+def test_dpo_robust_to_flipped_labels():
+    # (0.9 * 0.313262 - 0.1 * 1.313262) / 0.8 = 0.188262; (0.9 * 0.598139 - 0.1 * 0.798139) / 0.8 = 0.573139
+    robust = build_loss({"type": "dpo", "beta": 0.4, "label_smoothing": 0.1, "robust": True})
+    check(robust(batch()), [1.0, 0.2], [0.1882617, 0.5731389])
+    # Over labels of which a tenth is flipped it is in expectation the loss of right ones.
+    right = build_loss({"type": "dpo", "beta": 0.4})(batch()).per_pair
+    flipped = robust(make_batch(POLICY_L, POLICY_W, REF_L, REF_W)).per_pair
+    assert torch.allclose(0.9 * robust(batch()).per_pair + 0.1 * flipped, right, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [
+    {"type": "dpo_norm", "beta": 2.0}, {"type": "r_dpo", "beta": 0.3, "alpha": 0.2}, {"type": "sampo", "mode": "top_k"},
+    {"type": "ld_dpo", "alpha": 0.3}, {"type": "simpo", "gamma": 0.3}])
+def test_every_sigmoid_loss_can_be_smoothed(loss):
+    plain = build_loss(loss)(batch())
+    smooth = build_loss({**loss, "label_smoothing": 0.2})(batch())
+    assert torch.allclose(smooth.margin, plain.margin)  # -log sigmoid(-z) = -log sigmoid(z) + z
+    assert torch.allclose(smooth.per_pair, plain.per_pair + 0.2 * plain.margin, atol=1e-6)
+    robust = build_loss({**loss, "label_smoothing": 0.2, "robust": True})(batch())
+    assert torch.allclose(robust.per_pair, plain.per_pair - 0.2 / 0.6 * plain.margin, atol=1e-6)
+
+
 def test_accuracy_counts_wrong_pairs():
     # Chosen and rejected swapped: both pairs are ordered wrongly.
     out = build_loss({"type": "dpo"})(make_batch(POLICY_L, POLICY_W, REF_L, REF_W))

@@ -22,7 +22,8 @@ def test_defaults():
     types = {"dpo", "dpo_norm", "ipo", "hinge", "r_dpo", "sampo", "ld_dpo", "simpo", "sft", "custom", "mix"}
     assert set(loss_types()) >= types | {"sigmoid", "sigmoid_norm"}
     assert parse_loss({"type": "sigmoid"}).model_dump() == {
-        "type": "dpo", "stop": "as_paper", "token_weights": {}, "beta": 0.1, "label_smoothing": 0.0}
+        "type": "dpo", "stop": "as_paper", "token_weights": {}, "beta": 0.1, "label_smoothing": 0.0,
+        "robust": False}
     assert parse_loss({"type": "sigmoid_norm"}).type == "dpo_norm"
     simpo = parse_loss({"type": "simpo"})
     assert (simpo.beta, simpo.gamma) == (2.0, 0.5)
@@ -60,6 +61,7 @@ def test_round_trip(config):
         ({"type": "ipo", "beta": -1}, ["`loss.beta`", "greater than 0"]),
         ({"type": "simpo", "beta": float("nan")}, ["`loss.beta`", "finite"]),
         ({"type": "dpo", "label_smoothing": 0.5}, ["less than 0.5"]),
+        ({"type": "dpo", "robust": True}, ["label_smoothing, e.g. 0.1"]),
         ({"type": "r_dpo", "alpha": -0.1}, ["`loss.alpha`", "greater than or equal to 0"]),
         ({"type": "r_dpo", "alpha_unit": "code"}, ["'token' or 'second'", "got 'code'"]),
         ({"type": "ld_dpo", "alpha": 1.5}, ["`loss.alpha`", "less than or equal to 1"]),

@@ -24,6 +24,8 @@ TOLERANCE = 1e-5
 
 CASES = {
     "sigmoid": ({"type": "sigmoid", "beta": 0.1}, {"loss_type": ["sigmoid"], "beta": 0.1}),
+    "robust": ({"type": "dpo", "beta": 0.1, "label_smoothing": 0.2, "robust": True},
+               {"loss_type": ["robust"], "beta": 0.1, "label_smoothing": 0.2}),
     "ipo": ({"type": "ipo", "beta": 0.2}, {"loss_type": ["ipo"], "beta": 0.2}),
     "hinge": ({"type": "hinge", "beta": 0.05}, {"loss_type": ["hinge"], "beta": 0.05}),
     "sft": ({"type": "sft", "normalize": "token"}, {"loss_type": ["sft"]}),

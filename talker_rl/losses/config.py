@@ -18,7 +18,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.settings import Settings
@@ -81,6 +81,26 @@ class PairLossConfig(LossConfig):
         return [self.token_weights.get(name, others) for name in CLASSES] if self.token_weights else None
 
 
+class SigmoidConfig(PairLossConfig):
+    """A loss that is -log sigmoid of its margin, so that wrong labels can be reckoned with."""
+
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=0.5, description="Probability that a preference is flipped. It keeps sure pairs from being "
+        "pulled on forever (cDPO, Mitchell 2023)."
+    )
+    robust: bool = Field(
+        False, description="With label_smoothing: divide the flips out, so that the loss is in expectation that of "
+        "right labels, instead of smoothing them (rDPO, Chowdhury et al. 2024; TRL's `robust`)."
+    )
+
+    @model_validator(mode="after")
+    def _flipped(self) -> SigmoidConfig:
+        if self.robust and not self.label_smoothing:
+            raise ValueError("robust divides out the share of flipped preferences: give it as label_smoothing, e.g. "
+                             "0.1")
+        return self
+
+
 class MeanTypeConfig(LossConfig):
     """A loss that divides by a completion's length, which an empty completion does not have."""
 
@@ -113,18 +133,17 @@ def loss_types() -> list[str]:
 
 
 @register
-class DPOLossConfig(PairLossConfig):
-    """DPO (Rafailov et al. 2023, eq. 7), with cDPO's label smoothing (Mitchell 2023)."""
+class DPOLossConfig(SigmoidConfig):
+    """DPO (Rafailov et al. 2023, eq. 7)."""
 
     aliases = ("sigmoid",)
     implementation = "talker_rl.losses.dpo:dpo_loss"
     type: Literal["dpo"] = "dpo"
     beta: Beta = 0.1
-    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5, description="Probability that a preference is flipped (cDPO).")
 
 
 @register
-class DPONormLossConfig(PairLossConfig, MeanTypeConfig):
+class DPONormLossConfig(SigmoidConfig, MeanTypeConfig):
     """DPO on log-ratios averaged over each completion's tokens; TRL's ``sigmoid_norm``."""
 
     aliases = ("sigmoid_norm",)
@@ -155,7 +174,7 @@ class IPOLossConfig(PairLossConfig, MeanTypeConfig):
 
 
 @register
-class RDPOLossConfig(PairLossConfig):
+class RDPOLossConfig(SigmoidConfig):
     """R-DPO (Park et al. 2024, eq. 9): DPO with a constant margin against length."""
 
     implementation = "talker_rl.losses.r_dpo:r_dpo_loss"
@@ -170,7 +189,7 @@ class RDPOLossConfig(PairLossConfig):
 
 
 @register
-class SamPOLossConfig(PairLossConfig):
+class SamPOLossConfig(SigmoidConfig):
     """SamPO (Lu et al. 2024): as many tokens of the longer completion as the shorter one has."""
 
     implementation = "talker_rl.losses.sampo:sampo_loss"
@@ -183,7 +202,7 @@ class SamPOLossConfig(PairLossConfig):
 
 
 @register
-class LDDPOLossConfig(PairLossConfig):
+class LDDPOLossConfig(SigmoidConfig):
     """LD-DPO (Liu et al. 2024, eq. 11): tokens past the common length weigh alpha."""
 
     implementation = "talker_rl.losses.ld_dpo:ld_dpo_loss"
@@ -196,7 +215,7 @@ class LDDPOLossConfig(PairLossConfig):
 
 
 @register
-class SimPOLossConfig(PairLossConfig, MeanTypeConfig):
+class SimPOLossConfig(SigmoidConfig, MeanTypeConfig):
     """SimPO (Meng et al. 2024, eq. 6); no reference."""
 
     implementation = "talker_rl.losses.simpo:simpo_loss"

@@ -37,4 +37,4 @@ def ld_dpo_loss(batch: PairBatch, config: LDDPOLossConfig) -> LossOutput:
         rewards.append(config.beta * terms.sum(dim=1))
     reward_w, reward_l = rewards
     margin = reward_w - reward_l
-    return finish(batch, sigmoid_loss(margin), margin, (reward_w, reward_l))
+    return finish(batch, sigmoid_loss(margin, config), margin, (reward_w, reward_l))

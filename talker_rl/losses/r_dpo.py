@@ -24,4 +24,4 @@ def r_dpo_loss(batch: PairBatch, config: RDPOLossConfig) -> LossOutput:
     if config.alpha_unit == "second":
         extra_length = extra_length / config.code_rate
     margin = reward_w - reward_l + config.alpha * extra_length
-    return finish(batch, sigmoid_loss(margin), margin, (reward_w, reward_l))
+    return finish(batch, sigmoid_loss(margin, config), margin, (reward_w, reward_l))

@@ -66,4 +66,4 @@ def sampo_loss(batch: PairBatch, config: SamPOLossConfig) -> LossOutput:
         rewards.append(config.beta * torch.where(kept, ratios, torch.zeros_like(ratios)).sum(dim=1))
     reward_w, reward_l = rewards
     margin = reward_w - reward_l
-    return finish(batch, sigmoid_loss(margin), margin, (reward_w, reward_l))
+    return finish(batch, sigmoid_loss(margin, config), margin, (reward_w, reward_l))

@@ -20,4 +20,4 @@ def simpo_loss(batch: PairBatch, config: SimPOLossConfig) -> LossOutput:
     reward_w = config.beta * mean_over_tokens(policy_w, mask_w, stop_w)
     reward_l = config.beta * mean_over_tokens(policy_l, mask_l, stop_l)
     margin = reward_w - reward_l - config.gamma
-    return finish(batch, sigmoid_loss(margin), margin, (reward_w, reward_l), valid)
+    return finish(batch, sigmoid_loss(margin, config), margin, (reward_w, reward_l), valid)

@@ -26,7 +26,8 @@ LOSS_FIELDS: tuple[str, ...] = (
 )
 """DPOConfig's fields that describe a loss: refused, because `loss:` is the only way to name one."""
 
-_TRL_TYPES = {"sigmoid": "dpo", "sigmoid_norm": "dpo_norm", "hinge": "hinge", "ipo": "ipo", "sft": "sft"}
+_TRL_TYPES = {"sigmoid": "dpo", "sigmoid_norm": "dpo_norm", "hinge": "hinge", "ipo": "ipo", "sft": "sft",
+              "robust": "dpo"}
 
 
 SAVE_STEPS = 50
@@ -190,6 +191,7 @@ def _term(trl_type: str, given: Mapping[str, Any]) -> dict[str, Any]:
         return term | {"type": "ld_dpo", "alpha": given["ld_alpha"]}
     if kind == "dpo" and given.get("label_smoothing"):
         term["label_smoothing"] = given["label_smoothing"]
+        term |= {"robust": True} if trl_type == "robust" else {}
     if kind == "ipo":
         term["normalize"] = "mean"  # TRL divides by the length
     return term
