@@ -55,13 +55,11 @@ def wave_of(audio: np.ndarray, sample_rate: int, bins: int = BINS) -> Wave:
     """The largest magnitude of each of ``bins`` equal parts.
 
     Args:
-        audio: (samples,) in [-1, 1]; fewer samples than bins are a bin each.
+        audio: (samples,) in [-1, 1], one at least; fewer samples than bins are a bin each.
         sample_rate: Hz.
     """
     loud = np.abs(np.asarray(audio, dtype=np.float32))
     parts = min(bins, len(loud))
-    if parts == 0:
-        return Wave(0.0, "")
     peaks = np.maximum.reduceat(loud, np.arange(parts) * len(loud) // parts)
     scaled = np.round(255 * peaks / max(float(peaks.max()), _FULL)).astype(np.uint8)
     return Wave(round(len(loud) / sample_rate, 3), scaled.tobytes().hex())
