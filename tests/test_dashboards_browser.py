@@ -291,6 +291,13 @@ def test_empty_and_one_point_pages_explain_themselves(opened: Any, tmp_path: Pat
                 assert "the folder holds none" in page.locator("main").inner_text()
 
 
+def test_a_long_name_in_a_note_does_not_widen_the_page(opened: Any, tmp_path: Path) -> None:
+    page = Page("length", "notes", "", [], notes=["within_pairs.train.accuracy_chosen_shorter.and_more: none"])
+    path = tmp_path / "notes.html"
+    path.write_text(render(page, Browser([], {}, 0, [])), encoding="utf-8")
+    assert opened(path, 390).evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_the_report_shares_the_base(opened: Any, tmp_path: Path) -> None:
     page = opened(write_report(full_data(), tmp_path / "index.html"), 420, "dark")
     assert page.evaluate(ALL_CHARTS) == [2, 2, 2, 1]
