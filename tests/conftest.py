@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,3 +32,45 @@ def service(service_config: Path) -> Iterator[Any]:
 
     with Service(spec_of(service_config)) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless browser; without one the test is skipped."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install -e .[dev]")
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=path, args=[
+            "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+            "--mute-audio"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def opened(chromium: Any) -> Iterator[Any]:
+    """``opened(path, width=1280, scheme="light")`` is a page; afterwards: nothing was requested, nothing went wrong."""
+    trouble: list[str] = []
+    contexts = []
+
+    def request(asked: Any) -> None:
+        if not asked.url.startswith(("file:", "data:", "blob:")):
+            trouble.append(f"request: {asked.url}")
+
+    def open_(path: Path, width: int = 1280, scheme: str = "light") -> Any:
+        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        context.set_default_timeout(60_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", request)
+        page.on("console", lambda said: said.type in ("error", "warning") and trouble.append(f"console: {said.text}"))
+        page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert not trouble

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.config import load_data
 from talker_rl.data.pairs import is_held_out
 from talker_rl.records.pair import Completion, Pair
+from talker_rl.records.score import ScoreRow
 from talker_rl.report.page import round_rows
 from talker_rl.speech.lora import resolve_adapter
 from talker_rl.store.shards import ShardFolder
@@ -64,6 +66,19 @@ def test_stage_1_imitates_its_own_best_and_measures_what_it_held_out(first: tupl
     assert mean == pytest.approx(tried[choice["step"]], abs=1e-4)
     page = (run / "report/index.html").read_text()
     assert "held-out codes, nats per code" in page and "completions" in page
+
+
+def test_each_sound_of_the_page_shows_the_words_at_their_times(first: tuple[Path, Path]) -> None:
+    run = first[1]
+    page = (run / "report/index.html").read_text()
+    strips = [json.loads(data) for data in re.findall(r'class="strip-data">(.*?)</script>', page)]
+    shown = [[tuple(mark[:2]) for mark in strip["marks"] if mark[2] in ("right", "S", "I")] for strip in strips]
+    judged = [row["spans"] for name in ("base", "default") for row in ShardFolder(run / "eval" / name).all_rows()]
+    times = [list(zip(flat[::2], flat[1::2], strict=True)) for flat in judged]
+    times += [row.spans for row in ShardFolder(run / "scores").read_all(ScoreRow)]
+    rounded = [[(round(start, 3), round(end, 3)) for start, end in spans] for spans in times]
+    assert len(strips) == page.count("<audio") and all(spans in rounded for spans in shown)
+    assert any(shown[:4]) and any(shown[4:])  # before and after, then what was imitated
 
 
 @pytest.fixture(scope="module")

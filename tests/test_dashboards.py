@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,13 @@ from talker_rl.data.import_pairs import import_votes
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair, pair_id_of
 from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow
 from talker_rl.report.ablation import ablation_page, drift_interval, frontier
 from talker_rl.report.blocks import Figure, Page, Table
 from talker_rl.report.browser import browser
 from talker_rl.report.collect import collect
 from talker_rl.report.dashboards import PAGES, main, write_dashboards
+from talker_rl.report.html import embedded
 from talker_rl.report.length import length_page, reward_points
 from talker_rl.report.stability import stability_page
 from talker_rl.report.transcript import alignment_of, codes_per_word
@@ -160,10 +163,14 @@ def test_pairs_that_do_not_fit_stay_silent_and_the_page_says_so(sweep: Path) -> 
     study = collect([sweep])
     whole = browser(study, pairs=12, audio_format="opus", max_bytes=10**8)
     assert len(whole.pairs) == 12 and len(whole.clips) == 12  # the arms share pairs, so each clip is held once
-    half = sum(map(len, list(whole.clips.values())[:6]))
+    strips = [embedded([pair[side]["strip"] for side in ("chosen", "rejected")]) for pair in whole.pairs[:3]]
+    half = sum(map(len, list(whole.clips.values())[:6])) + sum(len(strip.encode()) for strip in strips)
     part = browser(study, pairs=12, audio_format="opus", max_bytes=half)
     assert len(part.clips) == 6 and "Only 3 of 12 pairs can be heard" in part.notes[0]
-    assert [pair["chosen"]["clip"] is not None for pair in part.pairs[:6]] == [True] * 3 + [False] * 3
+    for what in ("clip", "strip"):
+        assert [pair["chosen"][what] is not None for pair in part.pairs[:6]] == [True] * 3 + [False] * 3
+    less = browser(study, pairs=12, audio_format="opus", max_bytes=half - 1)
+    assert len(less.clips) == 4
 
 
 def test_speech_that_is_not_kept_and_cannot_be_decoded_is_a_note(tmp_path: Path) -> None:
@@ -171,7 +178,28 @@ def test_speech_that_is_not_kept_and_cannot_be_decoded_is_a_note(tmp_path: Path)
     for file in (run / "audio" / "scores").iterdir():
         file.unlink()
     found = browser(collect([run]), pairs=2, audio_format="opus", max_bytes=10**8)
+    assert all(pair[side]["strip"] is None for pair in found.pairs for side in ("chosen", "rejected"))
     assert len(found.pairs) == 2 and not found.clips and "cannot be decoded here" in found.notes[0]
+
+
+def test_a_strip_shows_what_its_own_arm_heard_in_a_clip_that_two_arms_share(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, pairs=1) for name in ("a", "b")]
+    score = ShardFolder(runs[1] / "scores").read_all(ScoreRow)[1]  # the rejected side: "bottle" was left out
+    shutil.rmtree(runs[1] / "scores")
+    heard = replace(score, transcript=["music", "honey"], spans=[(0.1, 0.2), (0.3, 0.4)])
+    ShardFolder(runs[1] / "scores", "test").write(0, [heard], ScoreRow)
+    manifest = json.loads((runs[1] / "manifest.json").read_text())
+    manifest["config"]["reward"] = {"pauses": {"spurious_seconds": 0.09}}
+    write_json(runs[1] / "manifest.json", manifest)
+    found = browser(collect(runs), pairs=2, audio_format="opus", max_bytes=10**8)
+    assert len(found.clips) == 2
+    first, second = (pair["rejected"]["strip"] for pair in found.pairs)
+    assert first["peaks"] == second["peaks"] and first["seconds"] == second["seconds"] == pytest.approx(1.0, abs=0.01)
+    assert first["marks"] == [(0.0, 0.08, "right", "music", ""), (0.1, 0.18, "right", "mountain", ""),
+                              (0.2, 0.28, "right", "river", ""), (0.28, 0.28, "D", "bottle", "")]
+    assert [mark[2:] for mark in second["marks"]] == [
+        ("right", "music", ""), ("false", "", ""), ("S", "honey", "mountain"), ("D", "river bottle", "")]
+    assert found.pairs[1]["chosen"]["strip"]["marks"] == []  # no score: a waveform alone
 
 
 def test_codes_per_word_follow_the_heard_words() -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +27,6 @@ from talker_rl.report.dashboards import PAGES, render, write_dashboards
 from talker_rl.report.length import length_page
 from talker_rl.report.page import write_report
 from talker_rl.store.shards import ShardFolder
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("no Chromium on this machine: apt-get install chromium", allow_module_level=True)
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install -e .[dev]")
 
 SHOTS = Path(__file__).resolve().parents[1] / "build" / "screenshots"
 ALL_CHARTS = """async () => {
@@ -57,43 +50,6 @@ TRIAL = """async () => {
           ...all.map((audio) => audio.src)];
 }"""
 """What is to be read and heard of a trial: all visible text and the trial's own markup, then text and both sounds."""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=[
-            "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-            "--mute-audio"])
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def opened(chromium: Any) -> Iterator[Any]:
-    """``opened(path, width=1280, scheme="light")`` is a page; afterwards: nothing was requested, nothing went wrong."""
-    trouble: list[str] = []
-    contexts = []
-
-    def request(asked: Any) -> None:
-        if not asked.url.startswith(("file:", "data:", "blob:")):
-            trouble.append(f"request: {asked.url}")
-
-    def open_(path: Path, width: int = 1280, scheme: str = "light") -> Any:
-        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        context.set_default_timeout(60_000)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", request)
-        page.on("console", lambda said: said.type in ("error", "warning") and trouble.append(f"console: {said.text}"))
-        page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
-        page.goto(path.as_uri())
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert not trouble
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +201,7 @@ def test_filters_search_and_keys(opened: Any, sweep: Path) -> None:
 def test_errors_are_marked_by_symbol_and_escaped(opened: Any, sweep: Path) -> None:
     page = opened(sweep / "report" / "length.html")
     marks = page.locator(".pair").evaluate_all("""all => all.slice(0, 4).map((el) =>
-      [...el.querySelectorAll(".S,.D,.I")].map((m) =>
+      [...el.querySelectorAll(".said .tok:is(.S,.D,.I)")].map((m) =>
         getComputedStyle(m, "::before").content + m.firstChild.textContent))""")
     assert marks == [['"−"bottle'], [], ['"+"garden'], ['"≠"honey']]
     assert "paper money & <b>tea</b>." in page.locator(".pair .text").nth(3).inner_text()
@@ -333,6 +289,13 @@ def test_empty_and_one_point_pages_explain_themselves(opened: Any, tmp_path: Pat
             if folder.name == "empty":
                 assert re.search("Not drawn|nothing has been evaluated", page.locator("main").inner_text())
                 assert "the folder holds none" in page.locator("main").inner_text()
+
+
+def test_a_long_name_in_a_note_does_not_widen_the_page(opened: Any, tmp_path: Path) -> None:
+    page = Page("length", "notes", "", [], notes=["within_pairs.train.accuracy_chosen_shorter.and_more: none"])
+    path = tmp_path / "notes.html"
+    path.write_text(render(page, Browser([], {}, 0, [])), encoding="utf-8")
+    assert opened(path, 390).evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_the_report_shares_the_base(opened: Any, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from talker_rl.records.codec import FIRST, codec_named
-from talker_rl.records.token_classes import CLASSES, MEANING, token_classes
+from talker_rl.records.token_classes import CLASSES, MEANING, Gap, Word, token_classes, words_and_gaps
 
 CODEC = codec_named(FIRST)
 STOP = CODEC.stops[0]
@@ -57,6 +57,20 @@ def test_missing_and_false_pauses() -> None:
     assert of("one two.", "one two", [(0.0, 0.2), (0.3, 0.5)], 25) == [
         ("right", 10), ("between", 5), ("right", 10), ("stop", 1)]
     assert of("one (two).", "one two", [(0.0, 0.2), (0.5, 0.7)], 35)[1] == ("between", 15)  # a bracket allows one
+
+
+def test_words_and_gaps_by_time() -> None:
+    spans = [(0.1, 0.3), (0.5, 0.7), (0.7, 0.8), (0.8, 0.9), (1.2, 1.4), (1.3, 1.5)]
+    found = words_and_gaps("oh one, two three four; five six seven.", "en", "one too three big four six".split(), spans)
+    assert found.words == [
+        Word(0.1, 0.3, "right", "one", "one"), Word(0.5, 0.7, "substituted", "too", "two"),
+        Word(0.7, 0.8, "right", "three", "three"), Word(0.8, 0.9, "inserted", "big", ""),
+        Word(1.2, 1.4, "right", "four", "four"), Word(1.3, 1.5, "right", "six", "six")]
+    assert found.gaps == [Gap(0.3, 0.5, "pause"), Gap(0.7, 0.7, "between"), Gap(0.8, 0.8, "between"),
+                          Gap(0.9, 1.2, "pause_false"), Gap(1.4, 1.3, "beside_deleted")]
+    assert found.left_out == [["oh"], [], [], [], [], ["five"], ["seven"]]
+    longer = words_and_gaps("one, two.", "en", ["one", "two"], [(0.0, 0.2), (0.4, 0.6)], hit_seconds=0.3)
+    assert longer.gaps == [Gap(0.2, 0.4, "pause_missing")]
 
 
 def test_nothing_heard() -> None:

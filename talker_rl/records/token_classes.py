@@ -1,12 +1,14 @@
 """What each step of an utterance says: a right word, a wrong one, a pause, silence, the stop.
 
-From what a score keeps (transcript and times) and the text; one class a step, so that a loss's push, a policy's
-log-probs or an advantage can be summed by what they fall on.
+From what a score keeps (transcript and times) and the text. Every word that was heard and every gap between two, by
+time; and one class a step, so that a loss's push, a policy's log-probs or an advantage can be summed by what they fall
+on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from talker_rl.records.speech import Speech
@@ -34,78 +36,121 @@ WRONG: tuple[TokenClass, ...] = ("substituted", "inserted", "beside_deleted", "p
 _OPS: dict[str, TokenClass] = {"=": "right", "S": "substituted", "I": "inserted"}
 
 
+@dataclass(frozen=True)
+class Word:
+    """A token that was heard."""
+
+    start: float
+    end: float
+    """Seconds."""
+    kind: TokenClass
+    """right, substituted or inserted."""
+    heard: str
+    wanted: str
+    """The text's token in its place; empty where the text has none."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What lies between a word that was heard and the next."""
+
+    start: float
+    end: float
+    """Seconds; ``end`` is the earlier one where the times of the two words overlap."""
+    kind: TokenClass
+    """pause, pause_missing, pause_false, between or beside_deleted."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """An utterance by what was heard in it, in order of time."""
+
+    words: list[Word]
+    gaps: list[Gap]
+    """One between each word and the next."""
+    left_out: list[list[str]]
+    """Tokens of the text that are missing before each word, and those after the last: one list more than words."""
+
+
+def words_and_gaps(
+    text: str, lang: str, transcript: Sequence[str], spans: Sequence[tuple[float, float]], *,
+    hit_seconds: float = 0.15, spurious_seconds: float = 0.25,
+) -> Heard:
+    """What each token that was heard is to the text, and what lies between two.
+
+    Times are the recognizer's: a pause is what lies between two words, so its length is only as good as they are (a
+    score's pause components are measured on the sound).
+
+    Args:
+        text, lang: what was to be said.
+        transcript, spans: tokens that were heard, and the (start, end) of each in seconds.
+        hit_seconds, spurious_seconds: what counts as a pause at a mark, and where there is none (``reward.pauses``).
+
+    Raises:
+        ValueError: a time for each token is needed, in order.
+    """
+    from talker_rl.base.text.alignment import align  # here: configurations know the classes' names
+    from talker_rl.base.text.tokens import normalize
+
+    if len(spans) != len(transcript) or any(b[0] < a[0] for a, b in zip(spans, spans[1:], strict=False)):
+        raise ValueError(f"{len(spans)} times in order are needed for {len(transcript)} tokens")
+    wanted = normalize(text, lang)
+    words: list[Word] = []
+    kinds = ["none"] * max(0, len(transcript) - 1)
+    left_out: list[list[str]] = [[]]
+    at = -1  # the text's last token so far
+    for op, said, token in align(wanted.tokens, transcript).columns:
+        if op in "=SD":
+            at += 1
+        if op == "D":
+            left_out[-1].append(said)
+            if 0 < len(words) <= len(kinds):
+                kinds[len(words) - 1] = "deleted"
+            continue
+        words.append(Word(*spans[len(words)], _OPS[op], token, said))
+        left_out.append([])
+        if len(words) > 1 and op != "I" and kinds[len(words) - 2] == "none" and at > 0:
+            before = at - 1
+            kinds[len(words) - 2] = ("mark" if wanted.marks[before] != "none" else "free" if wanted.free[before]
+                                     else "none")
+    gaps = [Gap(a.end, b.start, _gap(kind, b.start - a.end, hit_seconds, spurious_seconds))
+            for kind, a, b in zip(kinds, words, words[1:], strict=False)]
+    return Heard(words, gaps, left_out)
+
+
 def token_classes(
     speech: Speech, text: str, lang: str, transcript: Sequence[str], spans: Sequence[tuple[float, float]], *,
     hit_seconds: float = 0.15, spurious_seconds: float = 0.25,
 ) -> list[TokenClass]:
     """The class of each step of an utterance, the stop last where it was said.
 
-    A frame belongs to the word whose time holds its middle. Times are the recognizer's: a pause is what lies between
-    two words, so its length is only as good as they are (a score's pause components are measured on the sound).
+    A frame belongs to the word whose time holds its middle; otherwise the arguments and what is raised are those of
+    :func:`words_and_gaps`.
 
     Args:
         speech: what was said.
-        text, lang: what was to be said.
-        transcript, spans: tokens that were heard, and the (start, end) of each in seconds.
-        hit_seconds, spurious_seconds: what counts as a pause at a mark, and where there is none (``reward.pauses``).
 
     Returns: ``speech.steps`` classes.
-
-    Raises:
-        ValueError: a time for each token is needed, in order.
     """
-    from talker_rl.base.text.tokens import normalize  # here: configurations know the classes' names
-
-    if len(spans) != len(transcript) or any(b[0] < a[0] for a, b in zip(spans, spans[1:], strict=False)):
-        raise ValueError(f"{len(spans)} times in order are needed for {len(transcript)} tokens")
+    said = words_and_gaps(text, lang, transcript, spans, hit_seconds=hit_seconds, spurious_seconds=spurious_seconds)
     seconds = 1 / float(speech.codec.frame_rate)
-    middles = [(k + 0.5) * seconds for k in range(speech.frames)]
-    said = [_word(transcript, spans, middle) for middle in middles]
-    wanted = normalize(text, lang)
-    ops, gaps = _aligned(wanted.tokens, transcript, [mark != "none" for mark in wanted.marks], wanted.free)
-    found: list[TokenClass] = []
-    for middle, at in zip(middles, said, strict=True):
-        if not transcript:
-            found.append("unheard")
-        elif at is not None:
-            found.append(ops[at])
-        else:
-            after = next((i for i, (start, _) in enumerate(spans) if start > middle), len(spans))
-            found.append("lead" if after == 0 else "tail" if after == len(spans) else _gap(
-                gaps[after - 1], spans[after][0] - spans[after - 1][1], hit_seconds, spurious_seconds))
-    _beside(found, spans, gaps, seconds, hit_seconds)
+    found = [_at(said, (k + 0.5) * seconds) for k in range(speech.frames)]
+    _beside(found, said.gaps, seconds)
     return [*found, "stop"] if speech.stopped else found
 
 
-def _word(transcript: Sequence[str], spans: Sequence[tuple[float, float]], middle: float) -> int | None:
-    """The last token that had begun, where it has not ended."""
-    begun = [i for i, (start, _) in enumerate(spans) if start <= middle]
-    return begun[-1] if begun and middle < spans[begun[-1]][1] else None
-
-
-def _aligned(
-    wanted: Sequence[str], heard: Sequence[str], marked: Sequence[bool], free: Sequence[bool]
-) -> tuple[list[TokenClass], list[str]]:
-    """Class of each token that was heard, and what the text has between it and the next: ``deleted``, ``mark``,
-    ``free`` (a pause is allowed) or ``none``."""
-    from talker_rl.base.text.alignment import align
-
-    ops: list[TokenClass] = []
-    gaps = ["none"] * max(0, len(heard) - 1)
-    at = -1  # the text's last token so far
-    for op, _, _ in align(wanted, heard).columns:
-        if op in "=SD":
-            at += 1
-        if op == "D" and 0 < len(ops) <= len(gaps):
-            gaps[len(ops) - 1] = "deleted"
-        elif op != "D":
-            ops.append(_OPS[op])
-            if len(ops) > 1 and op != "I" and gaps[len(ops) - 2] == "none" and at > 0:
-                gaps[len(ops) - 2] = "mark" if marked[at - 1] else "free" if free[at - 1] else "none"
-    return ops, gaps
+def _at(said: Heard, middle: float) -> TokenClass:
+    """What is heard at a time: the last word that had begun, where it has not ended, else what lies there."""
+    if not said.words:
+        return "unheard"
+    begun = sum(word.start <= middle for word in said.words)
+    if begun and middle < said.words[begun - 1].end:
+        return said.words[begun - 1].kind
+    return "lead" if begun == 0 else "tail" if begun == len(said.words) else said.gaps[begun - 1].kind
 
 
 def _gap(kind: str, length: float, hit: float, spurious: float) -> TokenClass:
+    """The class of a gap; kind is what the text has there: deleted, mark, free (a pause is allowed) or none."""
     if kind == "deleted":
         return "beside_deleted"
     if kind == "mark":
@@ -113,14 +158,11 @@ def _gap(kind: str, length: float, hit: float, spurious: float) -> TokenClass:
     return "pause_false" if kind == "none" and length >= spurious else "between"
 
 
-def _beside(
-    found: list[TokenClass], spans: Sequence[tuple[float, float]], gaps: Sequence[str], seconds: float, hit: float
-) -> None:
+def _beside(found: list[TokenClass], gaps: Sequence[Gap], seconds: float) -> None:
     """Where something is missing between two words, the last frame before and the first after it show it."""
-    for i, kind in enumerate(gaps):
-        missing = kind == "mark" and spans[i + 1][0] - spans[i][1] < hit
-        if kind != "deleted" and not missing:
+    for gap in gaps:
+        if gap.kind not in ("beside_deleted", "pause_missing"):
             continue
-        for frame in (int(spans[i][1] / seconds - 0.5), int(spans[i + 1][0] / seconds + 0.5)):
+        for frame in (int(gap.start / seconds - 0.5), int(gap.end / seconds + 0.5)):
             if 0 <= frame < len(found) and found[frame] in ("right", "between"):
-                found[frame] = "beside_deleted" if kind == "deleted" else "pause_missing"
+                found[frame] = gap.kind

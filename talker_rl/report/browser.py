@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from talker_rl.report.clips import Speech, key_of, spaced, speech_of
+from talker_rl.report.clips import Speech, key_of, place_of, spaced, speech_of
 from talker_rl.report.collect import PairToHear, Run, Study
 from talker_rl.report.transcript import alignment_of, codes_per_word
 
@@ -47,10 +47,12 @@ def _side(
 ) -> dict[str, Any]:
     candidate, score = item.candidates.get(candidate_id), item.scores.get(candidate_id)
     clip = key_of(run, candidate) if candidate else None
+    strip = speech.strips.get(place_of(run, item, candidate_id))
     alignment = alignment_of(item.pair.text, score.transcript) if score else []
     lasting = codes_per_word(alignment, score.spans if score else [], item.pair.chosen.codec.rate)
     return {
-        "id": candidate_id, "clip": clip if clip in speech.clips else None, "reward": reward, "seconds": seconds,
+        "id": candidate_id, "clip": clip if clip in speech.clips else None, "strip": strip.data if strip else None,
+        "reward": reward, "seconds": seconds,
         "codes": round(seconds * item.pair.chosen.codec.rate), "wer": score.components.get("wer") if score else None,
         "cut": candidate is not None and candidate["end_reason"] == "max_tokens",
         "tokens": [[*token, codes] for token, codes in zip(alignment, lasting, strict=True)],

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import soundfile as sf
+
 from talker_rl.base.errors import TalkerRLError
 from talker_rl.base.ids import stable_hash
 from talker_rl.base.names import without_paths
@@ -16,6 +18,9 @@ from talker_rl.records.codec import codec_named
 from talker_rl.records.rows import from_row
 from talker_rl.report.audio import data_uri, file_uri
 from talker_rl.report.collect import PairToHear, Run
+from talker_rl.report.html import embedded
+from talker_rl.report.strip import Strip, Wave, strip_of, wave_of
+from talker_rl.reward.config import PauseConfig
 
 T = TypeVar("T")
 
@@ -36,7 +41,17 @@ class Speech:
 
     clips: dict[str, str] = field(default_factory=dict)
     """:func:`key_of` of a candidate -> data URI."""
+    strips: dict[Place, Strip] = field(default_factory=dict)
+    """:func:`place_of` of a candidate -> its strip: one clip may have been heard in two ways."""
     notes: list[str] = field(default_factory=list)
+
+
+Place = tuple[str, str, str]
+
+
+def place_of(run: Run, item: PairToHear, candidate_id: str) -> Place:
+    """Where a candidate was judged: arm, round, id."""
+    return run.arm, item.stage, candidate_id
 
 
 def key_of(run: Run, candidate: dict[str, Any]) -> str:
@@ -53,25 +68,35 @@ def speech_of(pairs: Sequence[tuple[Run, PairToHear]], *, audio_format: str, max
     """
     speech = Speech()
     decoded = _decode_missing(pairs, speech.notes)
+    waves: dict[str, Wave] = {}
     size = 0
     for at, (run, item) in enumerate(pairs):
         new: dict[str, str] = {}
+        strips: dict[Place, Strip] = {}
         for candidate in item.candidates.values():
-            key = key_of(run, candidate)
-            if key in speech.clips:
-                continue
-            kept = _kept(run, item, candidate["candidate_id"])
-            if kept is not None:
-                new[key] = file_uri(kept, audio_format)
-            elif key in decoded:
-                codec = codec_named(candidate.get("codec"))
-                new[key] = data_uri(decoded[key], codec.sample_rate, audio_format)
-        size += sum(map(len, new.values()))
+            key, name = key_of(run, candidate), candidate["candidate_id"]
+            if key not in waves:
+                kept = _kept(run, item, name)
+                if kept is not None:
+                    new[key], waves[key] = file_uri(kept, audio_format), wave_of(*sf.read(kept, dtype="float32"))
+                elif key in decoded:
+                    rate = codec_named(candidate.get("codec")).sample_rate
+                    new[key], waves[key] = data_uri(decoded[key], rate, audio_format), wave_of(decoded[key], rate)
+            if key in waves:
+                strips[place_of(run, item, name)] = _strip(run, item, name, waves[key])
+        size += sum(map(len, new.values())) + len(embedded([strip.data for strip in strips.values()]).encode())
         if size > max_bytes:
             speech.notes.append(f"Only {at} of {len(pairs)} pairs can be heard: more would make the page too large.")
             break
         speech.clips |= new
+        speech.strips |= strips
     return speech
+
+
+def _strip(run: Run, item: PairToHear, candidate_id: str, wave: Wave) -> Strip:
+    pauses = PauseConfig(**run.config.get("reward", {}).get("pauses", {}))
+    score = item.scores.get(candidate_id)
+    return strip_of(wave, item.pair.text, score.transcript if score else [], score.spans if score else [], pauses)
 
 
 def _kept(run: Run, item: PairToHear, candidate_id: str) -> Path | None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from talker_rl.report.strip import Strip
+
 Alignment = list[tuple[str, str, str]]
 """(op, reference token, recognized token), op in ``= S D I``."""
 
@@ -23,6 +25,8 @@ class Clip:
     alignment: Alignment
     caption: str = ""
     """Short figures beside the player, e.g. ``WER 0.20 · 2.4 s``."""
+    strip: Strip | None = None
+    """The picture below the player."""
 
 
 @dataclass

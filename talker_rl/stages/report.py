@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import yaml
 
 from talker_rl.base.disk import read_json
 from talker_rl.base.figures import count
 from talker_rl.base.names import folder_name, model_name, without_places
-from talker_rl.base.text.tokens import tokens_of
 from talker_rl.config import RunConfig
 from talker_rl.records.candidate import Candidate
+from talker_rl.records.evaluation import EvalRow
 from talker_rl.records.pair import Completion, Pair
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.rows import from_row
 from talker_rl.records.score import ScoreRow
 from talker_rl.report.clips import spaced
+from talker_rl.report.html import embedded
 from talker_rl.report.model import Clip, Comparison, ReportData
 from talker_rl.report.page import write_report
+from talker_rl.report.strip import strip_of, wave_of
 from talker_rl.report.transcript import alignment_of
 from talker_rl.reward.recognizer_config import recognizer_name
 from talker_rl.rounds import Round, choice_stage, rounds_of
@@ -88,11 +92,10 @@ def _before_after(ctx: Context, variant: str, base: list[dict], trained: list[di
         _decode(ctx, ctx.prompts("eval"), [from_row(Candidate, rows[side][pair[i]["candidate_id"]]) for pair in shown])
         for i, side in enumerate(("base", variant))
     ]
-    rate = codec_of(ctx.config.model).sample_rate
     return [
         Comparison(pair[0]["text"], pair[0]["speaker"], [
-            Clip(label, sounds[i][row["candidate_id"]], rate, alignment_of(row["text"], tokens_of(row["transcript"])),
-                 f"WER {row['wer']:.2f} · {row['duration']:.1f} s")
+            _clip(ctx, label, sounds[i][row["candidate_id"]], row["text"], row["transcript"].split(), _spans(row),
+                  f"WER {row['wer']:.2f} · {row['duration']:.1f} s")
             for i, (label, row) in enumerate(zip(("before", "after"), pair, strict=True))
         ])
         for pair in shown
@@ -119,15 +122,29 @@ def _trained_on(ctx: Context, variant: str) -> list[Comparison]:
              if row["candidate_id"] in wanted]
     scores: dict[str, ScoreRow] = {r.candidate_id: r for r in load_scores(ctx, first) if r.candidate_id in wanted}
     sounds = _decode(ctx, ctx.prompts("train"), found)
-    rate = codec_of(ctx.config.model).sample_rate
     return [
         Comparison(record.text, record.speaker, [
-            Clip(label, sounds[candidate], rate, alignment_of(record.text, scores[candidate].transcript),
-                 f"reward {reward:.2f} · {seconds:.1f} s")
+            _clip(ctx, label, sounds[candidate], record.text, scores[candidate].transcript, scores[candidate].spans,
+                  f"reward {reward:.2f} · {seconds:.1f} s")
             for label, candidate, reward, seconds in clips
         ])
         for record, clips in sides
     ]
+
+
+def _clip(
+    ctx: Context, label: str, audio: np.ndarray, text: str, heard: list[str], spans: Sequence[Sequence[float]],
+    caption: str,
+) -> Clip:
+    rate = codec_of(ctx.config.model).sample_rate
+    strip = strip_of(wave_of(audio, rate), text, heard, spans, ctx.config.reward.pauses)
+    return Clip(label, audio, rate, alignment_of(text, heard), caption, strip)
+
+
+def _spans(row: EvalRow) -> list[tuple[float, float]]:
+    """Times of an evaluation row's tokens, which lie flat in it; none in a row of before they were kept."""
+    flat = row.get("spans") or []
+    return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _decode(ctx: Context, prompts: list[Prompt], candidates: list[Candidate]) -> dict[str, Any]:
@@ -142,7 +159,8 @@ def _fit(data: ReportData, max_mib: int) -> None:
     """Leave out examples from the end until the embedded speech fits (Opus: about 8 kB per second)."""
     def mib() -> float:
         clips = [clip for item in data.before_after + data.pair_clips for clip in item.clips]
-        return sum(clip.audio.size / clip.sample_rate for clip in clips) * 8_000 * 4 / 3 / 2**20
+        drawn = sum(len(embedded(clip.strip.data)) for clip in clips if clip.strip)
+        return (sum(clip.audio.size / clip.sample_rate for clip in clips) * 8_000 * 4 / 3 + drawn) / 2**20
 
     while mib() > max_mib - 6 and (data.before_after or data.pair_clips):  # plotly.js takes 5 MiB
         (data.before_after if len(data.before_after) >= len(data.pair_clips) else data.pair_clips).pop()

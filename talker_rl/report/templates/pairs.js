@@ -74,11 +74,11 @@
     if (!audio.src) audio.src = clip(audio.dataset.clip);
   }
 
-  function player(id) {
-    if (!id) return make("p", { className: "soft", textContent: "no speech in this page" });
+  function player(id, strip) { // what stands there to be heard
+    if (!id) return [make("p", { className: "soft", textContent: "no speech in this page" })];
     const audio = make("audio", { controls: true, preload: "metadata", "data-clip": id });
     visible.observe(audio);
-    return audio;
+    return strip ? [audio, talkerStrip.draw(strip, audio, () => load(audio))] : [audio];
   }
 
   function token([op, said, heard, codes]) {
@@ -96,7 +96,7 @@
         `${it.seconds.toFixed(2)} s`, `${it.codes} codes`, it.cut ? "cut at the limit" : null];
       return make("div", { className: "clip", "data-side": name },
         make("div", { className: "label" }, `${name} `, make("span", { className: "soft", textContent: caption.filter(Boolean).join(" · ") })),
-        player(it.clip), make("div", { className: "said" }, ...it.tokens.map(token)));
+        ...player(it.clip, it.strip), make("div", { className: "said" }, ...it.tokens.map(token)));
     };
     const difference = pair.chosen.seconds - pair.rejected.seconds;
     const about = `${pair.speaker} · margin ${pair.margin.toFixed(2)} · chosen ${Math.abs(difference) < 0.005 ? "" : difference > 0 ? "+" : "−"}${Math.abs(difference).toFixed(2)} s`;
@@ -122,10 +122,7 @@
     mark(to);
   }
 
-  // -- sound: one clip at a time -------------------------------------------------------------------------------------
-  document.addEventListener("play", (event) => {
-    document.querySelectorAll("audio").forEach((other) => { if (other !== event.target) other.pause(); });
-  }, true);
+  // -- sound ---------------------------------------------------------------------------------------------------------
   let last = -1; // the side that space played
   function play(index) {
     const scope = blind.hidden ? list.querySelectorAll(".pair")[Math.max(at, 0)] : blind;
@@ -185,12 +182,13 @@
       return;
     }
     const pair = trials[trial], sides = sidesOf(pair), cast = votes[pair.id];
+    const wave = (side) => side.strip && { ...side.strip, marks: [] }; // words would tell which is better
     const pressed = (vote) => ({ "aria-pressed": String(cast === vote) });
     blind.replaceChildren(
       make("div", { className: "soft", role: "status", textContent: `Trial ${trial + 1} of ${trials.length} · ${Object.keys(votes).length} votes` }),
       make("div", { className: "text", textContent: pair.text }),
       make("div", { className: "clips" }, ...["A", "B"].map((letter, i) => make("div", { className: "clip" },
-        make("div", { className: "label", textContent: letter }), player(pair[sides[i]].clip)))),
+        make("div", { className: "label", textContent: letter }), ...player(pair[sides[i]].clip, wave(pair[sides[i]]))))),
       make("div", { className: "votes" },
         button("A is better", () => vote(sides[0]), pressed(sides[0])), button("a tie", () => vote("tie"), pressed("tie")),
         button("B is better", () => vote(sides[1]), pressed(sides[1]))),
