@@ -2,6 +2,7 @@
 
     <folder>/sweep.json        resolved configuration
     <folder>/shared/           a run: prompts, conditioning, rollouts, scores and eval/base, made once
+    <folder>/tuning/<arm>/     a run each, where settings are tried: its own pairs and trainings, spoken on dev
     <folder>/arms/<arm>/       a run each: those stages by hard links, its own pairs, trainings and evaluations
     <folder>/ablation.json     the tables; ablation.csv has the first
     <folder>/curves.parquet    every utterance of every checkpoint, where run.eval.checkpoints is `all`
@@ -20,7 +21,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from talker_rl.stages import (
     prompts,
     scores,
     train,
+    tune,
 )
 from talker_rl.stages.context import Context
 from talker_rl.stages.plan import describe_sweep
@@ -67,6 +69,8 @@ class Sweep:
     device: str
     force: Sequence[str] = ()
     quiet: bool = False
+    tuned: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, init=False)
+    """Arm -> variant -> the settings that tuning chose."""
 
     def run(self) -> dict[str, Any]:
         """All of it; returns what ``ablation.json`` holds.
@@ -80,14 +84,17 @@ class Sweep:
             shared = open_runs.enter_context(self._open("shared", self.config.run))
             arms = {name: open_runs.enter_context(self._open(f"arms/{name}", self.config.arm_run(name)))
                     for name in self.config.arms}
-            for ctx in arms.values():
+            tries = {name: open_runs.enter_context(self._open(f"tuning/{name}", self.config.tuning_run(name)))
+                     for name in self.config.arms if self.config.tuning is not None}
+            for ctx in (*arms.values(), *tries.values()):
                 train.check_arguments(ctx)
                 pipeline.check_start(ctx)
             if not self.quiet:
                 print(describe_sweep(self.config), flush=True)
             self._share(shared)
+            self._tune(shared, tries, arms)
             for name, ctx in arms.items():
-                ctx.run.manifest["trainings"] = trainings(self.config.cells(name))
+                ctx.run.manifest["trainings"] = trainings(self._cells(name))
                 self._record(ctx)
                 ctx.run.adopt(shared.run.path, SHARED)
                 pairs.make(ctx, Round(1))
@@ -117,10 +124,25 @@ class Sweep:
         base = evaluate.eval_rows(ctx, "base")
         ids = {(row["prompt_id"], row["seed"]): row["candidate_id"] for row in base}
         yield from curve_rows(arm, "base", -1, 0, base, (), ids)
-        for variant, seed in self.config.cells(arm):
+        for variant, seed in self._cells(arm):
             moved = curve.drift_rows(ctx, cell(variant, seed))
             for step, rows in curve.curve_rows(ctx, cell(variant, seed)).items():
                 yield from curve_rows(arm, variant, seed, step, rows, [r for r in moved if r["step"] == step], ids)
+
+    def _tune(self, shared: Context, tries: dict[str, Context], arms: dict[str, Context]) -> None:
+        """Choose settings on dev where tuning is asked for, write ``tuning.json``, and give each arm the variants with
+        what was chosen."""
+        found = {name: tune.make(ctx, shared, SHARED, self.config, name) for name, ctx in tries.items()}
+        if found:
+            write_json(self.path / "tuning.json", found)
+        self.tuned = {name: tune.chosen(one) for name, one in found.items()}
+        for name, settings in self.tuned.items():
+            arms[name].config = self.config.arm_run(name, settings)
+            train.check_arguments(arms[name])
+
+    def _cells(self, arm: str) -> list[tuple[str, int]]:
+        """(variant, seed) of every training of an arm, the tuned ones last."""
+        return self.config.cells(arm, self.tuned.get(arm, ()))
 
     @contextlib.contextmanager
     def _open(self, folder: str, config: RunConfig) -> Iterator[Context]:
@@ -135,7 +157,8 @@ class Sweep:
 
     def _check_force(self) -> None:
         """Raise where a stage to force is in none of the folders."""
-        folders = [self.path / "shared", *(self.path / "arms" / name for name in self.config.arms)]
+        folders = [self.path / "shared", *(self.path / kind / name for kind in ("tuning", "arms")
+                                           for name in self.config.arms)]
         known = sorted({name for folder in folders for name in _stages(folder)})
         for name in self.force:
             if name not in known:
@@ -173,7 +196,7 @@ class Sweep:
         """Write ``ablation.json`` and ``ablation.csv``."""
         rows: list[dict[str, Any]] = []
         for name, ctx in arms.items():
-            trained = [_trained(ctx, variant, seed) for variant, seed in self.config.cells(name)]
+            trained = [_trained(ctx, variant, seed) for variant, seed in self._cells(name)]
             rows += ablation.arm_table(name, evaluate.eval_rows(ctx, "base"), trained, self.config.baseline,
                                        resamples=self.config.run.eval.bootstrap_samples)
         claims = ablation.claims(rows, self.config.baseline)
