@@ -226,8 +226,8 @@ def interval(found: Measured, spread: Spread | None = None, *, null: float = 0.0
     if np.isnan(found.over_texts):
         return Estimate(value, None, None, None, None, of, texts, seeds, None, None, None)
     spread = spread or Spread(found.between, seeds - 1)
-    variance, df = (float(x[0]) for x in combined(*(
-        np.array([x], dtype=float) for x in (found.over_texts, found.rest, spread.variance, spread.df)), texts, seeds))
+    a, e, m, m_df = (np.array([x]) for x in (found.over_texts, found.rest, spread.variance, spread.df))
+    variance, df = (float(x[0]) for x in combined(a, e, m, m_df, texts, seeds))
     sd = variance**0.5
     half = float(stats.t.ppf(0.975, df)) * sd
     p = float(2 * stats.t.sf(abs(value - null) / sd, df)) if sd > 0 else float(value == null)

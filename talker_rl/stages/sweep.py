@@ -149,6 +149,7 @@ class Sweep:
             trained = [_trained(ctx, variant, seed) for variant, seed in self.config.cells(name)]
             rows += ablation.arm_table(name, evaluate.eval_rows(ctx, "base"), trained, self.config.baseline,
                                        resamples=self.config.run.eval.bootstrap_samples)
+        rows = ablation.corrected(rows)
         claims = ablation.claims(rows, self.config.baseline)
         found = {"baseline": self.config.baseline, "rows": rows, "claims": claims, "pareto": ablation.pareto(rows),
                  "notes": ablation.notes(rows, claims, self.config.baseline)}
@@ -191,7 +192,7 @@ def _pages(folder: Path, arms: Sequence[Context]) -> None:
 
 
 def table_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as CSV: an interval is two columns, ``_low`` and ``_high``; the loss is JSON."""
+    """The rows as CSV: an interval is two columns, ``_low`` and ``_high``; what is a mapping is JSON."""
     sink = io.StringIO()
     flat = [_flat(row) for row in rows]
     writer = csv.DictWriter(sink, list(flat[0]), lineterminator="\n")
@@ -206,5 +207,5 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         if name.endswith("_ci95"):
             out[f"{name}_low"], out[f"{name}_high"] = value or (None, None)
         else:
-            out[name] = json.dumps(value) if name == "loss" and value is not None else value
+            out[name] = json.dumps(value) if isinstance(value, dict) else value
     return out
