@@ -176,9 +176,9 @@ def steady(own: np.ndarray, df: int) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         (..., n) M and (..., n) degrees of freedom: the mean of the own M (weight 1) and of the table's (weight 2, less
-        in a table of 2 or of 1), with as many times the degrees of freedom. An M above that stays as it is, with its
-        own: what is steadied is never smaller than what was seen, so that a loss whose trainings differ more than
-        others' is not made to look like them.
+        in a table of 2 or of 1), with as many times the degrees of freedom. An M above that stays as it is, with half
+        of what the table adds to its degrees of freedom: what is steadied is never smaller than what was seen, so that
+        a loss whose trainings differ more than others' is not made to look like them.
     """
     from scipy import stats  # slow to import, and a plan needs none
 
@@ -186,7 +186,7 @@ def steady(own: np.ndarray, df: int) -> tuple[np.ndarray, np.ndarray]:
     median = np.median(own, axis=-1, keepdims=True) * df / stats.chi2.median(df)
     table = np.minimum(own, _WILD * median).mean(-1, keepdims=True)
     mixed = (own + weight * table) / (1 + weight)
-    return np.maximum(own, mixed), np.where(own > mixed, float(df), df * (1.0 + weight))
+    return np.maximum(own, mixed), df * np.where(own > mixed, 1.0 + weight / 2, 1.0 + weight)
 
 
 def spreads(found: Sequence[Measured]) -> list[Spread]:

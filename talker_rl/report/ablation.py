@@ -46,13 +46,12 @@ def ablation_page(study: Study) -> Page:
 def _intervals(rows: list[Row]) -> str:
     """What the intervals are over, and what a claim needs."""
     over = {row.get("intervals") for row in rows if row["seed"] is None and row["variant"] != "base"}
-    if over == {"texts and seeds"}:
-        return ("Intervals are 95\u00a0%: of a pooled row over texts and training seeds, of one training over texts. p is "
-                "after Holm's correction for all comparisons of a column; a claim needs p below 0.05.")
-    if over == {"texts"}:
-        return ("Intervals are 95\u00a0%, over texts: with one training seed they say nothing of other trainings. p is "
-                "after Holm's correction for all comparisons of a column; a claim needs p below 0.05.")
-    return "Intervals are 95\u00a0%, over texts; they say nothing of other training seeds, and nothing is corrected."
+    if not over or None in over:  # a plain run, or a table of before
+        return "Intervals are 95\u00a0%, over texts; they say nothing of other trainings, and nothing is corrected."
+    told = ("Intervals are 95\u00a0%: of a pooled row over texts and training seeds, of one training over texts."
+            if over == {"texts and seeds"} else
+            "Intervals are 95\u00a0%, over texts: with one training seed they say nothing of other trainings.")
+    return f"{told} p is after Holm's correction for all comparisons of a column; a claim needs p below 0.05."
 
 
 def from_evaluations(study: Study) -> dict[str, Any]:
@@ -98,8 +97,8 @@ def table(rows: list[Row], baseline: str) -> Table:
         ])
     columns = [column.replace("plain", baseline) for column in COLUMNS]
     return Table("All rows", columns, cells, "nothing has been evaluated yet",
-                 "Green and red mark differences with p below 0.05 or, where there is no p, with an interval that excludes "
-                 "0. A heading sorts its column.",
+                 "Green and red mark differences with p below 0.05 or, without a p, with an interval that excludes 0. "
+                 "A heading sorts its column.",
                  {i for i, row in enumerate(rows) if row["seed"] is None})
 
 
