@@ -78,7 +78,7 @@ class Sweep:
                 train.check_arguments(ctx)
                 pipeline.check_start(ctx)
             if not self.quiet:
-                print(describe_sweep(self.config), flush=True)
+                print(describe_sweep(self.config, self.path), flush=True)
             self._share(shared)
             for name, ctx in arms.items():
                 ctx.run.manifest["trainings"] = trainings(self.config.cells(name))
