@@ -90,7 +90,7 @@ class Sweep:
                 train.check_arguments(ctx)
                 pipeline.check_start(ctx)
             if not self.quiet:
-                print(describe_sweep(self.config), flush=True)
+                print(describe_sweep(self.config, self.path), flush=True)
             self._share(shared)
             self._tune(shared, tries, arms)
             for name, ctx in arms.items():
@@ -199,6 +199,7 @@ class Sweep:
             trained = [_trained(ctx, variant, seed) for variant, seed in self._cells(name)]
             rows += ablation.arm_table(name, evaluate.eval_rows(ctx, "base"), trained, self.config.baseline,
                                        resamples=self.config.run.eval.bootstrap_samples)
+        rows = ablation.corrected(rows)
         claims = ablation.claims(rows, self.config.baseline)
         found = {"baseline": self.config.baseline, "rows": rows, "claims": claims, "pareto": ablation.pareto(rows),
                  "notes": ablation.notes(rows, claims, self.config.baseline)}
@@ -243,7 +244,7 @@ def _pages(folder: Path, arms: Sequence[Context]) -> None:
 
 
 def table_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as CSV: an interval is two columns, ``_low`` and ``_high``; the loss is JSON."""
+    """The rows as CSV: an interval is two columns, ``_low`` and ``_high``; what is a mapping is JSON."""
     sink = io.StringIO()
     flat = [_flat(row) for row in rows]
     writer = csv.DictWriter(sink, list(flat[0]), lineterminator="\n")
@@ -258,5 +259,5 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         if name.endswith("_ci95"):
             out[f"{name}_low"], out[f"{name}_high"] = value or (None, None)
         else:
-            out[name] = json.dumps(value) if name == "loss" and value is not None else value
+            out[name] = json.dumps(value) if isinstance(value, dict) else value
     return out
