@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from talker_rl.base.figures import bare, chance, relative, written
+from talker_rl.report import equal_drift
+from talker_rl.report.columns import columns
 
 
 def text_table(found: dict[str, Any]) -> str:
@@ -29,14 +31,9 @@ def text_table(found: dict[str, Any]) -> str:
          "pareto" if row["seed"] is None and (row["arm"], row["variant"]) in front else "")
         for row in found["rows"]
     ]
-    return "\n".join([*columns((head, *body), left=2), "", *found["notes"]])
-
-
-def columns(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Rows of text as aligned lines; the first ``left`` columns lean left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(text.ljust(w) if i < left else text.rjust(w)
-                      for i, (text, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    at_equal_drift = equal_drift.text_table(found)
+    return "\n".join([*columns((head, *body), left=2), *(["", at_equal_drift] if at_equal_drift else []), "",
+                      *found["notes"]])
 
 
 def _points(value: float | None) -> str:

@@ -15,9 +15,6 @@ arm's folder. Trainings of all arms are one queue over the workers.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -28,12 +25,8 @@ from typing import Any
 from talker_rl.base.disk import atomic_write, write_json
 from talker_rl.base.errors import StageError, TalkerRLError
 from talker_rl.base.processes import WorkerPool
-from talker_rl.base.seals import seal
 from talker_rl.config import RunConfig
-from talker_rl.evaluation import ablation, equal_drift
-from talker_rl.evaluation.curves import CurveRow, curve_rows
-from talker_rl.records.rows import to_row
-from talker_rl.rounds import Round, train_stage
+from talker_rl.rounds import Round
 from talker_rl.stages import (
     choice,
     completions,
@@ -45,14 +38,14 @@ from talker_rl.stages import (
     pipeline,
     prompts,
     scores,
+    sweep_tables,
     train,
     tune,
 )
 from talker_rl.stages.context import Context
 from talker_rl.stages.plan import describe_sweep
 from talker_rl.store.run_dir import MANIFEST, RunDir, read_manifest
-from talker_rl.store.shards import parquet_bytes, schema_of, table_of
-from talker_rl.sweep_config import SweepConfig, cell, trainings
+from talker_rl.sweep_config import SweepConfig, trainings
 
 SHARED = ("prompts", "conditioning", "rollouts", "scores", "eval/base")
 """Stages that no arm changes, in order."""
@@ -105,29 +98,9 @@ class Sweep:
                 choice.make(ctx, Round(1))
                 evaluate.make(ctx)
                 curve.make(ctx)
-            found = self._table(arms)
+            found = sweep_tables.write(self.config, self.path, arms, self._cells)
             _pages(self.path, list(arms.values()))
         return found
-
-    def _at_equal_drift(self, arms: dict[str, Context]) -> dict[str, Any]:
-        """Write ``curves.parquet``; the table and the frontiers that follow from it."""
-        rows = [row for name, ctx in arms.items() for row in self._curve_rows(name, ctx)]
-        atomic_write(self.path / "curves.parquet", parquet_bytes(table_of([to_row(r) for r in rows],
-                                                                          schema_of(CurveRow))))
-        seal(self.path, ["curves.parquet"])
-        found = equal_drift.curves(rows, self.config.drift)
-        return {"axis": self.config.drift, "frontiers": equal_drift.frontiers(found), "equal_kl": equal_drift.table(
-            found, self.config.baseline, at_kl=self.config.at_kl or (),
-            resamples=self.config.run.eval.bootstrap_samples)}
-
-    def _curve_rows(self, arm: str, ctx: Context) -> Iterator[CurveRow]:
-        base = evaluate.eval_rows(ctx, "base")
-        ids = {(row["prompt_id"], row["seed"]): row["candidate_id"] for row in base}
-        yield from curve_rows(arm, "base", -1, 0, base, (), ids)
-        for variant, seed in self._cells(arm):
-            moved = curve.drift_rows(ctx, cell(variant, seed))
-            for step, rows in curve.curve_rows(ctx, cell(variant, seed)).items():
-                yield from curve_rows(arm, variant, seed, step, rows, [r for r in moved if r["step"] == step], ids)
 
     def _tune(self, shared: Context, tries: dict[str, Context], arms: dict[str, Context]) -> None:
         """Choose settings on dev where tuning is asked for, write ``tuning.json``, and give each arm the variants with
@@ -192,24 +165,6 @@ class Sweep:
         scores.run_with_rollouts(ctx, Round(1))
         evaluate.run_base(ctx)
 
-    def _table(self, arms: dict[str, Context]) -> dict[str, Any]:
-        """Write ``ablation.json`` and ``ablation.csv``."""
-        rows: list[dict[str, Any]] = []
-        for name, ctx in arms.items():
-            trained = [_trained(ctx, variant, seed) for variant, seed in self._cells(name)]
-            rows += ablation.arm_table(name, evaluate.eval_rows(ctx, "base"), trained, self.config.baseline,
-                                       resamples=self.config.run.eval.bootstrap_samples)
-        rows = ablation.corrected(rows)
-        claims = ablation.claims(rows, self.config.baseline)
-        found = {"baseline": self.config.baseline, "rows": rows, "claims": claims, "pareto": ablation.pareto(rows),
-                 "notes": ablation.notes(rows, claims, self.config.baseline)}
-        if self.config.run.eval.checkpoints == "all":
-            found |= self._at_equal_drift(arms)
-        write_json(self.path / "ablation.json", found)
-        atomic_write(self.path / "ablation.csv", table_csv(rows))
-        return found
-
-
 @dataclass
 class _Labeled(Context):
     """A context whose lines begin with the name of its run, since several report to one terminal."""
@@ -225,13 +180,6 @@ def _stages(path: Path) -> dict[str, Any]:
     return read_manifest(path)["stages"] if (path / MANIFEST).exists() else {}
 
 
-def _trained(ctx: Context, variant: str, seed: int) -> ablation.Trained:
-    name = cell(variant, seed)
-    entry = ctx.run.stages[train_stage(name, 1)]
-    return ablation.Trained(variant, seed, evaluate.eval_rows(ctx, name), entry["counts"]["steps"],
-                            ctx.config.variants[name].loss, entry["seconds"])
-
-
 def _pages(folder: Path, arms: Sequence[Context]) -> None:
     """Diagnostics of every arm, then the pages that show them and the table."""
     from talker_rl.report.dashboards import write_dashboards
@@ -241,23 +189,3 @@ def _pages(folder: Path, arms: Sequence[Context]) -> None:
             diagnose.make(ctx)
     for page in write_dashboards(folder):
         print(f"page: {page}", file=sys.stderr)
-
-
-def table_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as CSV: an interval is two columns, ``_low`` and ``_high``; what is a mapping is JSON."""
-    sink = io.StringIO()
-    flat = [_flat(row) for row in rows]
-    writer = csv.DictWriter(sink, list(flat[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return sink.getvalue()
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in row.items():
-        if name.endswith("_ci95"):
-            out[f"{name}_low"], out[f"{name}_high"] = value or (None, None)
-        else:
-            out[name] = json.dumps(value) if isinstance(value, dict) else value
-    return out
