@@ -179,7 +179,8 @@ SWEEPS, RESAMPLES = 60, 400
 
 def test_intervals_hold_the_truth_where_the_naive_ones_do_not(simulation: ModuleType) -> None:
     """Seeds that differ by 2.5 points, and three speakers a text: both are luck that pooled utterances do not see."""
-    world = simulation.World(texts=100, speakers=3, seed_sd=(0.025,), differences=(-0.05, 0.05, 0.03, -0.03, 0, 0, 0, 0))
+    world = simulation.World(texts=100, speakers=3, seed_sd=(0.025,),
+                             differences=(-0.05, 0.05, 0.03, -0.03, 0, 0, 0, 0))
     shares, naive = ({kind: share for kind, share in simulation.coverage(
         list(simulation.sweeps(world, SWEEPS, RESAMPLES, 1, how)), world).items()}
         for how in (simulation.analyse, simulation.analyse_naively))
@@ -198,7 +199,7 @@ def test_intervals_are_no_wider_than_they_must_be(simulation: ModuleType) -> Non
 
 @pytest.mark.parametrize("seed_sd", [0.0, 0.02])
 def test_few_tables_claim_what_is_not_so(simulation: ModuleType, seed_sd: float) -> None:
-    """The share of tables without any difference in which one is found: 5 %, at most 12 % of so few tables by chance."""
+    """Of tables without any difference, one is found in 5 %: of so few tables by chance in up to 12 %."""
     world, null = simulation.World(seed_sd=(seed_sd,)), np.full(8, True)
     found = list(simulation.sweeps(world, SWEEPS, RESAMPLES, 3))
     wrong = simulation.family_error(found, "WER - base", null)
