@@ -176,7 +176,8 @@ def test_three_speakers_of_a_text_are_one_text() -> None:
     base = [dict(r, text=f"text {r['prompt_id']}", lang="en") for r in rows(0.3, 1.0)]
     base3 = [dict(r, prompt_id=f"{r['prompt_id']}-{speaker}") for r in base for speaker in "abc"]
     narrow, wide = (
-        pick(arm_table("a", before, [Trained("dpo", s, after, 1, {}, 0) for s in SEEDS], "dpo", resamples=2000), "dpo", None)
+        pick(arm_table("a", before, [Trained("dpo", s, after, 1, {}, 0) for s in SEEDS], "dpo", resamples=2000),
+             "dpo", None)
         for before, after in ((base, one), (base3, three)))
     assert (wide["prompts"], wide["n"]) == (PROMPTS, 9 * PROMPTS)
     for name in ("wer_ci95", "wer_diff_base_ci95", "duration_ratio_ci95"):

@@ -42,7 +42,7 @@ def test_what_is_made_of_figures() -> None:
     assert [chance(p) for p in (None, 0.0, 0.00026, 0.0021, 0.049, 0.354, 1.0)] == [
         "–", "< 0.0001", "0.0003", "0.002", "0.049", "0.35", "1.00"]
     tested = with_interval(-0.05, (-0.06, -0.04), "{:+.1%}", True, 0.07)
-    assert (tested.below, tested.mark) == ("[-6.0, -4.0] p 0.07", ""), "the interval alone is not corrected"
+    assert (tested.below, tested.mark) == ("[-6.0, -4.0] p 0.070", ""), "the interval alone is not corrected"
     assert with_interval(0.05, (0.04, 0.06), "{:+.1%}", True, 0.01).mark == "worse"
     assert (number(-0.0, "{:.1%}").text, number(-0.05, "{:+.1%}").text) == ("0.0%", "-5.0 points")
     cell = with_interval(-0.05, (-0.06, -0.00001), "{:+.1%}", True)
