@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from toy import digest
 from talker_rl import cli
 from talker_rl.base.disk import read_json
 from talker_rl.base.errors import ConfigError
+from talker_rl.evaluation.power import TYPICAL, smallest
 from talker_rl.report.sweep_table import text_table
 from talker_rl.stages import sweep
 from talker_rl.store.run_dir import RunDir
@@ -148,6 +150,33 @@ def test_shipped_sweeps_load_and_their_dry_run_counts(capsys: pytest.CaptureFixt
     assert config.run.reward.recognizer.path != config.run.reward.evaluator.path
 
 
+def test_the_dry_run_says_how_small_a_difference_is_found(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def told(*more: str) -> tuple[str, list[tuple[float, float]]]:
+        assert cli.main(["sweep", "losses", "--dry-run", "--run-dir", str(tmp_path), *more]) == 0
+        out = capsys.readouterr().out
+        return out, [(float(a), float(b)) for a, b in re.findall(
+            r"a difference of ([\d.]+) points WER is found in 80 % of such sweeps, alone; ([\d.]+) points after Holm's "
+            r"correction over 11 comparisons", out)]
+
+    out, three = told("seeds=[0,1,2]")
+    assert "arm biased: with 200 texts and 3 seeds" in out and "typical of the micro model" in out and len(three) == 2
+    assert all(alone < after for alone, after in three)
+    assert three[0][1] < three[1][1], "in a larger arm, seeds' spread is known better"
+    expected = [smallest(TYPICAL, 200, 3, comparisons=many, beside=9) for many in (1, 11)]
+    assert three[0] == pytest.approx(tuple(100 * x for x in expected), abs=0.051)
+    five = told("seeds=[0,1,2,3,4]")[1]
+    assert five[0] < three[0] and five[1] < three[1]
+    assert "that of one training, and of no others" in told("seeds=[0]")[0]
+    rows = [{"wer_diff_baseline_sd": {"text": 0.1, "seed": 0.001, "rest": 0.1}}]
+    (tmp_path / "ablation.json").write_text(json.dumps({"rows": rows, "baseline": "dpo"}))
+    out, known = told("seeds=[0,1,2]")
+    assert "as measured in" in out and known[0] < three[0]
+    (tmp_path / "ablation.json").write_text(json.dumps({"rows": [{"wer": 0.2}], "baseline": "dpo"}))  # an older one
+    assert told("seeds=[0,1,2]")[1] == three
+
+
 def test_the_folders_are_runs_and_the_samples_are_shared(finished: tuple[Path, Path]) -> None:
     _, folder = finished
     assert list(stages(folder / "shared")) == list(sweep.SHARED)
@@ -188,12 +217,18 @@ def test_the_table_has_the_promised_rows(finished: tuple[Path, Path]) -> None:
     assert cells == [(arm, v, s) for arm, variants in (("biased", ["dpo", "ipo"]), ("natural", ["dpo"]))
                      for v, s in [("base", None), *((v, s) for v in variants for s in (0, 1, None))]]
     promised = {
-        "variant", "arm", "seed", "n", "prompts", "wer", "wer_ci95", "wer_diff_base", "wer_diff_base_ci95",
-        "wer_diff_baseline", "wer_diff_baseline_ci95", "duration_ratio", "duration_ratio_ci95", "drift",
-        "drift_vs_baseline", "drift_vs_baseline_ci95", "pause_error", "cap_hit_rate", "steps", "loss", "train_seconds"}
+        "variant", "arm", "seed", "intervals", "n", "prompts", "wer", "wer_ci95", "drift", "wer_diff_baseline_sd",
+        "pause_error", "cap_hit_rate", "steps", "loss", "train_seconds",
+        *(f"{kind}{what}" for kind in ("wer_diff_base", "wer_diff_baseline", "duration_ratio", "drift_vs_baseline")
+          for what in ("", "_ci95", "_p", "_p_holm"))}
     assert all(set(row) == promised for row in found["rows"])
     ipo = next(r for r in found["rows"] if r["variant"] == "ipo" and r["seed"] == 1)
     assert ipo["n"] == 4 and ipo["steps"] == 4 and ipo["loss"]["type"] == "ipo" and ipo["train_seconds"] > 0
+    pooled = next(r for r in found["rows"] if r["variant"] == "ipo" and r["seed"] is None)
+    assert pooled["intervals"] == "texts and seeds" and ipo["intervals"] == "texts"
+    # ipo is compared with dpo in one arm only, with the base in both
+    assert pooled["wer_diff_baseline_p_holm"] == pooled["wer_diff_baseline_p"] <= 1
+    assert pooled["duration_ratio_p_holm"] >= pooled["duration_ratio_p"]
     with (folder / "ablation.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(cells) and float(lines[-1]["wer_ci95_high"]) == found["rows"][-1]["wer_ci95"][1]
