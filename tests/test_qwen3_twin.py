@@ -17,7 +17,9 @@ from talker_rl.speech.protocol import SampleRequest, TalkerSequence
 from talker_rl.speech.qwen3_omni.codec import CODEC
 from talker_rl.speech.qwen3_omni.conditioning import Conditioning
 from talker_rl.speech.qwen3_omni.layout import Specials, collate, talker_inputs
+from talker_rl.speech.qwen3_omni.logps import forced, residual_hidden
 from talker_rl.speech.qwen3_omni.policy import TalkerPolicy, lora_targets
+from talker_rl.speech.unwrap import unwrap_talker
 
 FIRST, RESIDUAL = 1e-5, 2e-5
 SAMPLING = SamplingConfig(max_new_tokens=24, top_k=50, top_p=1.0)
@@ -174,6 +176,9 @@ def test_equal_to_the_rollouts_own(talker, weight, size):
             processed += policy.processed_logps(batch, SAMPLING)
             stops = policy.logps_and_stops(batch)
             assert torch.equal(stops[0], policy.logps(batch)) and (stops[1] <= 0).all()
+            beside = policy.compared(batch)  # the base beside itself
+            assert torch.equal(beside.logps_ST, stops[0]) and torch.equal(beside.stops_ST, stops[1])
+            assert torch.equal(beside.ref_logps_ST, stops[0]) and not beside.kl_ST.any()
     bound = FIRST if not weight else GROUPS * FIRST  # as many float errors are summed
     assert worst(rows, candidates) <= bound
     for row, c in zip(processed, candidates, strict=True):
@@ -287,6 +292,32 @@ def test_an_adapter_is_on_off_saved_and_loaded(talker, tmp_path):
                                          base_model="tiny").eval())
         fresh.load(tmp_path / "adapter")
         assert torch.equal(fresh.logps(fresh.collate(examples)), on)
+
+
+def test_the_kl_is_of_whole_frames_and_exact():
+    """Of codebook 0 and, whatever they weigh, of the residual codes given those before them."""
+    policy = TalkerPolicy(adapted())
+    asked = requests([(6, 3), (9, 1)])
+    examples = sequences(policy.sample(asked, SAMPLING), asked)
+    batch = policy.collate(examples)
+    beside = policy.compared(batch)
+    assert torch.equal(beside.logps_ST, policy.logps(batch).detach())
+
+    def distributions():
+        logits_MV, hidden_MH, _ = forced(policy.module, batch)
+        hidden = residual_hidden(policy.module, hidden_MH[batch.framed_ST[batch.mask_ST]], batch.frames_NG)
+        heads = unwrap_talker(policy.module).code_predictor.lm_head
+        return [logits_MV.double().softmax(-1), *(one(hidden[:, k]).double().softmax(-1) for k, one in enumerate(heads))]
+
+    with torch.no_grad():
+        mine = distributions()
+        with policy.as_reference():
+            assert torch.equal(beside.ref_logps_ST, policy.logps(batch))
+            theirs = distributions()
+    first, *rest = ((p * (p / q).log()).sum(-1) for p, q in zip(mine, theirs, strict=True))
+    expected = torch.zeros(batch.mask_ST.shape, dtype=torch.float64).masked_scatter(batch.mask_ST, first)
+    expected[batch.framed_ST] += sum(rest)
+    assert float((beside.kl_ST - expected).abs().max()) < 1e-5 and float(sum(rest).min()) > 1e-6
 
 
 def test_full_weights_are_saved_and_loaded(talker, tmp_path):

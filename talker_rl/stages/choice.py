@@ -110,15 +110,25 @@ def choose(ctx: Context, variant: str, index: int) -> None:
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts={"step": best["step"]})
 
 
-def _start_rows(ctx: Context, variant: str, index: int) -> list[dict[str, Any]]:
-    """What the policy that a later round begins with said on dev, as step 0: its own choice has heard it already."""
-    if index == 1:
+def _start_rows(ctx: Context, variant: str, index: int, below: str = "") -> list[dict[str, Any]]:
+    """What the policy that a round begins with said on dev, as step 0, where another choice has heard it already: that
+    of the round before, or of the run's first variant, which begins alike. Empty where this one has heard it itself.
+
+    Args:
+        below: a folder of those stages; ``""`` for their rows.
+    """
+    if any(row["step"] == 0 for row in ctx.shards(choice_stage(variant, index)).all_rows()):
         return []
-    stage = choice_stage(variant, index - 1)
-    step = read_json(ctx.run.path / stage / "choice.json")["step"]
-    if step == 0:  # the round before was undone: its start is the one of the round before that
-        return _start_rows(ctx, variant, index - 1)
-    return [{**row, "step": 0} for row in ctx.shards(stage).all_rows() if row["step"] == step]
+    while index > 1:
+        stage = choice_stage(variant, index - 1)
+        step = read_json(ctx.run.path / stage / "choice.json")["step"]
+        if step:
+            return [{**row, "step": 0} for row in ctx.shards(f"{stage}{below}").all_rows() if row["step"] == step]
+        index -= 1  # the round before was undone: its start is the one of the round before that
+    first = next(iter(ctx.config.variants))
+    if variant == first or not ctx.run.is_done(choice_stage(first, 1)):
+        return []
+    return [row for row in ctx.shards(f"{choice_stage(first, 1)}{below}").all_rows() if row["step"] == 0]
 
 
 def dev_rows(ctx: Context, variant: str, index: int) -> list[dict[str, Any]]:
@@ -128,8 +138,10 @@ def dev_rows(ctx: Context, variant: str, index: int) -> list[dict[str, Any]]:
 
 
 def dev_candidates(ctx: Context, variant: str, index: int) -> list[dict[str, Any]]:
-    """Candidate rows (with codes) of a finished choice, by ``step``; none where an earlier version kept none."""
-    return list(ctx.shards(f"{choice_stage(variant, index)}/{tasks.CANDIDATES}").all_rows())
+    """Candidate rows (with codes) of a finished choice, likewise; none where an earlier version kept none."""
+    below = f"/{tasks.CANDIDATES}"
+    return [*_start_rows(ctx, variant, index, below),
+            *ctx.shards(f"{choice_stage(variant, index)}{below}").all_rows()]
 
 
 def chosen_policy(ctx: Context, variant: str, index: int) -> Path:

@@ -65,8 +65,8 @@ def compared(policy: PolicyWeights, batch: TalkerBatch, residual_weight: float =
         out = zeros.masked_scatter(mask, selective_logps(first_MV, batch.first_ST[mask]))
         if not residual_weight:
             return out
-        rest_N = torch.stack([selective_logps(one, batch.frames_NG[:, k + 1]) for k, one in enumerate(rest)]).sum(0)
-        return out + residual_weight * zeros.masked_scatter(framed, rest_N)
+        rest_NG = torch.stack([selective_logps(one, batch.frames_NG[:, k + 1]) for k, one in enumerate(rest)], 1)
+        return out + residual_weight * zeros.masked_scatter(framed, rest_NG.sum(-1))
 
     (first, rest), (ref_first, ref_rest) = sides
     kl_ST = zeros.masked_scatter(mask, kl_divergence(first, ref_first))
