@@ -18,8 +18,8 @@ def add_doctor_options(doctor: argparse.ArgumentParser) -> None:
     """All but the configuration's."""
     doctor.add_argument("--model", metavar="DIR", help="checkpoint folder or hub name, in place of model.path; without "
                         "--config only the machine and the model are looked at")
-    doctor.add_argument("--run-dir", metavar="DIR", help="folder of a run that has pairs: also tells which losses would "
-                        "push the stop down in them; without a configuration that of the run is used")
+    doctor.add_argument("--run-dir", metavar="DIR", help="folder of a run that has pairs: also tells which losses "
+                        "would push the stop down in them; without a configuration that of the run is used")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON; the exit code is the same")
     doctor.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 

@@ -259,9 +259,10 @@ def findings(config: RunConfig, run: Path | None = None) -> list[str]:
     for name, loss in losses_of(config, config.variants, {}).items():
         one = anatomy(loss, _longer_chosen())
         if one.stop < -_LEAST:
-            told.append(f"on pairs whose chosen is the longer one {name} will push the stop down (by {-one.stop:.2f} "
-                        "times what DPO pushes a token, where chosen is a fifth longer), and lengthen speech: "
-                        f"{_MENDS}")
+            up, down = one.push["chosen"]["stop"], -one.push["rejected"]["stop"]
+            told.append(f"on pairs whose chosen is the longer one {name} will push the stop down, and lengthen speech: "
+                        f"where it is a fifth longer, its stop is pushed up by {up / down:.0%} of what the other's is "
+                        f"pushed down; {_MENDS}")
     return told
 
 
@@ -269,8 +270,10 @@ def _longer_chosen() -> list[tuple[Side, Side]]:
     """Pairs for what can be told of a loss alone: chosen a fifth longer, both with their stops. Many of the same, for
     losses that draw."""
     from talker_rl.diagnostics.anatomy import Side
+    from talker_rl.records.token_classes import TokenClass
 
-    chosen, rejected = (Side([-2.0] * steps, ["right"] * (steps - 1) + ["stop"]) for steps in (120, 100))
+    right: list[TokenClass] = ["right"]
+    chosen, rejected = (Side([-2.0] * steps, [*right * (steps - 1), "stop"]) for steps in (120, 100))
     return [(chosen, rejected)] * 100
 
 
