@@ -42,8 +42,8 @@ USUAL = ({"type": "dpo"}, {"type": "dpo", "stop": "drop"}, {"type": "dpo_norm"},
          {"type": "ld_dpo", "alpha": 0.0}, {"type": "ld_dpo", "alpha": 0.5}, {"type": "simpo"})
 """What ``--loss all`` compares."""
 NO_TIMES = "score with a recognizer that gives times (docs/RECOGNIZERS.md)"
-_SOME = 200
-"""Pairs that tell whether a run is to be warned."""
+PAIRS_ASKED = 200
+"""Pairs that tell whether a run is to be warned, and what a sweep's durations will be."""
 _MOSTLY = 0.5
 """Share of the pairs in which a loss pushes the stop down, from which it is warned of."""
 _LEAST = 1e-6
@@ -234,7 +234,7 @@ def warn(ctx: Context, round_: Round, made: tuple[Sequence[Pair], Heard] | None 
     sides: list[Both] = []
     with contextlib.suppress(DataError):  # training needs neither candidates nor scores: who does will say it
         pairs, heard = made or (ctx.shards(stage).read_all(Pair), heard_in(ctx.run.path, ctx.config, round_.prefix))
-        sides = heard.sides(spaced(list(pairs), _SOME))
+        sides = heard.sides(spaced(list(pairs), PAIRS_ASKED))
     for line in warnings({name: anatomy(loss, [both for _, both in sides]) for name, loss in losses.items()}):
         ctx.say(f"{stage}: {line}")
 
@@ -252,7 +252,7 @@ def findings(config: RunConfig, run: Path | None = None) -> list[str]:
 
     if run is not None:
         losses = losses_of(config, config.variants, read_manifest(run).get("trainings", {}))
-        sides = [both for _, both in read_pairs(run, config, _SOME)[0]] if losses else []
+        sides = [both for _, both in read_pairs(run, config, PAIRS_ASKED)[0]] if losses else []
         return [line.removeprefix("warning: ")
                 for line in warnings({name: anatomy(loss, sides) for name, loss in losses.items()})]
     told = []

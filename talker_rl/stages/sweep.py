@@ -29,6 +29,8 @@ from talker_rl.base.errors import StageError, TalkerRLError
 from talker_rl.base.processes import WorkerPool
 from talker_rl.base.seals import seal
 from talker_rl.config import RunConfig
+from talker_rl.diagnostics import prediction
+from talker_rl.diagnostics.anatomy import anatomy
 from talker_rl.evaluation import ablation, equal_drift
 from talker_rl.evaluation.curves import CurveRow, curve_rows
 from talker_rl.records.rows import to_row
@@ -46,6 +48,7 @@ from talker_rl.stages import (
     scores,
     train,
 )
+from talker_rl.stages.anatomy import PAIRS_ASKED, is_own, read_pairs
 from talker_rl.stages.context import Context
 from talker_rl.stages.plan import describe_sweep
 from talker_rl.store.run_dir import MANIFEST, RunDir, read_manifest
@@ -179,11 +182,29 @@ class Sweep:
         claims = ablation.claims(rows, self.config.baseline)
         found = {"baseline": self.config.baseline, "rows": rows, "claims": claims, "pareto": ablation.pareto(rows),
                  "notes": ablation.notes(rows, claims, self.config.baseline)}
+        found["prediction"] = {name: self._prediction(name, ctx, rows) for name, ctx in arms.items()}
+        found["notes"] += prediction.told(found["prediction"])
         if self.config.run.eval.checkpoints == "all":
             found |= self._at_equal_drift(arms)
         write_json(self.path / "ablation.json", found)
         atomic_write(self.path / "ablation.csv", table_csv(rows))
         return found
+
+    def _prediction(self, arm: str, ctx: Context, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What an arm's losses push on in its pairs before training, against the durations that came of it; a note in
+        its place where nothing can be told of the pairs."""
+        measured = {row["variant"]: row["duration_ratio"] for row in rows if row["arm"] == arm and row["seed"] is None}
+        losses = {variant: cfg.loss for variant in self.config.arms[arm].variants
+                  if (cfg := self.config.variants[variant]).data is None and not is_own(cfg.loss)}
+        try:
+            sides = [both for _, both in read_pairs(ctx.run.path, ctx.config, PAIRS_ASKED)[0]] if losses else []
+        except StageError as error:
+            return {"variants": [], "note": error.what}
+        pushes = {variant: anatomy(loss, sides) for variant, loss in losses.items()}
+        return prediction.prediction(
+            [{"variant": variant, "stop": one.stop, "stop_seconds": one.stop_seconds,
+              "duration_ratio": measured[variant]} for variant, one in pushes.items()],
+            resamples=self.config.run.eval.bootstrap_samples) | {"pairs": len(sides)}
 
 
 @dataclass
