@@ -252,7 +252,7 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
     for arm in config.arms:
         check_config(config.arm_run(arm), here=not args.dry_run)
     if args.dry_run:
-        print(f"{config.to_yaml()}\n# sweep folder: {folder}\n{describe_sweep(config)}")
+        print(f"{config.to_yaml()}\n# sweep folder: {folder}\n{describe_sweep(config, folder)}")
         return 0
     require_free(folder, sweep=True)
     require_adapter(config.run.model.adapter)

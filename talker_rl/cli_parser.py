@@ -25,8 +25,9 @@ SWEEP_TEXT = """\
 Compare losses: a grid of variants, arms (ways of choosing pairs) and training seeds, one row each in a table.
 
 Prompts, candidates and scores are made once; every training takes the same number of steps and is evaluated on the same
-prompts from the same seeds. A claim needs every seed's paired-bootstrap interval to exclude 0. The folder holds
-ablation.json and .csv, report/, shared/ and arms/<arm>/; each arm is an ordinary run folder, for every other verb."""
+prompts from the same seeds. Intervals of a variant are over texts and training seeds; a claim needs a p-value below
+0.05 after correction for the number of comparisons (Holm). --dry-run says how small a difference would be found. The
+folder holds ablation.json and .csv, report/, shared/ and arms/<arm>/: each arm a run folder, for every other verb."""
 SWEEP_EXAMPLES = """\
 talker-rl sweep losses                                 the shipped ablation, on the micro model
   talker-rl sweep losses --dry-run                       its grid, and how long it takes

@@ -130,7 +130,7 @@ class EvalConfig(Settings):
         default_factory=dict,
         description="More Talkers to evaluate: name -> folder or safetensors file; micro:clean is the clean micro one.",
     )
-    bootstrap_samples: int = Field(10_000, ge=100, description="Resamples of the paired bootstrap over prompts.")
+    bootstrap_samples: int = Field(10_000, ge=100, description="Resamples of the paired bootstrap over texts.")
     extras: int = Field(
         1, ge=0, description="Of each prompt's utterances, on how many speaker similarity and F0 are measured: "
         "evaluated, never rewarded. They cost as much as half a decoding."

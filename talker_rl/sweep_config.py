@@ -12,7 +12,7 @@ Importing this module loads neither torch nor transformers.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from talker_rl.data.config import PairsConfig
 from talker_rl.older_keys import Moved, modern
 from talker_rl.overrides import with_overrides
 from talker_rl.shipped import locate
+from talker_rl.tuning import TUNED, TuningConfig, with_settings
 from talker_rl.variants import VariantConfig, differences, over
 
 _LENGTH = ("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
@@ -55,6 +56,10 @@ class SweepConfig(Settings):
     arms: dict[str, ArmConfig] = Field(description="Name -> what differs from run.pairs, and which variants.")
     seeds: list[int] = Field([0, 1], min_length=1, description="Training seeds (train.args.seed) of every variant.")
     baseline: str = Field("dpo", description="The variant that the others are measured against; part of every arm.")
+    tuning: TuningConfig | None = Field(
+        None, description="Try a small grid of settings of each variant first, and add each once more with those that "
+        "were best on dev, as <variant>_tuned: `as published` and `tuned` are separate rows."
+    )
     at_kl: list[float] | None = Field(
         None, description="Where losses are compared at equal drift, KL to the base in nats, e.g. [0.003]; with "
         "run.eval.checkpoints: all. null: as far as all trainings of an arm came. Beside it each is compared with the "
@@ -116,6 +121,10 @@ class SweepConfig(Settings):
             if self.baseline not in cfg.variants:
                 raise ValueError(f"arms.{arm}.variants lacks the baseline {self.baseline!r}, which the others are "
                                  "measured against")
+        if self.tuning is not None:
+            self.tuning.check(self.variants, _LENGTH)
+            for arm in self.arms:
+                self.tuning_run(arm)  # what is tried is checked now
         for key in _LENGTH:
             values = {name: cfg.args.get(key) for name, cfg in self.variants.items()}
             if len(set(values.values())) > 1:
@@ -123,21 +132,43 @@ class SweepConfig(Settings):
                 raise ValueError(f"variants differ in args.{key} ({told}): losses are compared at equal steps")
         return self
 
-    def arm_run(self, arm: str) -> RunConfig:
-        """The run of one arm: its pairs, and ``<variant>-s<seed>`` for every variant and seed."""
+    def arm_run(self, arm: str, tuned: Mapping[str, Mapping[str, Any]] | None = None) -> RunConfig:
+        """The run of one arm: its pairs, and ``<variant>-s<seed>`` for every variant and seed.
+
+        Args:
+            tuned: the settings that tuning chose, by variant; each stands there once more with them.
+        """
+        variants = {cell(variant, seed): self._with_seed(variant, seed) for variant, seed in self.cells(arm)}
+        variants |= {cell(f"{variant}{TUNED}", seed): self._with_seed(variant, seed, settings)
+                     for variant, settings in (tuned or {}).items() for seed in self.seeds}
+        return self._run_of(arm, variants)
+
+    def tuning_run(self, arm: str) -> RunConfig:
+        """The run of one arm's tries: ``<variant>-<number>`` for every combination of settings."""
+        assert self.tuning is not None
+        data = self._run_of(arm, {
+            f"{variant}-{k}": self._with_seed(variant, self.tuning.seed, settings, tried=True)
+            for variant in self.arms[arm].variants for k, settings in enumerate(self.tuning.settings(variant))})
+        return data.model_copy(update={"name": f"{data.name}-tuning",
+                                       "checkpoint": data.checkpoint.model_copy(update={"tried": "last"})})
+
+    def _run_of(self, arm: str, variants: dict[str, Any]) -> RunConfig:
         data = self.run.resolved()
         data["train"].pop("loss")  # each has its own, whole
-        data |= {"name": f"{self.name}-{arm}", "pairs": self.arms[arm].pairs.model_dump(mode="json"),
-                 "variants": {cell(variant, seed): self._with_seed(variant, seed)
-                              for variant, seed in self.cells(arm)}}
-        return RunConfig.model_validate(data)
+        return RunConfig.model_validate(data | {
+            "name": f"{self.name}-{arm}", "pairs": self.arms[arm].pairs.model_dump(mode="json"), "variants": variants})
 
-    def cells(self, arm: str) -> list[tuple[str, int]]:
+    def cells(self, arm: str, tuned: Iterable[str] = ()) -> list[tuple[str, int]]:
         """(variant, seed) of every training of an arm, in order."""
-        return [(variant, seed) for variant in self.arms[arm].variants for seed in self.seeds]
+        names = [*self.arms[arm].variants, *(f"{variant}{TUNED}" for variant in tuned)]
+        return [(variant, seed) for variant in names for seed in self.seeds]
 
-    def _with_seed(self, variant: str, seed: int) -> dict[str, Any]:
-        data = self.variants[variant].model_dump(mode="json")
+    def _with_seed(
+        self, variant: str, seed: int, settings: Mapping[str, Any] | None = None, *, tried: bool = False
+    ) -> dict[str, Any]:
+        data = with_settings(self.variants[variant].model_dump(mode="json"), settings or {})
+        if tried:  # nothing of a try is kept but what its last step says
+            data["checkpoint"] |= {"save_at_kl": None}
         return data | {"args": data["args"] | {"seed": seed}}
 
     def resolved(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from talker_rl.evaluation.curves import CurveRow, curve_rows
-from talker_rl.evaluation.equal_drift import curves, frontiers, furthest, table
+from talker_rl.evaluation.equal_drift import corrected, curves, frontiers, furthest, table
 
 BASE = CurveRow("biased", "base", -1, 0, "p0", 0, "a b", "en", 1, 2, 1.0, 0.5, 0.4, False, 0.1, 10, 0.0, 10, 0.0, 0.9)
 TEXTS = [("p0", "a b", 2), ("p1", "c d e", 3), ("p2", "f", 1)]
@@ -95,7 +95,7 @@ def test_the_table_compares_where_both_have_come() -> None:
         rows += many("slow", seed, 20, 0.01, 0.1, 1.0)
     rows += many("stray", 9, 20, 0.02, 0.2, 1.0)  # of a seed that the baseline has not
     found = curves(rows)
-    made = {(r["variant"], r["target"]): r for r in table(found, "dpo", resamples=500)}
+    made = {(r["variant"], r["target"]): r for r in corrected(table(found, "dpo", resamples=500))}
     assert set(made) == {("dpo", "arm"), ("slow", "arm"), ("slow", "pair")}
     slow, dpo = made["slow", "arm"], made["dpo", "arm"]
     assert slow["kl"] == dpo["kl"] == pytest.approx(0.01) and (slow["seeds"], slow["texts"]) == (3, 60)

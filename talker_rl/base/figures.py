@@ -37,6 +37,19 @@ def relative(value: float | None, digits: int = 1) -> str:
     return NONE if value is None else _zero(f"{value:+.{digits}%}")
 
 
+def longer(ratio: float, interval: Sequence[float] | None = None) -> str:
+    """A ratio of durations as a change of the one below: ``longer by 1.2% [-0.3, +2.7]``, ends below 0 are shorter."""
+    ends = "" if not interval else " [" + ", ".join(_zero(f"{100 * (end - 1):+.1f}") for end in interval) + "]"
+    return f"{'longer' if ratio >= 1 else 'shorter'} by {abs(ratio - 1):.1%}{ends}"
+
+
+def chance(p: float | None) -> str:
+    """A p-value, with no more digits than it is worth: ``0.35``, ``0.012``, ``0.0003``, ``< 0.0001``."""
+    if p is None:
+        return NONE
+    return "< 0.0001" if p < 1e-4 else f"{p:.1g}" if p < 1e-3 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
 def span(interval: Sequence[float] | None, pattern: str) -> str:
     """An interval in brackets; nothing where there is none."""
     return f"[{bare(interval[0], pattern)}, {bare(interval[1], pattern)}]" if interval else ""

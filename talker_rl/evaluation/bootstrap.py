@@ -1,4 +1,4 @@
-"""Paired bootstrap over prompts (Bisani & Ney 2004, "Bootstrap estimates for confidence intervals in ASR")."""
+"""Paired bootstrap over texts (Bisani & Ney 2004, "Bootstrap estimates for confidence intervals in ASR")."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def bootstrap_ci(
     """Percentile interval of ``statistic`` with all arrays resampled by the same indices.
 
     Args:
-        data: arrays of shape (P,), one entry per prompt (the unit that is resampled).
+        data: arrays of shape (P,), one entry per text (the unit that is resampled).
         statistic: takes the arrays and ``axis``; vectorized.
         resamples: bootstrap resamples.
         confidence: coverage.
         seed: of the resampling.
 
     Returns:
-        (low, high), or None with fewer than 2 prompts, where no interval exists.
+        (low, high), or None with fewer than 2 texts, where no interval exists.
     """
     if len(data[0]) < 2:
         return None

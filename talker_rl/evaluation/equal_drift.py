@@ -146,8 +146,8 @@ def table(
 
     Returns: rows by arm and variant with ``kl, target`` (``arm``: the same for all variants; ``pair``: as far as this
         variant and the baseline both came), ``seeds, texts, step`` (mean), the figures ``wer, duration_ratio, reward,
-        pause_error`` with ``_ci95``; ``wer_diff_base`` and ``<name>_diff_baseline`` of :data:`COMPARED` with ``_ci95,
-        _p`` and ``_p_holm`` (over the comparisons of its kind and target in the whole table).
+        pause_error`` with ``_ci95``; ``wer_diff_base`` and ``<name>_diff_baseline`` of :data:`COMPARED` with ``_ci95``
+        and ``_p``.
     """
     rows: list[Row] = []
     for arm, trainings in found.items():
@@ -158,12 +158,18 @@ def table(
         pairs = {v: furthest(c for (name, _), c in trainings.items() if name in (v, baseline)) for v in variants}
         for target, kls in [*(("arm", dict.fromkeys(variants, kl)) for kl in common), ("pair", pairs)]:
             rows += _rows(arm, trainings, kls, baseline, target, resamples)
+    return rows
+
+
+def corrected(rows: Sequence[Row]) -> list[Row]:
+    """The rows with ``_p_holm``: corrected for all comparisons of their kind and target in the table."""
+    found = [dict(row) for row in rows]
     for target in ("arm", "pair"):
+        mine = [row for row in found if row["target"] == target]
         for kind in ("wer_diff_base", *(f"{name}_diff_baseline" for name in COMPARED)):
-            mine = [row for row in rows if row["target"] == target]
             for row, p in zip(mine, holm([row[f"{kind}_p"] for row in mine]), strict=True):
                 row[f"{kind}_p_holm"] = p
-    return rows
+    return found
 
 
 def _rows(

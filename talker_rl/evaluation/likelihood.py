@@ -16,11 +16,11 @@ def compare_likelihood(
     """Negative log-likelihood in nats per code (the stop is one), before and after, over the same codes.
 
     Args:
-        rows: one a completion: ``prompt_id, tokens``, and ``base_logp, trained_logp`` (sums, natural log).
+        rows: one a completion: ``prompt_id, text, tokens``, and ``base_logp, trained_logp`` (sums, natural log).
 
     Returns:
-        ``base``, ``trained``: all nats over all codes; ``diff_ci95``: paired-bootstrap 95 % interval over prompts of
-        trained minus base (below 0 is better; None with one prompt); ``completions``, ``prompts``, ``codes``.
+        ``base``, ``trained``: all nats over all codes; ``diff_ci95``: paired-bootstrap 95 % interval over texts of
+        trained minus base (below 0 is better; None with one text); ``completions``, ``prompts``, ``codes``.
 
     Raises:
         DataError: there is no row.
@@ -28,8 +28,8 @@ def compare_likelihood(
     codes = sum(row["tokens"] for row in rows)
     if not codes:
         raise DataError("There are no held-out codes", fix="raise checkpoint.held_out_share, or train on more prompts")
-    sides = {side: [{"prompt_id": row["prompt_id"], "nats": -row[f"{side}_logp"], "tokens": row["tokens"]}
-                    for row in rows] for side in ("base", "trained")}
+    sides = {side: [{"prompt_id": row["prompt_id"], "text": row.get("text"), "nats": -row[f"{side}_logp"],
+                     "tokens": row["tokens"]} for row in rows] for side in ("base", "trained")}
     return {
         **{side: math.fsum(row["nats"] for row in mine) / codes for side, mine in sides.items()},
         "diff_ci95": diff_ci(sides["base"], sides["trained"], lambda r: r["nats"], lambda r: r["tokens"], resamples,

@@ -1,4 +1,4 @@
-"""seed-tts-eval's figures of evaluated rows: one variant's, or trained beside base with an interval over prompts.
+"""seed-tts-eval's figures of evaluated rows: one variant's, or trained beside base with an interval over texts.
 
 A row needs ``prompt_id, seed, status, lang, text`` and ``heard``, what the evaluator wrote. The mean is over all
 utterances; seed-tts-eval itself has one per text (``eval.seeds: 1``).
@@ -81,7 +81,8 @@ def protocol_figures(
 
 
 def _plain(rows: Sequence[tuple[EvalRow, Scored]]) -> list[EvalRow]:
-    return [{"prompt_id": r["prompt_id"], "seed": r["seed"], "status": "ok", "wer": u.wer} for r, u in rows]
+    return [{key: r[key] for key in ("prompt_id", "seed", "text", "lang")} | {"status": "ok", "wer": u.wer}
+            for r, u in rows]
 
 
 def lines(found: dict[str, Any]) -> list[str]:

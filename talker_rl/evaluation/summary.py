@@ -1,7 +1,10 @@
 """Figures of an evaluation: one variant by itself, and trained against base, paired by prompt and seed.
 
-Rows are dictionaries, one per utterance: ``prompt_id, seed, status`` and, where status is ``ok``, the scorer's
-component columns (``wer, substitutions, deletions, insertions, ref_words, pause_error, pause_error_scorable,
+Intervals are over texts: what several speakers or several seeds say of one text is resampled together, for a hard text
+is hard for all of them.
+
+Rows are dictionaries, one per utterance: ``prompt_id, seed, text, lang, status`` and, where status is ``ok``, the
+scorer's component columns (``wer, substitutions, deletions, insertions, ref_words, pause_error, pause_error_scorable,
 pause_scorable_share, duration, cap_hit``), ``reward_errors`` (word errors by the training recognizer),
 ``reference_seconds`` (None where no clean rendering is known), ``speaker_similarity, f0_mean, f0_spread``.
 A failed row is counted and never becomes a number.
@@ -38,9 +41,9 @@ def variant_summary(rows: Sequence[EvalRow], *, resamples: int = 10_000, seed: i
     """Figures of one variant.
 
     Returns:
-        ``wer`` is corpus-level (all errors over all reference words) with ``wer_ci95`` over prompts;
-        ``wer_mean, wer_median, wer_p95, share_above_50`` describe utterances; ``duration_ratio`` is total duration
-        over total duration of the clean renderings (None where unknown).
+        ``wer`` is corpus-level (all errors over all reference words) with ``wer_ci95`` over texts, of which there are
+        ``prompts`` different ones; ``wer_mean, wer_median, wer_p95, share_above_50`` describe utterances;
+        ``duration_ratio`` is total duration over total duration of the clean renderings (None where unknown).
 
     Raises:
         DataError: no row was scored.
@@ -49,7 +52,7 @@ def variant_summary(rows: Sequence[EvalRow], *, resamples: int = 10_000, seed: i
     if not ok:
         raise DataError("No utterance of this variant was scored", fix="look at error_code in the evaluation rows")
     wers = np.array([r["wer"] for r in ok])
-    sums = per_prompt(ok, lambda r: (word_errors(r), r["ref_words"]))
+    sums = per_text(ok, lambda r: (word_errors(r), r["ref_words"]))
     errors, words = np.array(list(sums.values()), dtype=float).T
     timed = [r for r in ok if r.get("reference_seconds")]
     reward = [r for r in ok if r.get("reward_errors") is not None]
@@ -85,12 +88,20 @@ def variant_summary(rows: Sequence[EvalRow], *, resamples: int = 10_000, seed: i
     }
 
 
-def per_prompt(rows: Iterable[EvalRow], values: Any) -> dict[str, np.ndarray]:
-    """Sums of ``values(row)`` over the seeds of each prompt: the prompt is the unit that is resampled."""
-    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(1))
+def text_of(row: EvalRow) -> tuple[str, str]:
+    """What is resampled: the text and its language, whoever speaks it; a row without a text is known by its prompt."""
+    return (row["text"], row.get("lang", "")) if row.get("text") else ("", row["prompt_id"])
+
+
+def per_text(rows: Iterable[EvalRow], values: Any) -> dict[tuple[str, str], np.ndarray]:
+    """Sums of ``values(row)`` over speakers and seeds of each text, in the order of the texts' first prompt ids."""
+    sums: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(1))
+    first: dict[tuple[str, str], str] = {}
     for row in rows:
-        sums[row["prompt_id"]] = sums[row["prompt_id"]] + np.array(values(row), dtype=float)
-    return dict(sorted(sums.items()))
+        text = text_of(row)
+        sums[text] = sums[text] + np.array(values(row), dtype=float)
+        first[text] = min(first.get(text, row["prompt_id"]), row["prompt_id"])
+    return {text: sums[text] for text in sorted(sums, key=lambda text: first[text])}
 
 
 def paired(*sides: Sequence[EvalRow]) -> list[list[EvalRow]]:
@@ -113,17 +124,16 @@ def diff_ci(
     base: Sequence[EvalRow], trained: Sequence[EvalRow], value: Any, weight: Any, resamples: int, seed: int
 ) -> tuple[float, float] | None:
     """Interval of trained's ``sum(value) / sum(weight)`` minus base's; the rows are paired already."""
-    a = per_prompt(base, lambda r: (value(r), weight(r)))
-    b = per_prompt(trained, lambda r: (value(r), weight(r)))
-    keys = sorted(a.keys() & b.keys())
-    (num_a, den_a), (num_b, den_b) = (np.array([side[k] for k in keys]).T for side in (a, b))
+    a = per_text(base, lambda r: (value(r), weight(r)))
+    b = per_text(trained, lambda r: (value(r), weight(r)))
+    (num_a, den_a), (num_b, den_b) = (np.array([side[text] for text in a]).T for side in (a, b))
     return bootstrap_ci((num_a, den_a, num_b, den_b), diff_of_ratios, resamples=resamples, seed=seed)
 
 
 def compare(
     base: Sequence[EvalRow], trained: Sequence[EvalRow], *, resamples: int = 10_000, seed: int = 0
 ) -> dict[str, Any]:
-    """Trained against base on the same prompts and seeds, with paired-bootstrap 95 % intervals over prompts.
+    """Trained against base on the same prompts and seeds, with paired-bootstrap 95 % intervals over texts.
 
     Returns:
         ``base`` and ``trained`` (:func:`variant_summary`), ``wer_relative_reduction``, ``wer_diff`` and
@@ -147,7 +157,7 @@ def compare(
         "base": left,
         "trained": right,
         "n": len(a),
-        "prompts": len({r["prompt_id"] for r in a}),
+        "prompts": len({text_of(r) for r in a}),
         "wer_diff": right["wer"] - left["wer"],
         "wer_diff_ci95": diff_ci(a, b, word_errors, lambda r: r["ref_words"], resamples, seed),
         "wer_relative_reduction": 1 - right["wer"] / left["wer"] if left["wer"] > 0 else None,

@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from talker_rl.base.figures import relative
-from talker_rl.report import charts
+from talker_rl.report import charts, equal_drift
 from talker_rl.report.blocks import Cell, Claim, Figure, Page, Section, Table, number, one_view, with_interval
 from talker_rl.report.collect import Study
 
@@ -26,8 +26,7 @@ def ablation_page(study: Study) -> Page:
     baseline = found.get("baseline") or "dpo"
     return Page(
         "ablation", f"Ablation: {study.title}",
-        f"Every loss on the same pairs, against the base and against plain {baseline}. Intervals are 95\u00a0%, "
-        "paired bootstrap over prompts; a claim holds only where every seed agrees.",
+        f"Every loss on the same pairs, against the base and against plain {baseline}. {_intervals(found['rows'])}",
         [
             Section("WER against drift", "Drift is how far the total duration moved from the base's, either way: the "
                     "triangle points left where speech became shorter, right where it became longer. On the frontier "
@@ -38,10 +37,22 @@ def ablation_page(study: Study) -> Page:
                     or [Figure("Pareto view", {}, "nothing has been evaluated yet")]),
             Section("Claims", "" if found.get("claims") else "No claim was tested: that is done by talker-rl sweep.",
                     claims=[_claim(claim, len(arms) > 1) for claim in found.get("claims") or []]),
-            Section("Table", "", [table(rows, baseline)]),
+            Section("Table at equal steps", "", [table(rows, baseline)]),
+            *equal_drift.sections(found, colors),
         ],
         legend=colors, notes=list(found.get("notes") or []),
     )
+
+
+def _intervals(rows: list[Row]) -> str:
+    """What the intervals are over, and what a claim needs."""
+    over = {row.get("intervals") for row in rows if row["seed"] is None and row["variant"] != "base"}
+    if not over or None in over:  # a plain run, or a table of before
+        return "Intervals are 95\u00a0%, over texts; they say nothing of other trainings, and nothing is corrected."
+    told = ("Intervals are 95\u00a0%: of a pooled row over texts and training seeds, of one training over texts."
+            if over == {"texts and seeds"} else
+            "Intervals are 95\u00a0%, over texts: with one training seed they say nothing of other trainings.")
+    return f"{told} p is after Holm's correction for all comparisons of a column; a claim needs p below 0.05."
 
 
 def from_evaluations(study: Study) -> dict[str, Any]:
@@ -78,17 +89,22 @@ def table(rows: list[Row], baseline: str) -> Table:
         cells.append([
             Cell(row["arm"], row["arm"]), Cell(row["variant"], row["variant"]), seed, number(row.get("n"), "{:d}"),
             with_interval(row.get("wer"), row.get("wer_ci95"), "{:.1%}"),
-            with_interval(row.get("wer_diff_base"), row.get("wer_diff_base_ci95"), "{:+.1%}", True),
-            with_interval(row.get("wer_diff_baseline"), row.get("wer_diff_baseline_ci95"), "{:+.1%}", True),
-            with_interval(row.get("duration_ratio"), row.get("duration_ratio_ci95"), "{:.3f}"),
-            with_interval(row.get("drift_vs_baseline"), row.get("drift_vs_baseline_ci95"), "{:+.1%}", True),
+            _compared(row, "wer_diff_base", "{:+.1%}", True),
+            _compared(row, "wer_diff_baseline", "{:+.1%}", True),
+            _compared(row, "duration_ratio", "{:.3f}"),
+            _compared(row, "drift_vs_baseline", "{:+.1%}", True),
             number(row.get("pause_error"), "{:.3f}"), number(row.get("cap_hit_rate"), "{:.1%}"),
             number(row.get("steps"), "{:d}"), number(row.get("train_seconds"), "{:.0f}"),
         ])
     columns = [column.replace("plain", baseline) for column in COLUMNS]
     return Table("All rows", columns, cells, "nothing has been evaluated yet",
-                 "Green and red mark differences whose interval excludes 0. A heading sorts its column.",
+                 "Green and red mark differences with p below 0.05 or, without a p, with an interval that excludes 0. "
+                 "A heading sorts its column.",
                  {i for i, row in enumerate(rows) if row["seed"] is None})
+
+
+def _compared(row: Row, kind: str, pattern: str, lower_is_better: bool | None = None) -> Cell:
+    return with_interval(row.get(kind), row.get(f"{kind}_ci95"), pattern, lower_is_better, row.get(f"{kind}_p_holm"))
 
 
 def drift_interval(row: Row) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from talker_rl.base.figures import NONE, span, written
+from talker_rl.base.figures import NONE, chance, span, written
 
 Rows = list[dict[str, Any]]
 
@@ -94,13 +94,18 @@ def number(value: Any, pattern: str = "{:.3f}", mark: str = "") -> Cell:
     return Cell(NONE) if value is None else Cell(written(value, pattern), float(value), mark)
 
 
-def with_interval(value: Any, interval: Any, pattern: str = "{:.3f}", lower_is_better: bool | None = None) -> Cell:
-    """A figure with its 95 % interval; marked where the interval excludes 0 and a direction is better."""
+def with_interval(
+    value: Any, interval: Any, pattern: str = "{:.3f}", lower_is_better: bool | None = None, p: float | None = None
+) -> Cell:
+    """A figure with its 95 % interval and, where one is known, its p-value; marked where a direction is better and the
+    interval excludes 0, by a p-value where it is below 0.05."""
     if value is None:
         return Cell(NONE)
     below, mark = span(interval, pattern), ""
-    if interval:
+    if p is not None:
+        below = f"{below} p {chance(p)}"
+    if interval and lower_is_better is not None:
         low, high = interval
-        if lower_is_better is not None and (low > 0 or high < 0):
-            mark = "better" if (high < 0) == lower_is_better else "worse"
+        if (low > 0 or high < 0) if p is None else p < 0.05:
+            mark = "better" if (value < 0) == lower_is_better else "worse"
     return Cell(written(value, pattern), float(value), mark, below)

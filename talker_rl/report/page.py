@@ -134,7 +134,7 @@ def text_table(summary: dict[str, Any]) -> str:
     """The before/after table for a terminal."""
     rows = table_rows(summary)
     widths = [max(len(r[k]) for r in rows) for k in ("label", "base", "trained")]
-    head = f"{'':{widths[0]}}  {'base':>{widths[1]}}  {'trained':>{widths[2]}}  change [95 % interval over prompts]"
+    head = f"{'':{widths[0]}}  {'base':>{widths[1]}}  {'trained':>{widths[2]}}  change [95 % interval over texts]"
     lines = [
         f"{r['label']:{widths[0]}}  {r['base']:>{widths[1]}}  {r['trained']:>{widths[2]}}  {r['change']}".rstrip()
         for r in rows

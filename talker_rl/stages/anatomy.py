@@ -338,7 +338,7 @@ def _at_checkpoint(
 def text(found: dict[str, Anatomy], left_out: int = 0) -> str:
     """A table, a row a loss, and what to be warned of."""
     from talker_rl.records.token_classes import WRONG
-    from talker_rl.report.sweep_table import columns
+    from talker_rl.report.columns import columns
 
     first = next(iter(found.values()))
     head = ("loss", "stop", "pushed down in", "moves stops", "tail", "right words", "wrong", "past common, w / l")

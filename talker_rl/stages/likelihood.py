@@ -58,7 +58,9 @@ def make(ctx: Context, variant: str) -> dict[str, Any] | None:
     with timed() as seconds:
         folder = ctx.fill(stage, key, len(parts), task, force, store)
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts={"completions": len(completions)})
-    return compare_likelihood(list(folder.all_rows()), resamples=ctx.config.eval.bootstrap_samples)
+    texts = {c.completion_id: c.text for c in completions}
+    rows = [{**row, "text": texts[row["completion_id"]]} for row in folder.all_rows()]
+    return compare_likelihood(rows, resamples=ctx.config.eval.bootstrap_samples)
 
 
 STAGE = Stage("likelihood", "likelihood", each=None, key=("model.dtype", "model.attn_implementation"),

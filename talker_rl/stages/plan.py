@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 from talker_rl.base.figures import count
 from talker_rl.config import RunConfig
+from talker_rl.evaluation.ablation import read_table
+from talker_rl.evaluation.power import TYPICAL, measured, smallest
 from talker_rl.planning.forecast import Job, Part
 from talker_rl.planning.sizes import set_sizes
 from talker_rl.rounds import Round, rounds_of
@@ -76,8 +80,13 @@ def describe(config: RunConfig) -> str:
     ])
 
 
-def describe_sweep(config: SweepConfig) -> str:
-    """The grid of a sweep as text: trainings, utterances, and how long the micro model takes for them."""
+def describe_sweep(config: SweepConfig, folder: Path | None = None) -> str:
+    """The grid of a sweep as text: trainings, utterances, how long the micro model takes for them, and how small a
+    difference is found.
+
+    Args:
+        folder: of the sweep: where it holds a table already, the size of luck is taken from there.
+    """
     run, counts = config.run, set_sizes(config.run)
     candidates = counts["train"] * run.rollouts.num_candidates
     eval_each, dev_each = counts["eval"] * run.eval.seeds, counts["dev"] * run.checkpoint.num_candidates
@@ -103,4 +112,27 @@ def describe_sweep(config: SweepConfig) -> str:
         seconds = (spoken * MICRO_SECONDS["utterance"] + trainings * steps * batch * MICRO_SECONDS["pair"]
                    + trainings * MICRO_SECONDS["diagnostics"])
         lines.append(f"about {seconds / run.workers / 60:.0f} min with a core for each worker")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_power(config, counts["eval"], folder)])
+
+
+def _power(config: SweepConfig, texts: int, folder: Path | None) -> list[str]:
+    """How small a difference of WER between a variant and the baseline is found, arm by arm."""
+    beside = {arm: len(cfg.variants) - 1 for arm, cfg in config.arms.items()}
+    compared, seeds = sum(beside.values()), len(config.seeds)
+    if not compared or texts < 2:
+        return []
+    table = folder / "ablation.json" if folder else None
+    known = measured(read_table(table)["rows"]) if table and table.is_file() else None
+    parts = known or replace(TYPICAL, rest=TYPICAL.rest / config.run.eval.seeds**0.5)
+    lines = []
+    for arm, others in beside.items():
+        if others:
+            alone, after = (smallest(parts, texts, seeds, comparisons=many, beside=others) for many in (1, compared))
+            lines.append(f"  arm {arm}: with {count(texts, 'text')} and {count(seeds, 'seed')} a difference of "
+                         f"{100 * alone:.1f} points WER is found in 80 % of such sweeps, alone; {100 * after:.1f} "
+                         f"points after Holm's correction over {count(compared, 'comparison')}")
+    source = f"as measured in {table}" if known else "typical of the micro model"
+    luck = (f"luck of texts, seeds and utterances {100 * parts.text:.0f}, {100 * parts.seed:.1f} and "
+            f"{100 * parts.rest:.0f} points (standard deviations), {source}")
+    alone_told = "" if seeds > 1 else "; with one seed a difference is that of one training, and of no others"
+    return [f"what it can find, {luck}{alone_told}:", *lines]

@@ -2,6 +2,7 @@
 
     <folder>/sweep.json        resolved configuration
     <folder>/shared/           a run: prompts, conditioning, rollouts, scores and eval/base, made once
+    <folder>/tuning/<arm>/     a run each, where settings are tried: its own pairs and trainings, spoken on dev
     <folder>/arms/<arm>/       a run each: those stages by hard links, its own pairs, trainings and evaluations
     <folder>/ablation.json     the tables; ablation.csv has the first
     <folder>/curves.parquet    every utterance of every checkpoint, where run.eval.checkpoints is `all`
@@ -14,27 +15,18 @@ arm's folder. Trainings of all arms are one queue over the workers.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from talker_rl.base.disk import atomic_write, write_json
 from talker_rl.base.errors import StageError, TalkerRLError
 from talker_rl.base.processes import WorkerPool
-from talker_rl.base.seals import seal
 from talker_rl.config import RunConfig
-from talker_rl.diagnostics import prediction
-from talker_rl.diagnostics.anatomy import anatomy
-from talker_rl.evaluation import ablation, equal_drift
-from talker_rl.evaluation.curves import CurveRow, curve_rows
-from talker_rl.records.rows import to_row
-from talker_rl.rounds import Round, train_stage
+from talker_rl.rounds import Round
 from talker_rl.stages import (
     choice,
     completions,
@@ -46,14 +38,14 @@ from talker_rl.stages import (
     pipeline,
     prompts,
     scores,
+    sweep_tables,
     train,
+    tune,
 )
-from talker_rl.stages.anatomy import PAIRS_ASKED, is_own, read_pairs
 from talker_rl.stages.context import Context
 from talker_rl.stages.plan import describe_sweep
 from talker_rl.store.run_dir import MANIFEST, RunDir, read_manifest
-from talker_rl.store.shards import parquet_bytes, schema_of, table_of
-from talker_rl.sweep_config import SweepConfig, cell, trainings
+from talker_rl.sweep_config import SweepConfig, trainings
 
 SHARED = ("prompts", "conditioning", "rollouts", "scores", "eval/base")
 """Stages that no arm changes, in order."""
@@ -70,6 +62,8 @@ class Sweep:
     device: str
     force: Sequence[str] = ()
     quiet: bool = False
+    tuned: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, init=False)
+    """Arm -> variant -> the settings that tuning chose."""
 
     def run(self) -> dict[str, Any]:
         """All of it; returns what ``ablation.json`` holds.
@@ -83,14 +77,17 @@ class Sweep:
             shared = open_runs.enter_context(self._open("shared", self.config.run))
             arms = {name: open_runs.enter_context(self._open(f"arms/{name}", self.config.arm_run(name)))
                     for name in self.config.arms}
-            for ctx in arms.values():
+            tries = {name: open_runs.enter_context(self._open(f"tuning/{name}", self.config.tuning_run(name)))
+                     for name in self.config.arms if self.config.tuning is not None}
+            for ctx in (*arms.values(), *tries.values()):
                 train.check_arguments(ctx)
                 pipeline.check_start(ctx)
             if not self.quiet:
-                print(describe_sweep(self.config), flush=True)
+                print(describe_sweep(self.config, self.path), flush=True)
             self._share(shared)
+            self._tune(shared, tries, arms)
             for name, ctx in arms.items():
-                ctx.run.manifest["trainings"] = trainings(self.config.cells(name))
+                ctx.run.manifest["trainings"] = trainings(self._cells(name))
                 self._record(ctx)
                 ctx.run.adopt(shared.run.path, SHARED)
                 pairs.make(ctx, Round(1))
@@ -101,29 +98,24 @@ class Sweep:
                 choice.make(ctx, Round(1))
                 evaluate.make(ctx)
                 curve.make(ctx)
-            found = self._table(arms)
+            found = sweep_tables.write(self.config, self.path, arms, self._cells)
             _pages(self.path, list(arms.values()))
         return found
 
-    def _at_equal_drift(self, arms: dict[str, Context]) -> dict[str, Any]:
-        """Write ``curves.parquet``; the table and the frontiers that follow from it."""
-        rows = [row for name, ctx in arms.items() for row in self._curve_rows(name, ctx)]
-        atomic_write(self.path / "curves.parquet", parquet_bytes(table_of([to_row(r) for r in rows],
-                                                                          schema_of(CurveRow))))
-        seal(self.path, ["curves.parquet"])
-        found = equal_drift.curves(rows, self.config.drift)
-        return {"axis": self.config.drift, "frontiers": equal_drift.frontiers(found), "equal_kl": equal_drift.table(
-            found, self.config.baseline, at_kl=self.config.at_kl or (),
-            resamples=self.config.run.eval.bootstrap_samples)}
+    def _tune(self, shared: Context, tries: dict[str, Context], arms: dict[str, Context]) -> None:
+        """Choose settings on dev where tuning is asked for, write ``tuning.json``, and give each arm the variants with
+        what was chosen."""
+        found = {name: tune.make(ctx, shared, SHARED, self.config, name) for name, ctx in tries.items()}
+        if found:
+            write_json(self.path / "tuning.json", found)
+        self.tuned = {name: tune.chosen(one) for name, one in found.items()}
+        for name, settings in self.tuned.items():
+            arms[name].config = self.config.arm_run(name, settings)
+            train.check_arguments(arms[name])
 
-    def _curve_rows(self, arm: str, ctx: Context) -> Iterator[CurveRow]:
-        base = evaluate.eval_rows(ctx, "base")
-        ids = {(row["prompt_id"], row["seed"]): row["candidate_id"] for row in base}
-        yield from curve_rows(arm, "base", -1, 0, base, (), ids)
-        for variant, seed in self.config.cells(arm):
-            moved = curve.drift_rows(ctx, cell(variant, seed))
-            for step, rows in curve.curve_rows(ctx, cell(variant, seed)).items():
-                yield from curve_rows(arm, variant, seed, step, rows, [r for r in moved if r["step"] == step], ids)
+    def _cells(self, arm: str) -> list[tuple[str, int]]:
+        """(variant, seed) of every training of an arm, the tuned ones last."""
+        return self.config.cells(arm, self.tuned.get(arm, ()))
 
     @contextlib.contextmanager
     def _open(self, folder: str, config: RunConfig) -> Iterator[Context]:
@@ -138,7 +130,8 @@ class Sweep:
 
     def _check_force(self) -> None:
         """Raise where a stage to force is in none of the folders."""
-        folders = [self.path / "shared", *(self.path / "arms" / name for name in self.config.arms)]
+        folders = [self.path / "shared", *(self.path / kind / name for kind in ("tuning", "arms")
+                                           for name in self.config.arms)]
         known = sorted({name for folder in folders for name in _stages(folder)})
         for name in self.force:
             if name not in known:
@@ -172,41 +165,6 @@ class Sweep:
         scores.run_with_rollouts(ctx, Round(1))
         evaluate.run_base(ctx)
 
-    def _table(self, arms: dict[str, Context]) -> dict[str, Any]:
-        """Write ``ablation.json`` and ``ablation.csv``."""
-        rows: list[dict[str, Any]] = []
-        for name, ctx in arms.items():
-            trained = [_trained(ctx, variant, seed) for variant, seed in self.config.cells(name)]
-            rows += ablation.arm_table(name, evaluate.eval_rows(ctx, "base"), trained, self.config.baseline,
-                                       resamples=self.config.run.eval.bootstrap_samples)
-        claims = ablation.claims(rows, self.config.baseline)
-        found = {"baseline": self.config.baseline, "rows": rows, "claims": claims, "pareto": ablation.pareto(rows),
-                 "notes": ablation.notes(rows, claims, self.config.baseline)}
-        found["prediction"] = {name: self._prediction(name, ctx, rows) for name, ctx in arms.items()}
-        found["notes"] += prediction.told(found["prediction"])
-        if self.config.run.eval.checkpoints == "all":
-            found |= self._at_equal_drift(arms)
-        write_json(self.path / "ablation.json", found)
-        atomic_write(self.path / "ablation.csv", table_csv(rows))
-        return found
-
-    def _prediction(self, arm: str, ctx: Context, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """What an arm's losses push on in its pairs before training, against the durations that came of it; a note in
-        its place where nothing can be told of the pairs."""
-        measured = {row["variant"]: row["duration_ratio"] for row in rows if row["arm"] == arm and row["seed"] is None}
-        losses = {variant: cfg.loss for variant in self.config.arms[arm].variants
-                  if (cfg := self.config.variants[variant]).data is None and not is_own(cfg.loss)}
-        try:
-            sides = [both for _, both in read_pairs(ctx.run.path, ctx.config, PAIRS_ASKED)[0]] if losses else []
-        except StageError as error:
-            return {"variants": [], "note": error.what}
-        pushes = {variant: anatomy(loss, sides) for variant, loss in losses.items()}
-        return prediction.prediction(
-            [{"variant": variant, "stop": one.stop, "stop_seconds": one.stop_seconds,
-              "duration_ratio": measured[variant]} for variant, one in pushes.items()],
-            resamples=self.config.run.eval.bootstrap_samples) | {"pairs": len(sides)}
-
-
 @dataclass
 class _Labeled(Context):
     """A context whose lines begin with the name of its run, since several report to one terminal."""
@@ -222,13 +180,6 @@ def _stages(path: Path) -> dict[str, Any]:
     return read_manifest(path)["stages"] if (path / MANIFEST).exists() else {}
 
 
-def _trained(ctx: Context, variant: str, seed: int) -> ablation.Trained:
-    name = cell(variant, seed)
-    entry = ctx.run.stages[train_stage(name, 1)]
-    return ablation.Trained(variant, seed, evaluate.eval_rows(ctx, name), entry["counts"]["steps"],
-                            ctx.config.variants[name].loss, entry["seconds"])
-
-
 def _pages(folder: Path, arms: Sequence[Context]) -> None:
     """Diagnostics of every arm, then the pages that show them and the table."""
     from talker_rl.report.dashboards import write_dashboards
@@ -238,23 +189,3 @@ def _pages(folder: Path, arms: Sequence[Context]) -> None:
             diagnose.make(ctx)
     for page in write_dashboards(folder):
         print(f"page: {page}", file=sys.stderr)
-
-
-def table_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as CSV: an interval is two columns, ``_low`` and ``_high``; the loss is JSON."""
-    sink = io.StringIO()
-    flat = [_flat(row) for row in rows]
-    writer = csv.DictWriter(sink, list(flat[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return sink.getvalue()
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in row.items():
-        if name.endswith("_ci95"):
-            out[f"{name}_low"], out[f"{name}_high"] = value or (None, None)
-        else:
-            out[name] = json.dumps(value) if name == "loss" and value is not None else value
-    return out

@@ -1,0 +1,83 @@
+"""Tuning: equal budgets, chosen on dev; every mistake of a grid is told before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from talker_rl.base.errors import ConfigError
+from talker_rl.sweep_config import load_sweep_data
+from talker_rl.tuning import TuningConfig, with_settings
+
+SFT = {"type": "mix", "terms": [{"weight": 1.0, "loss": {"type": "dpo"}}, {"weight": 5.0, "loss": {"type": "sft"}}]}
+SWEEP: dict[str, Any] = {
+    "variants": {"dpo": {"loss": {"type": "dpo", "beta": 0.1}}, "r_dpo": {"loss": {"type": "r_dpo", "alpha": 0.1}},
+                 "mixed": {"loss": SFT}},
+    "arms": {"natural": {}, "biased": {"variants": ["dpo", "r_dpo"], "pairs": {"chosen_longer_by": 5}}},
+    "seeds": [3, 4],
+    "run": {"checkpoint": {"save_at_kl": [0.01]}},
+    "tuning": {
+        "seed": 7, "grid": {"args.learning_rate": [1e-4, 1e-3]},
+        "own": {"dpo": {"loss.beta": [0.05, 0.1]}, "r_dpo": {"loss.alpha": [0.02, 0.1]},
+                "mixed": {"loss.terms.1.weight": [1.0, 5.0]}}},
+}
+
+
+def swept(**tuning: Any) -> dict[str, Any]:
+    return SWEEP | {"tuning": SWEEP["tuning"] | tuning}
+
+
+def test_every_combination_is_a_training_of_the_arms_own_pairs() -> None:
+    config = load_sweep_data(SWEEP)
+    run = config.tuning_run("biased")
+    assert list(run.variants) == [f"{v}-{k}" for v in ("dpo", "r_dpo") for k in range(4)]
+    assert run.pairs.chosen_longer_by == 5 and run.checkpoint.tried == "last"
+    assert [(v.args["learning_rate"], v.loss.get("beta"), v.args["seed"]) for v in run.variants.values()][:4] == [
+        (1e-4, 0.05, 7), (1e-4, 0.1, 7), (1e-3, 0.05, 7), (1e-3, 0.1, 7)]
+    assert all(v.checkpoint.save_at_kl is None for v in run.variants.values())
+    mixed = config.tuning_run("natural").variants["mixed-2"]
+    assert (mixed.args["learning_rate"], mixed.loss["terms"][1]["weight"]) == (1e-3, 1.0)
+    assert load_sweep_data(config.resolved()) == config
+
+
+def test_what_was_chosen_stands_beside_what_was_published() -> None:
+    config = load_sweep_data(SWEEP)
+    tuned = {"dpo": {"args.learning_rate": 1e-3, "loss.beta": 0.05}}
+    run = config.arm_run("biased", tuned)
+    assert list(run.variants) == ["dpo-s3", "dpo-s4", "r_dpo-s3", "r_dpo-s4", "dpo_tuned-s3", "dpo_tuned-s4"]
+    assert config.cells("biased", tuned)[-2:] == [("dpo_tuned", 3), ("dpo_tuned", 4)]
+    assert run.variants["dpo_tuned-s4"].loss["beta"] == 0.05 and run.variants["dpo-s4"].loss["beta"] == 0.1
+    assert run.variants["dpo_tuned-s4"].args | {"seed": 3} == run.variants["dpo_tuned-s3"].args
+    assert run.variants["dpo_tuned-s4"].checkpoint.save_at_kl == [0.01]
+
+
+def test_the_best_on_dev_is_chosen_and_of_equal_ones_the_first() -> None:
+    tried = [{"reward": 0.5, "wer": 0.2}, {"reward": 0.6, "wer": 0.3}, {"reward": 0.6, "wer": 0.1}]
+    assert TuningConfig().best(tried) == 1 and TuningConfig(metric="wer").best(tried) == 2
+
+
+@pytest.mark.parametrize(("tuning", "told"), [
+    ({"own": {"dpo": {"loss.beta": [0.05, 0.1]}}}, "tries more of some variants than of others (dpo: 4, r_dpo: 2"),
+    ({"grid": {"args.max_steps": [10, 20]}}, "losses are compared at equal steps"),
+    ({"own": {"dpoo": {}}}, "there is no variant 'dpoo'"),
+    ({"grid": {"args.learning_rate": []}}, "at least one value"),
+    ({"grid": {"loss.terms.1.weight": [1, 2]}, "own": {}}, "loss.terms.1.weight leads nowhere"),
+    ({"grid": {"loss.bta": [1, 2]}, "own": {}}, "bta"),
+    ({"grid": {"args.learning_rte": [1, 2]}, "own": {}}, "learning_rte"),
+])
+def test_mistakes(tuning: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config = load_sweep_data(swept(**tuning))
+        for name, cfg in config.tuning_run("natural").variants.items():  # as the sweep does before it begins
+            from talker_rl.train.arguments import build_arguments
+
+            build_arguments(cfg.args, name)
+    assert told in str(error.value)
+
+
+def test_the_given_data_stay_as_they_are() -> None:
+    data = {"loss": {"type": "dpo", "beta": 0.1}, "args": {}}
+    assert with_settings(data, {"loss.beta": 0.2, "args.seed": 1}) == {"loss": {"type": "dpo", "beta": 0.2},
+                                                                       "args": {"seed": 1}}
+    assert data == {"loss": {"type": "dpo", "beta": 0.1}, "args": {}}
