@@ -63,6 +63,6 @@ def test_an_arm_is_told_in_a_line() -> None:
     found = {"biased": prediction(rows([-1.0, -0.5, -0.1, 0.0], [1.5, 1.4, 1.2, 1.1])),
              "natural": {"variants": [], "note": "no pair has times"}}
     first, second = told(found)
-    assert first == ("biased: predicted before training against the duration, Spearman's rho over 4 variants: net push "
-                     "on the stop -1.00 [-1.00, -1.00], its first moment -1.00 [-1.00, -1.00]")
-    assert second == "natural: no pair has times"
+    assert first == ("biased: what was predicted before training against the duration: Spearman's rho over 4 variants: "
+                     "net push on the stop -1.00 [-1.00, -1.00], its first moment -1.00 [-1.00, -1.00]")
+    assert second == "natural: what was predicted before training against the duration: no pair has times"

@@ -35,11 +35,17 @@ def prediction(variants: Sequence[Row], *, resamples: int = 10_000) -> Row:
 
 def told(found: Mapping[str, Row]) -> list[str]:
     """A line for each arm: its correlations, or why there are none."""
-    return [f"{arm}: {one['note']}" if one.get("note") else
-            f"{arm}: predicted before training against the duration, Spearman's rho over "
-            f"{len(one['variants'])} variants: " + ", ".join(
-                f"{name} {correlation(one[key])}" for key, name in PREDICTORS.items())
+    return [f"{arm}: what was predicted before training against the duration: " + (why_none(one) or (
+        f"Spearman's rho over {len(one['variants'])} variants: " + ", ".join(
+            f"{name} {correlation(one[key])}" for key, name in PREDICTORS.items())))
             for arm, one in found.items()]
+
+
+def why_none(one: Row) -> str | None:
+    """Why an arm has no correlation at all; None where it has one."""
+    if "note" in one:
+        return str(one["note"])
+    return one["stop"]["note"] if len(one["variants"]) < FEWEST else None
 
 
 def correlation(one: Row) -> str:

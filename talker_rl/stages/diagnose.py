@@ -47,8 +47,6 @@ Row = dict[str, Any]
 SHARD = 64
 """Pairs or samples per shard."""
 
-_BY_TOKEN = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
-
 MAX_PAIRS = 256
 """Pairs that are looked at, at every checkpoint: enough for a mean margin within 6 % of its spread, at a cost that does
 not grow with the data."""
@@ -169,9 +167,7 @@ class _Variant:
                 reference = references[pair.pair_id]
                 policy = (made[0][2 * k].logps, made[0][2 * k + 1].logps) if made else reference
                 held_out = is_held_out(pair.prompt_id, ctx.config.checkpoint.held_out_share)
-                told = (*policy, *reference) if step in by_token else ([], [], [], [])
-                records.append(ForcedPair(**asdict(_pair_record(step, pair, held_out, policy, reference)),
-                                          **dict(zip(_BY_TOKEN, told, strict=True))))
+                records.append(_pair_record(step, pair, held_out, policy, reference, step in by_token))
             target.write(i, records, ForcedPair)
 
         return ctx.fill(stage, self.key, len(work), task, force, store)
@@ -201,7 +197,7 @@ class _Variant:
             return {}, ["anatomy: no pair has a time for each word that was heard"]
         notes = [f"anatomy: {count(len(self.pairs) - len(both), 'pair is', 'pairs are')} left out, without a time for "
                  "each word"] if len(both) < len(self.pairs) else []
-        forced = {(row["step"], row["pair_id"]): row for row in rows if row.get(_BY_TOKEN[0])}
+        forced = {(row["step"], row["pair_id"]): row for row in rows if row.get("policy_chosen_logps")}
         found = {}
         for at in sorted({0, step}):
             if at == 0 and self.start == self.reference:  # as sampled: nothing has been learned
@@ -278,10 +274,11 @@ def _sequences(candidates: list[Row]) -> list[tuple[str, Speech]]:
 
 def _pair_record(
     step: int, pair: Pair, held_out: bool, policy: tuple[list[float], list[float]],
-    reference: tuple[list[float], list[float]],
-) -> PairRecord:
+    reference: tuple[list[float], list[float]], by_token: bool,
+) -> ForcedPair:
     raw, common = _margins(pair.pair_id, policy, reference)
-    return PairRecord(
+    tokens = (*policy, *reference) if by_token else ([], [], [], [])
+    return ForcedPair(
         step=step, pair_id=pair.pair_id, prompt_id=pair.prompt_id, held_out=held_out,
         chosen_codes=pair.chosen.frames, rejected_codes=pair.rejected.frames,
         chosen_seconds=pair.chosen_seconds, rejected_seconds=pair.rejected_seconds,
@@ -289,6 +286,8 @@ def _pair_record(
         policy_chosen_logp=math.fsum(policy[0]), policy_rejected_logp=math.fsum(policy[1]),
         ref_chosen_logp=math.fsum(reference[0]), ref_rejected_logp=math.fsum(reference[1]),
         margin_raw=raw, margin_common=common,
+        policy_chosen_logps=tokens[0], policy_rejected_logps=tokens[1],
+        ref_chosen_logps=tokens[2], ref_rejected_logps=tokens[3],
     )
 
 

@@ -48,8 +48,9 @@ def write(config: SweepConfig, folder: Path, arms: Mapping[str, Context], cells:
              for baseline in baselines]
     claims = [claim for baseline, mine in parts for claim in ablation.claims(mine, baseline)]
     notes = [note for baseline, mine in parts for note in ablation.notes(mine, claims, baseline)]
-    found = {"baseline": config.baseline, "rows": rows, "claims": claims, "pareto": ablation.pareto(rows),
-             "notes": list(dict.fromkeys(notes))}
+    found: dict[str, Any] = {
+        "baseline": config.baseline, "rows": rows, "claims": claims, "pareto": ablation.pareto(rows),
+        "notes": list(dict.fromkeys(notes))}
     found["prediction"] = {name: _prediction(ctx, cells(name), [row for row in rows if row["arm"] == name], resamples)
                            for name, ctx in arms.items()}
     found["notes"] += prediction.told(found["prediction"])
