@@ -54,7 +54,8 @@ def _why(run: Run) -> str:
 def _stops(run: Run, colors: dict[str, str], many: bool) -> Figure:
     """Net push on the stop of each variant, mean of its seeds."""
     groups = by_variant(run.trained)
-    fig = charts.figure("net push on the stop", "", showlegend=False, height=110 + 34 * len(groups), barmode="group")
+    fig = charts.figure("net push on the stop", "", showlegend=False, height=110 + 34 * len(groups), barmode="group",
+                        bargap=0.3)
     fig.update_layout(yaxis=one_line_each(len(groups)))
     for variant, seeds in groups.items():
         before = [found[0]["stop"] for one in seeds if 0 in (found := _pushes(one))]
@@ -63,7 +64,8 @@ def _stops(run: Run, colors: dict[str, str], many: bool) -> Figure:
             if values:
                 color = colors[variant]
                 fig.add_bar(x=[float(np.mean(values))], y=[variant], orientation="h", legendgroup=variant,
-                            name=f"{variant}, {name}", marker={"color": charts.faint(color, 0.45) if faint else color})
+                            offsetgroup=name, name=f"{variant}, {name}",
+                            marker={"color": charts.faint(color, 0.45) if faint else color})
     return Figure(f"Net push on the stop, {run.arm}" if many else "Net push on the stop",
                   one_view(fig if fig.data else None), _why(run),
                   note=f"Both sides together, mean over the pairs; pale: at the chosen checkpoint. {UNIT} {PAIRS}")
@@ -73,14 +75,18 @@ def _classes(run: Run, many: bool) -> Figure:
     """Bars of both sides by what tokens say; a view a training."""
     views = {}
     for one in run.trained:
-        fig = charts.figure("push, sum over a side's tokens", "", height=400, barmode="group")
+        fig = charts.figure("push, sum over a side's tokens", "", height=440, barmode="group", bargap=0.15)
         fig.update_layout(yaxis=one_line_each(len(GROUPS)) | {"categoryarray": list(GROUPS)})
         for at, (step, found) in enumerate(_pushes(one).items()):
             for side, color in SIDES.items():
                 sums = [sum(found["push"][side].get(kind, 0.0) for kind in kinds) for kinds in GROUPS.values()]
                 fig.add_bar(x=sums, y=list(GROUPS), orientation="h", name=f"{side}, {_when(step)}",
+                            texttemplate="%{x:.3~g}", textposition="outside", textfont={"size": 10}, cliponaxis=False,
                             marker={"color": charts.faint(color, 0.45) if at else color})
         if fig.data:
+            sums = [0.0, *(x for bar in fig.data for x in bar.x)]
+            room = 0.2 * (max(sums) - min(sums))  # for the figures beside the bars
+            fig.update_layout(xaxis={"range": [min(sums) - room, max(sums) + room]})
             views[label_of(one)] = fig
     return Figure(f"Push by what tokens say, {run.arm}" if many else "Push by what tokens say", views, _why(run),
                   note=f"Sums over the tokens of a side, mean over the pairs. {UNIT} {PAIRS}")
