@@ -195,7 +195,7 @@ SETTINGS = {
     "3 seeds, sd 0": World(),
     "3 seeds, sd 0.7 points": World(seed_sd=(0.007,)),
     "3 seeds, sd 2.5 points": World(seed_sd=(0.025,)),
-    "3 seeds, sd 0.3 or 3 points": World(seed_sd=(0.01, 0.003, 0.03)),
+    "3 seeds, sd 0.3, 1 or 3 points": World(seed_sd=(0.01, 0.003, 0.03)),
     "3 seeds, 67 texts x 3 speakers, sd 0.7": World(texts=67, speakers=3, seed_sd=(0.007,)),
     "2 seeds, sd 0.7 points": World(seeds=2, seed_sd=(0.007,)),
     "2 seeds, sd 2.5 points": World(seeds=2, seed_sd=(0.025,)),

@@ -139,6 +139,23 @@ def test_the_ablation_page_holds_every_row_and_only_claims_that_hold(sweep: Path
     assert [claim.holds for section in page.sections for claim in section.claims] == [True, True, False, False]
 
 
+def test_the_ablation_page_shows_what_intervals_are_over_and_corrected_p_values(sweep: Path) -> None:
+    study = collect([sweep])
+    assert "say nothing of other trainings, and nothing is corrected" in ablation_page(study).lead  # an older table
+    for row in study.ablation["rows"]:
+        row["intervals"] = "texts" if row["seed"] is not None or row["variant"] == "base" else "texts and seeds"
+        row["drift_vs_baseline_p_holm"] = 0.2 if row["intervals"] == "texts and seeds" else None
+    page = ablation_page(study)
+    assert "of a pooled row over texts and training seeds" in page.lead and "Holm's correction" in page.lead
+    (table,) = tables(page).values()
+    cells = [row[8] for row in table.rows if row[1].text == "ld_dpo_a0.5" and row[0].text == "biased"]
+    assert (cells[0].below, cells[0].mark) == ("[-6.0, -4.0] p 0.20", "")  # pooled; its seeds have no p
+    assert (cells[1].below, cells[1].mark) == ("[-6.0, -4.0]", "better")
+    for row in study.ablation["rows"]:
+        row["intervals"] = "texts"
+    assert "with one training seed they say nothing of other trainings" in ablation_page(study).lead
+
+
 def test_a_plain_run_has_an_ablation_table_of_what_it_knows(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ("dpo", "ipo"), pairs=1)
     for name in ("dpo", "ipo"):

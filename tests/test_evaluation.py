@@ -72,6 +72,23 @@ def test_clustered_seeds_do_not_shrink_the_interval() -> None:
     assert b[1] - b[0] == pytest.approx(a[1] - a[0], rel=0.02)
 
 
+def test_texts_are_resampled_and_not_prompts() -> None:
+    """Where every prompt has its own text nothing moves, in any digit; three speakers of a text count as one text."""
+    rng = np.random.default_rng(0)
+    plain = [row(f"p{i:02d}", 0, (int(rng.integers(4)), 0, 0), 4) for i in range(40)]
+    own = [dict(r, text=f"text {97 * i % 40}", lang="en") for i, r in enumerate(plain)]  # texts sort otherwise
+    assert variant_summary(own, resamples=500) == variant_summary(plain, resamples=500)
+    assert compare(own, own[::-1], resamples=500) == compare(plain, plain[::-1], resamples=500)
+    three = [dict(r, prompt_id=f"{r['prompt_id']}-{speaker}") for r in own for speaker in "abc"]
+    one, clustered = (variant_summary(rows, resamples=500) for rows in (own, three))
+    assert (clustered["prompts"], clustered["n"]) == (40, 120)
+    assert clustered["wer_ci95"] == pytest.approx(one["wer_ci95"])
+    by_prompt = variant_summary([{k: v for k, v in r.items() if k != "text"} for r in three], resamples=500)["wer_ci95"]
+    assert np.diff(by_prompt) < 0.7 * np.diff(one["wer_ci95"])
+    other = variant_summary([dict(r, lang="zh" if i % 2 else "en", text="one") for i, r in enumerate(own)])
+    assert other["prompts"] == 2, "the same letters in two languages are two texts"
+
+
 def test_single_prompt_has_no_interval() -> None:
     assert variant_summary([row("a", 0, (1, 0, 0), 4)])["wer_ci95"] is None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from talker_rl.base.figures import bare, changed, relative, span, written
+from talker_rl.base.figures import bare, chance, changed, longer, relative, span, written
 from talker_rl.evaluation.seed_tts_rows import lines
 from talker_rl.report.ablation import table
 from talker_rl.report.blocks import number, with_interval
@@ -38,6 +38,12 @@ def test_what_is_made_of_figures() -> None:
     assert span(None, "{:.1f}") == "" and span((1, 2), "{:.1f}") == "[1.0, 2.0]"
     assert (relative(0.0321), relative(-0.00001), relative(None)) == ("+3.2%", "0.0%", "–")
     assert bare(-0.071, "{:+.1%}") == "-7.1"
+    assert longer(1.0124, (0.99996, 1.027)) == "longer by 1.2% [0.0, +2.7]" and longer(0.9, None) == "shorter by 10.0%"
+    assert [chance(p) for p in (None, 0.0, 0.00026, 0.0021, 0.049, 0.354, 1.0)] == [
+        "–", "< 0.0001", "0.0003", "0.002", "0.049", "0.35", "1.00"]
+    tested = with_interval(-0.05, (-0.06, -0.04), "{:+.1%}", True, 0.07)
+    assert (tested.below, tested.mark) == ("[-6.0, -4.0] p 0.070", ""), "the interval alone is not corrected"
+    assert with_interval(0.05, (0.04, 0.06), "{:+.1%}", True, 0.01).mark == "worse"
     assert (number(-0.0, "{:.1%}").text, number(-0.05, "{:+.1%}").text) == ("0.0%", "-5.0 points")
     cell = with_interval(-0.05, (-0.06, -0.00001), "{:+.1%}", True)
     assert (cell.text, cell.below, cell.mark) == ("-5.0 points", "[-6.0, 0.0]", "better")

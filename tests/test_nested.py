@@ -199,7 +199,7 @@ def test_intervals_are_no_wider_than_they_must_be(simulation: ModuleType) -> Non
 
 @pytest.mark.parametrize("seed_sd", [0.0, 0.02])
 def test_few_tables_claim_what_is_not_so(simulation: ModuleType, seed_sd: float) -> None:
-    """Tables without any difference in which one is found: 5 %, at most 12 % of so few tables by chance."""
+    """Of tables without any difference, one is found in 5 %: of so few tables by chance in up to 12 %."""
     world, null = simulation.World(seed_sd=(seed_sd,)), np.full(8, True)
     found = list(simulation.sweeps(world, SWEEPS, RESAMPLES, 3))
     wrong = simulation.family_error(found, "WER - base", null)

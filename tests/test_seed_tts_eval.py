@@ -172,9 +172,11 @@ def test_evaluated_rows_have_the_protocols_figures_by_language() -> None:
     def row(prompt: str, lang: str, heard: str, text: str = "a well-known fact", status: str = "ok") -> dict:
         return {"prompt_id": prompt, "seed": 7, "status": status, "lang": lang, "text": text, "heard": heard}
 
-    base = score_rows([row("p", "en", "a well known fact"), row("q", "en", "a wellknown fact"), row("r", "mixed", "x"),
+    other = "the well-known fact"  # two texts: with one there is no interval
+    base = score_rows([row("p", "en", "a well known fact"), row("q", "en", "the wellknown fact", other),
+                       row("r", "mixed", "x"),
                        row("s", "en", "", status="failed"), row("t", "en", "a", text="?")])
-    trained = score_rows([row("p", "en", "a wellknown fact."), row("q", "en", "A wellknown fact")])
+    trained = score_rows([row("p", "en", "a wellknown fact."), row("q", "en", "The wellknown fact", other)])
     assert base.left_out == {"language mixed": 1, "failed": 1, "no word in the reference": 1}
     found = protocol_figures(trained, base, {"en": "models/whisper-large-v3"}, resamples=200)
     assert found["en"]["wer_percent"] == 0.0 and found["en"]["base"]["wer_percent"] == 33.333

@@ -127,6 +127,8 @@ def test_a_sweep_prints_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     out = shown(capsys, tmp_path)
     assert sweep_table(found) in out and "pareto" in out and "so it was" in out and "-2.0%" in out
     assert json.loads(shown(capsys, tmp_path, "--json"))["sweeps"] == [{"sweep": str(tmp_path), **found}]
+    tested = {**found, "rows": [one | {"wer_diff_baseline_p_holm": 0.0123, "drift_vs_baseline_p_holm": None}]}
+    assert "0.012" not in sweep_table(found) and "0.012" in sweep_table(tested)
     earlier = (tmp_path / "ablation.json").read_text().replace("wer_diff_baseline", "wer_diff_dpo")
     (tmp_path / "ablation.json").write_text(earlier.replace("drift_vs_baseline", "drift_vs_dpo"))
     assert shown(capsys, tmp_path) == out

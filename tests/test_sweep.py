@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from pipeline_helpers import write_world
@@ -21,6 +23,7 @@ from toy import digest
 from talker_rl import cli
 from talker_rl.base.disk import read_json
 from talker_rl.base.errors import ConfigError
+from talker_rl.evaluation.power import TYPICAL, smallest
 from talker_rl.report.sweep_table import text_table
 from talker_rl.stages import sweep
 from talker_rl.store.run_dir import RunDir
@@ -148,6 +151,33 @@ def test_shipped_sweeps_load_and_their_dry_run_counts(capsys: pytest.CaptureFixt
     assert config.run.reward.recognizer.path != config.run.reward.evaluator.path
 
 
+def test_the_dry_run_says_how_small_a_difference_is_found(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def told(*more: str) -> tuple[str, list[tuple[float, float]]]:
+        assert cli.main(["sweep", "losses", "--dry-run", "--run-dir", str(tmp_path), *more]) == 0
+        out = capsys.readouterr().out
+        return out, [(float(a), float(b)) for a, b in re.findall(
+            r"a difference of ([\d.]+) points WER is found in 80 % of such sweeps, alone; ([\d.]+) points after Holm's "
+            r"correction over 11 comparisons", out)]
+
+    out, three = told("seeds=[0,1,2]")
+    assert "arm biased: with 200 texts and 3 seeds" in out and "typical of the micro model" in out and len(three) == 2
+    assert all(alone < after for alone, after in three)
+    assert three[0][1] < three[1][1], "in a larger arm, seeds' spread is known better"
+    expected = [smallest(TYPICAL, 200, 3, comparisons=many, beside=9) for many in (1, 11)]
+    assert three[0] == pytest.approx(tuple(100 * x for x in expected), abs=0.051)
+    five = told("seeds=[0,1,2,3,4]")[1]
+    assert five[0] < three[0] and five[1] < three[1]
+    assert "that of one training, and of no others" in told("seeds=[0]")[0]
+    rows = [{"wer_diff_baseline_sd": {"text": 0.1, "seed": 0.001, "rest": 0.1}}]
+    (tmp_path / "ablation.json").write_text(json.dumps({"rows": rows, "baseline": "dpo"}))
+    out, known = told("seeds=[0,1,2]")
+    assert "as measured in" in out and known[0] < three[0]
+    (tmp_path / "ablation.json").write_text(json.dumps({"rows": [{"wer": 0.2}], "baseline": "dpo"}))  # an older one
+    assert told("seeds=[0,1,2]")[1] == three
+
+
 def test_the_folders_are_runs_and_the_samples_are_shared(finished: tuple[Path, Path]) -> None:
     _, folder = finished
     assert list(stages(folder / "shared")) == list(sweep.SHARED)
@@ -200,12 +230,18 @@ def test_the_table_has_the_promised_rows(finished: tuple[Path, Path]) -> None:
     assert cells == [(arm, v, s) for arm, variants in (("biased", ["dpo", "ipo"]), ("natural", ["dpo"]))
                      for v, s in [("base", None), *((v, s) for v in variants for s in (0, 1, None))]]
     promised = {
-        "variant", "arm", "seed", "n", "prompts", "wer", "wer_ci95", "wer_diff_base", "wer_diff_base_ci95",
-        "wer_diff_baseline", "wer_diff_baseline_ci95", "duration_ratio", "duration_ratio_ci95", "drift",
-        "drift_vs_baseline", "drift_vs_baseline_ci95", "pause_error", "cap_hit_rate", "steps", "loss", "train_seconds"}
+        "variant", "arm", "seed", "intervals", "n", "prompts", "wer", "wer_ci95", "drift", "wer_diff_baseline_sd",
+        "pause_error", "cap_hit_rate", "steps", "loss", "train_seconds",
+        *(f"{kind}{what}" for kind in ("wer_diff_base", "wer_diff_baseline", "duration_ratio", "drift_vs_baseline")
+          for what in ("", "_ci95", "_p", "_p_holm"))}
     assert all(set(row) == promised for row in found["rows"])
     ipo = next(r for r in found["rows"] if r["variant"] == "ipo" and r["seed"] == 1)
     assert ipo["n"] == 4 and ipo["steps"] == 4 and ipo["loss"]["type"] == "ipo" and ipo["train_seconds"] > 0
+    pooled = next(r for r in found["rows"] if r["variant"] == "ipo" and r["seed"] is None)
+    assert pooled["intervals"] == "texts and seeds" and ipo["intervals"] == "texts"
+    # ipo is compared with dpo in one arm only, with the base in both
+    assert pooled["wer_diff_baseline_p_holm"] == pooled["wer_diff_baseline_p"] <= 1
+    assert pooled["duration_ratio_p_holm"] >= pooled["duration_ratio_p"]
     with (folder / "ablation.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(cells) and float(lines[-1]["wer_ci95_high"]) == found["rows"][-1]["wer_ci95"][1]
@@ -288,3 +324,71 @@ def test_stages_are_taken_over_by_copying_where_links_cannot_be(
         assert run.content("prompts") == stages(folder / "shared")["prompts"]["content"]
     mine, theirs = (p / "prompts" / "shard-00000.parquet" for p in (tmp_path / "run", folder / "shared"))
     assert digest(mine) == digest(theirs) and not mine.samefile(theirs)
+
+
+# -- every checkpoint, and tuning -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A sweep of one arm and seed whose checkpoints all speak the eval texts, with two tries of each variant."""
+    world = tmp_path_factory.mktemp("tuned")
+    file, folder = write_sweep(world), world / "sweep"
+    data = yaml.safe_load(file.read_text())
+    data |= {"arms": {"natural": {}}, "seeds": [5], "tuning": {"seed": 2, "grid": {"args.learning_rate": [1e-3, 2e-3]}}}
+    data["run"] |= {"eval": {"checkpoints": "all", "seeds": 1, "bootstrap_samples": 200},
+                    "checkpoint": {"tried": "last", "save_at_kl": [1e-6]}, "train": {"args": {"save_steps": 4}}}
+    file.write_text(yaml.safe_dump(data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "_pages", lambda *_: None)
+        assert cli.main(["sweep", str(file), "--run-dir", str(folder), "-q", "--debug"]) == 0
+    return file, folder
+
+
+def test_what_is_tuned_stands_beside_what_is_published(tuned: tuple[Path, Path]) -> None:
+    _, folder = tuned
+    chosen = read_json(folder / "tuning.json")["natural"]
+    for variant in ("dpo", "ipo"):
+        tried = chosen[variant]["tried"]
+        assert [t["settings"]["args.learning_rate"] for t in tried] == [1e-3, 2e-3]
+        best = max(tried, key=lambda t: t["reward"])
+        assert chosen[variant]["chosen"] == best["settings"]
+    table = read_json(folder / "ablation.json")
+    rows = {row["variant"]: row for row in table["rows"] if row["seed"] is None}
+    assert list(rows) == ["base", "dpo", "ipo", "dpo_tuned", "ipo_tuned"]
+    # each against its own: the baseline as published, and the baseline tuned
+    for one, other in (("ipo", "dpo"), ("ipo_tuned", "dpo_tuned")):
+        assert rows[other]["wer_diff_baseline"] is None
+        assert rows[one]["wer_diff_baseline"] == pytest.approx(rows[one]["wer"] - rows[other]["wer"])
+    assert any("drifts less than dpo_tuned" in c["claim"] for c in table["claims"])
+    trained = folder / "arms/natural/round1/train/ipo_tuned-s5/variant.json"
+    assert read_json(trained)["config"]["args"]["learning_rate"] == chosen["ipo"]["chosen"]["args.learning_rate"]
+    assert "ipo_tuned" in text_table(table)
+
+
+def test_losses_are_also_compared_where_they_have_moved_as_far(tuned: tuple[Path, Path]) -> None:
+    _, folder = tuned
+    table = read_json(folder / "ablation.json")
+    rows = pq.read_table(folder / "curves.parquet").to_pylist()
+    names = {(row["variant"], row["train_seed"]) for row in rows}
+    assert names == {("base", -1), *((f"{v}{t}", 5) for v in ("dpo", "ipo") for t in ("", "_tuned"))}
+    steps = {row["step"] for row in rows if row["variant"] == "dpo"}
+    assert len(steps) == 2 and max(steps) == 4  # the first KL above 1e-6, and the last
+    assert all(row["kl"] > 0 and row["kl_on_base"] > 0 and row["tokens"] for row in rows if row["variant"] != "base")
+    found = {(row["variant"], row["target"]): row for row in table["equal_kl"]}
+    assert {name for name, target in found if target == "pair"} == {"ipo", "ipo_tuned"}
+    both = found["ipo", "pair"]
+    assert 0 < both["kl"] and both["wer_diff_baseline"] is not None and both["seeds"] == 1
+    assert {line["variant"] for line in table["frontiers"]} == {"dpo", "ipo", "dpo_tuned", "ipo_tuned"}
+    assert "at equal drift" in text_table(table)
+
+
+def test_a_second_start_tries_nothing_again(tuned: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from talker_rl.stages import train, worker
+
+    _, folder = tuned
+    before = {folder / name: digest(folder / name) for name in ("ablation.json", "tuning.json", "curves.parquet")}
+    for module, name in ((train, "train_task"), (worker, "work")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("made again"))
+    assert cli.main(["sweep", "--run-dir", str(folder), "-q", "--debug"]) == 0
+    assert before == {file: digest(file) for file in before}

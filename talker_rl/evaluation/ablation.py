@@ -162,7 +162,7 @@ def _drifts(seeds: Sequence[tuple[Sequence[Row], Sequence[Row], Sequence[Row]]])
 
 
 def _variant_row(arm: str, variant: str, rows: Sequence[Row], found: dict[str, Estimate | None]) -> Row:
-    of_all, wer, baseline = variant_summary(rows, resamples=1), found["wer"], found["wer_diff_baseline"]
+    of_all, wer, baseline = variant_summary(rows, resamples=0), found["wer"], found["wer_diff_baseline"]
     assert wer is not None
     row: Row = {"arm": arm, "variant": variant, "seed": None, "intervals": wer.of, "n": of_all["n"],
                 "prompts": of_all["prompts"], "wer": wer.value, "wer_ci95": wer.ci95}

@@ -25,6 +25,9 @@ coverage of intervals and the family-wise error after Holm's correction (``analy
    of tables where seeds differ; with exact t of 2 degrees of freedom instead, nothing is ever found.
 2. That seeds add nothing (M < E) is believed only of an M of 6 degrees of freedom or more. Otherwise V is the same, but
    the degrees of freedom are those of an M as large as E.
+
+With one seed M and E are unknown: the interval is over texts alone and says so. It is Student's as well, which holds
+the truth as often as percentiles do with 200 texts and more often with 20 (94.5 against 92 %).
 """
 
 from __future__ import annotations

@@ -94,7 +94,10 @@ def describe_sweep(config: SweepConfig, folder: Path | None = None) -> str:
     training = config.variants[variant]
     batch, steps = training.pairs_per_step, training.fixed_steps
     tried = choice.tried(config.arm_run(next(iter(config.arms))), cell(variant, config.seeds[0]))
-    trainings = sum(len(config.cells(arm)) for arm in config.arms)
+    tuned = {arm: cfg.variants if config.tuning else () for arm, cfg in config.arms.items()}
+    trainings = sum(len(config.cells(arm, tuned[arm])) for arm in config.arms)
+    tries = sum(len(config.tuning_run(arm).variants) for arm in config.arms) if config.tuning else 0
+    heard = max(1, int(training.checkpoints(0))) if run.eval.checkpoints == "all" and steps else 1
     lines = [f"sweep {config.name}, measured against {config.baseline}:",
              f"  shared: {count(candidates, 'candidate')} ({count(counts['train'], 'prompt')} x "
              f"{run.rollouts.num_candidates}), "
@@ -102,14 +105,20 @@ def describe_sweep(config: SweepConfig, folder: Path | None = None) -> str:
     seeds = ", ".join(map(str, config.seeds))
     for arm, cfg in config.arms.items():
         lines.append(f"  arm {arm}: {count(len(cfg.variants), 'variant')} x seeds {seeds}: {', '.join(cfg.variants)}")
-    lines.append(f"  each training: {training_length(training)} of {count(batch, 'pair')}, {tried or 'every'} "
-                 f"checkpoints and the start on {count(dev_each, 'dev utterance')}, "
-                 f"{count(eval_each, 'eval utterance')}")
-    spoken = candidates + eval_each + trainings * (eval_each + dev_each * ((tried or 1) + 1))
-    lines.append(f"in all: {count(trainings, 'training')}, {count(spoken, 'utterance')}, "
+    if tries:
+        lines.append(f"  tuning: {count(tries, 'training')} with seed {config.tuning.seed if config.tuning else 0}, "
+                     f"each variant's best of {tries // sum(map(len, tuned.values()))} on "
+                     f"{count(dev_each, 'dev utterance')} is trained and judged beside it, as <variant>_tuned")
+    lines.append(f"  each training: {training_length(training)} of {count(batch, 'pair')}, "
+                 + (f"{count(tried, 'checkpoint')}" if tried else "every checkpoint")
+                 + f" and the start on {count(dev_each, 'dev utterance')}, "
+                 + (f"{count(heard, 'checkpoint')} on " if heard > 1 else "") + count(eval_each, "eval utterance"))
+    spoken = (candidates + eval_each + trainings * (eval_each * heard + dev_each * ((tried or 1) + 1))
+              + tries * 2 * dev_each)
+    lines.append(f"in all: {count(trainings + tries, 'training')}, {count(spoken, 'utterance')}, "
                  f"{count(run.workers, 'worker')}")
     if run.model.path == "micro" and steps:
-        seconds = (spoken * MICRO_SECONDS["utterance"] + trainings * steps * batch * MICRO_SECONDS["pair"]
+        seconds = (spoken * MICRO_SECONDS["utterance"] + (trainings + tries) * steps * batch * MICRO_SECONDS["pair"]
                    + trainings * MICRO_SECONDS["diagnostics"])
         lines.append(f"about {seconds / run.workers / 60:.0f} min with a core for each worker")
     return "\n".join([*lines, *_power(config, counts["eval"], folder)])
