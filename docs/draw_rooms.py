@@ -23,7 +23,7 @@ BESIDE = "micro"
 """The micro world stands beside the house: it may import every room, and only the command line imports it."""
 _MODULES = {"cli_parser": "cli", "__main__": "cli", "config_files": "config", "sweep_config": "config",
             "shipped": "config", "rounds": "config", "variants": "config", "overrides": "config",
-            "older_keys": "config", "__init__": "front door"}
+            "older_keys": "config", "tuning": "config", "__init__": "front door"}
 """Modules at the top of the package -> their room; others are rooms by their own names."""
 
 Arrow = tuple[str, str, str]

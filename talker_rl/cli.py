@@ -105,7 +105,8 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         if args.model is not None:
             args.overrides.append(f"model.path={json.dumps(args.model)}")
         files, _ = split(args.config, args.overrides)
-        return examine(_config(args), model_only=args.model is not None and not files, as_json=args.json)
+        return examine(_config(args), model_only=args.model is not None and not files and not args.run_dir,
+                       as_json=args.json, run=Path(args.run_dir) if args.run_dir else None)
     if args.verb == "plan":
         from talker_rl.planning.command import verb as plan
         from talker_rl.stages.plan import kinds, parts
@@ -149,7 +150,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
     run_dir = getattr(args, "run_dir", None)
     if not files and run_dir:
         return _config_of_run(Path(run_dir), overrides)
-    if not files and not overrides and hasattr(args, "run_dir"):
+    if not files and not overrides and hasattr(args, "run_dir") and args.verb != "doctor":
         raise ConfigError("No run is named", where=f"talker-rl {args.verb}",
                           fix="give a configuration (-c demo), or the --run-dir of a run that has begun")
     return load_config(files, overrides)

@@ -9,10 +9,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from talker_rl.base.errors import CheckpointError, ConfigError, TalkerRLError
+from talker_rl.base.errors import CheckpointError, ConfigError, StageError, TalkerRLError
 from talker_rl.base.figures import count
 from talker_rl.base.findings import Finding, guarded, one_line
 from talker_rl.base.processes import device_list, device_name
@@ -29,16 +30,20 @@ SUPPORTED = {"torch": ((2, 11), (2, 14)), "transformers": ((5, 17), (5, 24)), "t
 """Package -> (from, below): the ranges of pyproject.toml."""
 
 
-def examine(config: RunConfig, model_only: bool = False, as_json: bool = False) -> int:
+def examine(
+    config: RunConfig, model_only: bool = False, as_json: bool = False, run: Path | None = None
+) -> int:
     """Print every finding, one line each; 0 if nothing fails.
 
     Args:
         config: the run's; of it, ``model`` says which checkpoint and how it is loaded.
         model_only: leave out what belongs to a run (prompts, recognizers, training, tracking).
+        run: a run's folder, whose pairs tell what its losses push on.
         as_json: print ``{"ok", "problems", "findings": [{"level", "check", "text", ...}]}`` instead.
     """
     found = []
-    for name, check in (MODEL_CHECKS if model_only else CHECKS).items():
+    checks = MODEL_CHECKS if model_only else CHECKS | {"losses": partial(_losses, run=run)}
+    for name, check in checks.items():
         for level, text, *facts in guarded(check, config):
             found.append({"level": level, "check": name, "text": text, **(facts[0] if facts else {})})
             if not as_json:
@@ -242,6 +247,21 @@ def _training(config: RunConfig) -> Iterator[Finding]:
         yield "ok", f"variant {variant}: {cfg.loss['type']}, {'LoRA' if cfg.lora else 'full weights'}"
 
 
+def _losses(config: RunConfig, run: Path | None = None) -> Iterator[Finding]:
+    """Losses that would teach not to stop."""
+    from talker_rl.stages.anatomy import findings
+
+    try:
+        told = findings(config, run)
+    except StageError as error:  # a run that has no pairs yet is none to be refused
+        yield "warn", f"not asked of what they push on: {one_line(error)}"
+        return
+    yield from (("warn", line) for line in told)
+    if not told:
+        yield "ok", "no loss pushes the stop down " + (
+            "on pairs whose chosen is the longer one" if run is None else f"in most pairs of {run}")
+
+
 def _tracking(config: RunConfig) -> Iterator[Finding]:
     from talker_rl.tracking import check_tracker
 
@@ -278,5 +298,5 @@ MODEL_CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = {
 }
 CHECKS: dict[str, Callable[[RunConfig], Iterator[Any]]] = MODEL_CHECKS | {
     "settings": _settings, "speech": _speech_libraries, "prompts": _prompts, "recognizers": _recognizers,
-    "training": _training, "tracking": _tracking,
+    "training": _training, "losses": _losses, "tracking": _tracking,
 }

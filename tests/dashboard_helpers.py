@@ -80,9 +80,17 @@ def write_sweep(folder: Path, variants: Sequence[str] = ("dpo", "ld_dpo_a0.5", "
                 holds = arm == "biased"
                 claims.append({"arm": arm, "variant": variant, "claim": "drifts less than dpo", "seeds": [0, 1],
                                "holds": holds, "why": "both intervals" if holds else "seed 1 holds 0"})
+    predicted = {"biased": _prediction(variants), "natural": {"variants": [], "note": "no times"}}
     write_json(folder / "ablation.json", {"rows": rows, "claims": claims, "pareto": [], "baseline": "dpo",
-                                          "notes": ["hand-made"]})
+                                          "notes": ["hand-made"], "prediction": predicted})
     return folder
+
+
+def _prediction(variants: Sequence[str]) -> dict[str, Any]:
+    rho = {"rho": -0.75, "ci95": [-1.0, 0.25], "n": len(variants), "note": None}
+    found = [{"variant": variant, "stop": -0.5 * at, "stop_seconds": 0.4 - at, "duration_ratio": 1.1 + 0.2 * at}
+             for at, variant in enumerate(variants)]
+    return {"variants": found, "stop": rho, "stop_seconds": rho | {"rho": -0.5}, "pairs": 200}
 
 
 def _row(variant: str, arm: str, seed: int | None, wer: float, drift: float, dpo: float = 0.0) -> dict[str, Any]:
@@ -134,6 +142,15 @@ def _write_pairs(folder: Path, count: int) -> None:
         ShardFolder(folder / stage, "test").write(0, records, type(records[0]) if records else None)
 
 
+def anatomy_row(stop: float) -> dict[str, Any]:
+    """The anatomy of a loss that pushes the chosen's stop by 0 and the rejected's by ``stop``."""
+    return {"pairs": 4, "stop": stop, "stop_down": 4, "stop_seconds": 2 * stop,
+            "push": {"chosen": {"right": 60.0, "substituted": 2.0, "pause_false": 3.0, "tail": 5.0, "stop": 0.0},
+                     "rejected": {"right": -50.0, "inserted": -4.0, "beside_deleted": -2.0, "lead": -1.0,
+                                  "between": -2.0, "tail": -3.0, "stop": stop}},
+            "tokens": {"chosen": {}, "rejected": {}}, "past_common": {"chosen": 0.0, "rejected": 0.0}}
+
+
 def write_diagnostics(folder: Path, name: str, ratio: float) -> None:
     """Diagnostics in which the implicit reward is exactly 2 per second."""
     fit = {"slope_per_second": 2.0, "intercept": -1.0, "r2": 0.9, "pearson": 0.95, "spearman": 0.9, "n": 8}
@@ -151,7 +168,15 @@ def write_diagnostics(folder: Path, name: str, ratio: float) -> None:
         "win_rate": {"raw": 0.6, "length_controlled": 0.55, "theta": 0.2, "coef_length": 0.4, "n": 8},
         "drift": [{"step": s, "duration_mean": 2.0, "duration_p50": 2.0, "duration_p95": 3.0, "seconds_per_unit": 0.3,
                    "ratio_to_reference": 1 + (ratio - 1) * s / 20, "kl_per_code": 0.001 * s, "wer": 0.3 - 0.002 * s,
-                   "n": 8} for s in (0, 10, 20)],
+                   "p_stop_at_base_stops": 0.9 - 0.04 * s, "n": 8,
+                   "hazard": [10.0 ** (j - 9) * (0.9 - 0.04 * s) for j in range(10)]} for s in (0, 10, 20)],
+        "step": 20, "conditions": {"kl_per_code": "its own tokens", "p_stop_at_base_stops": "where the base stopped",
+                                   "hazard": "the base's last tokens"},
+        "said": {side: {"words_over_time": {"seconds": [1.0, 2.0, 3.0], "said": [0.4, 0.9, end],
+                                            "right": [0.4, 0.8, 0.9], "n": 8},
+                        "loops": {"rate": end - 1, "words": 0.1, "n": 8}}
+                 for side, end in (("trained", 1.25), ("base", 1.125))},
+        "anatomy": {step: anatomy_row(push) for step, push in (("0", -1.0), ("20", -0.5))},
         "runaway": {"cap_hit_rate": 0.01, "p_eos_last": [10.0 ** (-9 + j) for j in range(10)], "early_eos_rate": 0.02,
                     "silence_share": 0.1, "repetition": 0.03, "below_p1": 0.015, "above_p99": 0.05, "n": 8},
         "limits": None, "reward_noise": None, "notes": ["held_out: no pairs were held out"]})

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from talker_rl.config import load_data
 from talker_rl.diagnostics.anatomy import Anatomy, Side, anatomy
+from talker_rl.stages.anatomy import findings, losses_of
 
 CHOSEN = Side([-1.0, -2.0, -0.5, -0.1], ["right", "right", "tail", "stop"], seconds=3.0)
 REJECTED = Side([-1.5, -0.3], ["substituted", "stop"], seconds=1.0)
@@ -72,3 +74,46 @@ def test_a_trained_policy_is_pushed_less_where_it_has_learned() -> None:
 def test_supervised_training_pushes_the_chosen_alone() -> None:
     found = told({"type": "sft"})
     assert found.push["chosen"]["stop"] == pytest.approx(2 / 4) and found.push["rejected"]["stop"] == 0.0
+
+
+@pytest.mark.parametrize(("loss", "share"), [
+    ({"type": "ld_dpo", "alpha": 0.0}, "0%"), ({"type": "ld_dpo", "alpha": 0.75}, "75%"),
+    ({"type": "ipo"}, "83%"), ({"type": "simpo"}, "83%"), ({"type": "dpo_norm"}, "83%"),  # 100 tokens over 120
+    ({"type": "sampo", "mode": "top_k"}, "0%"), ({"type": "sampo"}, ""),
+    ({"type": "mix", "terms": [{"loss": {"type": "ld_dpo", "alpha": 0.5}}, {"weight": 0.0, "loss": {"type": "sft"}}]},
+     "50%"),
+])
+def test_a_loss_that_would_push_the_stop_down_is_foreseen_and_a_kept_or_dropped_stop_is_not(
+    loss: dict[str, Any], share: str
+) -> None:
+    (told,) = findings(load_data({"train": {"loss": loss}}))
+    assert f"pushed up by {share}" in told and "default will push the stop down" in told
+    if loss["type"] != "mix":
+        for stop in ("keep", "drop"):
+            assert findings(load_data({"train": {"loss": loss | {"stop": stop}}})) == []
+
+
+@pytest.mark.parametrize("loss", [
+    {"type": "dpo"}, {"type": "hinge"}, {"type": "r_dpo"}, {"type": "ipo", "normalize": "sum"}, {"type": "sft"},
+    {"type": "ld_dpo", "alpha": 1.0}, {"type": "dpo_norm", "token_weights": {"stop": 0}},
+    # a term that pushes it up by more than the other leaves of it
+    {"type": "mix", "terms": [{"loss": {"type": "ld_dpo", "alpha": 0.5}}, {"weight": 5, "loss": {"type": "sft"}}]},
+])
+def test_a_loss_that_would_not_is_not_told_of(loss: dict[str, Any]) -> None:
+    assert findings(load_data({"train": {"loss": loss}})) == []
+
+
+def test_equal_losses_are_told_once_by_the_variant_that_they_are_of() -> None:
+    ld, same = {"type": "ld_dpo", "alpha": 0.0}, {"type": "ld_dpo", "alpha": 0.0, "beta": 0.1}  # its default
+    config = load_data({"variants": {
+        **{f"ld-s{seed}": {"loss": loss, "args": {"seed": seed}} for seed, loss in enumerate((ld, same, ld))},
+        "plain": {"loss": {"type": "dpo"}}, "slow": {"loss": {"type": "dpo"}, "args": {"learning_rate": 1e-6}},
+        "alone": {"loss": {"type": "sft"}, "data": "best_of_n"},
+        "own": {"loss": {"type": "custom", "import_path": "losses_helpers:own"}}}})
+    sweep = {f"ld-s{seed}": {"variant": "ld", "seed": seed} for seed in range(3)}
+    found = losses_of(config, config.variants, sweep)
+    assert list(found) == ["ld (3 trainings)", "plain (as slow)"]
+    assert list(losses_of(config, config.variants, {})) == ["ld-s0 (as ld-s1, ld-s2)", "plain (as slow)"]
+    assert list(losses_of(config, ["own", "plain"], {}, own=True)) == ["own", "plain"]
+    (told,) = findings(config)
+    assert "ld-s0 (as ld-s1, ld-s2) will push the stop down" in told

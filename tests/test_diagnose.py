@@ -330,6 +330,40 @@ def test_anatomy_at_a_checkpoint_is_of_its_log_probs(
     assert 0 < total[1] < total[0]  # what was learned is pushed less
 
 
+def test_the_summary_has_the_anatomy_before_training_and_at_the_chosen_checkpoint(
+    diagnosed: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run = diagnosed
+    step = chosen_step(run, "plain")
+    assert step > 0, "a choice of the start would show nothing"
+    found = summary_of(run, "plain")["anatomy"]
+    assert list(found) == ["0", str(step)]
+    for at, more in (("0", []), (str(step), ["--step", str(step), "--variant", "plain"])):
+        capsys.readouterr()
+        assert cli.main(["anatomy", "--run-dir", str(run), "--loss", "{type: dpo, beta: 0.1}", "--json", *more]) == 0
+        told = next(iter(json.loads(capsys.readouterr().out)["losses"].values()))
+        assert found[at]["pairs"] == told["pairs"] and found[at]["tokens"] == told["tokens"]
+        assert found[at]["stop"] == pytest.approx(told["stop"], abs=1e-5)
+        for side, by_class in told["push"].items():
+            assert found[at]["push"][side] == pytest.approx(by_class, abs=1e-4)
+    assert sum(found["0"]["push"]["chosen"].values()) > sum(found[str(step)]["push"]["chosen"].values()) > 0
+    columns = pq.read_schema(run / "diagnostics/plain/pairs.parquet").names
+    assert "policy_chosen_logp" in columns and "policy_chosen_logps" not in columns
+
+
+def test_an_anatomy_that_cannot_be_told_is_a_note(diagnosed: tuple[Path, Path], tmp_path: Path) -> None:
+    _, run = diagnosed
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for stage in ("rollouts", "scores"):
+        assert (copy / stage).is_dir()
+        shutil.rmtree(copy / stage)
+    assert cli.main(["diagnose", "--run-dir", str(copy), "-q", "--debug", "--variant", "plain"]) == 0
+    summary = summary_of(copy, "plain")
+    assert summary["anatomy"] == {} and "anatomy: no pair has a time for each word that was heard" in summary["notes"]
+    assert summary["within_pairs"] == summary_of(run, "plain")["within_pairs"]
+
+
 @pytest.mark.parametrize(("options", "told"), [
     (["--loss", "{type: dop}"], "There is no loss of type 'dop'"),
     (["--loss", "dpo"], "A loss is a dictionary with a type, not 'dpo'"),
@@ -353,6 +387,14 @@ def test_a_loss_that_pushes_the_stop_down_is_warned_of_before_training(
     told = capsys.readouterr().err
     assert "pairs: warning: plain pushes the stop down in" in told and "stop: keep or stop: drop" in told
     assert "mixed pushes" not in told
+    for verb, lines in (("train", 1), ("train", 0)):  # from the pairs that are there; where there is work
+        assert cli.main([verb, "--run-dir", str(copy)]) == 0
+        assert capsys.readouterr().err.count("pairs: warning: plain pushes the stop down in") == lines
+    assert cli.main(["run", *again[1:], "variants.plain.loss={type: ld_dpo, alpha: 0.1}"]) == 0
+    assert capsys.readouterr().err.count("pushes the stop down in") == 1  # by its pairs, and not by its training too
+    assert cli.main(["doctor", "--run-dir", str(copy), "--json"]) in (0, 1)
+    found = [f for f in json.loads(capsys.readouterr().out)["findings"] if f["check"] == "losses"]
+    assert [f["level"] for f in found] == ["warn"] and found[0]["text"].startswith("plain pushes the stop down in")
     assert cli.main([*again, "variants.plain.loss={type: ld_dpo, alpha: 0, stop: keep}"]) == 0
     assert "pushes the stop down" not in capsys.readouterr().err
 

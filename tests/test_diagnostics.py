@@ -313,7 +313,8 @@ def summary_of(pairs: list[Row], samples: list[Row], rows: list[Row], dev_rows: 
     return summarize(variant="v", beta=0.1, step=1, pairs=pairs, samples=samples, rows=rows, base_rows=rows,
                      base_lengths=[{"prompt_id": s["prompt_id"], "seconds": s["seconds"], "units": s["units"]}
                                    for s in samples],
-                     dev_rows=dev_rows, moved={}, max_seconds={}, noise=None, more_notes=["reward_noise: no"])
+                     dev_rows=dev_rows, moved={}, max_seconds={}, noise=None, pushes={},
+                     more_notes=["reward_noise: no"])
 
 
 SPOKEN = heard(2.0) | {"prompt_id": "p", "seed": 0, "wer": 0.0, "reward": 0.5, "text": "one two", "lang": "en",

@@ -200,6 +200,18 @@ def test_the_folders_are_runs_and_the_samples_are_shared(finished: tuple[Path, P
     assert pairs[0] != pairs[1]
 
 
+def test_predictions_stand_beside_the_durations_that_came_of_them(finished: tuple[Path, Path]) -> None:
+    _, folder = finished
+    found = read_json(folder / "ablation.json")
+    assert list(found["prediction"]) == list(ARMS)
+    biased = found["prediction"]["biased"]
+    assert [row["variant"] for row in biased["variants"]] == ["dpo", "ipo"] and biased["pairs"] > 0
+    pooled = {r["variant"]: r["duration_ratio"] for r in found["rows"] if r["arm"] == "biased" and r["seed"] is None}
+    assert all(row["duration_ratio"] == pooled[row["variant"]] for row in biased["variants"])
+    assert biased["variants"][1]["stop"] < biased["variants"][0]["stop"]  # ipo divides by length; chosen is longer
+    assert biased["stop"]["note"] == "fewer than 4 variants" and biased["stop"]["note"] in text_table(found)
+
+
 def test_every_verb_works_on_an_arm(finished: tuple[Path, Path], tmp_path: Path) -> None:
     _, folder = finished
     run = shutil.copytree(folder / "arms" / "biased", tmp_path / "biased")
@@ -213,7 +225,7 @@ def test_every_verb_works_on_an_arm(finished: tuple[Path, Path], tmp_path: Path)
 def test_the_table_has_the_promised_rows(finished: tuple[Path, Path]) -> None:
     _, folder = finished
     found = read_json(folder / "ablation.json")
-    assert set(found) == {"rows", "claims", "pareto", "baseline", "notes"}
+    assert set(found) == {"rows", "claims", "pareto", "baseline", "notes", "prediction"}
     cells = [(r["arm"], r["variant"], r["seed"]) for r in found["rows"]]
     assert cells == [(arm, v, s) for arm, variants in (("biased", ["dpo", "ipo"]), ("natural", ["dpo"]))
                      for v, s in [("base", None), *((v, s) for v in variants for s in (0, 1, None))]]

@@ -33,6 +33,17 @@ class PairRecord:
 
 
 @dataclass
+class ForcedPair(PairRecord):
+    """A pair as ``parts/`` keeps it: with the log-prob of each token, the stop included, where what the loss pushes on
+    is told at that step; elsewhere the lists are empty."""
+
+    policy_chosen_logps: list[float]
+    policy_rejected_logps: list[float]
+    ref_chosen_logps: list[float]
+    ref_rejected_logps: list[float]
+
+
+@dataclass
 class SampleRecord:
     """A fresh sample of the chosen policy: what it said in the evaluation."""
 

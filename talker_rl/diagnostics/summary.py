@@ -27,6 +27,7 @@ def summarize(
     moved: Mapping[int, Row],
     max_seconds: Mapping[str, float],
     noise: Row | None,
+    pushes: Row,
     more_notes: Sequence[str] = (),
 ) -> Row:
     """The summary.
@@ -40,6 +41,7 @@ def summarize(
         dev_rows, moved: see :func:`drift`.
         max_seconds: limit by prompt id, of prompts that state one.
         noise: what :func:`talker_rl.diagnostics.noise.reward_noise` found.
+        pushes: step, as text -> :class:`talker_rl.diagnostics.anatomy.Anatomy` of the loss there.
         more_notes: notes of whoever made the records.
     """
     notes: Notes = []
@@ -62,6 +64,7 @@ def summarize(
         "limits": limits(samples, max_seconds, notes),
         "said": saying(rows, base_rows, notes),
         "conditions": CONDITIONS,
+        "anatomy": pushes,
         "reward_noise": noise,
     }
     return summary | {"notes": [*notes, *more_notes]}

@@ -10,13 +10,16 @@ talker-rl plan -c qwen2.5-omni-7b-dpo --prompts 5000 --seconds 6
 
 DOCTOR_EXAMPLES = """\
 talker-rl doctor --model /models/Qwen2.5-Omni-7B model.dtype=bfloat16     a checkpoint, before anything is configured
-  talker-rl doctor -c qwen2.5-omni-7b-dpo                 all that a run needs"""
+  talker-rl doctor -c qwen2.5-omni-7b-dpo                 all that a run needs
+  talker-rl doctor --run-dir runs/demo                    of a run that has begun: what its pairs teach of stopping"""
 
 
 def add_doctor_options(doctor: argparse.ArgumentParser) -> None:
     """All but the configuration's."""
     doctor.add_argument("--model", metavar="DIR", help="checkpoint folder or hub name, in place of model.path; without "
                         "--config only the machine and the model are looked at")
+    doctor.add_argument("--run-dir", metavar="DIR", help="folder of a run that has pairs: also tells which losses "
+                        "would push the stop down in them; without a configuration that of the run is used")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON; the exit code is the same")
     doctor.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 

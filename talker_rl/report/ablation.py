@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from talker_rl.base.figures import relative
-from talker_rl.report import charts, equal_drift
+from talker_rl.report import charts, equal_drift, prediction
 from talker_rl.report.blocks import Cell, Claim, Figure, Page, Section, Table, number, one_view, with_interval
 from talker_rl.report.collect import Study
 
@@ -39,6 +39,7 @@ def ablation_page(study: Study) -> Page:
                     claims=[_claim(claim, len(arms) > 1) for claim in found.get("claims") or []]),
             Section("Table at equal steps", "", [table(rows, baseline)]),
             *equal_drift.sections(found, colors),
+            prediction.section(found, colors),
         ],
         legend=colors, notes=list(found.get("notes") or []),
     )

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import plotly.graph_objects as go
-
 from talker_rl.base.figures import written
-from talker_rl.report import charts
+from talker_rl.report import anatomy, charts
 from talker_rl.report.blocks import Cell, Figure, Page, Section, Table, number, one_view
 from talker_rl.report.clips import spaced
 from talker_rl.report.collect import Run, Study, Trained
+from talker_rl.report.studies import (
+    NO_DIAGNOSTICS,
+    OF_PAIRS,
+    ON_DEV,
+    SCORED,
+    by_variant,
+    conditional,
+    drift_rows,
+    label_of,
+    notes_of,
+    one_line_each,
+    side_by_side,
+    step_curves,
+)
 
 MAX_POINTS = 1500
 """Points of a scatter plot: more would weigh on the page and show no more."""
 SETS = {"held_out": ("held-out pairs", charts.TRAINED), "train": ("training pairs", charts.BASE),
         "samples": ("fresh samples", charts.ACCENT)}
-NO_DIAGNOSTICS = "no diagnostics here: run talker-rl diagnose --run-dir RUN first"
 SUBSETS = {"chosen_longer": ("chosen longer", "#2f7fc1"), "chosen_shorter": ("chosen shorter", "#d1603d"),
            "all": ("all", "#808080")}
 
@@ -43,6 +52,7 @@ def length_page(study: Study) -> Page:
                     [durations(run, colors, "duration", "seconds", many=many) for run in study.runs]),
             Section("Drift against KL and WER", "Each line follows one training from step 0 (the reference) to its "
                     "last checkpoint.", drifts),
+            anatomy.section(study.runs, colors),
             Section("What the implicit reward prefers", "beta x (log pi - log ref) of whole utterances. A slope means "
                     "that the policy was taught a length.",
                     [_reward_against_length(study.trained), _margin_curves(study.trained), _heat_map(study.trained),
@@ -51,40 +61,6 @@ def length_page(study: Study) -> Page:
         ],
         legend=colors, notes=notes_of(study),
     )
-
-
-def notes_of(study: Study) -> list[str]:
-    """What the diagnostics could not compute, with the variant's name."""
-    whose: dict[str, list[str]] = defaultdict(list)
-    for trained in study.trained:
-        for note in (trained.diagnostics or {}).get("notes") or []:
-            whose[note].append(label_of(trained))
-    return [f"{note} ({'; '.join(names) if len(names) < len(study.trained) else 'every training'})"
-            for note, names in whose.items()]
-
-
-def side_by_side(per_run: list[list[Figure]]) -> list[Any]:
-    """The first figure of every run, then the second of every run, and so on."""
-    return [figure for same in zip(*per_run, strict=True) for figure in same]
-
-
-def label_of(trained: Trained) -> str:
-    """Name of a variant with its run and its seed."""
-    seed = "" if trained.seed is None else f" (seed {trained.seed})"
-    return f"{trained.arm}: {trained.variant}{seed}"
-
-
-def by_variant(trained: list[Trained]) -> dict[str, list[Trained]]:
-    """The seeds of each variant."""
-    groups: dict[str, list[Trained]] = defaultdict(list)
-    for one in trained:
-        groups[one.variant].append(one)
-    return groups
-
-
-def one_line_each(count: int) -> dict[str, Any]:
-    """The y axis of a chart with a line per variant, the first on top."""
-    return {"type": "category", "range": [count - 0.4, -0.6], "title": None, "automargin": True}
 
 
 # -- against step ---------------------------------------------------------------------------------------------------
@@ -99,33 +75,8 @@ def _curves(run: Run, colors: dict[str, str], *, many: bool) -> list[Figure]:
         if key == "duration_ratio" and rows and all(row.get(key) is None for row in rows):
             key, axis = "duration_mean", "mean duration, seconds"  # no clean rendering is known
         items.append(Figure(f"{title}, {run.arm}" if many else title, one_view(step_curves(run.trained, colors, key,
-                     axis)), "no checkpoint of this run has been spoken on dev"))
+                     axis)), "no checkpoint of this run has been spoken on dev", note=ON_DEV))
     return items
-
-
-def step_curves(trained: list[Trained], colors: dict[str, str], key: str, axis: str) -> go.Figure | None:
-    """Mean over seeds against step, a trace a variant; with several seeds one more trace, the band from least to
-    greatest."""
-    fig = charts.figure("step", axis, showlegend=False)
-    for variant, seeds in by_variant(trained).items():
-        values: dict[int, list[float]] = defaultdict(list)
-        for one in seeds:
-            for row in one.curve:
-                if row.get(key) is not None:
-                    values[row["step"]].append(row[key])
-        steps = sorted(values)
-        if not steps:
-            continue
-        color = colors[variant]
-        if max(map(len, values.values())) > 1:
-            fig.add_scatter(
-                x=[*steps, *steps[::-1]],
-                y=[*(max(values[s]) for s in steps), *(min(values[s]) for s in steps[::-1])],
-                fill="toself", fillcolor=charts.faint(color), line={"width": 0}, mode="lines", hoverinfo="skip",
-                name=f"{variant}, range of seeds", legendgroup=variant)
-        fig.add_scatter(x=steps, y=[float(np.mean(values[s])) for s in steps], name=variant, legendgroup=variant,
-                        mode="lines+markers", line={"color": color}, marker={"size": 6})
-    return fig if fig.data else None
 
 
 def durations(
@@ -149,7 +100,7 @@ def durations(
                            spanmode="hard", scalemode="width")
     title = "Durations" if key == "duration" else "Duration against the base"
     return Figure(f"{title}, {run.arm}" if many else title, one_view(fig if fig.data else None),
-                  "this run has no evaluation yet: run talker-rl eval", wide=True)
+                  "this run has no evaluation yet: run talker-rl eval", note=SCORED, wide=True)
 
 
 # -- drift ----------------------------------------------------------------------------------------------------------
@@ -162,15 +113,15 @@ def _drift(run: Run, colors: dict[str, str], *, many: bool) -> list[Figure]:
     for title, x, y, x_axis, y_axis in shown:
         fig = charts.figure(x_axis, y_axis, showlegend=False)
         for one in run.trained:
-            rows = [row for row in (one.diagnostics or {}).get("drift") or []
-                    if row.get(x) is not None and row.get(y) is not None]
+            rows = [row for row in drift_rows(one) if row.get(x) is not None and row.get(y) is not None]
             if rows:
                 fig.add_scatter(x=[row[x] for row in rows], y=[row[y] for row in rows], name=label_of(one),
                                 legendgroup=one.variant, mode="lines+markers", line={"color": colors[one.variant]},
                                 marker={"size": [6] * (len(rows) - 1) + [10]},
                                 text=[f"step {row['step']}" for row in rows])
         items.append(Figure(f"{title}, {run.arm}" if many else title, one_view(fig if fig.data else None),
-                            NO_DIAGNOSTICS))
+                            NO_DIAGNOSTICS, note=f"{conditional(run.trained, x)} {ON_DEV}".strip()
+                            if x == "kl_per_code" else ON_DEV))
     return items
 
 
@@ -218,7 +169,8 @@ def _reward_against_length(trained: list[Trained]) -> Figure:
                                 name=f"{written(fit['slope_per_second'], '{:+.3f}')} per second{r2}")
         if fig.data:
             views[label_of(one)] = fig
-    return Figure("Implicit reward against length", views, NO_DIAGNOSTICS)
+    return Figure("Implicit reward against length", views, NO_DIAGNOSTICS,
+                  note=f"{OF_PAIRS} Fresh samples: the chosen policy's own evaluation utterances.")
 
 
 def _margin_curves(trained: list[Trained]) -> Figure:
@@ -238,7 +190,8 @@ def _margin_curves(trained: list[Trained]) -> Figure:
             fig.add_hline(y=0, line={"color": "#888", "width": 1})
             views[label_of(one)] = fig
     return Figure("Margins during training, raw and at common length", views, NO_DIAGNOSTICS,
-                  note="Where solid and dotted part, the loss is paid for length: SamPO's over- and under-estimation.")
+                  note="Where solid and dotted part, the loss is paid for length: SamPO's over- and under-estimation. "
+                  + OF_PAIRS)
 
 
 def _heat_map(trained: list[Trained]) -> Figure:
@@ -257,7 +210,7 @@ def _heat_map(trained: list[Trained]) -> Figure:
         views[label_of(one)] = fig
     return Figure("log pi(rejected) - log pi(chosen), by both lengths", views, NO_DIAGNOSTICS,
                   note="The number in a field counts its pairs. LD-DPO's diagonal: a policy that only follows length "
-                  "turns color across it.")
+                  "turns color across it. " + OF_PAIRS)
 
 
 def _pair_lengths(run: Run, *, many: bool) -> Figure:
@@ -265,7 +218,7 @@ def _pair_lengths(run: Run, *, many: bool) -> Figure:
              "rejected_seconds": item.pair.rejected_seconds} for item in spaced(run.pairs, MAX_POINTS)]
     title = "Pairs trained on: margin against length"
     return Figure(f"{title}, {run.arm}" if many else title, one_view(charts.margin_against_length(rows)),
-                  "this run holds no pairs")
+                  "this run holds no pairs", note=OF_PAIRS)
 
 
 # -- tables ---------------------------------------------------------------------------------------------------------
@@ -292,7 +245,7 @@ def within_pairs(trained: list[Trained]) -> Table:
         "Reward difference against length difference",
         ["run", "variant", "seed", "pairs", "n", "accuracy", "where chosen is longer", "where chosen is shorter",
          "corr. with length", "sign agreement", "pick the longer", "pick the shorter"], rows, NO_DIAGNOSTICS,
-        note="A policy that ranks no better than the better of the two length rules has learned a length.")
+        note="A policy that ranks no better than the better of the two length rules has learned a length. " + OF_PAIRS)
 
 
 def _slopes(trained: list[Trained]) -> Table:
@@ -313,4 +266,5 @@ def _slopes(trained: list[Trained]) -> Table:
     return Table(
         "Slope of the implicit reward, and wins over the base",
         ["run", "variant", "seed", "held-out: slope per second", "R²", "Spearman", "samples: slope per second", "R²",
-         "Spearman", "wins", "wins, length controlled", "over the stated limit"], rows, NO_DIAGNOSTICS)
+         "Spearman", "wins", "wins, length controlled", "over the stated limit"], rows, NO_DIAGNOSTICS,
+        note="Samples and wins: of the evaluation utterances, each policy's own.")

@@ -7,10 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from talker_rl.report import charts
+from talker_rl.report import charts, stopping
 from talker_rl.report.blocks import Cell, Figure, Page, Section, Table, number, one_view
 from talker_rl.report.collect import Run, Study, Trained
-from talker_rl.report.length import NO_DIAGNOSTICS, by_variant, durations, notes_of, one_line_each, side_by_side
+from talker_rl.report.length import durations
+from talker_rl.report.studies import (
+    NO_DIAGNOSTICS,
+    SCORED,
+    by_variant,
+    notes_of,
+    one_line_each,
+    side_by_side,
+    why_empty,
+)
 
 NO_EVALUATION = "this run has no evaluation yet: run talker-rl eval"
 RATES = (
@@ -33,8 +42,13 @@ def stability_page(study: Study) -> Page:
         "Preference training can teach the Talker not to stop, to stop too early, to fall silent or to say things "
         "twice. Each of these is a figure of its own here, base beside trained, so that a mean cannot hide it.",
         [
-            Section("Stopping", "", each(lambda run: [_cap_hits(run, colors, many), _early_stops(run, colors, many),
-                                                      _p_eos(run, colors, many)])),
+            Section("Stopping", "Whether a policy has learned not to stop shows where the base stopped, and not where "
+                    "it stopped itself.", each(lambda run: [
+                        _cap_hits(run, colors, many), _early_stops(run, colors, many),
+                        stopping.p_stop_by_step(run, colors, many=many), stopping.hazard(run, colors, many=many),
+                        stopping.p_stop_of_its_own(run, colors, many=many)])),
+            Section("Said against demanded", "Words as the second recognizer heard them, by its times.",
+                    each(lambda run: [*stopping.words(run, colors, many=many), _loops(run, colors, many)])),
             Section("Silence and repetition", "", each(lambda run: [
                 _silence(run, colors, many), _repetition(run, colors, many)])),
             Section("Durations", "Each utterance against the base's mean of the same text: tails are run-aways "
@@ -53,7 +67,7 @@ def stability_page(study: Study) -> Page:
 
 def dots(
     run: Run, colors: dict[str, str], title: str, axis: str, value: Callable[[Trained], float | None],
-    base: float | None, why: str, *, many: bool, percent: bool = True,
+    base: float | None, why: str, *, many: bool, percent: bool = True, note: str = SCORED,
 ) -> Figure:
     """Each variant in a line: its seeds as small dots, their mean as a large one; the base as a vertical line."""
     groups = {variant: [found for one in seeds if (found := value(one)) is not None]
@@ -75,7 +89,7 @@ def dots(
     if drawn and base is not None:
         fig.add_vline(x=base, line={"dash": "dot", "color": charts.BASE},
                       annotation={"text": "base", "font": {"color": charts.BASE}})
-    return Figure(f"{title}, {run.arm}" if many else title, one_view(fig if drawn else None), why)
+    return Figure(f"{title}, {run.arm}" if many else title, one_view(fig if drawn else None), why, note=note)
 
 
 def mean_of(rows: list[dict[str, Any]], key: str) -> float | None:
@@ -95,7 +109,16 @@ def _cap_hits(run: Run, colors: dict[str, str], many: bool) -> Figure:
 
 def _early_stops(run: Run, colors: dict[str, str], many: bool) -> Figure:
     return dots(run, colors, "Early stops", "samples that stop too early",
-                lambda one: _runaway(one, "early_eos_rate"), None, NO_DIAGNOSTICS, many=many)
+                lambda one: _runaway(one, "early_eos_rate"), None, NO_DIAGNOSTICS, many=many,
+                note="Of the evaluation utterances whose text the base spoke as well: those that stop before half of "
+                     "its mean duration.")
+
+
+def _loops(run: Run, colors: dict[str, str], many: bool) -> Figure:
+    return dots(run, colors, "Loops", "utterances that say two words again", stopping.loops,
+                stopping.loops_of_base(run), why_empty(run.trained), many=many,
+                note="Of the evaluation utterances that were scored: the share in which two words in a row are said "
+                     "more often than the text has them, as heard.")
 
 
 def _silence(run: Run, colors: dict[str, str], many: bool) -> Figure:
@@ -128,20 +151,6 @@ def _to_base(run: Run) -> Callable[[dict[str, Any]], float | None]:
     return ratio
 
 
-def _p_eos(run: Run, colors: dict[str, str], many: bool) -> Figure:
-    """Mean P(EOS) at the last positions, a line per variant: a healthy Talker is sure at the end and only there."""
-    fig = charts.figure("position from the end, codes", "mean P(stop)", showlegend=False)
-    fig.update_layout(yaxis={"type": "log", "exponentformat": "power"})
-    for variant, seeds in by_variant(run.trained).items():
-        lines = [line for one in seeds if (line := _runaway(one, "p_eos_last")) and None not in line]
-        if lines:
-            mean = np.mean(np.array(lines, dtype=float), axis=0)
-            fig.add_scatter(x=list(range(1 - len(mean), 1)), y=mean.tolist(), name=variant, legendgroup=variant,
-                            mode="lines+markers", line={"color": colors[variant]})
-    title = "P(stop) over the last frames"
-    return Figure(f"{title}, {run.arm}" if many else title, one_view(fig if fig.data else None), NO_DIAGNOSTICS)
-
-
 def _outside(run: Run, colors: dict[str, str], many: bool) -> Figure:
     """Below p1 to the left, above p99 to the right; the base itself has 1 % on each side."""
     groups = by_variant(run.trained)
@@ -159,7 +168,8 @@ def _outside(run: Run, colors: dict[str, str], many: bool) -> Figure:
     for at in (-0.01, 0.01) if drawn else ():
         fig.add_vline(x=at, line={"dash": "dot", "color": charts.BASE})
     title = "Outside the base's range, shorter (left) and longer (right)"
-    return Figure(f"{title}, {run.arm}" if many else title, one_view(fig if drawn else None), NO_DIAGNOSTICS)
+    return Figure(f"{title}, {run.arm}" if many else title, one_view(fig if drawn else None), NO_DIAGNOSTICS,
+                  note="Of all evaluation utterances: seconds a word, against the base's utterances of the same texts.")
 
 
 def _table(study: Study) -> Table:
@@ -170,4 +180,4 @@ def _table(study: Study) -> Table:
                          *[number(_runaway(one, key), "{:.2%}") for key, _ in RATES],
                          number(_runaway(one, "n"), "{:d}")])
     return Table("Run-away and collapse", ["run", "variant", "seed", *[label for _, label in RATES], "samples"], rows,
-                 NO_DIAGNOSTICS)
+                 NO_DIAGNOSTICS, note="Of the evaluation utterances, each policy's own.")

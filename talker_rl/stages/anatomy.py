@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talker_rl.base.errors import ConfigError, StageError
+from talker_rl.base.errors import ConfigError, DataError, StageError
 from talker_rl.base.figures import count
 
 if TYPE_CHECKING:
@@ -41,10 +42,13 @@ USUAL = ({"type": "dpo"}, {"type": "dpo", "stop": "drop"}, {"type": "dpo_norm"},
          {"type": "ld_dpo", "alpha": 0.0}, {"type": "ld_dpo", "alpha": 0.5}, {"type": "simpo"})
 """What ``--loss all`` compares."""
 NO_TIMES = "score with a recognizer that gives times (docs/RECOGNIZERS.md)"
-_SOME = 200
-"""Pairs that tell whether a run is to be warned."""
+PAIRS_ASKED = 200
+"""Pairs that tell whether a run is to be warned, and what a sweep's durations will be."""
 _MOSTLY = 0.5
 """Share of the pairs in which a loss pushes the stop down, from which it is warned of."""
+_LEAST = 1e-6
+"""Net push on the stop, in units of DPO's on a token, above which it is none of rounding."""
+_MENDS = "stop: keep or stop: drop in the loss mends that"
 
 
 def add_anatomy_options(anatomy: argparse.ArgumentParser) -> None:
@@ -70,12 +74,12 @@ def verb(args: argparse.Namespace) -> int:
     from talker_rl.config import load_data
     from talker_rl.diagnostics.anatomy import anatomy
     from talker_rl.records.token_classes import MEANING
-    from talker_rl.store.run_dir import MANIFEST, stored_config
+    from talker_rl.store.run_dir import MANIFEST, read_manifest, stored_config
 
     folder = Path(args.run_dir)
     require_run(folder)
     config = load_data(stored_config(folder), where=str(folder / MANIFEST))
-    losses = _losses(args.loss, config)
+    losses = _losses(args.loss, config, read_manifest(folder).get("trainings", {}))
     pairs, left_out = read_pairs(folder, config)
     if args.step is not None:
         pairs = _at_checkpoint(folder, config, pairs, args.variant, args.step)
@@ -129,45 +133,153 @@ class Heard:
         return found
 
 
-def read_pairs(folder: Path, config: RunConfig) -> tuple[list[Both], int]:
+def heard_in(folder: Path, config: RunConfig, prefix: str = "") -> Heard:
+    """What was sampled and heard in a run's folder, of the round whose stages have this prefix.
+
+    Raises:
+        DataError: a shard is damaged, or the prompts are not there.
+    """
+    from talker_rl.data.speaker_settings import SETS
+    from talker_rl.records.candidate import Candidate
+    from talker_rl.records.prompt import Prompt
+    from talker_rl.records.score import ScoreRow
+    from talker_rl.store.shards import ShardFolder
+
+    return Heard(config, ShardFolder(folder / f"{prefix}rollouts").read_all(Candidate),
+                 ShardFolder(folder / f"{prefix}scores").read_all(ScoreRow),
+                 ShardFolder(folder / "prompts").read(SETS.index("train"), Prompt))
+
+
+def read_pairs(folder: Path, config: RunConfig, most: int | None = None) -> tuple[list[Both], int]:
     """Pairs of round 1 with what was sampled and heard, and how many were left out for want of usable times.
+
+    Args:
+        most: so many pairs are looked at, at even distances; None: all.
 
     Raises:
         StageError: there are none.
         DataError: a shard is damaged.
     """
-    from talker_rl.data.speaker_settings import SETS
-    from talker_rl.records.candidate import Candidate
     from talker_rl.records.pair import Pair
-    from talker_rl.records.prompt import Prompt
-    from talker_rl.records.score import ScoreRow
+    from talker_rl.report.clips import spaced
     from talker_rl.store.shards import ShardFolder
 
     pairs = ShardFolder(folder / "pairs").read_all(Pair)
     if not pairs:
         raise StageError("This run has no pairs yet", where=str(folder), fix=f"talker-rl pair --run-dir {folder}")
-    found = Heard(config, ShardFolder(folder / "rollouts").read_all(Candidate),
-                  ShardFolder(folder / "scores").read_all(ScoreRow),
-                  ShardFolder(folder / "prompts").read(SETS.index("train"), Prompt)).sides(pairs)
+    pairs = pairs if most is None else spaced(pairs, most)
+    found = heard_in(folder, config).sides(pairs)
     if not found:
         raise StageError("No pair has a time for each word that was heard", where=str(folder / "scores"), fix=NO_TIMES)
     return found, len(pairs) - len(found)
 
 
-def warn(ctx: Context, round_: Round, pairs: Sequence[Pair], heard: Heard) -> None:
-    """Say which of a round's variants would push the stop down. Functions of the user's own are not asked."""
-    from talker_rl.diagnostics.anatomy import anatomy
+def losses_of(
+    config: RunConfig, names: Iterable[str], trainings: Mapping[str, Mapping[str, Any]], *, own: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Losses of variants that learn from pairs, equal ones once: whose it is -> loss.
+
+    Args:
+        names: of variants; where one is a training of a sweep, ``trainings`` (of its manifest) says of what.
+        own: functions of the user's own as well.
+    """
+    from talker_rl.base.ids import stable_hash
+    from talker_rl.losses.config import parse_loss
+
+    whose: dict[str, list[str]] = defaultdict(list)
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        cfg = config.variants[name]
+        if cfg.data is None and (own or not is_own(cfg.loss)):
+            key = stable_hash(parse_loss(cfg.loss).model_dump(mode="json"))
+            whose[key].append(trainings.get(name, {}).get("variant", name))
+            found[key] = cfg.loss
+    return {_whose(mine): found[key] for key, mine in whose.items()}
+
+
+def _whose(variants: Sequence[str]) -> str:
+    """``a``, ``a (as b)``, ``a (3 trainings)``: one name to speak of, the variant of each training given."""
+    first, *others = dict.fromkeys(variants)
+    more = [f"as {', '.join(others)}"] if others else []
+    if len(variants) > 1 + len(others):
+        more.append(count(len(variants), "training"))
+    return f"{first} ({'; '.join(more)})" if more else first
+
+
+def is_own(loss: Mapping[str, Any]) -> bool:
+    """Whether a function of the user's own is in a loss: nobody knows what it takes a pair for."""
     from talker_rl.losses.config import parse_loss, parts_of
+
+    return any(part.type == "custom" for part in parts_of(parse_loss(loss)))
+
+
+def warn(ctx: Context, round_: Round, made: tuple[Sequence[Pair], Heard] | None = None) -> None:
+    """Say which of a round's variants would push the stop down: once an invocation, where its pairs are made, else
+    before it trains on them. Functions of the user's own are not asked.
+
+    Args:
+        made: pairs, and what was heard, where they were just made; None: those of the run.
+    """
+    from talker_rl.diagnostics.anatomy import anatomy
+    from talker_rl.records.pair import Pair
     from talker_rl.report.clips import spaced
 
-    losses = {name: cfg.loss for name in round_.variants(ctx.config) if (cfg := ctx.config.variants[name]).data is None
-              and all(part.type != "custom" for part in parts_of(parse_loss(cfg.loss)))}
-    sides = [both for _, both in heard.sides(spaced(list(pairs), _SOME))] if losses else []
-    for line in warnings({name: anatomy(loss, sides) for name, loss in losses.items()} if sides else {}):
-        ctx.say(f"{round_.stage('pairs')}: {line}")
+    stage = round_.stage("pairs")
+    if ctx.quiet or stage in ctx.told:
+        return
+    ctx.told.add(stage)
+    losses = losses_of(ctx.config, round_.variants(ctx.config), ctx.run.manifest.get("trainings", {}))
+    if not losses:
+        return
+    sides: list[Both] = []
+    with contextlib.suppress(DataError):  # training needs neither candidates nor scores: who does will say it
+        pairs, heard = made or (ctx.shards(stage).read_all(Pair), heard_in(ctx.run.path, ctx.config, round_.prefix))
+        sides = heard.sides(spaced(list(pairs), PAIRS_ASKED))
+    for line in warnings({name: anatomy(loss, [both for _, both in sides]) for name, loss in losses.items()}):
+        ctx.say(f"{stage}: {line}")
 
 
-def _losses(asked: Sequence[str], config: RunConfig) -> dict[str, dict[str, Any]]:
+def findings(config: RunConfig, run: Path | None = None) -> list[str]:
+    """What a configuration's losses are to be warned of: in the pairs of a run, or where nothing is sampled yet in
+    pairs whose chosen is the longer one.
+
+    Raises:
+        StageError: the run has no pairs, or none with usable times.
+        DataError: a shard is damaged.
+    """
+    from talker_rl.diagnostics.anatomy import anatomy
+    from talker_rl.store.run_dir import read_manifest
+
+    if run is not None:
+        losses = losses_of(config, config.variants, read_manifest(run).get("trainings", {}))
+        sides = [both for _, both in read_pairs(run, config, PAIRS_ASKED)[0]] if losses else []
+        return [line.removeprefix("warning: ")
+                for line in warnings({name: anatomy(loss, sides) for name, loss in losses.items()})]
+    told = []
+    for name, loss in losses_of(config, config.variants, {}).items():
+        one = anatomy(loss, _longer_chosen())
+        if one.stop < -_LEAST:
+            up, down = one.push["chosen"]["stop"], -one.push["rejected"]["stop"]
+            told.append(f"on pairs whose chosen is the longer one {name} will push the stop down, and lengthen speech: "
+                        f"where it is a fifth longer, its stop is pushed up by {up / down:.0%} of what the other's is "
+                        f"pushed down; {_MENDS}")
+    return told
+
+
+def _longer_chosen() -> list[tuple[Side, Side]]:
+    """Pairs for what can be told of a loss alone: chosen a fifth longer, both with their stops. Many of the same, for
+    losses that draw."""
+    from talker_rl.diagnostics.anatomy import Side
+    from talker_rl.records.token_classes import TokenClass
+
+    right: list[TokenClass] = ["right"]
+    chosen, rejected = (Side([-2.0] * steps, [*right * (steps - 1), "stop"]) for steps in (120, 100))
+    return [(chosen, rejected)] * 100
+
+
+def _losses(
+    asked: Sequence[str], config: RunConfig, trainings: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """Name -> loss."""
     from talker_rl.config_files import parse_value
     from talker_rl.losses.config import parse_loss
@@ -175,10 +287,9 @@ def _losses(asked: Sequence[str], config: RunConfig) -> dict[str, dict[str, Any]
     given: list[dict[str, Any]] = []
     for text_ in asked:
         given += USUAL if text_ == "all" else [parse_value(text_, f"--loss {text_}")]
-    named = {_label(loss): loss for loss in given} if given else {
-        name: cfg.loss for name, cfg in config.variants.items() if cfg.data is None}
+    named = {_label(loss): loss for loss in given} if given else losses_of(config, config.variants, trainings, own=True)
     for name, loss in named.items():
-        parse_loss(loss, where=f"--loss {name}" if given else f"variants.{name}.loss")
+        parse_loss(loss, where=f"--loss {name}")
     if not named:
         raise ConfigError("The run's variants learn from completions, which are compared with nothing",
                           where="train.data", fix="name a loss: --loss '{type: dpo}'")
@@ -247,5 +358,4 @@ def text(found: dict[str, Anatomy], left_out: int = 0) -> str:
 def warnings(found: dict[str, Anatomy]) -> list[str]:
     """A line for each loss that pushes the stop down on balance in most pairs: it will lengthen speech."""
     return [f"warning: {name} pushes the stop down in {one.stop_down} of {count(one.pairs, 'pair')}, and will lengthen "
-            "speech: stop: keep or stop: drop in the loss mends that" for name, one in found.items()
-            if one.stop_down > _MOSTLY * one.pairs]
+            f"speech: {_MENDS}" for name, one in found.items() if one.stop_down > _MOSTLY * one.pairs]

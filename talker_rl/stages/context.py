@@ -38,6 +38,8 @@ class Context:
     endpoints: tuple[str, ...] = ()
     """Reward services that score candidates; none: scores are made here."""
     tracking: Tracking = field(init=False)
+    told: set[str] = field(init=False, default_factory=set)
+    """Stages whose warning was said: once an invocation."""
 
     def __post_init__(self) -> None:
         self.tracking = Tracking(self.config, self.run.path)

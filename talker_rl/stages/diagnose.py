@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from talker_rl.base.disk import atomic_write, read_json
 from talker_rl.base.errors import StageError
+from talker_rl.base.figures import count
 from talker_rl.base.ids import derive_seed, stable_hash
 from talker_rl.base.seals import is_intact, seal
 from talker_rl.base.text.tokens import normalize
 from talker_rl.data.pairs import is_held_out
+from talker_rl.diagnostics.anatomy import SIDES, Side, anatomy
 from talker_rl.diagnostics.moved import moved
-from talker_rl.diagnostics.records import PairRecord, SampleRecord
+from talker_rl.diagnostics.records import ForcedPair, PairRecord, SampleRecord
 from talker_rl.diagnostics.stability import LAST
 from talker_rl.diagnostics.summary import summarize
 from talker_rl.losses.config import parse_loss, parts_of
@@ -29,6 +32,7 @@ from talker_rl.records.pair import Pair
 from talker_rl.records.speech import Speech
 from talker_rl.rounds import Round, choice_stage, train_stage
 from talker_rl.stages import drift, reward_noise
+from talker_rl.stages.anatomy import heard_in, is_own
 from talker_rl.stages.choice import chosen_policy, dev_candidates, dev_rows
 from talker_rl.stages.context import Context
 from talker_rl.stages.evaluate import eval_candidates, eval_rows
@@ -83,7 +87,8 @@ class _Variant:
         self.ctx, self.name, self.stage = ctx, name, f"diagnostics/{name}"
         self.cfg, self.index = ctx.config.variants[name], ctx.config.iterations
         self.trained, self.choice = train_stage(name, self.index), choice_stage(name, self.index)
-        self.pairs_stage = Round(self.index, None if self.index == 1 else name).stage("pairs")
+        self.round = Round(self.index, None if self.index == 1 else name)
+        self.pairs_stage = self.round.stage("pairs")
         self.start = start_adapter(ctx.config) if self.index == 1 else chosen_policy(ctx, name, self.index - 1)
         """The policy that the round began with; None is the base."""
         self.reference = start_adapter(ctx.config) if ctx.config.reference == "kept" else self.start
@@ -103,7 +108,7 @@ class _Variant:
         found = ctx.shards(self.pairs_stage).read(0, Pair)
         self.pairs = some_pairs(found, ctx.config.checkpoint.held_out_share)
         with timed() as seconds:
-            pairs = self._pairs(policies)
+            pairs = self._pairs(policies, step)
             samples = self._samples(step)
             spoken = self._moved(policies)
             done = ctx.run.is_done(self.stage)
@@ -112,13 +117,15 @@ class _Variant:
                 if not done or not is_intact(file):
                     atomic_write(file, parquet_bytes(table_of(list(folder.all_rows()), schema_of(cls))))
                     seal(file.parent, [file.name])
+            pushes, more = self._pushes(step, pairs.all_rows())
             summary = summarize(
                 variant=self.name, beta=_beta(self.cfg.loss), step=step, pairs=list(pairs.all_rows()),
                 samples=list(samples.all_rows()), rows=eval_rows(ctx, self.name), base_rows=eval_rows(ctx, "base"),
                 base_lengths=self._base_lengths(), dev_rows=dev_rows(ctx, self.name, self.index),
                 moved=moved(list(spoken.all_rows())),
                 max_seconds={p.prompt_id: p.max_seconds for p in ctx.prompts("eval") if p.max_seconds is not None},
-                noise=noise["figures"], more_notes=[*noise["notes"], *self._left_out(len(found))],
+                noise=noise["figures"], pushes=pushes,
+                more_notes=[*noise["notes"], *more, *self._left_out(len(found))],
             )
             file = ctx.run.path / self.stage / "summary.json"
             if not file.exists() or read_json(file) != summary:
@@ -134,8 +141,9 @@ class _Variant:
 
     # -- pairs ------------------------------------------------------------------------------------------------------
 
-    def _pairs(self, policies: dict[int, Path | None]) -> ShardFolder:
-        """Every pair at every step: shards of one step each, step 0 first."""
+    def _pairs(self, policies: dict[int, Path | None], chosen: int) -> ShardFolder:
+        """Every pair at every step: shards of one step each, step 0 first; by token at the chosen one, and at step 0
+        where the policy began as another than the reference."""
         ctx = self.ctx
         parts = chunks(self.pairs, SHARD)
         work = [(step, part) for step in sorted(policies) for part in parts]
@@ -144,6 +152,7 @@ class _Variant:
         if not folder.missing(len(work)):
             return folder
         references = self._references([pair for part in parts for pair in part])
+        by_token = {chosen, 0} if self.start != self.reference else {chosen} - {0}
 
         def task(i: int) -> ForceTask:
             step, part = work[i]
@@ -158,8 +167,8 @@ class _Variant:
                 reference = references[pair.pair_id]
                 policy = (made[0][2 * k].logps, made[0][2 * k + 1].logps) if made else reference
                 held_out = is_held_out(pair.prompt_id, ctx.config.checkpoint.held_out_share)
-                records.append(_pair_record(step, pair, held_out, policy, reference))
-            target.write(i, records, PairRecord)
+                records.append(_pair_record(step, pair, held_out, policy, reference, step in by_token))
+            target.write(i, records, ForcedPair)
 
         return ctx.fill(stage, self.key, len(work), task, force, store)
 
@@ -178,6 +187,29 @@ class _Variant:
                                        self.ctx.run.path / "reference", batch_size=self.cfg.reference_batch_size)
         return {pair.pair_id: (chosen.tolist(), rejected.tolist())
                 for pair, (chosen, rejected) in zip(pairs, found, strict=True)}
+
+    def _pushes(self, step: int, rows: Iterable[Row]) -> tuple[dict[str, Row], list[str]]:
+        """What the loss pushes on in the pairs before training and at the chosen checkpoint, by step; and notes."""
+        if is_own(self.cfg.loss):
+            return {}, ["anatomy: a loss of one's own is not asked what it pushes on"]
+        both = heard_in(self.ctx.run.path, self.ctx.config, self.round.prefix).sides(self.pairs)
+        if not both:
+            return {}, ["anatomy: no pair has a time for each word that was heard"]
+        notes = [f"anatomy: {count(len(self.pairs) - len(both), 'pair is', 'pairs are')} left out, without a time for "
+                 "each word"] if len(both) < len(self.pairs) else []
+        forced = {(row["step"], row["pair_id"]): row for row in rows if row.get("policy_chosen_logps")}
+        found = {}
+        for at in sorted({0, step}):
+            if at == 0 and self.start == self.reference:  # as sampled: nothing has been learned
+                sides = [pair for _, pair in both]
+            elif (at, both[0][0].pair_id) in forced:
+                sides = [_forced_sides(pair, forced[at, of.pair_id]) for of, pair in both]
+            else:
+                notes.append(f"anatomy: of an earlier version, which kept no log-probs by token at step {at}: "
+                             f"--force-stage {self.stage} makes them")
+                continue
+            found[str(at)] = asdict(anatomy(self.cfg.loss, sides))
+        return found, notes
 
     # -- samples ----------------------------------------------------------------------------------------------------
 
@@ -242,10 +274,11 @@ def _sequences(candidates: list[Row]) -> list[tuple[str, Speech]]:
 
 def _pair_record(
     step: int, pair: Pair, held_out: bool, policy: tuple[list[float], list[float]],
-    reference: tuple[list[float], list[float]],
-) -> PairRecord:
+    reference: tuple[list[float], list[float]], by_token: bool,
+) -> ForcedPair:
     raw, common = _margins(pair.pair_id, policy, reference)
-    return PairRecord(
+    tokens = (*policy, *reference) if by_token else ([], [], [], [])
+    return ForcedPair(
         step=step, pair_id=pair.pair_id, prompt_id=pair.prompt_id, held_out=held_out,
         chosen_codes=pair.chosen.frames, rejected_codes=pair.rejected.frames,
         chosen_seconds=pair.chosen_seconds, rejected_seconds=pair.rejected_seconds,
@@ -253,7 +286,16 @@ def _pair_record(
         policy_chosen_logp=math.fsum(policy[0]), policy_rejected_logp=math.fsum(policy[1]),
         ref_chosen_logp=math.fsum(reference[0]), ref_rejected_logp=math.fsum(reference[1]),
         margin_raw=raw, margin_common=common,
+        policy_chosen_logps=tokens[0], policy_rejected_logps=tokens[1],
+        ref_chosen_logps=tokens[2], ref_rejected_logps=tokens[3],
     )
+
+
+def _forced_sides(sides: tuple[Side, Side], row: Row) -> tuple[Side, Side]:
+    """The sides of a pair with the log-probs of a checkpoint."""
+    chosen, rejected = (replace(side, logps=row[f"policy_{name}_logps"], ref_logps=row[f"ref_{name}_logps"])
+                        for name, side in zip(SIDES, sides, strict=True))
+    return chosen, rejected
 
 
 def _margins(

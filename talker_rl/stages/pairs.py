@@ -80,7 +80,7 @@ def make(ctx: Context, round_: Round) -> None:
     shorter = sum(p.chosen_seconds < p.rejected_seconds for p in pairs) / len(pairs)
     ctx.say(f"{stage}: {count(len(pairs), 'pair')} of {count(len(prompts), 'prompt')}, mean margin "
             f"{sum(p.margin for p in pairs) / len(pairs):.3f}, chosen is shorter in {shorter:.0%}")
-    anatomy.warn(ctx, round_, pairs, heard)
+    anatomy.warn(ctx, round_, (pairs, heard))
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
                    counts={"pairs": len(pairs), "prompts": len(prompts), "no_pair": dict(reasons)})
 

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.base.disk import atomic_write, write_json
+from talker_rl.base.errors import StageError
 from talker_rl.base.seals import seal
+from talker_rl.diagnostics import prediction
+from talker_rl.diagnostics.anatomy import anatomy
 from talker_rl.evaluation import ablation, equal_drift
 from talker_rl.evaluation.curves import CurveRow, curve_rows
 from talker_rl.records.rows import to_row
 from talker_rl.rounds import train_stage
 from talker_rl.stages import curve, evaluate
+from talker_rl.stages.anatomy import PAIRS_ASKED, is_own, read_pairs
 from talker_rl.stages.context import Context
 from talker_rl.store.shards import parquet_bytes, schema_of, table_of
 from talker_rl.sweep_config import SweepConfig, cell
@@ -44,8 +48,12 @@ def write(config: SweepConfig, folder: Path, arms: Mapping[str, Context], cells:
              for baseline in baselines]
     claims = [claim for baseline, mine in parts for claim in ablation.claims(mine, baseline)]
     notes = [note for baseline, mine in parts for note in ablation.notes(mine, claims, baseline)]
-    found = {"baseline": config.baseline, "rows": rows, "claims": claims, "pareto": ablation.pareto(rows),
-             "notes": list(dict.fromkeys(notes))}
+    found: dict[str, Any] = {
+        "baseline": config.baseline, "rows": rows, "claims": claims, "pareto": ablation.pareto(rows),
+        "notes": list(dict.fromkeys(notes))}
+    found["prediction"] = {name: _prediction(ctx, cells(name), [row for row in rows if row["arm"] == name], resamples)
+                           for name, ctx in arms.items()}
+    found["notes"] += prediction.told(found["prediction"])
     if config.run.eval.checkpoints == "all":
         found |= _at_equal_drift(config, folder, arms, cells)
     write_json(folder / "ablation.json", found)
@@ -71,6 +79,24 @@ def _trained(ctx: Context, variant: str, seed: int) -> ablation.Trained:
     entry = ctx.run.stages[train_stage(name, 1)]
     return ablation.Trained(variant, seed, evaluate.eval_rows(ctx, name), entry["counts"]["steps"],
                             ctx.config.variants[name].loss, entry["seconds"])
+
+
+def _prediction(
+    ctx: Context, cells: Sequence[tuple[str, int]], rows: Sequence[dict[str, Any]], resamples: int
+) -> dict[str, Any]:
+    """What an arm's losses push on in its pairs before training, against the durations that came of it; a note in its
+    place where the pairs do not tell."""
+    measured = {row["variant"]: row["duration_ratio"] for row in rows if row["seed"] is None}
+    settings = {variant: ctx.config.variants[cell(variant, seed)] for variant, seed in cells}
+    losses = {variant: cfg.loss for variant, cfg in settings.items() if cfg.data is None and not is_own(cfg.loss)}
+    try:
+        sides = [both for _, both in read_pairs(ctx.run.path, ctx.config, PAIRS_ASKED)[0]] if losses else []
+    except StageError as error:
+        return {"variants": [], "note": error.what}
+    pushes = {variant: anatomy(loss, sides) for variant, loss in losses.items()}
+    found = [{"variant": variant, "stop": one.stop, "stop_seconds": one.stop_seconds,
+              "duration_ratio": measured[variant]} for variant, one in pushes.items()]
+    return prediction.prediction(found, resamples=resamples) | {"pairs": len(sides)}
 
 
 # -- at equal drift -------------------------------------------------------------------------------------------------

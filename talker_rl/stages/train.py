@@ -21,6 +21,7 @@ from talker_rl.planning.forecast import Job, Part, records, spread_over
 from talker_rl.planning.hardware import Work
 from talker_rl.rounds import Round, train_stage
 from talker_rl.speech.registry import family_of
+from talker_rl.stages import anatomy
 from talker_rl.stages.choice import start_of
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_input, start_adapter, start_input
@@ -59,6 +60,8 @@ def train_all(pool: WorkerPool, trainings: Sequence[Training]) -> None:
     """Train what is not finished: each over the run's devices, where it names some; else over the workers, or here
     where it is its run's only training."""
     todo = [(training, task) for training in trainings if (task := _begin(training)) is not None]
+    for training, _ in todo:
+        anatomy.warn(training.ctx, training.round_)
     spread = [both for both in todo if both[1].one_thread and not both[0].devices]
     for training, task in todo:
         if training.devices or not task.one_thread:
