@@ -251,7 +251,8 @@ def test_a_run_whose_choice_kept_no_candidates_has_no_kl(diagnosed: tuple[Path, 
     _, run = diagnosed
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    shutil.rmtree(copy / "round1/choice/plain/candidates")
+    for folder in copy.glob("round1/choice/*/candidates"):
+        shutil.rmtree(folder)
     verb = ["diagnose", "--run-dir", str(copy), "-q", "--debug", "--variant", "plain"]
     assert cli.main([*verb, "--force-stage", "diagnostics/plain"]) == 0
     summary = summary_of(copy, "plain")

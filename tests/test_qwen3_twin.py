@@ -14,10 +14,10 @@ from talker_rl.records.speech import Speech
 from talker_rl.speech.config import LoraSettings, SamplingConfig
 from talker_rl.speech.lora import attach_lora, load_lora
 from talker_rl.speech.protocol import SampleRequest, TalkerSequence
+from talker_rl.speech.qwen3_omni import logps as by_hand
 from talker_rl.speech.qwen3_omni.codec import CODEC
 from talker_rl.speech.qwen3_omni.conditioning import Conditioning
 from talker_rl.speech.qwen3_omni.layout import Specials, collate, talker_inputs
-from talker_rl.speech.qwen3_omni.logps import forced, residual_hidden
 from talker_rl.speech.qwen3_omni.policy import TalkerPolicy, lora_targets
 from talker_rl.speech.unwrap import unwrap_talker
 
@@ -304,10 +304,11 @@ def test_the_kl_is_of_whole_frames_and_exact():
     assert torch.equal(beside.logps_ST, policy.logps(batch).detach())
 
     def distributions():
-        logits_MV, hidden_MH, _ = forced(policy.module, batch)
-        hidden = residual_hidden(policy.module, hidden_MH[batch.framed_ST[batch.mask_ST]], batch.frames_NG)
+        logits_MV, hidden_MH, _ = by_hand.forced(policy.module, batch)
+        hidden = by_hand.residual_hidden(policy.module, hidden_MH[batch.framed_ST[batch.mask_ST]], batch.frames_NG)
         heads = unwrap_talker(policy.module).code_predictor.lm_head
-        return [logits_MV.double().softmax(-1), *(one(hidden[:, k]).double().softmax(-1) for k, one in enumerate(heads))]
+        rest = [one(hidden[:, k]).double().softmax(-1) for k, one in enumerate(heads)]
+        return [logits_MV.double().softmax(-1), *rest]
 
     with torch.no_grad():
         mine = distributions()
