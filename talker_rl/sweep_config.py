@@ -62,8 +62,8 @@ class SweepConfig(Settings):
     )
     at_kl: list[float] | None = Field(
         None, description="Where losses are compared at equal drift, KL to the base in nats, e.g. [0.003]; with "
-        "run.eval.checkpoints: all. null: as far as all trainings of an arm came. Beside it each is compared with the "
-        "baseline as far as both came."
+        "run.eval.checkpoints: all. null: as far as four in five of an arm's variants came. Beside it each is compared "
+        "with the baseline as far as both came."
     )
     drift: Literal["code", "utterance", "code_on_base"] = Field(
         "code", description="What KL is of: a token of what the policy said itself; an utterance of that (a policy "

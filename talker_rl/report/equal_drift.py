@@ -67,7 +67,7 @@ def table(found: dict[str, Any]) -> Table:
             "duration / base", f"|drift| - {baseline}'s", "p (Holm)", "reward", "pause error"]
     cells = [[
         Cell(row["arm"], row["arm"]), Cell(row["variant"], row["variant"]),
-        Cell("all trainings" if row["target"] == "arm" else f"both (with {baseline})", row["target"]),
+        Cell("the same for all" if row["target"] == "arm" else f"both (with {baseline})", row["target"]),
         number(row["kl"], "{:.4f}"), number(row["step"], "{:.0f}"),
         with_interval(row["wer"], row["wer_ci95"], "{:.1%}"),
         with_interval(row["wer_diff_base"], row["wer_diff_base_ci95"], "{:+.1%}", True),
@@ -80,8 +80,9 @@ def table(found: dict[str, Any]) -> Table:
         with_interval(row["pause_error"], row["pause_error_ci95"], "{:.3f}"),
     ] for row in found["equal_kl"]]
     return Table("At equal drift", head, cells, "no variant has come as far as the baseline",
-                 "Interpolated between checkpoints, and bootstrapped with that. Compared as far as all trainings of "
-                 "the arm came, and as far as both, the variant's and the baseline's, did.")
+                 "Interpolated between checkpoints, and bootstrapped with that. Compared where the arm's variants are "
+                 "(those that have not come so far are left out), and as far as both, the variant's and the "
+                 "baseline's trainings, came.")
 
 
 def text_table(found: dict[str, Any]) -> str:
