@@ -47,6 +47,18 @@ def test_every_token_of_dpo_is_pushed_by_one() -> None:
     assert found.net("right", "substituted") == pytest.approx(1)
 
 
+def test_losses_of_any_scale_compare_in_units_of_their_own_push_on_a_token() -> None:
+    # LD-DPO 0: +1 +1 0 0 and -1 -1: a token 4/6; the stop -1
+    found = told({"type": "ld_dpo", "alpha": 0.0})
+    assert (found.per_token, found.stop_share) == (pytest.approx(4 / 6), pytest.approx(-6 / 4))
+    # mean log-ratios: 1/4 four times and 1/2 twice: 2/6; the stop 1/4 - 1/2, at any beta
+    for loss in ({"type": "dpo_norm", "beta": 2.0}, {"type": "ipo", "beta": 50.0}, {"type": "simpo", "beta": 3.0}):
+        assert told(loss).stop_share == pytest.approx(-3 / 4, abs=1e-6)
+        assert told(loss).stop_seconds_share == pytest.approx((3 / 4 - 1 / 2) * 3, abs=1e-6)
+    assert told({"type": "dpo"}).per_token == pytest.approx(1)
+    assert told({"type": "dpo", "token_weights": {"others": 0}}).stop_share == 0.0  # pushes nothing at all
+
+
 def test_a_stop_that_is_dropped_is_pushed_nowhere() -> None:
     found = told({"type": "dpo", "stop": "drop"})
     assert found.push["chosen"]["stop"] == found.push["rejected"]["stop"] == found.stop_seconds == 0.0

@@ -55,6 +55,19 @@ class Anatomy:
     stops, from the rejected's end to the chosen's."""
     past_common: dict[str, float] = field(default_factory=dict)
     """Side -> push on the tokens past the length that both sides have in common."""
+    per_token: float = 1.0
+    """Mean size of the push on a token, of both sides."""
+
+    @property
+    def stop_share(self) -> float:
+        """Net push on the stop in units of this loss's own mean push on a token. An optimizer that divides by the size
+        of gradients (Adam) makes that of it, so it compares losses of any scale; 0 where nothing is pushed."""
+        return self.stop / self.per_token if self.per_token > _EPS**2 else 0.0
+
+    @property
+    def stop_seconds_share(self) -> float:
+        """``stop_seconds`` likewise."""
+        return self.stop_seconds / self.per_token if self.per_token > _EPS**2 else 0.0
 
     def net(self, *classes: TokenClass) -> float:
         """Push on classes, of both sides."""
@@ -79,6 +92,7 @@ def anatomy(loss: dict[str, Any], pairs: Sequence[tuple[Side, Side]]) -> Anatomy
     push: dict[str, dict[str, float]] = {side: defaultdict(float) for side in SIDES}
     tokens: dict[str, dict[str, float]] = {side: defaultdict(float) for side in SIDES}
     past, stop, moment, down = dict.fromkeys(SIDES, 0.0), 0.0, 0.0, 0
+    size, counted = 0.0, 0
     for number, both in enumerate(pairs):
         policy = [torch.tensor([side.logps], dtype=torch.float64, requires_grad=True) for side in both]
         reference = [torch.tensor([side.logps if side.ref_logps is None else side.ref_logps], dtype=torch.float64)
@@ -100,6 +114,7 @@ def anatomy(loss: dict[str, Any], pairs: Sequence[tuple[Side, Side]]) -> Anatomy
                 push[name][kind] += value
                 tokens[name][kind] += 1
             past[name] += math.fsum(values[common:])
+            size, counted = size + math.fsum(map(abs, values)), counted + len(values)
             if side.stopped:
                 of_stop += values[-1]
                 moment += values[-1] * side.seconds
@@ -111,4 +126,4 @@ def anatomy(loss: dict[str, Any], pairs: Sequence[tuple[Side, Side]]) -> Anatomy
         return {side: {kind: sums[side][kind] / n for kind in CLASSES if kind in sums[side]} for side in SIDES}
 
     return Anatomy(len(pairs), mean(push), mean(tokens), stop / n, down, moment / n,
-                   {side: past[side] / n for side in SIDES})
+                   {side: past[side] / n for side in SIDES}, size / max(1, counted))

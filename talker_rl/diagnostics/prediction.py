@@ -10,7 +10,8 @@ from talker_rl.base.figures import span, written
 from talker_rl.diagnostics.fits import Row
 
 PREDICTORS = {"stop": "net push on the stop", "stop_seconds": "its first moment"}
-"""Key of a prediction -> what it is; both are of :class:`talker_rl.diagnostics.anatomy.Anatomy`."""
+"""Key of a prediction -> what it is: ``stop_share`` and ``stop_seconds_share`` of
+:class:`talker_rl.diagnostics.anatomy.Anatomy`."""
 FEWEST = 4
 """Variants below which ranks are not correlated: three stand in order by chance in one case of six."""
 _DIGITS = 9
@@ -21,8 +22,8 @@ def prediction(variants: Sequence[Row], *, resamples: int = 10_000) -> Row:
     """Predictions and measurements of an arm's variants, and how well the ones rank the others.
 
     Args:
-        variants: ``variant, stop`` (in units of DPO's push on a token), ``stop_seconds`` (seconds) and
-            ``duration_ratio`` (over the base's).
+        variants: ``variant, stop`` (in units of each loss's own mean push on a token), ``stop_seconds`` (likewise,
+            times seconds) and ``duration_ratio`` (over the base's).
         resamples: of the bootstrap over variants.
 
     Returns: ``variants`` as they are, and for each of :data:`PREDICTORS` ``rho`` (Spearman's; ranks of ties are

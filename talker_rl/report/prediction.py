@@ -40,5 +40,5 @@ def _scatter(arm: str, one: dict[str, Any], colors: dict[str, str], many: bool) 
     return Figure(f"{title}: rho {correlation(one['stop'])}", one_view(fig), wide=True, note=(
         f"Spearman's rho with 95\u00a0%, bootstrap over {len(rows)} variants; with the push's first moment (where it "
         f"moves stops to) {correlation(one['stop_seconds'])}. Conditional on {one.get('pairs', 0)} of the arm's pairs, "
-        "with a time for each word, and on the steps that were trained. In units of what DPO pushes a token: losses "
-        "that divide by length stand near 0."))
+        "with a time for each word, and on the steps that were trained. In units of what each loss pushes a token "
+        "on average, for that is what Adam makes of losses of any scale."))

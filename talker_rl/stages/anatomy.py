@@ -341,17 +341,19 @@ def text(found: dict[str, Anatomy], left_out: int = 0) -> str:
     from talker_rl.report.columns import columns
 
     first = next(iter(found.values()))
-    head = ("loss", "stop", "pushed down in", "moves stops", "tail", "right words", "wrong", "past common, w / l")
+    head = ("loss", "a token", "stop", "of its own", "pushed down in", "moves stops", "tail", "right words", "wrong",
+            "past common, w / l")
     rows = [head]
     for name, one in found.items():
         rows.append((
-            name, f"{one.stop:+.2f}", f"{one.stop_down} of {one.pairs}", f"{one.stop_seconds:+.2f} s",
-            f"{one.net('tail'):+.1f}", f"{one.net('right'):+.1f}", f"{one.net(*WRONG):+.1f}",
+            name, f"{one.per_token:.2g}", f"{one.stop:+.2f}", f"{one.stop_share:+.2f}",
+            f"{one.stop_down} of {one.pairs}", f"{one.stop_seconds:+.2f} s", f"{one.net('tail'):+.1f}", f"{one.net('right'):+.1f}", f"{one.net(*WRONG):+.1f}",
             f"{one.past_common['chosen']:+.1f} / {one.past_common['rejected']:+.1f}"))
     lines = columns(rows)
     unusable = f" Left out, for want of usable times: {left_out}." if left_out else ""
     lines += ["", f"Means over {count(first.pairs, 'pair')}, both sides together, in units of the push that DPO gives "
-              f"a token before training.{unusable}"]
+              "a token before training. `a token`: what this loss gives one on average; `of its own`: the stop in "
+              f"units of that, which is what Adam makes of it.{unusable}"]
     return "\n".join([*lines, *warnings(found)])
 
 

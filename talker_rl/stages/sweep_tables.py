@@ -94,7 +94,7 @@ def _prediction(
     except StageError as error:
         return {"variants": [], "note": error.what}
     pushes = {variant: anatomy(loss, sides) for variant, loss in losses.items()}
-    found = [{"variant": variant, "stop": one.stop, "stop_seconds": one.stop_seconds,
+    found = [{"variant": variant, "stop": one.stop_share, "stop_seconds": one.stop_seconds_share,
               "duration_ratio": measured[variant]} for variant, one in pushes.items()]
     return prediction.prediction(found, resamples=resamples) | {"pairs": len(sides)}
 
