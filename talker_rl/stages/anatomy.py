@@ -347,7 +347,8 @@ def text(found: dict[str, Anatomy], left_out: int = 0) -> str:
     for name, one in found.items():
         rows.append((
             name, f"{one.per_token:.2g}", f"{one.stop:+.2f}", f"{one.stop_share:+.2f}",
-            f"{one.stop_down} of {one.pairs}", f"{one.stop_seconds:+.2f} s", f"{one.net('tail'):+.1f}", f"{one.net('right'):+.1f}", f"{one.net(*WRONG):+.1f}",
+            f"{one.stop_down} of {one.pairs}", f"{one.stop_seconds:+.2f} s", f"{one.net('tail'):+.1f}",
+            f"{one.net('right'):+.1f}", f"{one.net(*WRONG):+.1f}",
             f"{one.past_common['chosen']:+.1f} / {one.past_common['rejected']:+.1f}"))
     lines = columns(rows)
     unusable = f" Left out, for want of usable times: {left_out}." if left_out else ""
