@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from talker_rl.losses.build import Loss, build_loss
     from talker_rl.losses.config import LossConfig, loss_types, parse_loss, register
-    from talker_rl.losses.types import LossOutput, PairBatch, Share
+    from talker_rl.losses.types import LossOutput, PairBatch, SampleBatch, Share
 
 _HOME = {
     "Loss": "build",
@@ -24,11 +24,13 @@ _HOME = {
     "register": "config",
     "LossOutput": "types",
     "PairBatch": "types",
+    "SampleBatch": "types",
     "Share": "types",
 }
 
 __all__ = [
-    "Loss", "LossConfig", "LossOutput", "PairBatch", "Share", "build_loss", "loss_types", "parse_loss", "register",
+    "Loss", "LossConfig", "LossOutput", "PairBatch", "SampleBatch", "Share", "build_loss", "loss_types", "parse_loss",
+    "register",
 ]
 
 

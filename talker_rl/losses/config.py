@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
@@ -129,6 +130,7 @@ def register(cls: type[_C]) -> type[_C]:
 
 def loss_types() -> list[str]:
     """Every name that ``type`` accepts, aliases included."""
+    import_module("talker_rl.losses.policy_config")  # which builds on this module
     return sorted(_REGISTRY)
 
 
@@ -306,9 +308,10 @@ def parse_loss(data: Mapping[str, Any] | LossConfig, where: str = "loss") -> Los
         )
     if "type" not in data:
         raise ConfigError("The loss has no `type`.", where=where, fix=f"add `type`, one of: {', '.join(loss_types())}")
+    known = loss_types()
     cls = _REGISTRY.get(data["type"]) if isinstance(data["type"], str) else None
     if cls is None:
-        fix = _suggest(str(data["type"]), loss_types(), "types")
+        fix = _suggest(str(data["type"]), known, "types")
         raise ConfigError(f"There is no loss of type {data['type']!r}.", where=f"{where}.type", fix=fix)
     values = cls.prepare({**data, "type": cls.model_fields["type"].default}, where)
     try:

@@ -96,6 +96,40 @@ class PairBatch:
 
 
 @dataclass
+class SampleBatch:
+    """Per-step log-probabilities (natural log) of S samples of a policy, and what they are worth. All (S, T)."""
+
+    logps: Tensor
+    """The policy's, with their graph."""
+    mask: Tensor
+    """bool, True on steps, the stop included. What stands elsewhere is never read."""
+    advantages: Tensor
+    """float, a number a step: how much better than expected."""
+    group: Tensor
+    """(S,) int64 in [0, N): samples of one prompt."""
+    old_logps: Tensor | None = None
+    """Of the distribution that they were sampled from, as it was recorded. None: the policy is that distribution."""
+    ref_logps: Tensor | None = None
+    """The reference's, where a loss has a KL to it."""
+    weights: Tensor | None = None
+    """float, what a step counts for beside its advantage (importance correction, filters); None: 1."""
+    stop: Tensor | None = None
+    """bool, True on the stop; None: the last step of each is it."""
+    steps_per_batch: float | None = None
+    """Steps that a batch of this optimizer step holds on average; None: this batch is all of it."""
+
+    def __post_init__(self) -> None:
+        if self.mask.dtype != torch.bool or self.mask.ndim != 2:
+            raise TypeError(f"mask must be (S, T) bool, not {tuple(self.mask.shape)} {self.mask.dtype}")
+        for name in ("logps", "advantages", "old_logps", "ref_logps", "weights", "stop"):
+            value = getattr(self, name)
+            if value is not None and value.shape != self.mask.shape:
+                raise ValueError(f"{name} is {tuple(value.shape)}, but mask is {tuple(self.mask.shape)}")
+        if self.group.shape != self.mask.shape[:1]:
+            raise ValueError(f"group is {tuple(self.group.shape)}, but there are {len(self.mask)} samples")
+
+
+@dataclass
 class LossOutput:
     """What a loss returns."""
 
