@@ -34,6 +34,8 @@ class Example:
     """(steps,) float32 of each sequence, as sampling recorded them."""
     classes: list[Tensor] | None = None
     """(steps,) int64 of each sequence: places in ``token_classes.CLASSES``."""
+    advantages: list[Tensor] | None = None
+    """(steps,) float32 of each sequence, where it was judged."""
 
 
 class Examples(torch.utils.data.Dataset):
@@ -60,6 +62,8 @@ class Batch:
     """(S, T) float32, 0 at padding."""
     class_ST: Tensor | None
     """(S, T) int64: places in ``token_classes.CLASSES``, 0 at padding."""
+    advantage_ST: Tensor | None
+    """(S, T) float32, 0 at padding."""
     group_S: Tensor
     """(S,) int64, in [0, N)."""
     side_S: Tensor
@@ -77,6 +81,10 @@ class Batch:
     weight: float = 1.0
     """The mean over processes of (mean over a share x weight) is the mean over the whole batch. 0: the batch had too
     few groups, and this share only fills this process's turn; it is not counted anywhere."""
+    steps_per_batch: float | None = None
+    """Steps of sequences that a batch of this optimizer step holds on average; None: this batch is all of it."""
+    fresh: bool = False
+    """Whether the policy is the one that these were sampled from, to the last bit of its weights."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -120,6 +128,7 @@ class Collator:
             ref_logps_ST=_in_place(talker.mask_ST, [e.ref_logps for e in examples], sides),
             behaviour_logps_ST=_in_place(talker.mask_ST, [e.behaviour_logps for e in examples], sides),
             class_ST=_in_place(talker.mask_ST, [e.classes for e in examples], sides, torch.int64),
+            advantage_ST=_in_place(talker.mask_ST, [e.advantages for e in examples], sides),
             group_S=torch.arange(len(examples)).repeat(sides),
             side_S=torch.arange(sides).repeat_interleave(len(examples)),
             seconds_S=torch.tensor([s.speech.seconds for s in sequences], dtype=torch.float32),

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
+
+from talker_rl.base.errors import TrainingError
 from talker_rl.losses.build import Loss
 from talker_rl.losses.ops import last_tokens
-from talker_rl.losses.types import LossOutput, PairBatch
+from talker_rl.losses.types import LossOutput, PairBatch, SampleBatch
 from talker_rl.train.rows import CHOSEN, REJECTED, Rows
+
+ON_POLICY = 1e-4
+"""Difference of a step's log-prob between sampling and training, in float32, from which something is wrong: rounding
+leaves some 1e-5."""
 
 
 class Objective(Protocol):
@@ -53,3 +60,43 @@ class PairObjective:
             chosen_stop=None if stop_ST is None else stop_ST[chosen],
             rejected_stop=stop_ST[rejected] if paired and stop_ST is not None else None,
         ))
+
+
+class PolicyObjective:
+    """A policy gradient as an objective: every sample is a group of its own.
+
+    Args:
+        loss: what :func:`talker_rl.losses.build_loss` gave.
+        exact: whether the policy computes in float32, so that log-probs of sampling and training have to be equal
+            while the policy is the one that was sampled from.
+    """
+
+    beta = 1.0
+    needs_behaviour = True
+
+    def __init__(self, loss: Loss, *, exact: bool = True) -> None:
+        self.loss, self.exact = loss, exact
+        self.needs_reference = bool(getattr(loss.config, "beta", 0.0))
+
+    def __call__(self, rows: Rows) -> LossOutput:
+        """
+        Raises:
+            TrainingError: log-probs of sampling and training differ though no step was taken between them.
+        """
+        assert rows.behaviour_logps_ST is not None and rows.advantage_ST is not None
+        stop_ST = None if rows.stopped_S is None else last_tokens(rows.mask_ST) & rows.stopped_S[:, None]
+        out = self.loss(SampleBatch(
+            logps=rows.logps_ST, mask=rows.mask_ST, advantages=rows.advantage_ST, group=rows.group_S,
+            old_logps=rows.behaviour_logps_ST, ref_logps=rows.ref_logps_ST, weights=rows.weight_ST, stop=stop_ST,
+            steps_per_batch=rows.steps_per_batch))
+        if rows.fresh:
+            with torch.no_grad():
+                apart = (rows.logps_ST - rows.behaviour_logps_ST).abs()[rows.mask_ST]
+            out.metrics["sampling/logp_difference/mean"] = apart.mean()
+            out.metrics["sampling/logp_difference/max"] = apart.max()
+            if self.exact and float(apart.max()) > ON_POLICY:
+                raise TrainingError(
+                    f"log-probs of sampling and training differ by {float(apart.max()):.2g} on the same policy "
+                    f"(mean {float(apart.mean()):.2g}): every ratio would be wrong", where="the first step after sampling",
+                    fix="talker-rl parity names the cause: another precision, attention or dropout in training")
+        return out

@@ -40,6 +40,10 @@ class Rows:
     """(S, T) float32, one number a step (a number a sequence is repeated); None where none was computed."""
     weight_ST: Tensor | None = None
     """(S, T) float32, what a step counts for; None is 1 everywhere."""
+    steps_per_batch: float | None = None
+    """Steps that a batch of this optimizer step holds on average; None: this batch is all of it."""
+    fresh: bool = False
+    """Whether the policy is the one that these were sampled from."""
     generator: torch.Generator | None = None
     """Source of draws, seeded by the step and the groups of the whole batch: a resumed training draws alike."""
     share: Share | None = None

@@ -95,27 +95,90 @@ def train_variant(
     except StageError as error:
         raise StageError(error.what, where=error.where or str(output_dir), fix=error.fix) from None
     reference_adapter = {"start": start_adapter, "base": None}.get(str(reference), reference)
-    settings = _settings(generator, cfg, args, source, start_adapter, reference_adapter)
-    finished = processes.on_main(lambda: _open_folder(output_dir, settings, resume))
-    if finished is not None:
-        return finished
+    settings = _settings(generator, cfg, args, start_adapter, reference_adapter) | {
+        "pairs_hash": pairs_hash(source.records),
+        "eval_pairs_hash": pairs_hash(source.held_out_records) if source.held_out_records else None,
+    }
 
-    training: Training = cfg.lora or "full"
-    with generator.policy(start_adapter, reference=reference_adapter, train=training, seed=args.seed) as policy:
-        policy.module.to(args.device)
-        cache_counts = source.refer(
+    def prepare(policy: Policy) -> dict[str, int]:
+        return source.refer(
             policy,
             reference_cache or output_dir / "reference",
             bf16=bool(args.bf16),
             batch_size=cfg.reference_batch_size,
             on_progress=_reference_line(output_dir.name) if progress else None,
         )
-        targets = _kl_targets(cfg, policy, source)
+
+    return _train(
+        generator, source, PairObjective(build_loss(cfg.loss)), cfg, args, output_dir, settings, prepare,
+        start_adapter=start_adapter, reference=reference_adapter, resume=resume, progress=progress,
+        watching=lambda policy: _kl_targets(cfg, policy, source.some), extra_callbacks=extra_callbacks)
+
+
+def train_online(
+    generator: Generator,
+    live: Live,
+    cfg: TrainConfig,
+    output_dir: str | Path,
+    *,
+    facts: Mapping[str, Any],
+    resume: bool = True,
+    start_adapter: str | Path | None = None,
+    reference: str | Path | Literal["start", "base"] = "start",
+    progress: bool = True,
+    extra_callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Train on what the policy samples itself; otherwise as :func:`train_variant`.
+
+    Args:
+        live: samples, judges, and says what each step is worth.
+        facts: what else the weights depend on (prompts, scorer): a folder is only continued with the same.
+    """
+    output_dir = Path(output_dir)
+    online = cfg.online
+    assert online is not None
+    size = int(cfg.args.get("per_device_train_batch_size", 8))
+    candidates = online.prompts_per_step * online.num_generations / online.mini_batches
+    live.micro_batches = max(1, math.ceil(candidates / size))
+    defaults = {"logging_steps": 1, "max_steps": live.max_steps}
+    fixed = {"gradient_accumulation_steps": live.micro_batches, "ignore_data_skip": True}
+    args = _arguments(generator, cfg.model_copy(update={"args": {**defaults, **cfg.args, **fixed}}), output_dir, False)
+    reference_adapter = {"start": start_adapter, "base": None}.get(str(reference), reference)
+    settings = _settings(generator, cfg, args, start_adapter, reference_adapter) | dict(facts)
+    objective = PolicyObjective(build_loss(cfg.loss), exact=not args.bf16 and generator.dtype == "float32")
+    return _train(
+        generator, live, objective, cfg, args, output_dir, settings, lambda policy: {},
+        start_adapter=start_adapter, reference=reference_adapter, resume=resume,
+        progress=progress and processes.is_main(), watching=lambda policy: _kl_targets(cfg, policy, live.some),
+        extra_callbacks=(LiveMetrics(live), *extra_callbacks))
+
+
+def _train(
+    generator: Generator, source: Source, objective: Objective, cfg: TrainConfig, args: TalkerArguments,
+    output_dir: Path, settings: dict[str, Any], prepare: Callable[[Policy], dict[str, int]], *,
+    start_adapter: str | Path | None, reference: str | Path | None, resume: bool, progress: bool,
+    watching: Callable[[Policy], list[KLTargets]], extra_callbacks: Sequence[TrainerCallback],
+) -> dict[str, Any]:
+    """Go on from the newest checkpoint to the end, and say what happened.
+
+    Args:
+        prepare: called with the policy as training begins; returns counts for the result.
+        watching: what watches the drift of a policy.
+    """
+    finished = processes.on_main(lambda: _open_folder(output_dir, settings, resume))
+    if finished is not None:
+        return finished
+
+    training: Training = cfg.lora or "full"
+    with generator.policy(start_adapter, reference=reference, train=training, seed=args.seed) as policy:
+        policy.module.to(args.device)
+        cache_counts = prepare(policy)
+        targets = watching(policy)
         alarm = cb.ChosenAlarm(cfg.chosen_drop_alarm or float("inf"), cfg.chosen_drop_stop)
         trainer = TalkerTrainer(
             policy,
             args,
-            objective=PairObjective(build_loss(cfg.loss)),
+            objective=objective,
             source=source,
             callbacks=_callbacks(cfg, output_dir, alarm, progress, (*targets, *extra_callbacks)),
         )
@@ -194,7 +257,6 @@ def _settings(
     generator: Generator,
     cfg: TrainConfig,
     args: TalkerArguments,
-    source: Stored,
     start_adapter: str | Path | None,
     reference: str | Path | None,
 ) -> dict[str, Any]:
@@ -212,8 +274,6 @@ def _settings(
         "model_hash": generator.identity("talker"),
         "start_adapter": str(start_adapter) if start_adapter is not None else None,
         "start_adapter_hash": adapter_hash,
-        "pairs_hash": pairs_hash(source.records),
-        "eval_pairs_hash": pairs_hash(source.held_out_records) if source.held_out_records else None,
     }
 
 
@@ -266,11 +326,13 @@ def _callbacks(
     return [*result, *extra]
 
 
-def _kl_targets(cfg: TrainConfig, policy: Policy, source: Stored) -> list[KLTargets]:
+def _kl_targets(
+    cfg: TrainConfig, policy: Policy, some: Callable[[int], list[TalkerSequence]]
+) -> list[KLTargets]:
     """What watches the drift, where the configuration asks for it."""
     if not cfg.save_at_kl and cfg.stop_at_kl is None:
         return []
-    sequences = source.some(SEQUENCES)
+    sequences = some(SEQUENCES)
     return [KLTargets(lambda: mean_kl(policy, sequences), cfg.save_at_kl or [], cfg.stop_at_kl)]
 
 
