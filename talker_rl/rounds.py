@@ -42,6 +42,10 @@ class Round:
         """Names of the variants that this round trains."""
         return [self.variant] if self.variant else list(config.variants)
 
+    def samples(self, config: RunConfig) -> bool:
+        """Whether candidates are sampled before its variants are trained: some learn from pairs, or from the best."""
+        return bool({None, "best_of_n"} & set(self.data(config)))
+
     def data(self, config: RunConfig) -> list[str | None]:
         """What its variants learn from (``data``), each once."""
         return list(dict.fromkeys(config.variants[variant].data for variant in self.variants(config)))

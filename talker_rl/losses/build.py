@@ -10,24 +10,24 @@ from typing import Any
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.losses.config import LossConfig, parse_loss
-from talker_rl.losses.types import LossOutput, PairBatch
+from talker_rl.losses.types import LossOutput, PairBatch, SampleBatch
 
 
 class Loss:
-    """A loss ready to call: ``loss(batch) -> LossOutput``.
+    """A loss ready to call: ``loss(batch) -> LossOutput``; of a policy gradient the batch is a ``SampleBatch``.
 
     Attributes:
         config: the parsed configuration.
         needs_reference: whether batches must carry reference log-probabilities.
     """
 
-    def __init__(self, config: LossConfig, function: Callable[[PairBatch], LossOutput]) -> None:
+    def __init__(self, config: LossConfig, function: Callable[[Any], LossOutput]) -> None:
         self.config = config
         self._function = function
         self.needs_reference: bool = getattr(function, "needs_reference", config.needs_reference)
 
-    def __call__(self, batch: PairBatch) -> LossOutput:
-        if self.needs_reference and batch.ref_chosen_logps is None:
+    def __call__(self, batch: PairBatch | SampleBatch) -> LossOutput:
+        if self.needs_reference and isinstance(batch, PairBatch) and batch.ref_chosen_logps is None:
             raise ConfigError(
                 f"Loss `{self.config.type}` compares the policy with a reference, and the batch has no reference "
                 "log-probabilities.",

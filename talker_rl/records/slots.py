@@ -1,7 +1,7 @@
 """What an utterance did at each place of its text: said the word, put another in before it, paused after it.
 
-Places are the text's, so the candidates of one prompt can be compared place by place: this one said word 3, that one did
-not. Credit for a reward is given by them (:mod:`talker_rl.train.credit`).
+Places are the text's, so the candidates of one prompt can be compared place by place: this one said word 3, that one
+did not. Credit for a reward is given by them (:mod:`talker_rl.train.credit`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from talker_rl.records.speech import Speech
 from talker_rl.records.token_classes import Heard
 
 Place = tuple[Literal["word", "between", "pause"], int]
-"""``word i``: the text's token i. ``between i``: what is said before token i and behind token i - 1 (the last one: behind
+"""``word i``: the text's token i. ``between i``: what is said before token i and behind token i - 1 (the last one: "
+"behind
 all of them). ``pause i``: the boundary behind token i."""
 
 BEFORE, AFTER = 0.06, 0.02

@@ -81,7 +81,7 @@ def finish(ctx: Context, leg: Leg, seconds: float) -> None:
 
 
 def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
-    if round_.data(config) == ["file"]:
+    if not round_.samples(config):
         return []
     prompts, each = per_round(config, sizes), config.rollouts.num_candidates
     return [Step("rollouts", f"{round_}: {count(prompts * each, 'candidate')} ({count(prompts, 'prompt')} x {each})")]
@@ -89,7 +89,7 @@ def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]
 
 def sampled(job: Job, index: int) -> tuple[int, int]:
     """Policies that a round samples from, and candidates in all; none where every variant learns from a file."""
-    if all(cfg.data == "file" for cfg in job.config.variants.values()):
+    if all(cfg.data in ("file", "online") for cfg in job.config.variants.values()):
         return 0, 0
     policies = 1 if index == 1 else len(job.config.variants)
     return policies, policies * per_round(job.config, job.sizes) * job.config.rollouts.num_candidates

@@ -50,7 +50,7 @@ def run_with_rollouts(ctx: Context, round_: Round) -> None:
         StageError: more scores failed than reward.max_failure_rate allows.
     """
     stage, source = round_.stage("scores"), round_.stage("rollouts")
-    if round_.data(ctx.config) == ["file"]:
+    if not round_.samples(ctx.config):
         return
     sampling = rollouts.begin(ctx, round_)
     if ctx.run.is_done(source):
@@ -179,7 +179,7 @@ def load_scores(ctx: Context, round_: Round) -> list[ScoreRow]:
 
 
 def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
-    if round_.data(config) == ["file"]:
+    if not round_.samples(config):
         return []
     candidates = per_round(config, sizes) * config.rollouts.num_candidates
     return [Step("scores", f"{round_}: {count(candidates, 'utterance')} decoded and recognized", candidates)]

@@ -14,7 +14,9 @@ from typing import Any
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.figures import count
+from talker_rl.base.ids import stable_hash
 from talker_rl.base.processes import WorkerPool, device_list
+from talker_rl.base.versions import rules_of
 from talker_rl.config import RunConfig, load_data
 from talker_rl.planning import cost, memory
 from talker_rl.planning.forecast import Job, Part, records, spread_over
@@ -74,9 +76,14 @@ def _begin(training: Training) -> Task | None:
     """The task of a training, or None if it is finished."""
     ctx, variant, index = training.ctx, training.variant, training.round_.index
     cfg = ctx.config.variants[variant].training()
-    stage, source = train_stage(variant, index), training.round_.data_stage(cfg.data)
+    stage, online = train_stage(variant, index), cfg.data == "online"
+    source = "prompts" if online else training.round_.data_stage(cfg.data)
     inputs = {**ctx.contents(source, "conditioning"), **model_input(ctx.config), **training.start_inputs}
     settings = {"train": cfg.model_dump(mode="json"), "held_out_share": ctx.config.checkpoint.held_out_share}
+    if online:  # what it samples and how that is judged
+        inputs |= {"reward": ctx.scorer_input("recognizer"), **rules_of("sampling", "decoding")}
+        settings |= {"token2wav": ctx.config.token2wav.model_dump(mode="json"), "seed": ctx.config.seed,
+                     "max_new_tokens": ctx.config.rollouts.sampling.max_new_tokens}
     kept = index > 1 and ctx.config.reference == "kept"
     if kept:
         settings["reference"], inputs = "kept", inputs | start_input(ctx.config)
@@ -98,6 +105,9 @@ def _begin(training: Training) -> Task | None:
         one_thread=len(ctx.config.variants) > 1, progress=not ctx.quiet,
         watch={"function": "talker_rl.stages.train:tracked",
                "arguments": {"config": ctx.config.resolved(), "run": str(place), "stage": stage}},
+        judge={"function": "talker_rl.stages.online:judging",
+               "arguments": {"config": ctx.config.resolved(), "run": str(place)}} if online else None,
+        live_key=stable_hash(stage, settings, inputs) if online else "",
     )
     task.write()
     return task
@@ -144,7 +154,8 @@ def _finish(training: Training, task: Task, made: dict[str, Any]) -> None:
     ctx.tracking.to = made.get("tracking", ctx.tracking.to)
     weights = next(folder / n for n in ("adapter_model.safetensors", "model.safetensors") if (folder / n).exists())
     cfg = ctx.config.variants[training.variant]
-    ctx.say(f"{stage}: {cfg.loss['type']} on {count(made['pairs'], 'completion' if cfg.data else 'pair')}"
+    ctx.say(f"{stage}: {cfg.loss['type']} on {count(made['pairs'], {None: 'pair', 'online': 'decode'}.get(cfg.data, "
+        f"'completion'))}"
             + (f", {made['held_out']} held out" if made["held_out"] else "")
             + f": {count(made['steps'], 'step')} in {made['seconds']:.0f} s"
             + (f" on {count(len(training.devices), 'device')}" if training.devices else ""))

@@ -28,13 +28,16 @@ class AdvantageConfig(Settings):
         "not (Dr. GRPO: dividing weighs easy and hard prompts up)."
     )
     rewards: dict[str, float] = Field(
-        default_factory=dict, description="Empty: the combined reward. Else names of score components to weights (minus: "
+        default_factory=dict, description="Empty: the combined reward. Else names of score components to weights "
+            "(minus: "
         "less is better): each is normalized within the group by itself, then summed (GDPO), so that one with a wide "
         "spread does not drown the others."
     )
     credit: Literal["sequence", "what_differs", "words"] = Field(
-        "sequence", description="On which steps an advantage falls. sequence: on all. what_differs: on words and pauses "
-        "that went wrong here, or went right here and wrong in others of the group. words: each word has an advantage of "
+        "sequence", description="On which steps an advantage falls. sequence: on all. what_differs: on words and "
+        "pauses "
+        "that went wrong here, or went right here and wrong in others of the group. words: each word has an advantage "
+        "of "
         "its own. The latter two need a recognizer that gives times."
     )
     sequence_share: float = Field(
@@ -42,7 +45,8 @@ class AdvantageConfig(Settings):
     )
 
 
-def advantages(groups: Sequence[Sequence[float]], cfg: AdvantageConfig, running: float | None = None) -> list[np.ndarray]:
+def advantages(groups: Sequence[Sequence[float]], cfg: AdvantageConfig, running: float | None = None) ->
+list[np.ndarray]:
     """Advantage of each candidate of each group, float64.
 
     Args:

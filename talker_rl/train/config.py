@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.losses.config import parse_loss
+from talker_rl.losses.policy_config import PolicyLossConfig, ReinforceLossConfig
 from talker_rl.speech.config import LoraSettings
+from talker_rl.train.online_config import OnlineConfig
 
 LOSS_FIELDS: tuple[str, ...] = (
     "loss_type",
@@ -39,11 +41,13 @@ class CommonConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    data: Literal["best_of_n", "file"] | None = Field(
+    data: Literal["best_of_n", "file", "online"] | None = Field(
         None,
         description="null: preference pairs of the round's candidates. best_of_n: the best of the candidates "
-        "themselves, to imitate (rejection sampling). file: given codes. Both as `completions:` says, with loss sft.",
+        "themselves, to imitate (rejection sampling). file: given codes. Both as `completions:` says, with loss sft. "
+        "online: samples of the policy as it is, as `online:` says, with loss grpo and its kin.",
     )
+    online: OnlineConfig | None = Field(None, description="Of data: online: what is sampled for each step.")
     loss: dict[str, Any] = Field(
         default_factory=lambda: {"type": "dpo", "beta": 0.1},
         description="The loss and its parameters, e.g. {type: ld_dpo, beta: 0.1, alpha: 0.5}; see talker_rl.losses. "
@@ -76,7 +80,9 @@ class CommonConfig(BaseModel):
     @classmethod
     def _loss_of_data(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("data") and "loss" not in data:
-            return {**data, "loss": {"type": "sft"}}
+            data = {**data, "loss": {"type": "grpo" if data["data"] == "online" else "sft"}}
+        if isinstance(data, dict) and data.get("data") == "online" and not data.get("online"):
+            data = {**data, "online": {}}
         return data
 
     @property
@@ -131,6 +137,12 @@ class TrainConfig(CommonConfig):
                 where="train.loss",
                 fix="loss: {type: sft}, or leave data out to train on pairs",
             )
+        gradient = isinstance(parse_loss(self.loss), PolicyLossConfig | ReinforceLossConfig)
+        if gradient != (self.data == "online"):
+            raise ConfigError(
+                f"the loss {self.loss['type']} learns from "
+                + ("samples with advantages, and data is " if gradient else "records, and data is ") + str(self.data),
+                where="train.loss", fix="data: online" if gradient else "loss: {type: grpo}")
         refuse_loss_fields(self.args)
         if self.lora is None and (self.save_at_kl or self.stop_at_kl):
             raise ConfigError("full weights leave no reference behind, so their drift is not measured while they are "

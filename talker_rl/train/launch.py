@@ -60,6 +60,10 @@ class Task:
     watch: dict[str, Any] | None = None
     """``function`` ("module:name") and ``arguments`` of a context manager that gives trainer callbacks; where the task
     is launched, the main process enters it."""
+    judge: dict[str, Any] | None = None
+    """Likewise of one that gives a judge of samples (:class:`talker_rl.stages.online.PoolJudge`), for data: online."""
+    live_key: str = ""
+    """What its samples and scores depend on beside the policy."""
 
     def write(self) -> Path:
         """Into its folder; what an earlier start left beside it is taken away."""
@@ -113,6 +117,8 @@ def run_task(task: Task, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     from talker_rl.train.run import train_variant
 
     cfg, model = TrainConfig.model_validate(task.train), ModelConfig.model_validate(task.model)
+    if cfg.data == "online":
+        return _run_online(task, cfg, model, callbacks)
     records: list[Any] = ShardFolder(Path(task.data)).read(0, Pair if cfg.data is None else Completion)
     held_out = [r for r in records if is_held_out(r.prompt_id, task.held_out_share)]
     fitted = [r for r in records if not is_held_out(r.prompt_id, task.held_out_share)]
@@ -125,6 +131,29 @@ def run_task(task: Task, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
             extra_callbacks=callbacks,
         )
     return {"pairs": len(fitted), "held_out": len(held_out), "steps": result["steps"]}
+
+
+def _run_online(task: Task, cfg: Any, model: Any, callbacks: Sequence[Any]) -> dict[str, Any]:
+    """Likewise on what the policy samples; ``pairs`` are its decodes."""
+    from talker_rl.speech.cache import ConditioningCache
+    from talker_rl.speech.registry import load
+    from talker_rl.train.live import Live, Pauses
+    from talker_rl.train.run import train_online
+
+    assert cfg.online is not None
+    with _watching(task.judge) as judge, one_thread() if task.one_thread else contextlib.nullcontext():
+        run = judge.config
+        conditionings = ConditioningCache(Path(task.conditioning), strict=True).load(
+            [p.prompt_id for p in judge.prompts])
+        pauses = run.reward.pauses
+        live = Live(cfg.online, judge.prompts, conditionings, Path(task.output) / "online", task.live_key, judge,
+                    sampling=cfg.online.drawn(run.rollouts.sampling.max_new_tokens), batch_size=run.rollouts.batch_size,
+                    seed=int(cfg.args.get("seed", 42)),
+                    pauses=Pauses(pauses.hit_seconds, pauses.spurious_seconds))
+        result = train_online(
+            load(model, parts=("talker",)), live, cfg, task.output, facts={"live": task.live_key},
+            start_adapter=task.start, reference=task.reference, progress=task.progress, extra_callbacks=callbacks)
+    return {"pairs": result["data"]["decodes"], "held_out": 0, "steps": result["steps"]}
 
 
 def launch(file: Path, devices: Sequence[str]) -> dict[str, Any]:

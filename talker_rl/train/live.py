@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from talker_rl.base.errors import StageError
 from talker_rl.base.ids import derive_seed
@@ -72,34 +73,50 @@ class Live:
         judge: decodes and scores.
         sampling: how they are drawn.
         batch_size: candidates a forward of sampling.
-        micro_batches: batches of an optimizer step.
         seed: of prompts' order and of candidates.
         pauses: which gaps of a transcript are pauses, for token credit.
     """
 
-    held_out = None
+    train: torch.utils.data.Dataset[Any]
+    """Nothing that could be asked for by index: batches come by :meth:`batches`."""
+    held_out: torch.utils.data.Dataset[Any] | None
+    micro_batches = 1
+    """Batches of an optimizer step."""
 
     def __init__(
         self, cfg: OnlineConfig, prompts: Sequence[Prompt], conditionings: Mapping[str, Any], folder: Path, key: str,
-        judge: Judge, *, sampling: SamplingConfig, batch_size: int, micro_batches: int, seed: int,
+        judge: Judge, *, sampling: SamplingConfig, batch_size: int, seed: int,
         pauses: Pauses | None = None,
     ) -> None:
         if not prompts:
             raise StageError("there is no prompt to sample for", fix="raise prompts.limit.train")
+        self.train, self.held_out = _Nothing(), None
         self.cfg, self.prompts, self._conditionings, self._judge = cfg, list(prompts), conditionings, judge
         self._rollouts, self._scores = ShardFolder(folder / "rollouts", key), ShardFolder(folder / "scores", key)
-        self._sampling, self._batch_size, self._micro, self._seed = sampling, batch_size, micro_batches, seed
+        self._sampling, self._batch_size, self._seed = sampling, batch_size, seed
         self._pauses = pauses or Pauses()
         self._groups: tuple[int, list[Group]] | None = None
         self.metrics: dict[str, float] = {}
         """Of the latest sampling, for the log."""
+
+    def some(self, count: int) -> list[TalkerSequence]:
+        """At most ``count`` sequences of the latest sampling, from all over it."""
+        said = [c for group in (self._groups[1] if self._groups else ()) for c in group.candidates if c.speech.steps]
+        return [TalkerSequence(self._conditionings[c.prompt_id], c.speech)
+                for c in said[:: max(1, -(-len(said) // count))]][:count]
+
+    def facts(self) -> dict[str, Any]:
+        """Counts, for the result and the card."""
+        rows = [row for i in range(len(self._rollouts)) for row in self._rollouts.rows(i, ["prompt_id", "duration"])]
+        return {"decodes": len(rows), "samplings": len(self._rollouts), "prompts": len({r["prompt_id"] for r in rows})}
 
     @property
     def max_steps(self) -> int:
         """Optimizer steps at most."""
         return self.cfg.samplings * self.cfg.steps_per_sampling
 
-    # -- what the trainer takes -----------------------------------------------------------------------------------------
+    # -- what the trainer takes
+    -----------------------------------------------------------------------------------------
 
     def batches(self, policy: Policy, first: int) -> Iterator[dict[str, Any]]:
         """Batches of the optimizer steps from ``first`` on, as the collator makes them: ``micro_batches`` a step.
@@ -119,13 +136,13 @@ class Live:
     def _collated(self, groups: Sequence[Group], collate: Collator, *, fresh: bool) -> Iterator[dict[str, Any]]:
         examples = [example for group in groups for example in self._examples(group)]
         total = sum(e.sequences[0].speech.steps for e in examples)
-        bounds = [round(i * len(examples) / self._micro) for i in range(self._micro + 1)]
+        bounds = [round(i * len(examples) / self.micro_batches) for i in range(self.micro_batches + 1)]
         for start, end in zip(bounds, bounds[1:], strict=False):
             part = examples[start:end]
             made = collate(list(enumerate(part or examples[:1])))
             batch = made["batch"]
-            made["batch"] = replace(batch, weight=len(part) * self._micro / len(examples), fresh=fresh,
-                                    steps_per_batch=total / self._micro)
+            made["batch"] = replace(batch, weight=len(part) * self.micro_batches / len(examples), fresh=fresh,
+                                    steps_per_batch=total / self.micro_batches)
             yield made
 
     def _examples(self, group: Group) -> list[Example]:
@@ -138,7 +155,8 @@ class Live:
             and not (self.cfg.truncated == "left_out" and c.end_reason == "max_tokens")
         ]
 
-    # -- sampling -------------------------------------------------------------------------------------------------------
+    # -- sampling
+    -------------------------------------------------------------------------------------------------------
 
     def _sampling_of(self, number: int, policy: Policy) -> list[Group] | None:
         """The groups of a sampling: those at hand, those on disk, or new ones. None: the decodes are spent."""
@@ -173,7 +191,8 @@ class Live:
         return self.prompts[order[place]]
 
     def _make(self, number: int, at: int, left: int, policy: Policy) -> tuple[list[Candidate], list[ScoreRow]]:
-        """Sample, decode and judge; groups that say nothing are refilled while the settings and the decodes allow it."""
+        """Sample, decode and judge; groups that say nothing are refilled while the settings and the decodes allow "
+        "it."""
         each = self.cfg.num_generations
         wanted, refills = self.cfg.prompts_per_step, self.cfg.refill
         candidates: list[Candidate] = []
@@ -207,7 +226,8 @@ class Live:
         ids = [f"{p.prompt_id}-{number}-{k}" for p in prompts for k in range(self.cfg.num_generations)]
         return [replace(c, candidate_id=name) for c, name in zip(made, ids, strict=True)]
 
-    # -- rewards and advantages -----------------------------------------------------------------------------------------
+    # -- rewards and advantages
+    -----------------------------------------------------------------------------------------
 
     def _grouped(self, candidates: Sequence[Candidate], scores: Sequence[ScoreRow]) -> list[Group]:
         by_id, known = {p.prompt_id: p for p in self.prompts}, {s.candidate_id: s for s in scores}
@@ -244,6 +264,22 @@ class Live:
                                        spurious_seconds=self._pauses.spurious_seconds)
                 return slots(candidate.speech, heard)
         return {}
+
+
+class _Nothing(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        raise NotImplementedError("a live source gives whole batches")
+
+
+class LiveMetrics(TrainerCallback):
+    """Puts the figures of the latest sampling into what is logged."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if logs is not None and "loss" in logs:
+            logs.update(self._live.metrics)
 
 
 def _rewards(candidates: Sequence[Candidate], scores: Sequence[ScoreRow]) -> list[float]:

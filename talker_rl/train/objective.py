@@ -97,6 +97,7 @@ class PolicyObjective:
             if self.exact and float(apart.max()) > ON_POLICY:
                 raise TrainingError(
                     f"log-probs of sampling and training differ by {float(apart.max()):.2g} on the same policy "
-                    f"(mean {float(apart.mean()):.2g}): every ratio would be wrong", where="the first step after sampling",
+                    f"(mean {float(apart.mean()):.2g}): every ratio would be wrong", where="the first step after "
+                    "sampling",
                     fix="talker-rl parity names the cause: another precision, attention or dropout in training")
         return out

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from talker_rl.base.progress import Pace
 from talker_rl.base.seals import LIST, seal, unseal
 from talker_rl.data.pairs import pairs_hash
 from talker_rl.losses import build_loss
-from talker_rl.speech.protocol import Generator, Policy, Training
+from talker_rl.speech.protocol import Generator, Policy, TalkerSequence, Training
 from talker_rl.store.run_dir import config_diff
 from talker_rl.train import callbacks as cb
 from talker_rl.train import processes
@@ -33,8 +34,9 @@ from talker_rl.train.checkpoints import (
 )
 from talker_rl.train.config import TrainConfig
 from talker_rl.train.drift import SEQUENCES, KLTargets, mean_kl
-from talker_rl.train.objective import PairObjective
-from talker_rl.train.sources import Record, Stored
+from talker_rl.train.live import Live, LiveMetrics
+from talker_rl.train.objective import Objective, PairObjective, PolicyObjective
+from talker_rl.train.sources import Record, Source, Stored
 from talker_rl.train.trainer import TalkerTrainer
 
 RESULT, SETTINGS, LOG = "result.json", "variant.json", "log.jsonl"
@@ -145,7 +147,7 @@ def train_online(
     args = _arguments(generator, cfg.model_copy(update={"args": {**defaults, **cfg.args, **fixed}}), output_dir, False)
     reference_adapter = {"start": start_adapter, "base": None}.get(str(reference), reference)
     settings = _settings(generator, cfg, args, start_adapter, reference_adapter) | dict(facts)
-    objective = PolicyObjective(build_loss(cfg.loss), exact=not args.bf16 and generator.dtype == "float32")
+    objective = PolicyObjective(build_loss(cfg.loss), exact=not args.bf16 and generator.settings.dtype == "float32")
     return _train(
         generator, live, objective, cfg, args, output_dir, settings, lambda policy: {},
         start_adapter=start_adapter, reference=reference_adapter, resume=resume,
@@ -332,8 +334,7 @@ def _kl_targets(
     """What watches the drift, where the configuration asks for it."""
     if not cfg.save_at_kl and cfg.stop_at_kl is None:
         return []
-    sequences = some(SEQUENCES)
-    return [KLTargets(lambda: mean_kl(policy, sequences), cfg.save_at_kl or [], cfg.stop_at_kl)]
+    return [KLTargets(lambda: mean_kl(policy, some(SEQUENCES)), cfg.save_at_kl or [], cfg.stop_at_kl)]
 
 
 def _select(cfg: TrainConfig, output_dir: Path, history: list[dict[str, Any]], last_step: int) -> tuple[int, str]:

@@ -28,6 +28,10 @@ class Source(Protocol):
     held_out: torch.utils.data.Dataset[Any] | None
     """Never trained on; None: nothing is."""
 
+    def facts(self) -> dict[str, Any]:
+        """Counts, for the result and the card."""
+        ...
+
 
 class Stored:
     """Pairs or completions that are there before training begins.

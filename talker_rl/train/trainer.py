@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class TalkerTrainer(Trainer):
         source: Source,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        self.policy, self.objective = policy, objective
+        self.policy, self.objective, self._source = policy, objective, source
         self._windows = {"train": Window(), "eval": Window()}
         self._num_tokens = 0
         self._staging: Path | None = None
@@ -152,6 +153,14 @@ class TalkerTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
+
+    def get_train_dataloader(self) -> Any:
+        """Of a live source its own batches, one optimizer step after the other: a loader that looks ahead would have "
+        "the
+        next ones sampled before this step is taken."""
+        batches = getattr(self._source, "batches", None)
+        return super().get_train_dataloader() if batches is None else _Batches(
+            lambda: batches(self.policy, self.state.global_step))
 
     def _get_dataloader(
         self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, *args: Any, **kwargs: Any
@@ -248,6 +257,16 @@ class TalkerTrainer(Trainer):
             window = json.loads(file.read_text())
             self._windows["train"].sums = window["sums"]
             self._num_tokens = window["num_tokens"]
+
+
+class _Batches:
+    """Batches without a number: the steps say when it is over."""
+
+    def __init__(self, begin: Callable[[], Iterator[Any]]) -> None:
+        self._begin = begin
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._begin()
 
 
 def _disable_dropout(model: nn.Module) -> None:

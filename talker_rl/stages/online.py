@@ -1,0 +1,65 @@
+"""What an online training needs of its run: the prompts, and somebody who decodes and judges what it samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from talker_rl.base.disk import read_json
+from talker_rl.base.processes import WorkerPool, device_list
+from talker_rl.config import RunConfig, load_data
+from talker_rl.data.speaker_settings import SETS
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow
+from talker_rl.stages import worker
+from talker_rl.store.shards import ShardFolder
+
+
+class PoolJudge:
+    """Decodes and judges candidates in a run's workers, while the training process samples others.
+
+    Args:
+        config: of the run.
+        prompts: its train prompts that can be spoken.
+        pool: with one worker the work is done here, at once.
+    """
+
+    def __init__(self, config: RunConfig, prompts: Sequence[Prompt], pool: WorkerPool) -> None:
+        self.config, self.prompts, self._pool = config, list(prompts), pool
+        self._by_id = {prompt.prompt_id: prompt for prompt in prompts}
+
+    def submit(self, candidates: Sequence[Candidate]) -> Callable[[], list[ScoreRow]]:
+        """Begin with a part for each worker; what is returned waits for all of them."""
+        parts = max(1, min(self._pool.workers, len(candidates)))
+        bounds = [round(i * len(candidates) / parts) for i in range(parts + 1)]
+        waiting: list[Future[worker.Made]] = []
+        with self._pool.watched():
+            for start, end in zip(bounds, bounds[1:], strict=False):
+                mine = list(candidates[start:end])
+                asked = worker.Judging(
+                    token2wav=self.config.token2wav, reward=self.config.reward, seed=self.config.seed,
+                    prompts=[self._by_id[p] for p in dict.fromkeys(c.prompt_id for c in mine)])
+                waiting.append(self._pool.submit(worker.work, worker.Task(self.config.model, judging=asked,
+                                                                          candidates=mine)))
+
+        def scores() -> list[ScoreRow]:
+            with self._pool.watched():
+                return [row for one in waiting for row in one.result().scores]
+
+        return scores
+
+
+@contextmanager
+def judging(config: dict[str, Any], run: str) -> Iterator[PoolJudge]:
+    """A judge for a training of a run, as its task names it; its workers end with the block."""
+    settings, folder = load_data(config, where=run), Path(run)
+    skipped_file = folder / "conditioning" / "skipped.json"
+    skipped = read_json(skipped_file) if skipped_file.exists() else {}
+    prompts = [p for p in ShardFolder(folder / "prompts").read(SETS.index("train"), Prompt)
+               if p.prompt_id not in skipped]
+    with WorkerPool(settings.workers, device_list(settings.devices, settings.model.device)) as pool:
+        yield PoolJudge(settings, prompts, pool)
