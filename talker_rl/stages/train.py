@@ -154,8 +154,8 @@ def _finish(training: Training, task: Task, made: dict[str, Any]) -> None:
     ctx.tracking.to = made.get("tracking", ctx.tracking.to)
     weights = next(folder / n for n in ("adapter_model.safetensors", "model.safetensors") if (folder / n).exists())
     cfg = ctx.config.variants[training.variant]
-    ctx.say(f"{stage}: {cfg.loss['type']} on {count(made['pairs'], {None: 'pair', 'online': 'decode'}.get(cfg.data, "
-        f"'completion'))}"
+    learned = {None: "pair", "online": "decode"}.get(cfg.data, "completion")
+    ctx.say(f"{stage}: {cfg.loss['type']} on {count(made['pairs'], learned)}"
             + (f", {made['held_out']} held out" if made["held_out"] else "")
             + f": {count(made['steps'], 'step')} in {made['seconds']:.0f} s"
             + (f" on {count(len(training.devices), 'device')}" if training.devices else ""))

@@ -37,16 +37,16 @@ class AdvantageConfig(Settings):
         "sequence", description="On which steps an advantage falls. sequence: on all. what_differs: on words and "
         "pauses "
         "that went wrong here, or went right here and wrong in others of the group. words: each word has an advantage "
-        "of "
-        "its own. The latter two need a recognizer that gives times."
+        "of its own. The latter two need a recognizer that gives times."
     )
     sequence_share: float = Field(
         0.0, ge=0, description="With credit words: so much of the sequence's advantage on all steps besides."
     )
 
 
-def advantages(groups: Sequence[Sequence[float]], cfg: AdvantageConfig, running: float | None = None) ->
-list[np.ndarray]:
+def advantages(
+    groups: Sequence[Sequence[float]], cfg: AdvantageConfig, running: float | None = None
+) -> list[np.ndarray]:
     """Advantage of each candidate of each group, float64.
 
     Args:
