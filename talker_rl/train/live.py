@@ -115,8 +115,7 @@ class Live:
         """Optimizer steps at most."""
         return self.cfg.samplings * self.cfg.steps_per_sampling
 
-    # -- what the trainer takes
-    -----------------------------------------------------------------------------------------
+    # -- what the trainer takes ---------------------------------------------------------------------------------------
 
     def batches(self, policy: Policy, first: int) -> Iterator[dict[str, Any]]:
         """Batches of the optimizer steps from ``first`` on, as the collator makes them: ``micro_batches`` a step.
@@ -155,8 +154,7 @@ class Live:
             and not (self.cfg.truncated == "left_out" and c.end_reason == "max_tokens")
         ]
 
-    # -- sampling
-    -------------------------------------------------------------------------------------------------------
+    # -- sampling -----------------------------------------------------------------------------------------------------
 
     def _sampling_of(self, number: int, policy: Policy) -> list[Group] | None:
         """The groups of a sampling: those at hand, those on disk, or new ones. None: the decodes are spent."""
@@ -226,8 +224,7 @@ class Live:
         ids = [f"{p.prompt_id}-{number}-{k}" for p in prompts for k in range(self.cfg.num_generations)]
         return [replace(c, candidate_id=name) for c, name in zip(made, ids, strict=True)]
 
-    # -- rewards and advantages
-    -----------------------------------------------------------------------------------------
+    # -- rewards and advantages ---------------------------------------------------------------------------------------
 
     def _grouped(self, candidates: Sequence[Candidate], scores: Sequence[ScoreRow]) -> list[Group]:
         by_id, known = {p.prompt_id: p for p in self.prompts}, {s.candidate_id: s for s in scores}
