@@ -47,8 +47,9 @@ class Round:
         return bool({None, "best_of_n"} & set(self.data(config)))
 
     def data(self, config: RunConfig) -> list[str | None]:
-        """What its variants learn from (``data``), each once."""
-        return list(dict.fromkeys(config.variants[variant].data for variant in self.variants(config)))
+        """What its variants learn from (``data``), each once; those that sample for themselves need no stage for it."""
+        learned = (config.variants[variant].data for variant in self.variants(config))
+        return list(dict.fromkeys(data for data in learned if data != "online"))
 
 
 def rounds_of(variants: Iterable[str], index: int) -> list[Round]:

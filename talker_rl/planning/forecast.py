@@ -117,6 +117,8 @@ def spread_over(config: RunConfig) -> int:
 def records(job: Job, cfg: CommonConfig) -> float:
     """Pairs or completions that a variant is trained on, at most; of a file, one per prompt."""
     each = {None: job.pairs_per_prompt, "best_of_n": job.config.completions.max_per_prompt, "file": 1}
+    if cfg.online is not None:
+        return cfg.online.decodes
     return per_round(job.config, job.sizes) * each[cfg.data]
 
 

@@ -57,6 +57,8 @@ def collect(ctx: Context) -> ReportData:
         for round_ in rounds_of(ctx.config.variants, index):
             if round_.variant in (None, variant):
                 data = ctx.config.variants[variant].data
+                if data == "online":
+                    continue
                 stage = round_.data_stage(data)
                 counts = ctx.run.stages[stage]["counts"]
                 pairs += ctx.shards(stage).rows(0) if data is None else []
@@ -106,7 +108,7 @@ def _trained_on(ctx: Context, variant: str) -> list[Comparison]:
     """Evenly spaced records of the first round: pairs, chosen beside rejected, or completions that were sampled. (Given
     codes were judged by nobody, so there is nothing to show beside them.)"""
     data, first = ctx.config.variants[variant].data, rounds_of(ctx.config.variants, 1)[0]
-    if data == "file":
+    if data in ("file", "online"):
         return []
     folder = ctx.shards(first.data_stage(data))
     sides: list[tuple[Any, list[tuple[str, str, float | None, float]]]]
@@ -171,7 +173,7 @@ def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]
     code = command["code"]
     cfg = ctx.config
     seconds = sum(entry["seconds"] for entry in ctx.run.stages.values())
-    learned = cfg.variants[variant].data
+    learned = data if (data := cfg.variants[variant].data) != "online" else None
     completions = ctx.run.stages[Round(1).data_stage(learned)]["counts"] if learned else {}
     return {
         "model": f"{model_name(cfg.model.path)} (content hash {model_input(cfg)['model']})",

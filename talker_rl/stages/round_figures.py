@@ -6,7 +6,7 @@ from typing import Any
 
 from talker_rl.base.disk import read_json
 from talker_rl.evaluation.summary import compare, variant_summary
-from talker_rl.rounds import Round, choice_stage
+from talker_rl.rounds import Round, choice_stage, train_stage
 from talker_rl.stages.choice import dev_rows
 from talker_rl.stages.context import Context
 
@@ -33,7 +33,9 @@ def table(ctx: Context, variant: str) -> list[dict[str, Any]]:
         kept = [row for row in rows if row["step"] == step]
         against = compare(start, kept, resamples=resamples)
         round_ = Round(index, None if index == 1 else variant)
-        counts = ctx.run.stages[round_.data_stage(ctx.config.variants[variant].data)]["counts"]
+        learned = ctx.config.variants[variant].data
+        source = train_stage(variant, index) if learned == "online" else round_.data_stage(learned)
+        counts = ctx.run.stages[source]["counts"]
         found.append({
             "round": index, "step": step, "pairs": counts.get("pairs", counts.get("completions")), **_figures(kept),
             "wer_diff": against["wer_diff"], "wer_diff_ci95": against["wer_diff_ci95"],

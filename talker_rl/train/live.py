@@ -107,7 +107,7 @@ class Live:
 
     def facts(self) -> dict[str, Any]:
         """Counts, for the result and the card."""
-        rows = [row for i in range(len(self._rollouts)) for row in self._rollouts.rows(i, ["prompt_id", "duration"])]
+        rows = [row for i in range(len(self._rollouts)) for row in self._rollouts.rows(i, ["prompt_id"])]
         return {"decodes": len(rows), "samplings": len(self._rollouts), "prompts": len({r["prompt_id"] for r in rows})}
 
     @property
