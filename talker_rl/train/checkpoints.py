@@ -6,6 +6,7 @@ any moment leaves either a complete `checkpoint-<step>` or a leftover that the n
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import warnings
@@ -56,6 +57,14 @@ def newest_complete(output_dir: str | Path) -> Path | None:
         elif best is None or int(match[1]) > best[0]:
             best = int(match[1]), folder
     return best[1] if best else None
+
+
+def ended_at(checkpoint: Path) -> int | None:
+    """The step of a checkpoint with which its training was over, before max_steps: by its drift, an alarm, early
+    stopping. None where it was to go on."""
+    state = json.loads((checkpoint / "trainer_state.json").read_bytes())
+    control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+    return int(state["global_step"]) if control.get("should_training_stop") else None
 
 
 def rotate(output_dir: Path, keep: int | None, always: set[int]) -> None:

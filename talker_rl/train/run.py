@@ -26,6 +26,7 @@ from talker_rl.train.arguments import TalkerArguments, build_arguments, check_sp
 from talker_rl.train.card import model_card
 from talker_rl.train.checkpoints import (
     WEIGHT_FILES,
+    ended_at,
     list_checkpoints,
     newest_complete,
     promote_checkpoint,
@@ -121,11 +122,14 @@ def train_variant(
         )
         for one in targets:
             one.log = trainer.log
+            trainer.kept = one.reached
         for unwanted in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(unwanted)
         checkpoint = processes.on_main(lambda: newest_complete(output_dir))
         if checkpoint is not None and progress:
             print(f"{output_dir.name} resumes from {checkpoint.name}", file=sys.stderr, flush=True)
+        if checkpoint is not None and (over := ended_at(checkpoint)) is not None:
+            args.max_steps = over  # it was killed between its last checkpoint and its result
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         history, last_step = trainer.state.log_history, trainer.state.global_step
         if processes.is_main():
