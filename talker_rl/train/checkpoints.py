@@ -59,12 +59,10 @@ def newest_complete(output_dir: str | Path) -> Path | None:
     return best[1] if best else None
 
 
-def ended_at(checkpoint: Path) -> int | None:
-    """The step of a checkpoint with which its training was over, before max_steps: by its drift, an alarm, early
-    stopping. None where it was to go on."""
-    state = json.loads((checkpoint / "trainer_state.json").read_bytes())
-    control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
-    return int(state["global_step"]) if control.get("should_training_stop") else None
+def is_last(checkpoint: Path) -> bool:
+    """Whether its training was over with it, by max_steps or before: by its drift, an alarm, early stopping."""
+    control = json.loads((checkpoint / "trainer_state.json").read_bytes())["stateful_callbacks"].get("TrainerControl")
+    return bool(control and control["args"]["should_training_stop"])
 
 
 def rotate(output_dir: Path, keep: int | None, always: set[int]) -> None:
