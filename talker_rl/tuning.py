@@ -86,11 +86,12 @@ class TuningConfig(Settings):
             raise ValueError(f"tuning tries more of some variants than of others ({told}): give each as many "
                              "combinations under tuning.own (dpo has loss.beta)")
 
-    def best(self, tried: Iterable[Mapping[str, Any]]) -> int:
-        """Which of the tries is chosen: ``reward`` and ``wer`` of each; of equal ones the first."""
+    def best(self, tried: Iterable[Mapping[str, Any]]) -> int | None:
+        """Which of the tries is chosen: ``reward`` and ``wer`` of each; of equal ones the first. A try of which nothing
+        could be scored (None) is not; None where there is no other."""
         sign = -1.0 if self.metric == "reward" else 1.0
-        rows = list(tried)
-        return min(range(len(rows)), key=lambda i: (sign * rows[i][self.metric], i))
+        known = [(sign * row[self.metric], i) for i, row in enumerate(tried) if row[self.metric] is not None]
+        return min(known)[1] if known else None
 
 
 def with_settings(data: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from talker_rl.base.errors import ConfigError
+from talker_rl.stages.choice import _table
 from talker_rl.stages.sweep_tables import _measured_against
 from talker_rl.sweep_config import load_sweep_data
 from talker_rl.tuning import TuningConfig, with_settings
@@ -56,6 +57,20 @@ def test_what_was_chosen_stands_beside_what_was_published() -> None:
 def test_the_best_on_dev_is_chosen_and_of_equal_ones_the_first() -> None:
     tried = [{"reward": 0.5, "wer": 0.2}, {"reward": 0.6, "wer": 0.3}, {"reward": 0.6, "wer": 0.1}]
     assert TuningConfig().best(tried) == 1 and TuningConfig(metric="wer").best(tried) == 2
+
+
+def test_a_try_of_which_nothing_could_be_scored_is_not_chosen_and_stops_nothing() -> None:
+    """A learning rate that is too high ends in silence: that is what a grid is to find out."""
+    said = {"status": "ok", "wer": 0.5, "substitutions": 1, "deletions": 0, "insertions": 0, "ref_words": 2,
+            "prompt_id": "p", "text": "a b", "duration": 1.0, "reference_seconds": None, "reward": 0.4,
+            "pause_error": 0.1, "cap_hit": False}
+    failed = {"status": "failed", "reward": None}
+    table = _table([{**said, "step": 0}, {**failed, "step": 2}, {**failed, "step": 2}, {**said, "step": 4}])
+    assert [(row["step"], row["n"], row["failed"], row["wer"], row["reward"]) for row in table] == [
+        (0, 1, 0, 0.5, 0.4), (2, 0, 2, None, None), (4, 1, 0, 0.5, 0.4)]
+    assert table[1].keys() == table[0].keys()
+    assert TuningConfig().best(table[1:]) == 1 and TuningConfig(metric="wer").best(table[1:]) == 1
+    assert TuningConfig().best(table[1:2]) is None
 
 
 @pytest.mark.parametrize(("tuning", "told"), [
