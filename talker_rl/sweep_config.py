@@ -106,6 +106,13 @@ class SweepConfig(Settings):
             raise ValueError("seeds are different numbers from 0 on")
         return value
 
+    @field_validator("at_kl")
+    @classmethod
+    def _targets(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and (not value or not all(kl > 0 for kl in value)):
+            raise ValueError("give numbers above 0, e.g. [0.003], or null")
+        return value
+
     @model_validator(mode="after")
     def _sound(self) -> SweepConfig:
         if self.run.iterations > 1:
@@ -122,9 +129,16 @@ class SweepConfig(Settings):
                 raise ValueError(f"arms.{arm}.variants lacks the baseline {self.baseline!r}, which the others are "
                                  "measured against")
         if self.tuning is not None:
-            self.tuning.check(self.variants, _LENGTH)
+            trained = dict.fromkeys(name for cfg in self.arms.values() for name in cfg.variants)
+            self.tuning.check(self.variants, trained, ("checkpoint", "args.seed", *(f"args.{key}" for key in _LENGTH)))
             for arm in self.arms:
-                self.tuning_run(arm)  # what is tried is checked now
+                try:
+                    self.tuning_run(arm)  # what is tried is checked now
+                except ConfigError as error:
+                    raise ConfigError(f"tuning tries what a variant does not take: {error.what}", where=error.where,
+                                      fix=f"name it under tuning.own of those that take it ({error.fix})") from None
+        if self.at_kl is not None and self.run.eval.checkpoints != "all":
+            raise ValueError("at_kl compares checkpoints on the eval texts, so run.eval.checkpoints is `all`")
         for key in _LENGTH:
             values = {name: cfg.args.get(key) for name, cfg in self.variants.items()}
             if len(set(values.values())) > 1:

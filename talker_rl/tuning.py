@@ -47,6 +47,8 @@ class TuningConfig(Settings):
             for key, values in lists.items():
                 if not values:
                     raise ValueError(f"{key}: at least one value is needed")
+                if any(one in values[:i] for i, one in enumerate(values)):
+                    raise ValueError(f"{key}: a value stands there twice")
         return value
 
     def settings(self, variant: str) -> list[dict[str, Any]]:
@@ -54,11 +56,13 @@ class TuningConfig(Settings):
         grid = self.grid | self.own.get(variant, {})
         return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
-    def check(self, variants: Iterable[str], fixed: Iterable[str]) -> None:
-        """Raise where a variant is not one, where budgets differ, or where how much is trained would be tuned.
+    def check(self, variants: Iterable[str], trained: Iterable[str], fixed: Iterable[str]) -> None:
+        """Raise where a variant is not one, where budgets differ, or where what is alike in all would be tuned.
 
         Args:
-            fixed: keys of ``args`` that say how much is trained.
+            variants: names of all.
+            trained: of those that an arm has.
+            fixed: keys that are alike in all trainings.
 
         Raises:
             ValueError: says what is wrong.
@@ -67,20 +71,27 @@ class TuningConfig(Settings):
         for name in self.own:
             if name not in names:
                 raise ValueError(f"tuning.own: there is no variant {name!r}, only {', '.join(names)}")
+        for name in names:
+            if name.endswith(TUNED):
+                raise ValueError(f"variants.{name}: with tuning a name that ends in {TUNED} is that of a variant with "
+                                 "its best settings; rename it")
         keys = {key for tried in (self.grid, *self.own.values()) for key in tried}
-        if unfair := sorted(keys & {f"args.{key}" for key in fixed}):
-            raise ValueError(f"tuning tries {unfair[0]}: losses are compared at equal steps")
-        counts = {name: len(self.settings(name)) for name in names}
+        if unfair := sorted(key for key in keys for one in fixed if f"{key}.".startswith(f"{one}.")
+                            or f"{one}.".startswith(f"{key}.")):
+            raise ValueError(f"tuning tries {unfair[0]}, and what is saved, for how long and with which seeds is "
+                             "trained is alike in all variants: losses are compared at equal steps")
+        counts = {name: len(self.settings(name)) for name in trained}
         if len(set(counts.values())) > 1:
             told = ", ".join(f"{name}: {n}" for name, n in counts.items())
             raise ValueError(f"tuning tries more of some variants than of others ({told}): give each as many "
                              "combinations under tuning.own (dpo has loss.beta)")
 
-    def best(self, tried: Iterable[Mapping[str, Any]]) -> int:
-        """Which of the tries is chosen: ``reward`` and ``wer`` of each; of equal ones the first."""
+    def best(self, tried: Iterable[Mapping[str, Any]]) -> int | None:
+        """Which of the tries is chosen: ``reward`` and ``wer`` of each; of equal ones the first. A try of which nothing
+        could be scored (None) is not; None where there is no other."""
         sign = -1.0 if self.metric == "reward" else 1.0
-        rows = list(tried)
-        return min(range(len(rows)), key=lambda i: (sign * rows[i][self.metric], i))
+        known = [(sign * row[self.metric], i) for i, row in enumerate(tried) if row[self.metric] is not None]
+        return min(known)[1] if known else None
 
 
 def with_settings(data: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

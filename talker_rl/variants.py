@@ -40,9 +40,10 @@ class Selection(Settings):
         "null never stops early."
     )
     save_at_kl: list[float] | None = Field(
-        None, description="Also save where the policy has moved so far from the one that training "
-        "began with, e.g. [0.002, 0.005]: exact KL in nats a step on sequences of the training's own pairs. Losses are "
-        "compared fairly where they have moved as far."
+        None, description="Also save where the policy has moved so far from its reference (the one that "
+        "training began with, but for reference: kept), e.g. [0.002, 0.005]: exact KL in nats a step on sequences of "
+        "the training's own pairs. args.save_total_limit leaves these. Losses are compared fairly where they have "
+        "moved as far."
     )
     stop_at_kl: float | None = Field(
         None, gt=0, description="End a training where it has moved so far (max_steps still ends it); saved there."
@@ -51,7 +52,7 @@ class Selection(Settings):
     @field_validator("save_at_kl")
     @classmethod
     def _rising(cls, value: list[float] | None) -> list[float] | None:
-        if value is not None and (any(kl <= 0 for kl in value) or sorted(set(value)) != value):
+        if value is not None and (not all(kl > 0 for kl in value) or sorted(set(value)) != value):
             raise ValueError("give rising numbers above 0, e.g. [0.002, 0.005]")
         return value
 

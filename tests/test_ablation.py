@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from talker_rl.base.errors import DataError
-from talker_rl.evaluation.ablation import Trained, arm_table, claims, corrected, notes, pareto
+from talker_rl.evaluation.ablation import (
+    Trained,
+    arm_table,
+    claims,
+    corrected,
+    notes,
+    of_intervals,
+    of_trainings,
+    pareto,
+)
 from talker_rl.evaluation.nested import holm, interval, measure, pooled, spreads
 
 Row = dict
@@ -190,9 +200,19 @@ def test_the_front_and_the_answer_in_words(known: list[Row]) -> None:
     assert front == {"base": True, "dpo": False, "cure": True, "short": True, "fickle": False}
     said = notes(known, claims(known, "dpo"), "dpo")
     assert "seed 0 +10" in said[0] and said[1].endswith("worse: cure")
-    assert "over texts and 3 training seeds" in said[2] and "the 3 comparisons" in said[2]
+    assert "over texts and 3 training seeds" in of_intervals(known) and "the 3 comparisons" in of_intervals(known)
     one = table(trained("dpo", 0, 0.2, 1.1), trained("x", 0, 0.2, 1.1))
-    assert "nothing of other trainings" in notes(one, claims(one, "dpo"), "dpo")[-1]
+    assert "nothing of other trainings" in of_intervals(one)
+
+
+def test_trainings_that_ended_after_different_numbers_of_steps_are_told_of() -> None:
+    short = replace(trained("x", 1, 0.2, 1.1), steps=40)
+    mixed = table(trained("dpo", 0, 0.2, 1.1), trained("dpo", 1, 0.2, 1.1), trained("x", 0, 0.2, 1.1), short)
+    assert pick(mixed, "x", None)["steps"] is None and pick(mixed, "dpo", None)["steps"] == 90
+    assert of_trainings(mixed) == [
+        "biased: trainings ended after different numbers of steps (dpo 90, x 40 or 90), so that the table is not at "
+        "equal steps"]
+    assert of_trainings(table(trained("dpo", 0, 0.2, 1.1), trained("x", 0, 0.2, 1.1))) == []
 
 
 def test_failed_utterances_leave_the_pairs_and_one_prompt_has_no_interval() -> None:

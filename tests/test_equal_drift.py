@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from talker_rl.evaluation.curves import CurveRow, curve_rows
-from talker_rl.evaluation.equal_drift import corrected, curves, frontiers, furthest, table
+from talker_rl.evaluation.equal_drift import corrected, curves, frontiers, furthest, left_out, table
+from talker_rl.report.equal_drift import table as page_table
+from talker_rl.report.equal_drift import text_table
 
 BASE = CurveRow("biased", "base", -1, 0, "p0", 0, "a b", "en", 1, 2, 1.0, 0.5, 0.4, False, 0.1, 10, 0.0, 10, 0.0, 0.9)
 TEXTS = [("p0", "a b", 2), ("p1", "c d e", 3), ("p2", "f", 1)]
@@ -69,10 +71,11 @@ def test_axes() -> None:
 
 
 def test_only_what_all_have_said_counts_and_texts_of_several_speakers_are_one() -> None:
-    rows = [r for r in two() if not (r.variant == "other" and r.prompt_id == "p1")]
+    wide = [replace(r, prompt_id=f"{r.prompt_id}-{i}", text=f"{r.text} {i}") for r in two() for i in range(10)]
+    rows = [r for r in wide if not (r.variant == "other" and r.prompt_id == "p1-0")]
     dpo = curves(rows)["biased"]["dpo", 0]
-    assert dpo.kl[0].shape == (3, 2) and dpo.at("wer", 0.09, np.ones((1, 2)))[0] == 0
-    assert dpo.at("wer", 0.0, np.ones((1, 2)))[0] == pytest.approx(2 / 3)
+    assert dpo.kl[0].shape == (3, 29) and dpo.at("wer", 0.09, np.ones((1, 29)))[0] == pytest.approx(0)
+    assert dpo.at("wer", 0.0, np.ones((1, 29)))[0] == pytest.approx(29 / 57)
     again = [replace(r, prompt_id=r.prompt_id + "-other") for r in two()]
     assert curves([*two(), *again])["biased"]["dpo", 0].kl[0].shape == (3, 3)
     # full weights have no exact KL, and so no place here
@@ -127,3 +130,53 @@ def test_rows_take_their_drift_by_candidate() -> None:
         2, 0.2, 5, 0.1, 4, 0.7)
     (row,) = curve_rows("arm", "base", -1, 0, [said], (), {})
     assert (row.kl, row.kl_on_base, row.p_stop_at_base_stop) == (0.0, 0.0, None)
+
+
+def test_a_kl_that_falls_again_is_gone_beyond_from_its_furthest_point() -> None:
+    """Steps 10, 20 and 30 at KL .04, .09 and .01; in half of the resamples the furthest is short of .09."""
+    rows = [*base(), *spoken("dpo", 0, 10, 0.04, (1, 0, 1)), *spoken("dpo", 0, 20, 0.09, (0, 0, 0)),
+            *spoken("dpo", 0, 30, 0.01, (1, 1, 1))]
+    rows = [replace(r, kl=r.kl * {"p0": 1.1, "p1": 1.0, "p2": 0.9}[r.prompt_id]) for r in rows]
+    dpo = curves(rows)["biased"]["dpo", 0]
+    counts = np.array([[1.0, 1, 1], [0, 1, 2], [2, 1, 0]])
+    at = dpo.at("step", dpo.furthest, counts)
+    assert at[0] == pytest.approx(20) and 20 < at[1] < 22 and 18 < at[2] < 20
+    (row,) = [r for r in table({"biased": {("dpo", 0): dpo}}, "dpo", resamples=200) if r["target"] == "arm"]
+    assert row["step"] == pytest.approx(20) and row["wer_ci95"] is not None
+
+
+def test_what_cannot_be_compared_is_told() -> None:
+    rows = two()
+    still = [replace(r, variant="still", kl=0.0, kl_on_base=0.0) for r in rows if r.variant == "other"]
+    full = [replace(r, variant="full", kl=None) for r in rows if r.variant == "other"]
+    mute = [replace(r, variant="mute") for r in rows if r.variant == "other"][:1]
+    rows = [*rows, *still, *full, *mute]
+    found = curves(rows)
+    assert list(found["biased"]) == [("dpo", 0), ("other", 0)] and found["biased"]["dpo", 0].kl[0].shape[1] == 3
+    made = table(found, "dpo", at_kl=[0.01, 5.0], resamples=100)
+    assert {row["kl"] for row in made if row["target"] == "arm"} == {0.01}
+    assert left_out(rows, found, made, [0.01, 5.0]) == [
+        "biased: at equal drift still, seed 0, is left out: it has not moved",
+        "biased: at equal drift full, seed 0, is left out: its KL is not known (full weights)",
+        "biased: at equal drift mute, seed 0, is left out: of step 20 only 1 of 3 utterances were scored",
+        "biased: at equal drift of 5 nats dpo, other cannot be compared: not every training of it and of the baseline "
+        "came so far"]
+    assert not [row for row in made + frontiers(found, points=3, resamples=100) if "nan" in str(row)]
+
+
+def test_texts_that_some_checkpoint_has_not_said_are_counted() -> None:
+    wide = [replace(r, prompt_id=f"{r.prompt_id}-{i}", text=f"{r.text} {i}") for r in two() for i in range(10)]
+    gone = {("dpo", "p0-0"), ("other", "p1-1")}
+    rows = [r for r in wide if (r.variant, r.prompt_id) not in gone]
+    assert left_out(rows, curves(rows), [])[0] == (
+        "biased: at equal drift 28 of 30 texts count, those that every checkpoint has said")
+    assert left_out(wide, curves(wide), []) == []
+
+
+def test_a_figure_that_no_text_has_is_none() -> None:
+    rows = [replace(r, pause_error=None) for r in two()]
+    made = table(curves(rows), "dpo", resamples=100)
+    assert all(row["pause_error"] is None and row["pause_error_diff_baseline_ci95"] is None for row in made)
+    assert {*frontiers(curves(rows), points=3, resamples=100)[0]["pause_error"]["value"]} == {None}
+    found = {"baseline": "dpo", "axis": "code", "equal_kl": corrected(made)}
+    assert "nan" not in text_table(found) and "nan" not in str(page_table(found))

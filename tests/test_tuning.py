@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from talker_rl.base.errors import ConfigError
+from talker_rl.stages.choice import _table
+from talker_rl.stages.sweep_tables import _measured_against
 from talker_rl.sweep_config import load_sweep_data
 from talker_rl.tuning import TuningConfig, with_settings
 
@@ -57,9 +59,28 @@ def test_the_best_on_dev_is_chosen_and_of_equal_ones_the_first() -> None:
     assert TuningConfig().best(tried) == 1 and TuningConfig(metric="wer").best(tried) == 2
 
 
+def test_a_try_of_which_nothing_could_be_scored_is_not_chosen_and_stops_nothing() -> None:
+    """A learning rate that is too high ends in silence: that is what a grid is to find out."""
+    said = {"status": "ok", "wer": 0.5, "substitutions": 1, "deletions": 0, "insertions": 0, "ref_words": 2,
+            "prompt_id": "p", "text": "a b", "duration": 1.0, "reference_seconds": None, "reward": 0.4,
+            "pause_error": 0.1, "cap_hit": False}
+    failed = {"status": "failed", "reward": None}
+    table = _table([{**said, "step": 0}, {**failed, "step": 2}, {**failed, "step": 2}, {**said, "step": 4}])
+    assert [(row["step"], row["n"], row["failed"], row["wer"], row["reward"]) for row in table] == [
+        (0, 1, 0, 0.5, 0.4), (2, 0, 2, None, None), (4, 1, 0, 0.5, 0.4)]
+    assert table[1].keys() == table[0].keys()
+    assert TuningConfig().best(table[1:]) == 1 and TuningConfig(metric="wer").best(table[1:]) == 1
+    assert TuningConfig().best(table[1:2]) is None
+
+
 @pytest.mark.parametrize(("tuning", "told"), [
     ({"own": {"dpo": {"loss.beta": [0.05, 0.1]}}}, "tries more of some variants than of others (dpo: 4, r_dpo: 2"),
     ({"grid": {"args.max_steps": [10, 20]}}, "losses are compared at equal steps"),
+    ({"grid": {"args": [{"max_steps": 10}, {"max_steps": 20}]}}, "tuning tries args, and what is saved"),
+    ({"grid": {"args.seed": [1, 2]}}, "tuning tries args.seed"),
+    ({"grid": {"checkpoint.stop_at_kl": [0.1, 0.2]}}, "tuning tries checkpoint.stop_at_kl"),
+    ({"grid": {"args.learning_rate": [1e-3, 1e-3]}}, "a value stands there twice"),
+    ({"grid": {"loss.beta": [0.1, 0.2]}, "own": {}}, "tuning tries what a variant does not take"),
     ({"own": {"dpoo": {}}}, "there is no variant 'dpoo'"),
     ({"grid": {"args.learning_rate": []}}, "at least one value"),
     ({"grid": {"loss.terms.1.weight": [1, 2]}, "own": {}}, "loss.terms.1.weight leads nowhere"),
@@ -74,6 +95,32 @@ def test_mistakes(tuning: dict[str, Any], told: str) -> None:
 
             build_arguments(cfg.args, name)
     assert told in str(error.value)
+
+
+def test_names_that_end_as_tuned_ones_do() -> None:
+    """With tuning they would be taken for those; without they are names like others."""
+    more = {"variants": SWEEP["variants"] | {"dpo_tuned": {"loss": {"type": "dpo"}}}}
+    with pytest.raises(ConfigError, match="variants.dpo_tuned: with tuning a name that ends in _tuned"):
+        load_sweep_data(SWEEP | more)
+    config = load_sweep_data(SWEEP | more | {"tuning": None, "baseline": "dpo"})
+    cells = config.cells("natural")
+    assert ("dpo_tuned", 3) in _measured_against(config, "dpo", cells) == cells
+
+
+def test_only_variants_of_some_arm_need_the_same_budget() -> None:
+    arms = {"arms": {"biased": SWEEP["arms"]["biased"]}}  # without `mixed`
+    own = {name: SWEEP["tuning"]["own"][name] for name in ("dpo", "r_dpo")}
+    assert len(load_sweep_data(swept(own=own) | arms).tuning_run("biased").variants) == 8
+
+
+@pytest.mark.parametrize("at_kl", [[], [0.0], [-1.0], [float("nan")]])
+def test_targets_of_the_comparison(at_kl: list[float]) -> None:
+    every = {"run": {"eval": {"checkpoints": "all"}}}
+    with pytest.raises(ConfigError, match="give numbers above 0"):
+        load_sweep_data(SWEEP | every | {"at_kl": at_kl})
+    assert load_sweep_data(SWEEP | every | {"at_kl": [0.01]}).at_kl == [0.01]
+    with pytest.raises(ConfigError, match="run.eval.checkpoints is `all`"):
+        load_sweep_data(SWEEP | {"at_kl": [0.01]})
 
 
 def test_the_given_data_stay_as_they_are() -> None:

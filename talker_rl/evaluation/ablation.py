@@ -8,6 +8,7 @@ comparisons of its kind in the table (Holm). Claims are made of these alone.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -100,7 +101,10 @@ def corrected(rows: Sequence[Row]) -> list[Row]:
 
 
 def _facts(trained: Sequence[Trained]) -> Row:
-    return {"steps": trained[0].steps, "loss": trained[0].loss, "train_seconds": sum(t.train_seconds for t in trained)}
+    """``steps`` is None where the trainings did not take as many."""
+    steps = {one.steps for one in trained}
+    return {"steps": steps.pop() if len(steps) == 1 else None,
+            "loss": trained[0].loss, "train_seconds": sum(t.train_seconds for t in trained)}
 
 
 def _pool(sides: Iterable[Sequence[Row]]) -> list[Row]:
@@ -301,8 +305,7 @@ def pareto(rows: Sequence[Row]) -> list[Row]:
 
 
 def notes(rows: Sequence[Row], found: Sequence[Row], baseline: str) -> list[str]:
-    """The answer in words: how far the baseline drifts in each arm, who drifts less without worse WER, and what the
-    intervals are over."""
+    """The answer in words: how far the baseline drifts in each arm, and who drifts less without worse WER."""
     out = []
     held = {(c["arm"], c["variant"], c["claim"]) for c in found if c["holds"]}
     for arm in dict.fromkeys(row["arm"] for row in rows):
@@ -315,10 +318,27 @@ def notes(rows: Sequence[Row], found: Sequence[Row], baseline: str) -> list[str]
         out.append(f"{arm}: less drift than {baseline}, WER not shown to be worse: "
                    + (", ".join(v + (" (lower WER)" if (arm, v, f"lower wer than {baseline}") in held else "")
                                 for v in cured) or "none"))
-    return [*out, _of_intervals(rows)]
+    return out
 
 
-def _of_intervals(rows: Sequence[Row]) -> str:
+def of_trainings(rows: Sequence[Row]) -> list[str]:
+    """Where not all trainings of an arm took as many steps, how many each variant's took: then they are not compared
+    at equal steps."""
+    out = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        taken: dict[str, set[int]] = defaultdict(set)
+        for row in rows:
+            if row["arm"] == arm and row["seed"] is not None:
+                taken[row["variant"]].add(row["steps"])
+        if len(set().union(*taken.values())) > 1:
+            told = ", ".join(f"{variant} {' or '.join(map(str, sorted(steps)))}" for variant, steps in taken.items())
+            out.append(f"{arm}: trainings ended after different numbers of steps ({told}), so that the table is not at "
+                       "equal steps")
+    return out
+
+
+def of_intervals(rows: Sequence[Row]) -> str:
+    """What the intervals are over, and what p-values were corrected for; of all rows that were corrected together."""
     seeds = len({row["seed"] for row in rows if row["seed"] is not None})
     compared = sum(row["wer_diff_baseline_p"] is not None for row in rows)
     over = (f"over texts and {seeds} training seeds" if seeds > 1

@@ -8,7 +8,7 @@ for reward model overoptimization", eq. 1). The whole of it, KL included, is com
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +25,9 @@ METRICS = ("wer", "duration_ratio", "reward", "pause_error")
 NULL = {"duration_ratio": 1.0}
 COMPARED = ("wer", "drift", "reward", "pause_error")
 """What differs from the baseline's: ``drift`` is |duration ratio - 1|."""
+_HEARD = 0.9
+"""Of the base's utterances, the share that each checkpoint must have: all are compared on what all have said, so that
+one that fails more often would take the others' texts away, and those are not just any."""
 _BEYOND = 1.5
 """In a resample whose KL falls short of the target, the last piece of a curve is made so much longer at most."""
 
@@ -69,9 +72,9 @@ def _ratio(counts: np.ndarray, top: np.ndarray, bottom: np.ndarray) -> np.ndarra
 
 
 def _interpolated(x: np.ndarray, y: np.ndarray, at: float) -> np.ndarray:
-    """(B,) y (B, P) where x (B, P) first reaches a value; beyond the last point by a little, where it does not."""
+    """(B,) y (B, P) where x (B, P) first reaches a value; beyond its furthest point by a little, where it does not."""
     reached = x[:, 1:] >= at - 1e-12
-    first = np.where(reached.any(1), reached.argmax(1), x.shape[1] - 2)
+    first = np.where(reached, np.inf, x[:, 1:]).argmax(1)
     rows = np.arange(len(x))
     x0, x1, y0, y1 = x[rows, first], x[rows, first + 1], y[rows, first], y[rows, first + 1]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -79,27 +82,70 @@ def _interpolated(x: np.ndarray, y: np.ndarray, at: float) -> np.ndarray:
         return np.where(share <= _BEYOND, y0 + share * (y1 - y0), np.nan)
 
 
-def curves(rows: Iterable[CurveRow], axis: Axis = "code") -> dict[str, dict[tuple[str, int], Curve]]:
-    """Arm -> (variant, training seed) -> curve, of the utterances that the base and all trainings of the arm have.
+Points = dict[int, list[CurveRow]]
+"""Of a training: step -> what its checkpoint said."""
 
-    Trainings without an exact KL (of full weights) have none.
+
+def curves(rows: Iterable[CurveRow], axis: Axis = "code") -> dict[str, dict[tuple[str, int], Curve]]:
+    """Arm -> (variant, training seed) -> curve, of the utterances that the base and all trainings of the arm have; but
+    for trainings that cannot be compared (:func:`left_out`).
     """
-    by_arm: dict[str, dict[tuple[str, int], dict[int, list[CurveRow]]]] = defaultdict(lambda: defaultdict(
-        lambda: defaultdict(list)))
-    for row in rows:
-        by_arm[row.arm][row.variant, row.train_seed][row.step].append(row)
     found: dict[str, dict[tuple[str, int], Curve]] = {}
-    for arm, trainings in by_arm.items():
-        base = trainings.pop(("base", -1))[0]
-        known = {name: points for name, points in trainings.items()
-                 if all(row.kl is not None for point in points.values() for row in point)}
+    for arm, (base, trainings) in _by_arm(rows).items():
+        known = {name: points for name, points in trainings.items() if _unfit(points, base) is None}
         keys = {(row.prompt_id, row.seed) for row in base}
         for points in known.values():
             for point in points.values():
                 keys &= {(row.prompt_id, row.seed) for row in point}
         found[arm] = {name: _curve({0: base, **dict(sorted(points.items()))}, keys, axis)
-                      for name, points in known.items()}
+                      for name, points in known.items()} if keys else {}
     return found
+
+
+def left_out(rows: Iterable[CurveRow], found: Mapping[str, Mapping[tuple[str, int], Curve]],
+             made: Sequence[Row], at_kl: Sequence[float] = ()) -> list[str]:
+    """What the comparison leaves out, a line for each: trainings, texts, targets that were not reached.
+
+    Args:
+        found: of :func:`curves`.
+        made: of :func:`table`.
+    """
+    out = []
+    for arm, (base, trainings) in _by_arm(rows).items():
+        told = f"{arm}: at equal drift"
+        out += [f"{told} {variant}, seed {seed}, is left out: {why}" for (variant, seed), points in trainings.items()
+                if (why := _unfit(points, base)) is not None]
+        texts = len({(row.lang, row.text) for row in base})
+        kept = next((curve.kl[0].shape[1] for curve in found[arm].values()), 0)
+        if kept < texts and any(_unfit(points, base) is None for points in trainings.values()):
+            out.append(f"{told} {kept} of {texts} texts count, those that every checkpoint has said")
+        own = dict.fromkeys(row["kl"] for row in made if (row["arm"], row["target"]) == (arm, "arm"))
+        for kl in at_kl or own:
+            there = {row["variant"] for row in made if (row["arm"], row["target"], row["kl"]) == (arm, "arm", kl)}
+            if far := sorted({variant for variant, _ in found[arm]} - there):
+                out.append(f"{told} of {kl:g} nats {', '.join(far)} cannot be compared: not every training of it and "
+                           "of the baseline came so far")
+    return out
+
+
+def _by_arm(rows: Iterable[CurveRow]) -> dict[str, tuple[list[CurveRow], dict[tuple[str, int], Points]]]:
+    """Arm -> the base's rows, and the trainings' by (variant, training seed)."""
+    by_arm: dict[str, dict[tuple[str, int], Points]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for row in rows:
+        by_arm[row.arm][row.variant, row.train_seed][row.step].append(row)
+    return {arm: (trainings.pop(("base", -1))[0], trainings) for arm, trainings in by_arm.items()}
+
+
+def _unfit(points: Points, base: Sequence[CurveRow]) -> str | None:
+    """Why a training cannot be compared; None where it can."""
+    if any(row.kl is None for point in points.values() for row in point):
+        return "its KL is not known (full weights)"
+    if not any(row.kl for point in points.values() for row in point):
+        return "it has not moved"
+    step, fewest = min(((step, len(point)) for step, point in points.items()), key=lambda one: one[1])
+    if fewest < _HEARD * len(base):
+        return f"of step {step} only {fewest} of {len(base)} utterances were scored"
+    return None
 
 
 def _curve(points: dict[int, list[CurveRow]], keys: set[tuple[str, int]], axis: Axis) -> Curve:
@@ -204,7 +250,7 @@ def _rows(
     for name, statistics in wanted.items():
         estimates = _estimates(statistics, {v: row["texts"] for v, row in made.items()}, resamples)
         for variant, one in estimates.items():
-            made[variant] |= {name: one.value, f"{name}_ci95": one.ci95, f"{name}_p": one.p}
+            made[variant] |= {name: _known(one.value), f"{name}_ci95": one.ci95, f"{name}_p": one.p}
     blank = {f"{metric}_diff_baseline{end}": None for metric in COMPARED for end in ("", "_ci95", "_p")}
     return [{**blank, **row} for row in made.values()]
 
@@ -235,6 +281,11 @@ def _between(mine: Sequence[Curve], other: Sequence[Curve], metric: str, kl: flo
                                     for a, b in zip(mine, other, strict=True)], axis=1)
 
 
+def _known(value: float) -> float | None:
+    """None for nan: a figure that no text has, as the pause error of texts without a boundary."""
+    return None if np.isnan(value) else value
+
+
 def frontiers(
     found: dict[str, dict[tuple[str, int], Curve]], *, points: int = 9, resamples: int = 1000
 ) -> list[Row]:
@@ -254,12 +305,12 @@ def frontiers(
             for metric in METRICS:
                 estimates = [interval(measure(_at(list(mine.values()), metric, kl), texts, resamples=resamples))
                              for kl in grid]
-                row[metric] = {"value": [one.value for one in estimates], "low": [one.low for one in estimates],
+                row[metric] = {"value": [_known(one.value) for one in estimates], "low": [one.low for one in estimates],
                                "high": [one.high for one in estimates]}
             every = np.ones((1, texts))
             row["checkpoints"] = [
                 {"seed": seed, "step": int(step), "kl": float(kl),
-                 **{metric: float(curve.values(metric, every)[0, i]) for metric in METRICS}}
+                 **{metric: _known(float(curve.values(metric, every)[0, i])) for metric in METRICS}}
                 for seed, curve in mine.items()
                 for i, (step, kl) in enumerate(zip(curve.steps, curve.moved(every)[0], strict=True)) if i]
             out.append(row)

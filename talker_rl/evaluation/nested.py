@@ -49,6 +49,8 @@ of the data, so that they say less than their number."""
 _WILD = 4.0
 """None counts with more than so many times the median, or one training that collapsed would hide all else."""
 _BELIEVED = 6
+_ROUNDING = 1e-12
+"""Below this nothing differs: equal figures may come by sums of another order."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,8 @@ def interval(found: Measured, spread: Spread | None = None, *, null: float = 0.0
     variance, df = (float(x[0]) for x in combined(a, e, m, m_df, texts, seeds))
     sd = variance**0.5
     half = float(stats.t.ppf(0.975, df)) * sd
-    p = float(2 * stats.t.sf(abs(value - null) / sd, df)) if sd > 0 else float(value == null)
+    p = float(2 * stats.t.sf(abs(value - null) / sd, df)) if sd > _ROUNDING else float(
+        abs(value - null) <= _ROUNDING)
     return Estimate(
         value, value - half, value + half, p, df, of, texts, seeds,
         sd_text=(texts * (found.over_texts - found.rest))**0.5,

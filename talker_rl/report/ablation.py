@@ -37,12 +37,17 @@ def ablation_page(study: Study) -> Page:
                     or [Figure("Pareto view", {}, "nothing has been evaluated yet")]),
             Section("Claims", "" if found.get("claims") else "No claim was tested: that is done by talker-rl sweep.",
                     claims=[_claim(claim, len(arms) > 1) for claim in found.get("claims") or []]),
-            Section("Table at equal steps", "", [table(rows, baseline)]),
+            Section(_of_steps(rows), "", [table(rows, baseline)]),
             *equal_drift.sections(found, colors),
             prediction.section(found, colors),
         ],
         legend=colors, notes=list(found.get("notes") or []),
     )
+
+
+def _of_steps(rows: list[Row]) -> str:
+    steps = {row["steps"] for row in rows if row.get("steps") and row["seed"] is not None}
+    return "Table at equal steps" if len(steps) < 2 else "Table of last steps, which differ"
 
 
 def _intervals(rows: list[Row]) -> str:

@@ -79,7 +79,7 @@ def table(found: dict[str, Any]) -> Table:
         with_interval(row["reward"], row["reward_ci95"], "{:.3f}"),
         with_interval(row["pause_error"], row["pause_error_ci95"], "{:.3f}"),
     ] for row in found["equal_kl"]]
-    return Table("At equal drift", head, cells, "no variant has come as far as the baseline",
+    return Table("At equal drift", head, cells, "no two trainings can be compared: the notes say why",
                  "Interpolated between checkpoints, and bootstrapped with that. Compared where the arm's variants are "
                  "(those that have not come so far are left out), and as far as both, the variant's and the "
                  "baseline's trainings, came.")
@@ -95,7 +95,7 @@ def text_table(found: dict[str, Any]) -> str:
     rows = [(row["arm"], row["variant"], f"{row['kl']:.4f}{'' if row['target'] == 'arm' else ' (both)'}",
              f"{row['step']:.0f}", f"{row['texts']} x {row['seeds']}", written(row["wer"], "{:.1%}"),
              _difference(row, "wer"), _chance(row, "wer"), relative(row["duration_ratio"] - 1),
-             _difference(row, "drift"), _chance(row, "drift"), f"{row['reward']:.3f}", f"{row['pause_error']:.3f}")
+             _difference(row, "drift"), _chance(row, "drift"), written(row["reward"]), written(row["pause_error"]))
             for row in found["equal_kl"]]
     return "\n".join([f"at equal drift ({AXES[found['axis']]}; `both`: as far as the variant and {baseline} came; p "
                       "after Holm's correction):", *columns((head, *rows), left=2)])

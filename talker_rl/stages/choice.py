@@ -95,7 +95,10 @@ def choose(ctx: Context, variant: str, index: int) -> None:
     with timed() as seconds:
         folder = tasks.speak(ctx, stage, key, len(work), task, lambda i: {"step": work[i][0]})
         table = _table([*known, *folder.all_rows()])
-        eligible = [row for row in table if row["step"] or index > 1]
+        eligible = [row for row in table if (row["step"] or index > 1) and row[cfg.metric] is not None]
+        if not eligible and cfg.keep == "best":
+            raise StageError("Nothing that a checkpoint said on dev could be scored", where=str(ctx.run.path / stage),
+                             fix="look at error_code in its rows; train with a lower learning rate or fewer steps")
         sign = -1.0 if cfg.metric == "reward" else 1.0
         best = (table[-1] if cfg.keep == "last" else
                 min(eligible, key=lambda row: (sign * row[cfg.metric], row["step"])))
@@ -104,8 +107,10 @@ def choose(ctx: Context, variant: str, index: int) -> None:
         ctx.write_json(f"{stage}/choice.json", choice)
     start = table[0]
     ctx.say(f"{stage}: step {best['step']} of {', '.join(str(s) for s in checkpoints)}: dev WER "
-            f"{start['wer']:.1%} -> {best['wer']:.1%}, reward {written(start['reward'])} -> {written(best['reward'])}")
-    if sign * best[cfg.metric] >= sign * start[cfg.metric]:
+            f"{written(start['wer'], '{:.1%}')} -> {written(best['wer'], '{:.1%}')}, "
+            f"reward {written(start['reward'])} -> {written(best['reward'])}")
+    before, now = start[cfg.metric], best[cfg.metric]
+    if now is None or (before is not None and sign * now >= sign * before):
         ctx.say(f"{stage}: WARNING: step {best['step']} is no better on dev than the policy that training began with")
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0], counts={"step": best["step"]})
 
@@ -166,16 +171,17 @@ def _chosen(ctx: Context, variant: str, index: int) -> Chosen:
 
 
 def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per step: WER, reward, duration and what else the report draws."""
+    """One row per step: WER, reward, duration and what else the report draws; None where nothing of it was scored."""
     table = []
     for step in sorted({row["step"] for row in rows}):
         mine = [row for row in rows if row["step"] == step]
-        summary = variant_summary(mine, resamples=100)
+        heard = any(row["status"] == "ok" for row in mine)
+        summary = variant_summary(mine, resamples=100) if heard else {"n": 0, "failed": len(mine)}
         rewards = [row["reward"] for row in mine if row["reward"] is not None]
-        table.append({"step": step, "reward": sum(rewards) / len(rewards), **{
-            name: summary[name] for name in ("n", "failed", "wer", "wer_mean", "pause_error", "duration_mean",
-                                             "duration_ratio", "cap_hit_rate", "deletion_rate", "insertion_rate",
-                                             "substitution_rate")}})
+        table.append({"step": step, "reward": sum(rewards) / len(rewards) if rewards else None, **{
+            name: summary.get(name) for name in ("n", "failed", "wer", "wer_mean", "pause_error", "duration_mean",
+                                                 "duration_ratio", "cap_hit_rate", "deletion_rate", "insertion_rate",
+                                                 "substitution_rate")}})
     return table
 
 

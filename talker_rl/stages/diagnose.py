@@ -100,6 +100,9 @@ class _Variant:
 
         ctx = self.ctx
         sources = (self.pairs_stage, "conditioning", self.trained, self.choice, "eval/base", f"eval/{self.name}")
+        if "drift" not in ctx.run.stages.get(self.stage, {"config": {"drift": ""}})["config"]:
+            ctx.say(f"{self.stage}: made again, since an earlier version estimated the drift from what was sampled")
+            ctx.run.clear(self.stage)  # nothing depends on it
         self.key = STAGE.begin(ctx.run, ctx.config, self.stage, ctx.contents(*sources) | model_input(ctx.config),
                                {"dev.held_out_share": ctx.config.checkpoint.held_out_share, "drift": "exact"})
         policies: dict[int, Path | None] = {**list_checkpoints(ctx.run.path / self.trained)}

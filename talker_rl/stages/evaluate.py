@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def best_variant(ctx: Context) -> str:
     for variant in ctx.config.variants:
         choice = read_json(ctx.run.path / choice_stage(variant, last) / "choice.json")
         row = next(r for r in choice["checkpoints"] if r["step"] == choice["step"])
-        values[variant] = -row["reward"] if metric == "reward" else row["wer"]
+        known = row[metric] is not None  # of nothing that was scored
+        values[variant] = (-row["reward"] if metric == "reward" else row["wer"]) if known else math.inf
     return min(values, key=lambda name: values[name])
 
 

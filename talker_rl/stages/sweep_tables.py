@@ -40,11 +40,11 @@ def write(config: SweepConfig, folder: Path, arms: Mapping[str, Context], cells:
     for name, ctx in arms.items():
         base = evaluate.eval_rows(ctx, "base")
         for baseline in baselines:
-            trained = [_trained(ctx, *one) for one in _measured_against(baseline, cells(name))]
+            trained = [_trained(ctx, *one) for one in _measured_against(config, baseline, cells(name))]
             made = ablation.arm_table(name, base, trained, baseline, resamples=resamples)
             rows += made[bool(rows and rows[-1]["arm"] == name):]  # the base stands there once
     rows = ablation.corrected(rows)
-    parts = [(baseline, [row for row in rows if row["variant"] == "base" or _own(baseline, row["variant"])])
+    parts = [(baseline, [row for row in rows if row["variant"] == "base" or _own(config, baseline, row["variant"])])
              for baseline in baselines]
     claims = [claim for baseline, mine in parts for claim in ablation.claims(mine, baseline)]
     notes = [note for baseline, mine in parts for note in ablation.notes(mine, claims, baseline)]
@@ -53,9 +53,11 @@ def write(config: SweepConfig, folder: Path, arms: Mapping[str, Context], cells:
         "notes": list(dict.fromkeys(notes))}
     found["prediction"] = {name: _prediction(ctx, cells(name), [row for row in rows if row["arm"] == name], resamples)
                            for name, ctx in arms.items()}
+    found["notes"] += [*ablation.of_trainings(rows), ablation.of_intervals(rows)]
     found["notes"] += prediction.told(found["prediction"])
     if config.run.eval.checkpoints == "all":
         found |= _at_equal_drift(config, folder, arms, cells)
+        found["notes"] += found.pop("left_out")
     write_json(folder / "ablation.json", found)
     atomic_write(folder / "ablation.csv", table_csv(rows))
     return found
@@ -66,12 +68,14 @@ def _baselines(config: SweepConfig) -> list[str]:
     return [config.baseline] + [f"{config.baseline}{TUNED}"] * (config.tuning is not None)
 
 
-def _own(baseline: str, variant: str) -> bool:
-    return variant.endswith(TUNED) == baseline.endswith(TUNED)
+def _own(config: SweepConfig, baseline: str, variant: str) -> bool:
+    return config.tuning is None or variant.endswith(TUNED) == baseline.endswith(TUNED)
 
 
-def _measured_against(baseline: str, cells: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    return [(variant, seed) for variant, seed in cells if _own(baseline, variant)]
+def _measured_against(
+    config: SweepConfig, baseline: str, cells: Sequence[tuple[str, int]]
+) -> list[tuple[str, int]]:
+    return [(variant, seed) for variant, seed in cells if _own(config, baseline, variant)]
 
 
 def _trained(ctx: Context, variant: str, seed: int) -> ablation.Trained:
@@ -112,11 +116,12 @@ def _at_equal_drift(
     found = equal_drift.curves(rows, config.drift)
     table: list[dict[str, Any]] = []
     for baseline in _baselines(config):
-        mine = {arm: {name: one for name, one in trainings.items() if _own(baseline, name[0])}
+        mine = {arm: {name: one for name, one in trainings.items() if _own(config, baseline, name[0])}
                 for arm, trainings in found.items()}
         table += equal_drift.table(mine, baseline, at_kl=config.at_kl or (),
                                    resamples=config.run.eval.bootstrap_samples)
-    return {"axis": config.drift, "frontiers": equal_drift.frontiers(found), "equal_kl": equal_drift.corrected(table)}
+    return {"axis": config.drift, "frontiers": equal_drift.frontiers(found), "equal_kl": equal_drift.corrected(table),
+            "left_out": equal_drift.left_out(rows, found, table, config.at_kl or ())}
 
 
 def _curve_rows(arm: str, ctx: Context, cells: Sequence[tuple[str, int]]) -> Iterator[CurveRow]:

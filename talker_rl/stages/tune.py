@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from talker_rl.base.disk import read_json
+from talker_rl.base.errors import StageError
 from talker_rl.rounds import Round, choice_stage
 from talker_rl.stages import choice, completions, pairs, train
 from talker_rl.stages.context import Context
@@ -31,7 +32,12 @@ def make(ctx: Context, shared: Context, stages: tuple[str, ...], config: SweepCo
         for k, settings in enumerate(config.tuning.settings(variant)):
             rows = read_json(ctx.run.path / choice_stage(f"{variant}-{k}", 1) / "choice.json")["checkpoints"]
             tried.append({"settings": settings, **{key: rows[-1][key] for key in ("step", "reward", "wer", "n")}})
-        found[variant] = {"tried": tried, "chosen": tried[config.tuning.best(tried)]["settings"]}
+        best = config.tuning.best(tried)
+        if best is None:
+            raise StageError(f"Nothing that the tries of {variant} said on dev could be scored",
+                             where=str(ctx.run.path / choice_stage(f"{variant}-0", 1)),
+                             fix="look at error_code in the rows there; try lower learning rates or other values")
+        found[variant] = {"tried": tried, "chosen": tried[best]["settings"]}
     return found
 
 

@@ -6,6 +6,7 @@ any moment leaves either a complete `checkpoint-<step>` or a leftover that the n
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import warnings
@@ -56,6 +57,12 @@ def newest_complete(output_dir: str | Path) -> Path | None:
         elif best is None or int(match[1]) > best[0]:
             best = int(match[1]), folder
     return best[1] if best else None
+
+
+def is_last(checkpoint: Path) -> bool:
+    """Whether its training was over with it, by max_steps or before: by its drift, an alarm, early stopping."""
+    control = json.loads((checkpoint / "trainer_state.json").read_bytes())["stateful_callbacks"].get("TrainerControl")
+    return bool(control and control["args"]["should_training_stop"])
 
 
 def rotate(output_dir: Path, keep: int | None, always: set[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback
@@ -50,15 +50,24 @@ class KLTargets(TrainerCallback):
         self.log: Callable[[dict[str, float]], None] = lambda logs: None
         """The trainer's, once there is one."""
 
+    def reached(self, history: Sequence[Mapping[str, Any]]) -> set[int]:
+        """Steps at which a target was first reached, by the log."""
+        before, found = 0.0, set()
+        for row in history:
+            if "kl" in row:
+                if any(before < target <= row["kl"] for target in self._targets):
+                    found.add(int(row["step"]))
+                before = max(before, row["kl"])
+        return found
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         if state.global_step % EVERY and state.global_step < state.max_steps:
             return control
-        before = max((row["kl"] for row in state.log_history if "kl" in row), default=0.0)
         kl = processes.on_main(self._measure)
         due = control.should_log
         self.log({"kl": kl})
         control.should_log = due  # which logging takes back
-        if any(before < target <= kl for target in self._targets):
+        if state.global_step in self.reached(state.log_history):
             control.should_save = True
         if self._stop_at is not None and kl >= self._stop_at:
             control.should_training_stop = control.should_log = True

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from talker_rl.base.disk import atomic_write, read_json, write_json
 from talker_rl.base.errors import ConfigError, StageError
@@ -27,6 +27,7 @@ from talker_rl.train.arguments import TalkerArguments, build_arguments, check_sp
 from talker_rl.train.card import model_card
 from talker_rl.train.checkpoints import (
     WEIGHT_FILES,
+    is_last,
     list_checkpoints,
     newest_complete,
     promote_checkpoint,
@@ -186,12 +187,17 @@ def _train(
         )
         for one in targets:
             one.log = trainer.log
+            trainer.kept = one.reached
         for unwanted in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(unwanted)
         checkpoint = processes.on_main(lambda: newest_complete(output_dir))
         if checkpoint is not None and progress:
             print(f"{output_dir.name} resumes from {checkpoint.name}", file=sys.stderr, flush=True)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is not None and is_last(checkpoint):  # killed before there was a result: Trainer would go on
+            policy.load(checkpoint)
+            trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         history, last_step = trainer.state.log_history, trainer.state.global_step
         if processes.is_main():
             unseal(output_dir)
@@ -320,12 +326,13 @@ def _open_folder(output_dir: Path, settings: dict[str, Any], resume: bool) -> di
 def _callbacks(
     cfg: TrainConfig, output_dir: Path, alarm: cb.ChosenAlarm, progress: bool, extra: Sequence[TrainerCallback]
 ) -> list[TrainerCallback]:
-    result: list[TrainerCallback] = [cb.JsonLog(output_dir / LOG), alarm, cb.LastStep()]
+    first = [one for one in extra if isinstance(one, LiveMetrics)]  # what they add to a log line, all others see
+    result: list[TrainerCallback] = [*first, cb.JsonLog(output_dir / LOG), alarm, cb.LastStep()]
     if cfg.patience is not None:
         result.append(cb.EarlyStopping(cfg.select_metric, cfg.patience))
     if progress:
         result.append(cb.ProgressLine(output_dir.name))
-    return [*result, *extra]
+    return [*result, *(one for one in extra if one not in first)]
 
 
 def _kl_targets(

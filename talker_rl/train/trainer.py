@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class TalkerTrainer(Trainer):
         self._windows = {"train": Window(), "eval": Window()}
         self._num_tokens = 0
         self._staging: Path | None = None
+        self.kept: Callable[[Sequence[Mapping[str, Any]]], set[int]] = lambda history: set()
+        """Steps whose checkpoints save_total_limit does not remove, by the log."""
         if args.disable_dropout:
             _disable_dropout(policy.module)
         super().__init__(
@@ -235,8 +237,8 @@ class TalkerTrainer(Trainer):
             shutil.rmtree(output_dir / name, ignore_errors=True)
             os.replace(staging / name, output_dir / name)
             staging.rmdir()
-            keep = {self.state.best_global_step} if self.state.best_global_step else set()
-            checkpoints.rotate(output_dir, self.args.save_total_limit, keep)
+            best = {self.state.best_global_step} if self.state.best_global_step else set()
+            checkpoints.rotate(output_dir, self.args.save_total_limit, best | self.kept(self.state.log_history))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """The policy's weights; no pickled arguments."""
