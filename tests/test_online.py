@@ -1,0 +1,155 @@
+"""Online training on a random tiny model: what is sampled, judged and trained on; going on after an interruption; alarms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pipeline_helpers import write_world
+from safetensors.torch import load_file
+
+from talker_rl import cli
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.score import ScoreRow
+from talker_rl.store.shards import ShardFolder
+from talker_rl.train.live import Live
+
+SAMPLING = {"max_new_tokens": 24, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "repetition_penalty": 1.0,
+            "min_new_tokens": 4, "sequence_bias": [[[8294], 11.0]]}
+
+
+def world(folder: Path, loss: dict[str, Any] | None = None, **online: Any) -> Path:
+    return write_world(folder, train={
+        "data": "online", "loss": loss or {"type": "grpo"}, "chosen_drop_alarm": None,
+        "online": {"prompts_per_step": 2, "num_generations": 3, "decodes": 20, "sampling": SAMPLING, **online},
+        "args": {"save_steps": 1, "learning_rate": 1e-2, "per_device_train_batch_size": 4,
+                 "lr_scheduler_type": "constant", "seed": 3}})
+
+
+def run(config: Path, folder: Path) -> int:
+    return cli.main(["run", "-c", str(config), "--run-dir", str(folder), "-q", "--debug"])
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "round1/train/default/log.jsonl").read_text().splitlines()
+    return [row for line in lines if "loss" in (row := json.loads(line))]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "train/default/adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("online")
+    config = world(folder)
+    assert run(config, folder / "run") == 0
+    return config, folder / "run"
+
+
+def test_what_is_sampled_is_judged_and_trained_on(finished: tuple[Path, Path]) -> None:
+    _, folder = finished
+    stage = folder / "round1/train/default/online"
+    candidates = ShardFolder(stage / "rollouts").read_all(Candidate)
+    scores = ShardFolder(stage / "scores").read_all(ScoreRow)
+    assert len(candidates) == len(scores) == 18  # three samplings of six; a fourth would spend more than 20
+    assert [s.candidate_id for s in scores] == [c.candidate_id for c in candidates]
+    prompts = [c.prompt_id for c in candidates][::3]
+    assert len(set(prompts)) == 6  # without replacement
+    rows = log(folder)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["online/decodes"] for row in rows] == [6.0, 12.0, 18.0]
+    assert all(row["sampling/logp_difference/max"] < 1e-4 and row["ratio/mean"] == pytest.approx(1, abs=1e-4)
+               for row in rows)
+    first = [s.reward for s in scores[:6]]
+    assert rows[0]["reward"] == pytest.approx(sum(r or 0.0 for r in first) / 6, abs=1e-6) or None in first
+    assert not (folder / "rollouts").exists() and not (folder / "pairs").exists()
+    assert any(v.abs().max() > 0 for k, v in weights(folder).items() if "lora_B" in k)
+    assert json.loads((folder / "eval/summary.json").read_text())["trained"]["n"] == 8
+
+
+def test_the_policy_that_is_sampled_from_is_the_one_that_was_trained(finished: tuple[Path, Path]) -> None:
+    """The second sampling is of another policy than the first: its log-probs are not the base's."""
+    _, folder = finished
+    from talker_rl.config import load_data
+    from talker_rl.stages.forcing import ForceTask, force
+    from talker_rl.store.run_dir import stored_config
+
+    config = load_data(stored_config(folder))
+    later = ShardFolder(folder / "round1/train/default/online/rollouts").read(2, Candidate)
+    (base,) = force(ForceTask(config.model, [None], folder / "conditioning",
+                              [(c.prompt_id, c.speech) for c in later], 4))
+    apart = max(abs(a - b) for c, f in zip(later, base, strict=True)
+                for a, b in zip(c.token_logps, f.logps, strict=True))
+    assert apart > 1e-3
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_interrupted_it_goes_on_to_the_same_weights(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    config, folder = finished
+    make = Live._make
+
+    def cut(self: Live, number: int, *rest: Any) -> Any:
+        made = make(self, number, *rest)
+        if number == at:
+            raise KeyboardInterrupt
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Live, "_make", cut)
+        assert run(config, tmp_path / "run") == 130
+    assert run(config, tmp_path / "run") == 0
+    one, other = weights(folder), weights(tmp_path / "run")
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    assert [row["loss"] for row in log(folder)] == [row["loss"] for row in log(tmp_path / "run")]
+
+
+def test_log_probs_of_another_policy_stop_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examples = Live._examples
+
+    def shifted(self: Live, group: Any) -> Any:
+        made = examples(self, group)
+        for example in made:
+            example.behaviour_logps = [one.roll(1) for one in example.behaviour_logps or []]
+        return made
+
+    monkeypatch.setattr(Live, "_examples", shifted)
+    config = world(tmp_path)
+    assert cli.main(["run", "-c", str(config), "--run-dir", str(tmp_path / "run"), "-q"]) == 1
+    told = capsys.readouterr().err
+    assert "differ by" in told and "talker-rl parity" in told
+
+
+@pytest.mark.parametrize(("loss", "online"), [
+    ({"type": "gspo", "beta": 0.1}, {"mini_batches": 2, "num_iterations": 2}),
+    ({"type": "rloo", "stop": "drop"}, {"advantages": {"baseline": "leave_one_out", "scale_rewards": "none"},
+                                        "truncated": "left_out"}),
+    ({"type": "dapo"}, {"refill": 2, "advantages": {"credit": "words", "sequence_share": 0.5}}),
+])
+def test_every_kind_trains(tmp_path: Path, loss: dict[str, Any], online: dict[str, Any]) -> None:
+    config = world(tmp_path, loss, **online)
+    assert cli.main(["train", "-c", str(config), "--run-dir", str(tmp_path / "run"), "-q", "--debug"]) != 0  # no prompts
+    assert run(config, tmp_path / "run") == 0
+    rows = log(tmp_path / "run")
+    assert len(rows) == 3 * online.get("mini_batches", 1) * online.get("num_iterations", 1) or "refill" in online
+    assert rows[-1]["online/decodes"] <= 20
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"train.loss.type": "dpo"}, "data: online"),
+    ({"train.online.decodes": "3"}, "one sampling takes 2 x 3 decodes"),
+    ({"train.online.mini_batches": "3"}, "cannot share 2 groups"),
+    ({"train.online.num_generation": "3"}, "num_generations"),
+])
+def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], told: str) -> None:
+    config = world(tmp_path)
+    said = [f"{key}={value}" for key, value in changes.items()]
+    assert cli.main(["run", "-c", str(config), "--run-dir", str(tmp_path / "run"), "-q", *said]) != 0
+    assert told in capsys.readouterr().err
