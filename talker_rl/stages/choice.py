@@ -106,8 +106,9 @@ def choose(ctx: Context, variant: str, index: int) -> None:
                   "checkpoints": table}
         ctx.write_json(f"{stage}/choice.json", choice)
     start = table[0]
-    ctx.say(f"{stage}: step {best['step']} of {', '.join(str(s) for s in checkpoints)}: dev WER "
-            f"{written(start['wer'], '{:.1%}')} -> {written(best['wer'], '{:.1%}')}, reward {written(start['reward'])} -> {written(best['reward'])}")
+    wers = [written(row["wer"], "{:.1%}") for row in (start, best)]
+    ctx.say(f"{stage}: step {best['step']} of {', '.join(str(s) for s in checkpoints)}: dev WER {' -> '.join(wers)}, "
+            f"reward {written(start['reward'])} -> {written(best['reward'])}")
     before, now = start[cfg.metric], best[cfg.metric]
     if now is None or (before is not None and sign * now >= sign * before):
         ctx.say(f"{stage}: WARNING: step {best['step']} is no better on dev than the policy that training began with")
