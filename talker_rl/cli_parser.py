@@ -27,11 +27,15 @@ Compare losses: a grid of variants, arms (ways of choosing pairs) and training s
 Prompts, candidates and scores are made once; every training takes the same number of steps and is evaluated on the same
 prompts from the same seeds. Intervals of a variant are over texts and training seeds; a claim needs a p-value below
 0.05 after correction for the number of comparisons (Holm). --dry-run says how small a difference would be found. The
-folder holds ablation.json and .csv, report/, shared/ and arms/<arm>/: each arm a run folder, for every other verb."""
+folder holds ablation.json and .csv, report/, shared/ and arms/<arm>/: each arm a run folder, for every other verb.
+
+With run.eval.checkpoints: all every checkpoint is heard (arms/<arm>/curve/, curves.parquet), and losses are compared
+where they have drifted as far, too. With tuning a small grid of settings is tried of each variant first (tuning/<arm>/,
+tuning.json)."""
 SWEEP_EXAMPLES = """\
 talker-rl sweep losses                                 the shipped ablation, on the micro model
   talker-rl sweep losses --dry-run                       its grid, and how long it takes
-  talker-rl sweep losses 'seeds=[0,1,2]'                 one seed more: only that one is trained
+  talker-rl sweep losses 'seeds=[0,1,2,3]'               one seed more: only that one is trained
   talker-rl diagnose --run-dir runs/sweep/arms/biased    any verb on one arm"""
 
 SHOW_TEXT = """\

@@ -106,8 +106,8 @@ def choose(ctx: Context, variant: str, index: int) -> None:
                   "checkpoints": table}
         ctx.write_json(f"{stage}/choice.json", choice)
     start = table[0]
-    ctx.say(f"{stage}: step {best['step']} of {', '.join(str(s) for s in checkpoints)}: dev WER "
-            f"{written(start['wer'], '{:.1%}')} -> {written(best['wer'], '{:.1%}')}, "
+    wers = [written(row["wer"], "{:.1%}") for row in (start, best)]
+    ctx.say(f"{stage}: step {best['step']} of {', '.join(str(s) for s in checkpoints)}: dev WER {' -> '.join(wers)}, "
             f"reward {written(start['reward'])} -> {written(best['reward'])}")
     before, now = start[cfg.metric], best[cfg.metric]
     if now is None or (before is not None and sign * now >= sign * before):
@@ -117,7 +117,7 @@ def choose(ctx: Context, variant: str, index: int) -> None:
 
 def _start_rows(ctx: Context, variant: str, index: int, below: str = "") -> list[dict[str, Any]]:
     """What the policy that a round begins with said on dev, as step 0, where another choice has heard it already: that
-    of the round before, or of the run's first variant, which begins alike. Empty where this one has heard it itself.
+    of the round before, or in round 1 of another variant, which begins alike. Empty where this one has heard it itself.
 
     Args:
         below: a folder of those stages; ``""`` for their rows.
@@ -130,10 +130,11 @@ def _start_rows(ctx: Context, variant: str, index: int, below: str = "") -> list
         if step:
             return [{**row, "step": 0} for row in ctx.shards(f"{stage}{below}").all_rows() if row["step"] == step]
         index -= 1  # the round before was undone: its start is the one of the round before that
-    first = next(iter(ctx.config.variants))
-    if variant == first or not ctx.run.is_done(choice_stage(first, 1)):
-        return []
-    return [row for row in ctx.shards(f"{choice_stage(first, 1)}{below}").all_rows() if row["step"] == 0]
+    for other in ctx.config.variants:
+        stage = choice_stage(other, 1)
+        if other != variant and ctx.run.is_done(stage) and any(r["step"] == 0 for r in ctx.shards(stage).all_rows()):
+            return [row for row in ctx.shards(f"{stage}{below}").all_rows() if row["step"] == 0]
+    return []
 
 
 def dev_rows(ctx: Context, variant: str, index: int) -> list[dict[str, Any]]:

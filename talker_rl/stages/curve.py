@@ -44,8 +44,6 @@ def _curve(ctx: Context, variant: str) -> None:
         **model_input(ctx.config),
     }, {"seeds": cfg.seeds, "sampling": sampling.model_dump(mode="json"), "extras": 0,
         "shard_size": ctx.config.rollouts.shard_size, "batch_size": ctx.config.rollouts.batch_size})
-    if ctx.run.is_done(stage):
-        return
     chosen = int(read_json(ctx.run.path / choice / "choice.json")["step"])
     policies: dict[int, Path | None] = dict(list_checkpoints(ctx.run.path / trained))
     parts = chunks(ctx.prompts("eval"), ctx.config.rollouts.shard_size)
@@ -70,8 +68,10 @@ def _curve(ctx: Context, variant: str) -> None:
             reference=start_adapter(ctx.config) if ctx.config.reference == "kept" else start,
             exact=ctx.config.variants[variant].lora is not None,
             batch_size=ctx.config.variants[variant].reference_batch_size)
-    ctx.run.finish(stage, content=stable_hash(spoken_.content(), moved.content()), seconds=seconds[0],
-                   counts={"checkpoints": len(policies), "utterances": sum(map(len, own.values()))})
+    content = stable_hash(spoken_.content(), moved.content())
+    if not ctx.run.is_done(stage) or content != ctx.run.content(stage):  # the latter is refused
+        ctx.run.finish(stage, content=content, seconds=seconds[0],
+                       counts={"checkpoints": len(policies), "utterances": sum(map(len, own.values()))})
 
 
 def curve_rows(ctx: Context, variant: str) -> dict[int, list[Row]]:

@@ -127,7 +127,7 @@ def describe_sweep(config: SweepConfig, folder: Path | None = None) -> str:
 def _power(config: SweepConfig, texts: int, folder: Path | None) -> list[str]:
     """How small a difference of WER between a variant and the baseline is found, arm by arm."""
     beside = {arm: len(cfg.variants) - 1 for arm, cfg in config.arms.items()}
-    compared, seeds = sum(beside.values()), len(config.seeds)
+    compared, seeds = sum(beside.values()) * (2 if config.tuning else 1), len(config.seeds)  # as published, and tuned
     if not compared or texts < 2:
         return []
     table = folder / "ablation.json" if folder else None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from talker_rl.base.disk import atomic_write, write_json
+from talker_rl.base.disk import atomic_write, read_json, write_json
 from talker_rl.base.errors import StageError
 from talker_rl.base.seals import seal
 from talker_rl.diagnostics import prediction
@@ -27,7 +27,7 @@ from talker_rl.stages.anatomy import PAIRS_ASKED, is_own, read_pairs
 from talker_rl.stages.context import Context
 from talker_rl.store.shards import parquet_bytes, schema_of, table_of
 from talker_rl.sweep_config import SweepConfig, cell
-from talker_rl.tuning import TUNED
+from talker_rl.tuning import TUNED, with_settings
 
 Cells = Callable[[str], Sequence[tuple[str, int]]]
 """Arm -> (variant, training seed) of its trainings."""
@@ -51,9 +51,10 @@ def write(config: SweepConfig, folder: Path, arms: Mapping[str, Context], cells:
     found: dict[str, Any] = {
         "baseline": config.baseline, "rows": rows, "claims": claims, "pareto": ablation.pareto(rows),
         "notes": list(dict.fromkeys(notes))}
-    found["prediction"] = {name: _prediction(ctx, cells(name), [row for row in rows if row["arm"] == name], resamples)
-                           for name, ctx in arms.items()}
-    found["notes"] += [*ablation.of_trainings(rows), ablation.of_intervals(rows)]
+    found["prediction"] = {
+        name: _prediction(ctx, _measured_against(config, config.baseline, cells(name)),
+                          [row for row in rows if row["arm"] == name], resamples) for name, ctx in arms.items()}
+    found["notes"] += [*_of_tuning(config, folder), *ablation.of_trainings(rows), ablation.of_intervals(rows)]
     found["notes"] += prediction.told(found["prediction"])
     if config.run.eval.checkpoints == "all":
         found |= _at_equal_drift(config, folder, arms, cells)
@@ -78,6 +79,23 @@ def _measured_against(
     return [(variant, seed) for variant, seed in cells if _own(config, baseline, variant)]
 
 
+def _of_tuning(config: SweepConfig, folder: Path) -> list[str]:
+    """What tuned variants have been measured against, and what was chosen for them."""
+    if config.tuning is None:
+        return []
+    found = read_json(folder / "tuning.json")
+    notes = [f"tuned variants are measured against {config.baseline}{TUNED}, and no prediction is made for them"]
+    for arm in config.arms:
+        told = []
+        for variant, one in found[arm].items():
+            data = config.variants[variant].model_dump(mode="json")
+            same = with_settings(data, one["chosen"]) == data
+            settings = ", ".join(f"{key} {value}" for key, value in one["chosen"].items())
+            told.append(f"{variant}{TUNED} has {settings or 'nothing'}{' (as published)' if same else ''}")
+        notes.append(f"{arm}: {'; '.join(told)}")
+    return notes
+
+
 def _trained(ctx: Context, variant: str, seed: int) -> ablation.Trained:
     name = cell(variant, seed)
     entry = ctx.run.stages[train_stage(name, 1)]
@@ -89,7 +107,11 @@ def _prediction(
     ctx: Context, cells: Sequence[tuple[str, int]], rows: Sequence[dict[str, Any]], resamples: int
 ) -> dict[str, Any]:
     """What an arm's losses push on in its pairs before training, against the durations that came of it; a note in its
-    place where the pairs do not tell."""
+    place where the pairs do not tell.
+
+    Args:
+        cells: as published: what is tuned is no other loss in most cases, and would be counted as one.
+    """
     measured = {row["variant"]: row["duration_ratio"] for row in rows if row["seed"] is None}
     settings = {variant: ctx.config.variants[cell(variant, seed)] for variant, seed in cells}
     losses = {variant: cfg.loss for variant, cfg in settings.items() if cfg.data is None and not is_own(cfg.loss)}
