@@ -50,7 +50,7 @@ def test_places_of_a_text() -> None:
     assert right["pause", 1].ranges == [(35, 69)]  # .8 - .1 and 1.2 + .18
     assert right["between", 3].ranges == [(75, 101)]  # behind the last word: to the end, the stop included
 
-    wrong = places("one four four", [(0.1, 0.4), (0.5, 0.8), (0.85, 1.2)])  # "two," said wrong and no pause, "three" too
+    wrong = places("one four four", [(0.1, 0.4), (0.5, 0.8), (0.85, 1.2)])  # no pause behind "two," either
     assert not wrong["word", 1].right and not wrong["word", 2].right and not wrong["pause", 1].right
     left_out = places("one three", [(0.1, 0.4), (0.5, 0.9)])
     assert not left_out["word", 1].right and left_out["word", 1].ranges == [(15, 34)]

@@ -36,10 +36,10 @@ def of_what_differs(
         group: places of each candidate, empty where nothing is known (its advantage then falls on nothing).
     """
     found = []
-    for mine, advantage, n in zip(group, advantages, steps, strict=True):
+    for number, (mine, advantage, n) in enumerate(zip(group, advantages, steps, strict=True)):
         out = np.zeros(n, dtype=np.float32)
         for place, slot in mine.items():
-            elsewhere = any(not other[place].right for other in group if other is not mine and place in other)
+            elsewhere = any(not other[place].right for other in _others(group, number) if place in other)
             if (advantage < 0 and not slot.right) or (advantage > 0 and slot.right and elsewhere):
                 for first, behind in slot.ranges:
                     out[first:behind] = advantage
@@ -57,13 +57,17 @@ def of_words(
     """
     sizes = {kind: max(1, len({place for mine in group for place in mine if place[0] == kind})) for kind in PARTS}
     found = []
-    for mine, advantage, n in zip(group, advantages, steps, strict=True):
+    for number, (mine, advantage, n) in enumerate(zip(group, advantages, steps, strict=True)):
         out = np.full(n, sequence_share * advantage, dtype=np.float32)
         for place, slot in mine.items():
-            others = [float(other[place].right) for other in group if other is not mine and place in other]
+            others = [float(other[place].right) for other in _others(group, number) if place in other]
             if others:
                 value = PARTS[place[0]] / sizes[place[0]] * (float(slot.right) - float(np.mean(others)))
                 for first, behind in slot.ranges:
                     out[first:behind] += value
         found.append(out)
     return found
+
+
+def _others(group: Sequence[Slots], number: int) -> list[Slots]:
+    return [*group[:number], *group[number + 1 :]]
