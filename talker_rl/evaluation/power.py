@@ -39,8 +39,9 @@ class Components:
 
 
 TYPICAL = Components(text=0.19, seed=0.010, rest=0.16)
-"""WER of one variant minus another's on the micro model, one utterance of about 10 words a text: medians over ten variants
-against DPO, three training seeds, 200 texts (``analysis/data/grid-biased-2026-11-30.parquet``, docs/LOG.md)."""
+"""WER of one variant minus another's on the micro model, one utterance of about 10 words a text: medians over ten
+variants against DPO, three training seeds, 200 texts (``analysis/data/grid-biased-2026-11-30.parquet``, docs/LOG.md).
+"""
 
 
 def power(
