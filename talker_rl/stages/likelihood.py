@@ -29,7 +29,7 @@ def make(ctx: Context, variant: str) -> dict[str, Any] | None:
     are none: a variant that learned from pairs, or nothing held out.
     """
     cfg, share = ctx.config.variants[variant], ctx.config.checkpoint.held_out_share
-    if cfg.data is None:
+    if cfg.data in (None, "online"):
         return None
     stage, last = f"likelihood/{variant}", ctx.config.iterations
     source, choice = Round(1).data_stage(cfg.data), choice_stage(variant, last)

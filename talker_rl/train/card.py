@@ -158,6 +158,10 @@ def _length_bias(lines: Sequence[str]) -> list[str]:
 
 def _data(result: Mapping[str, Any], settings: Mapping[str, Any], facts: RunFacts | None) -> list[str]:
     data = result["data"]
+    if settings["config"].get("data") == "online":
+        return ["## Data", "", *(f"- {line}" for line in (facts.data if facts else ())),
+                f"- its own samples: {count(data['decodes'], 'decode')} of {count(data['prompts'], 'prompt')} in "
+                f"{count(data['samplings'], 'sampling')}", ""]
     what = "completions" if settings["config"].get("data") else "pairs"
     seconds = [f"{side} {data[f'{side}_seconds']:.3f}" for side in ("chosen", "rejected")
                if data[f"{side}_seconds"] is not None]

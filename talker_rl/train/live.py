@@ -72,7 +72,7 @@ class Live:
         key: of those shards: what they depend on beside the policy.
         judge: decodes and scores.
         sampling: how they are drawn.
-        batch_size: candidates a forward of sampling.
+        batch_size: candidates of one forward of sampling.
         seed: of prompts' order and of candidates.
         pauses: which gaps of a transcript are pauses, for token credit.
     """
