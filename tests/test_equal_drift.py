@@ -10,8 +10,8 @@ import pytest
 
 from talker_rl.evaluation.curves import CurveRow, curve_rows
 from talker_rl.evaluation.equal_drift import corrected, curves, frontiers, furthest, left_out, table
+from talker_rl.report.equal_drift import sections, text_table
 from talker_rl.report.equal_drift import table as page_table
-from talker_rl.report.equal_drift import text_table
 
 BASE = CurveRow("biased", "base", -1, 0, "p0", 0, "a b", "en", 1, 2, 1.0, 0.5, 0.4, False, 0.1, 10, 0.0, 10, 0.0, 0.9)
 TEXTS = [("p0", "a b", 2), ("p1", "c d e", 3), ("p2", "f", 1)]
@@ -180,3 +180,21 @@ def test_a_figure_that_no_text_has_is_none() -> None:
     assert {*frontiers(curves(rows), points=3, resamples=100)[0]["pause_error"]["value"]} == {None}
     found = {"baseline": "dpo", "axis": "code", "equal_kl": corrected(made)}
     assert "nan" not in text_table(found) and "nan" not in str(page_table(found))
+
+
+def test_the_page_draws_figures_on_a_scale_of_the_root_of_kl() -> None:
+    found = curves(two())
+    made = {"baseline": "dpo", "axis": "code", "frontiers": frontiers(found, points=3, resamples=50),
+            "equal_kl": corrected(table(found, "dpo", resamples=50))}
+    drift, tables = sections(made, {"dpo": "#112233", "other": "#445566"})
+    figure = drift.items[0].views[""]  # type: ignore[union-attr]
+    lines = {trace.name: trace for trace in figure.data}
+    assert list(lines["dpo"].x) == pytest.approx([0.0, 0.15, 0.3]) and lines["dpo"].y[-1] == 0.0
+    assert list(lines["dpo, checkpoints"].x) == pytest.approx([0.2, 0.3])
+    assert "step 20<br>KL 0.0900" in lines["dpo, checkpoints"].text[-1]
+    assert [float(text) for text in figure.layout.xaxis.ticktext] == pytest.approx(
+        [value**2 for value in figure.layout.xaxis.tickvals])
+    rows = tables.items[0].rows  # type: ignore[union-attr]
+    assert [row[1].text for row in rows] == ["dpo", "other", "other"]
+    assert sections({"frontiers": []}, {}) == []
+    assert "at equal drift" in text_table(made) and text_table({}) == ""

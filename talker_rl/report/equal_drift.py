@@ -16,6 +16,7 @@ Row = dict[str, Any]
 AXES = {"code": "KL to the base, nats a token of its own speech",
         "utterance": "KL to the base, nats an utterance of its own speech",
         "code_on_base": "KL to the base, nats a token of the base's speech"}
+_TICKS = (0.0, *(base * 10.0**power for power in range(-7, 3) for base in (1, 2, 5)))
 SHOWN = (("wer", "word error rate", ".0%"), ("duration_ratio", "duration / base", ".2f"),
          ("reward", "mean reward", ".2f"), ("pause_error", "pause error", ".2f"))
 
@@ -31,7 +32,7 @@ def sections(found: dict[str, Any], colors: dict[str, str]) -> list[Section]:
                for arm in arms for metric, label, tick in SHOWN]
     return [
         Section("Against drift", "Losses that have taken as many steps have not moved as far. Lines go from the base "
-                "(KL 0) through the checkpoints (dots, each training seed), straight in the square root of KL; bands "
+                "(KL 0) through the checkpoints (dots, each training seed), on a scale of the root of KL; bands "
                 "are 95\u00a0% over texts and training seeds. All of the same texts.", list(figures)),
         Section("Table at equal drift", "", [table(found)]),
     ]
@@ -40,24 +41,32 @@ def sections(found: dict[str, Any], colors: dict[str, str]) -> list[Section]:
 def frontier(
     rows: list[Row], metric: str, label: str, tick: str, axis: str, colors: dict[str, str]
 ) -> go.Figure:
-    """A metric against KL, a line with its band for each variant of one arm."""
+    """A metric against KL, on a scale of its root, in which policies move evenly: a line with its band for each variant
+    of one arm."""
     fig = charts.figure(axis, label, showlegend=False, height=340)
-    fig.update_layout(yaxis={"tickformat": tick})
+    furthest = max([row["kl"][-1] for row in rows] + [p["kl"] for row in rows for p in row["checkpoints"]], default=0.0)
+    ticks = [kl for kl in _TICKS if kl <= furthest and (kl == 0 or kl >= furthest / 400)]
+    fig.update_layout(yaxis={"tickformat": tick}, xaxis={"tickvals": [kl**0.5 for kl in ticks],
+                                                         "ticktext": [f"{kl:g}" for kl in ticks]})
     for row in rows:
         color, line = colors[row["variant"]], row[metric]
         if line["low"][0] is not None:
-            fig.add_scatter(x=[*row["kl"], *row["kl"][::-1]], y=[*line["high"], *line["low"][::-1]], fill="toself",
-                            fillcolor=charts.faint(color, 0.1), line={"width": 0}, hoverinfo="skip",
+            fig.add_scatter(x=_root([*row["kl"], *row["kl"][::-1]]), y=[*line["high"], *line["low"][::-1]],
+                            fill="toself", fillcolor=charts.faint(color, 0.1), line={"width": 0}, hoverinfo="skip",
                             legendgroup=row["variant"], name=f"{row['variant']}, 95 %", mode="lines")
-        fig.add_scatter(x=row["kl"], y=line["value"], name=row["variant"], legendgroup=row["variant"], mode="lines",
-                        line={"color": color})
+        fig.add_scatter(x=_root(row["kl"]), y=line["value"], name=row["variant"], legendgroup=row["variant"],
+                        mode="lines", line={"color": color})
         points = row["checkpoints"]
-        fig.add_scatter(x=[p["kl"] for p in points], y=[p[metric] for p in points], mode="markers",
+        fig.add_scatter(x=_root([p["kl"] for p in points]), y=[p[metric] for p in points], mode="markers",
                         name=f"{row['variant']}, checkpoints", legendgroup=row["variant"],
                         marker={"size": 6, "color": color},
-                        text=[f"{row['variant']}, seed {p['seed']}, step {p['step']}" for p in points],
-                        hovertemplate="%{text}<br>KL %{x:.4f}: %{y}<extra></extra>")
+                        text=[f"{row['variant']}, seed {p['seed']}, step {p['step']}<br>KL {p['kl']:.4f}"
+                              for p in points], hovertemplate="%{text}: %{y}<extra></extra>")
     return fig
+
+
+def _root(values: list[float]) -> list[float]:
+    return [max(0.0, value)**0.5 for value in values]
 
 
 def table(found: dict[str, Any]) -> Table:
