@@ -104,7 +104,7 @@ def test_what_is_hashed_has_the_names_that_it_had() -> None:
     training = config.variants["style"].training()
     assert set(training.model_dump()) == {
         "data", "loss", "lora", "args", "select", "select_metric", "patience", "chosen_drop_alarm", "chosen_drop_stop",
-        "reference_batch_size", "keep_optimizer", "save_at_kl", "stop_at_kl"}
-    assert training.save_at_kl is training.stop_at_kl is None  # younger keys that are off change no stage's result
+        "reference_batch_size", "keep_optimizer", "save_at_kl", "stop_at_kl", "online"}
+    assert training.save_at_kl is training.stop_at_kl is training.online is None  # younger, off: no key changes
     assert training == TrainConfig(select="best", select_metric="eval_rewards/accuracies")
     assert not any(key.startswith(("checkpoint", "variants", "train")) for stage in all_stages() for key in stage.key)
