@@ -152,3 +152,27 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: d
     said = [f"{key}={value}" for key, value in changes.items()]
     assert cli.main(["run", "-c", str(config), "--run-dir", str(tmp_path / "run"), "-q", *said]) != 0
     assert told in capsys.readouterr().err
+
+
+def test_the_running_baseline_is_the_mean_of_the_samplings_before(finished: tuple[Path, Path]) -> None:
+    from types import SimpleNamespace
+
+    from talker_rl.train.advantages import AdvantageConfig
+    from talker_rl.train.online_config import OnlineConfig
+
+    _, folder = finished
+    stage = folder / "round1/train/default/online"
+    rollouts, scores = ShardFolder(stage / "rollouts"), ShardFolder(stage / "scores")
+    prompts = [SimpleNamespace(prompt_id=name) for name in {c.prompt_id for c in rollouts.read_all(Candidate)}]
+    cfg = OnlineConfig(prompts_per_step=2, num_generations=3, decodes=18, advantages=AdvantageConfig(
+        baseline="running", scale_rewards="none"))
+    live = Live(cfg, prompts, {}, stage, rollouts._index["key"], None, sampling=None, batch_size=1,  # type: ignore[arg-type]
+                seed=0)
+    assert live._mean_before(0) is None
+    groups = live._grouped(rollouts.read(2, Candidate), scores.read(2, ScoreRow))
+    before = [r for i in (0, 1) for g in live._grouped(rollouts.read(i, Candidate), scores.read(i, ScoreRow))
+              for r in g.rewards]
+    live._value(groups, 2)
+    for group in groups:
+        for reward, steps in zip(group.rewards, group.advantages, strict=True):
+            assert steps == pytest.approx(reward - sum(before) / len(before), abs=1e-5)

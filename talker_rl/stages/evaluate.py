@@ -163,10 +163,10 @@ def _summary(
     return found
 
 
-def judged(config: RunConfig, pairs: float = 0) -> int:
-    """Talkers that are evaluated; where every checkpoint is, and their number hangs on the pairs, as so many give."""
+def judged(config: RunConfig) -> int:
+    """Talkers that are evaluated; where every checkpoint is, at least those that are known before there are pairs."""
     every = config.eval.checkpoints == "all"
-    return 1 + len(config.eval.talkers) + sum(max(1, cfg.checkpoints(pairs)) if every else 1
+    return 1 + len(config.eval.talkers) + sum(max(1, cfg.checkpoints(0)) if every else 1
                                               for cfg in config.variants.values())
 
 

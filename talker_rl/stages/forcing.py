@@ -81,7 +81,8 @@ def _force(policy: Policy, examples: Sequence[TalkerSequence], batch_size: int, 
         collated = policy.collate([examples[i] for i in batch])
         with torch.no_grad():
             logps, stops, *more = policy.compared(collated) if beside else policy.logps_and_stops(collated)
-        for at_, i in enumerate(batch):
+        columns = [one.cpu() for one in (logps, stops.exp(), *more)]
+        for i, *rows in zip(batch, *columns, strict=True):
             length = examples[i].speech.steps
-            found[i] = Forced(*(one[at_, :length].tolist() for one in (logps.cpu(), stops.exp().cpu(), *more)))
+            found[i] = Forced(*(row[:length].tolist() for row in rows))
     return [found[i] for i in range(len(examples))]

@@ -15,7 +15,7 @@ from talker_rl.data.speaker_settings import SETS
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
-from talker_rl.stages import worker
+from talker_rl.stages import tasks, worker
 from talker_rl.store.shards import ShardFolder
 
 
@@ -42,7 +42,7 @@ class PoolJudge:
                 mine = list(candidates[start:end])
                 asked = worker.Judging(
                     token2wav=self.config.token2wav, reward=self.config.reward, seed=self.config.seed,
-                    prompts=[self._by_id[p] for p in dict.fromkeys(c.prompt_id for c in mine)])
+                    prompts=tasks.of_candidates(self._by_id, mine))
                 waiting.append(self._pool.submit(worker.work, worker.Task(self.config.model, judging=asked,
                                                                           candidates=mine)))
 

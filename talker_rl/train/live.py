@@ -172,6 +172,7 @@ class Live:
             self._rollouts.write(number, candidates, Candidate)
             self._scores.write(number, scores, ScoreRow)
         groups = self._grouped(candidates, scores)
+        self._value(groups, number)
         self.metrics = _metrics(groups, spent + len(candidates), time.monotonic() - began)
         self._groups = number, groups
         return groups
@@ -234,14 +235,24 @@ class Live:
             mine = list(candidates[start : start + n])
             found = [known[c.candidate_id] for c in mine]
             groups.append(Group(by_id[mine[0].prompt_id], mine, found, _rewards(mine, found)))
+        return groups
+
+    def _value(self, groups: Sequence[Group], number: int) -> None:
+        """Give each step of a sampling's candidates its advantage."""
         cfg = self.cfg.advantages
         if cfg.rewards:
             values = decoupled([_components(group, cfg.rewards) for group in groups], cfg)
         else:
-            values = advantages([group.rewards for group in groups], cfg)
+            running = self._mean_before(number) if cfg.baseline == "running" else None
+            values = advantages([group.rewards for group in groups], cfg, running)
         for group, each in zip(groups, values, strict=True):
             group.advantages = self._credited(group, each)
-        return groups
+
+    def _mean_before(self, number: int) -> float | None:
+        """Mean reward of the samplings before, as they lie on disk; None at the first."""
+        rewards = [reward for i in range(number) for group in self._grouped(
+            self._rollouts.read(i, Candidate), self._scores.read(i, ScoreRow)) for reward in group.rewards]
+        return float(np.mean(rewards)) if rewards else None
 
     def _credited(self, group: Group, values: np.ndarray) -> list[np.ndarray]:
         cfg, steps = self.cfg.advantages, [c.speech.steps for c in group.candidates]
