@@ -21,12 +21,11 @@ from talker_rl.planning import memory
 from talker_rl.planning.forecast import Job, Part, heard, records, spoken
 from talker_rl.rounds import Round, choice_stage, train_stage
 from talker_rl.speech.adapter_files import intact
-from talker_rl.stages import tasks, worker
+from talker_rl.stages import tasks
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_input, start_adapter, start_input
 from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
 from talker_rl.store.run_dir import timed
-from talker_rl.store.shards import chunks
 
 
 @dataclass(frozen=True)
@@ -82,18 +81,8 @@ def choose(ctx: Context, variant: str, index: int) -> None:
         checkpoints = {step: checkpoints[step]}
     known = _start_rows(ctx, variant, index)
     policies: dict[int, Path | None] = {**checkpoints} if known else {0: start_adapter(ctx.config), **checkpoints}
-    prompts = ctx.prompts("dev")
-    parts = chunks(prompts, ctx.config.rollouts.shard_size)
-    work = [(step, part) for step in policies for part in parts]
-
-    def task(i: int) -> worker.Task:
-        step, part = work[i]
-        return worker.Task(ctx.config.model,
-                           tasks.sampling(ctx, stage, policies[step], "dev", part, cfg.num_candidates, sampling, step),
-                           tasks.judging(ctx, part, "dev"))
-
     with timed() as seconds:
-        folder = tasks.speak(ctx, stage, key, len(work), task, lambda i: {"step": work[i][0]})
+        folder = tasks.speak_each(ctx, stage, key, policies, "dev", cfg.num_candidates, sampling)
         table = _table([*known, *folder.all_rows()])
         eligible = [row for row in table if (row["step"] or index > 1) and row[cfg.metric] is not None]
         if not eligible and cfg.keep == "best":

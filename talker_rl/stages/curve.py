@@ -13,14 +13,13 @@ from typing import Any
 from talker_rl.base.disk import read_json
 from talker_rl.base.ids import stable_hash
 from talker_rl.rounds import Round, choice_stage, train_stage
-from talker_rl.stages import drift, tasks, worker
+from talker_rl.stages import drift, tasks
 from talker_rl.stages.choice import start_of
 from talker_rl.stages.context import Context
 from talker_rl.stages.evaluate import eval_candidates, eval_rows
 from talker_rl.stages.inputs import model_input, start_adapter
 from talker_rl.stages.stage import MODEL, REWARD, Stage
 from talker_rl.store.run_dir import timed
-from talker_rl.store.shards import chunks
 
 Row = dict[str, Any]
 
@@ -46,19 +45,11 @@ def _curve(ctx: Context, variant: str) -> None:
         "shard_size": ctx.config.rollouts.shard_size, "batch_size": ctx.config.rollouts.batch_size})
     chosen = int(read_json(ctx.run.path / choice / "choice.json")["step"])
     policies: dict[int, Path | None] = dict(list_checkpoints(ctx.run.path / trained))
-    parts = chunks(ctx.prompts("eval"), ctx.config.rollouts.shard_size)
-    work = [(step, part) for step in policies if step != chosen for part in parts]
-
-    def task(i: int) -> worker.Task:
-        step, part = work[i]
-        return worker.Task(ctx.config.model,
-                           tasks.sampling(ctx, stage, policies[step], "eval", part, cfg.seeds, sampling, step),
-                           tasks.judging(ctx, part, "eval"))
-
+    others = {step: policy for step, policy in policies.items() if step != chosen}
     with timed() as seconds:
-        spoken_ = tasks.speak(ctx, stage, key, len(work), task, lambda i: {"step": work[i][0]})
+        spoken_ = tasks.speak_each(ctx, stage, key, others, "eval", cfg.seeds, sampling)
         own: dict[int, list[Row]] = {step: [] for step in policies}
-        for row in ctx.shards(f"{stage}/{tasks.CANDIDATES}").all_rows() if work else ():
+        for row in ctx.shards(f"{stage}/{tasks.CANDIDATES}").all_rows() if others else ():
             own[row["step"]].append(row)
         if chosen in own:
             own[chosen] = eval_candidates(ctx, variant)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from talker_rl.stages import worker
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import seeds
 from talker_rl.stages.legs import Leg
-from talker_rl.store.shards import ShardFolder
+from talker_rl.store.shards import ShardFolder, chunks
 
 FIRST = Round(1).stage("rollouts")
 """The stage whose candidates are called ``<prompt>-<number>``; between the two, others have a hash of who made them."""
@@ -57,6 +57,22 @@ def judging(
 def of_candidates(prompts: dict[str, Prompt], candidates: Sequence[Candidate]) -> list[Prompt]:
     """The prompts that candidates are of, in their order; those of no prompt are told by whoever judges."""
     return [prompts[p] for p in dict.fromkeys(c.prompt_id for c in candidates) if p in prompts]
+
+
+def speak_each(
+    ctx: Context, stage: str, key: str, policies: Mapping[int, Path | None], which: Literal["dev", "eval"], count: int,
+    settings: SamplingConfig,
+) -> ShardFolder:
+    """:func:`speak` of policies by training step: each says the texts of a set, and its rows bear its ``step``."""
+    parts = chunks(ctx.prompts(which), ctx.config.rollouts.shard_size)
+    work = [(step, part) for step in policies for part in parts]
+
+    def task(i: int) -> worker.Task:
+        step, part = work[i]
+        return worker.Task(ctx.config.model, sampling(ctx, stage, policies[step], which, part, count, settings, step),
+                           judging(ctx, part, which))
+
+    return speak(ctx, stage, key, len(work), task, lambda i: {"step": work[i][0]})
 
 
 def speak(

@@ -29,15 +29,13 @@ class AdvantageConfig(Settings):
     )
     rewards: dict[str, float] = Field(
         default_factory=dict, description="Empty: the combined reward. Else names of score components to weights "
-            "(minus: "
-        "less is better): each is normalized within the group by itself, then summed (GDPO), so that one with a wide "
-        "spread does not drown the others."
+        "(minus: less is better): each is normalized within the group by itself, then summed (GDPO), so that one "
+        "with a wide spread does not drown the others."
     )
     credit: Literal["sequence", "what_differs", "words"] = Field(
         "sequence", description="On which steps an advantage falls. sequence: on all. what_differs: on words and "
-        "pauses "
-        "that went wrong here, or went right here and wrong in others of the group. words: each word has an advantage "
-        "of its own. The latter two need a recognizer that gives times."
+        "pauses that went wrong here, or went right here and wrong in others of the group. words: each word has an "
+        "advantage of its own. The latter two need a recognizer that gives times."
     )
     sequence_share: float = Field(
         0.0, ge=0, description="With credit words: so much of the sequence's advantage on all steps besides."

@@ -23,21 +23,18 @@ class OnlineConfig(Settings):
     )
     sampling: SamplingConfig | None = Field(
         None, description="How candidates are drawn. null: from the policy itself (temperature 1, no top-k, no top-p, "
-            "no "
-        "penalty), so that the ratio's denominator is the distribution that was sampled from."
+        "no penalty), so that the ratio's denominator is the distribution that was sampled from."
     )
     num_iterations: int = Field(1, ge=1, description="Passes over the candidates of a sampling.")
     mini_batches: int = Field(1, ge=1, description="Optimizer steps of a pass: its groups are dealt out to them.")
     advantages: AdvantageConfig = Field(default_factory=AdvantageConfig, description="From rewards to advantages.")
     truncated: Literal["worst", "left_out"] = Field(
         "worst", description="A candidate that was cut at the token limit: worst of its group, or not trained on. "
-        "Never "
-        "by its own reward: what was cut may be right so far."
+        "Never by its own reward: what was cut may be right so far."
     )
     refill: int = Field(
         0, ge=0, description="So many further prompts at most are sampled in place of groups whose rewards are all "
-            "equal; "
-        "they cost decodes as others do."
+        "equal; they cost decodes as others do."
     )
 
     @model_validator(mode="after")
