@@ -1,7 +1,7 @@
 """One table of several sweeps: what was trained on other machines, or at other times, on the same prompts and samples.
 
     python analysis/join_sweeps.py A/curves.parquet B/curves.parquet --baseline dpo
-    python analysis/join_sweeps.py docs/grid-2026-11-30.parquet --arm biased --json
+    python analysis/join_sweeps.py analysis/data/grid-biased-2026-11-30.parquet --arm biased --json
 
 Each file is a sweep's `curves.parquet` (run.eval.checkpoints: all). Trainings are joined by arm; the base has to have
 said the same everywhere. Prints both tables, at equal steps (the last checkpoints) and at equal drift; p-values are
