@@ -150,6 +150,14 @@ def test_shipped_sweeps_load_and_their_dry_run_counts(capsys: pytest.CaptureFixt
     assert config.run.reward.recognizer.path != config.run.reward.evaluator.path
 
 
+def test_arms_need_not_train_the_first_variant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_sweep(tmp_path)
+    data = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(data | {"arms": {"natural": {"variants": ["ipo"]}}, "baseline": "ipo"}))
+    assert cli.main(["sweep", str(file), "--dry-run", "--run-dir", str(tmp_path / "sweep")]) == 0
+    assert "arm natural: 1 variant x seeds 0, 1: ipo" in capsys.readouterr().out
+
+
 def test_the_dry_run_says_how_small_a_difference_is_found(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
