@@ -88,10 +88,9 @@ class DAPOLossConfig(PolicyLossConfig):
 
 @register
 class ReinforceLossConfig(LossConfig):
-    """REINFORCE (Williams 1992): -A log pi, no ratio and no clip; the sum over all steps of an optimizer step, "
-    "divided by
-    their number, so that its scale is a step's. Its baseline is the advantages': with ``leave_one_out`` it is RLOO
-    (Ahmadian et al. 2024)."""
+    """REINFORCE (Williams 1992): -A log pi, no ratio and no clip; the sum over all steps of an optimizer step,
+    divided by their number, so that its scale is a step's. Its baseline is the advantages': with ``leave_one_out`` it
+    is RLOO (Ahmadian et al. 2024)."""
 
     aliases = ("rloo",)
     implementation = "talker_rl.losses.policy_gradient:reinforce_loss"

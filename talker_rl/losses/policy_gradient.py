@@ -39,9 +39,9 @@ def policy_gradient_loss(batch: SampleBatch, config: PolicyLossConfig) -> LossOu
 
 
 def reinforce_loss(batch: SampleBatch, config: ReinforceLossConfig) -> LossOutput:
-    """-A log pi, summed over all steps of an optimizer step and divided by their number (Williams 1992; RLOO, "
-    "Ahmadian et al. 2024, arXiv
-    2402.14740, eq. 6, where A is of the leave-one-out baseline). It is unbiased for samples of the policy as it is."""
+    """-A log pi, summed over all steps of an optimizer step and divided by their number (Williams 1992; RLOO,
+    Ahmadian et al. 2024, arXiv 2402.14740, eq. 6, where A is of the leave-one-out baseline). It is unbiased for samples
+    of the policy as it is."""
     losses = -_advantages(batch, config.stop) * clean(batch.logps, batch.mask)
     return _finish(batch, losses, "dapo", float(config.beta), None, {})
 

@@ -13,9 +13,8 @@ from talker_rl.records.speech import Speech
 from talker_rl.records.token_classes import Heard
 
 Place = tuple[Literal["word", "between", "pause"], int]
-"""``word i``: the text's token i. ``between i``: what is said before token i and behind token i - 1 (the last one: "
-"behind
-all of them). ``pause i``: the boundary behind token i."""
+"""``word i``: the text's token i. ``between i``: what is said before token i and behind token i - 1 (the last one:
+behind all of them). ``pause i``: the boundary behind token i."""
 
 BEFORE, AFTER = 0.06, 0.02
 """Seconds around a recognizer's time of a word that belong to it: it is late at onsets."""

@@ -1,8 +1,8 @@
 """Credit: on which steps of a candidate an advantage falls.
 
-A sequence's advantage on every step says "more of all of this". Where the recognizer tells which words went wrong, "
-    "it can
-fall on these alone, in this candidate or, of words that others of the group got wrong, in the one that got them right.
+A sequence's advantage on every step says "more of all of this". Where the recognizer tells which words went wrong, it
+can fall on these alone, in this candidate or, of words that others of the group got wrong, in the one that got them
+right.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ def of_sequences(advantages: Sequence[float], steps: Sequence[int]) -> list[np.n
 def of_what_differs(
     advantages: Sequence[float], steps: Sequence[int], group: Sequence[Slots]
 ) -> list[np.ndarray]:
-    """Each advantage on the steps of what went wrong: of a candidate below the group's mean where it is wrong "
-    "itself, of
-    one above where it is right and another of the group is wrong; 0 elsewhere.
+    """Each advantage on the steps of what went wrong: of a candidate below the group's mean where it is wrong
+    itself, of one above where it is right and another of the group is wrong; 0 elsewhere.
 
     Args:
         advantages, steps: of each candidate.

@@ -190,8 +190,8 @@ class Live:
         return self.prompts[order[place]]
 
     def _make(self, number: int, at: int, left: int, policy: Policy) -> tuple[list[Candidate], list[ScoreRow]]:
-        """Sample, decode and judge; groups that say nothing are refilled while the settings and the decodes allow "
-        "it."""
+        """Sample, decode and judge; groups that say nothing are refilled while the settings and the decodes
+        allow it."""
         each = self.cfg.num_generations
         wanted, refills = self.cfg.prompts_per_step, self.cfg.refill
         candidates: list[Candidate] = []

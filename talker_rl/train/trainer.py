@@ -157,9 +157,8 @@ class TalkerTrainer(Trainer):
         return loss.detach(), None, None
 
     def get_train_dataloader(self) -> Any:
-        """Of a live source its own batches, one optimizer step after the other: a loader that looks ahead would have "
-        "the
-        next ones sampled before this step is taken."""
+        """Of a live source its own batches, one optimizer step after the other: a loader that looks ahead would have
+        the next ones sampled before this step is taken."""
         batches = getattr(self._source, "batches", None)
         return super().get_train_dataloader() if batches is None else _Batches(
             lambda: batches(self.policy, self.state.global_step))
