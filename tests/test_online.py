@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from talker_rl import cli
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.score import ScoreRow
+from talker_rl.records.valued import Valued
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.live import Live
 
@@ -87,6 +88,58 @@ def test_the_policy_that_is_sampled_from_is_the_one_that_was_trained(finished: t
     assert apart > 1e-3
 
 
+def test_rewards_and_advantages_lie_beside_the_candidates(finished: tuple[Path, Path]) -> None:
+    stage = finished[1] / "round1/train/default/online"
+    for number, row in enumerate(log(finished[1])):
+        candidates = ShardFolder(stage / "rollouts").read(number, Candidate)
+        valued = ShardFolder(stage / "advantages").read(number, Valued)
+        assert [v.candidate_id for v in valued] == [c.candidate_id for c in candidates]
+        assert [len(v.steps) for v in valued] == [c.speech.steps for c in candidates]
+        assert all(v.steps == pytest.approx([v.advantage] * len(v.steps), abs=1e-5) for v in valued)  # credit: sequence
+        assert row["reward"] == pytest.approx(sum(v.reward for v in valued) / len(valued))
+
+
+def test_one_step_ahead_the_samples_are_of_the_policy_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling n + 1 is there before step n is taken, of the policy before it; killed then, it is taken from disk."""
+    config = world(tmp_path, overlap=True)
+    assert run(config, tmp_path / "run") == 0
+    stage = tmp_path / "run/round1/train/default/online"
+    rows = log(tmp_path / "run")
+    assert [row["online/staleness"] for row in rows] == [0.0, 1.0, 1.0]
+    assert "sampling/logp_difference/max" in rows[0] and "sampling/logp_difference/max" not in rows[1]
+    drawn = [[c.codes for c in ShardFolder(stage / "rollouts").read(n, Candidate)] for n in range(3)]
+    collated = Live._collated
+
+    def cut(self: Live, *rest: Any, **named: Any) -> Any:
+        if self.number == 1:
+            raise KeyboardInterrupt
+        return collated(self, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Live, "_collated", cut)
+        assert run(config, tmp_path / "cut") == 130
+    half = tmp_path / "cut/round1/train/default/online"
+    assert len(ShardFolder(half / "rollouts")) == 3 and len(ShardFolder(half / "scores")) == 2
+    assert run(config, tmp_path / "cut") == 0
+    assert [[c.codes for c in ShardFolder(half / "rollouts").read(n, Candidate)] for n in range(3)] == drawn
+    one, other = weights(tmp_path / "run"), weights(tmp_path / "cut")
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_check_ups_are_heard_by_the_second_recognizer_and_end_it(tmp_path: Path) -> None:
+    config = world(tmp_path, held_out={"every": 1, "prompts": 2, "patience": 1})
+    assert run(config, tmp_path / "run") == 0
+    rows = log(tmp_path / "run")
+    heard = ShardFolder(tmp_path / "run/round1/train/default/online/held_out")
+    assert len(heard) == len(rows) >= 2
+    assert len({row["seed"] for i in range(len(heard)) for row in heard.rows(i)}) == 2, "the same seeds always"
+    wers = [row["held_out/wer"] for row in rows]
+    assert all(w >= min(wers[:-1]) for w in wers[-1:]) or len(rows) == 3, "it ends without a lower WER"
+    prompts = {row["prompt_id"] for row in heard.rows(0)}
+    trained = {c.prompt_id for c in ShardFolder(heard.path.parent / "rollouts").read_all(Candidate)}
+    assert prompts and not prompts & trained
+
+
 @pytest.mark.parametrize("at", [0, 2])
 def test_interrupted_it_goes_on_to_the_same_weights(
     finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
@@ -132,6 +185,13 @@ def test_log_probs_of_another_policy_stop_it(
     ({"type": "rloo", "stop": "drop"}, {"advantages": {"baseline": "leave_one_out", "scale_rewards": "none"},
                                         "truncated": "left_out"}),
     ({"type": "dapo"}, {"refill": 2, "advantages": {"credit": "words", "sequence_share": 0.5}}),
+    ({"type": "dpo", "beta": 0.1, "stop": "drop"}, {"pairs": {"margin": 0.0, "strategy": "all_margin"}}),
+    ({"type": "mix", "terms": [{"loss": {"type": "dpo", "token_weights": {"others": 0.5, "stop": 1}}},
+                               {"loss": {"type": "sft"}}]}, {"num_iterations": 2}),
+    ({"type": "sft"}, {}),
+    ({"type": "mix", "terms": [{"loss": {"type": "grpo"}}, {"weight": 0.5, "loss": {"type": "sft"}}]},
+     {"max_length_ratio": 1.2, "overlap": True}),
+    ({"type": "grpo"}, {"sampling": SAMPLING | {"temperature": 0.9, "top_k": 40}, "importance": {"mode": "mask"}}),
 ])
 def test_every_kind_trains(tmp_path: Path, loss: dict[str, Any], online: dict[str, Any]) -> None:
     config = world(tmp_path, loss, **online)
@@ -142,7 +202,10 @@ def test_every_kind_trains(tmp_path: Path, loss: dict[str, Any], online: dict[st
 
 
 @pytest.mark.parametrize(("changes", "told"), [
-    ({"train.loss.type": "dpo"}, "data: online"),
+    ({"train.data": "null"}, "data: online"),
+    ({"train.loss": "{type: mix, terms: [{loss: {type: grpo}}, {loss: {type: dpo}}]}"}, "only sft can be mixed"),
+    ({"train.online.prompts_per_step": "9", "train.online.decodes": "100"}, "takes 9 prompts"),
+    ({"train.online.overlap": "true", "train.online.refill": "2"}, "choose one"),
     ({"train.online.decodes": "3"}, "one sampling takes 2 x 3 decodes"),
     ({"train.online.mini_batches": "3"}, "cannot share 2 groups"),
     ({"train.online.num_generation": "3"}, "num_generations"),
@@ -154,25 +217,14 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: d
     assert told in capsys.readouterr().err
 
 
-def test_the_running_baseline_is_the_mean_of_the_samplings_before(finished: tuple[Path, Path]) -> None:
-    from types import SimpleNamespace
-
-    from talker_rl.train.advantages import AdvantageConfig
-    from talker_rl.train.online_config import OnlineConfig
-
-    _, folder = finished
-    stage = folder / "round1/train/default/online"
-    rollouts, scores = ShardFolder(stage / "rollouts"), ShardFolder(stage / "scores")
-    prompts = [SimpleNamespace(prompt_id=name) for name in {c.prompt_id for c in rollouts.read_all(Candidate)}]
-    cfg = OnlineConfig(prompts_per_step=2, num_generations=3, decodes=18, advantages=AdvantageConfig(
-        baseline="running", scale_rewards="none"))
-    live = Live(cfg, prompts, {}, stage, rollouts._index["key"], None, sampling=None, batch_size=1,  # type: ignore[arg-type]
-                seed=0)
-    assert live._mean_before(0) is None
-    groups = live._grouped(rollouts.read(2, Candidate), scores.read(2, ScoreRow))
-    before = [r for i in (0, 1) for g in live._grouped(rollouts.read(i, Candidate), scores.read(i, ScoreRow))
-              for r in g.rewards]
-    live._value(groups, 2)
-    for group in groups:
-        for reward, steps in zip(group.rewards, group.advantages, strict=True):
-            assert steps == pytest.approx(reward - sum(before) / len(before), abs=1e-5)
+def test_the_running_baseline_is_the_mean_of_the_samplings_before(tmp_path: Path) -> None:
+    config = world(tmp_path, advantages={"baseline": "running", "scale_rewards": "none"})
+    assert run(config, tmp_path / "run") == 0
+    shards = ShardFolder(tmp_path / "run/round1/train/default/online/advantages")
+    before: list[float] = []
+    for number in range(3):
+        valued = shards.read(number, Valued)
+        if before:  # at the first there is only the group's own mean
+            baseline = sum(before) / len(before)
+            assert [v.advantage for v in valued] == pytest.approx([v.reward - baseline for v in valued], abs=1e-6)
+        before += [v.reward for v in valued]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from talker_rl.losses.build import build_loss
 from talker_rl.losses.config import MixLossConfig
-from talker_rl.losses.types import LossOutput, PairBatch
+from talker_rl.losses.types import LossOutput, PairBatch, SampleBatch
 
 
 class MixLoss:
@@ -25,7 +25,7 @@ class MixLoss:
             seen = sum(name.split(".")[0] == loss.config.type for name in self.names)
             self.names.append(loss.config.type if not seen else f"{loss.config.type}.{seen + 1}")
 
-    def __call__(self, batch: PairBatch) -> LossOutput:
+    def __call__(self, batch: PairBatch | SampleBatch) -> LossOutput:
         outputs: list[LossOutput] = []
         for weight, loss in self.terms:
             with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0):

@@ -124,6 +124,13 @@ def mean_over_tokens(values_BT: Tensor, mask_BT: Tensor, undivided_BT: Tensor | 
     return divided.sum(dim=1) / count + added.sum(dim=1)
 
 
+def mean_by_group(values_S: Tensor, group_S: Tensor) -> Tensor:
+    """(S,) numbers of samples, and the group in [0, N) of each -> (N,) means; 0 for a group without any."""
+    groups = int(group_S.max()) + 1
+    sizes = torch.bincount(group_S, minlength=groups).clamp(min=1)
+    return values_S.new_zeros(groups).index_add(0, group_S, values_S) / sizes
+
+
 def non_empty(config: LossConfig, **masks: Tensor) -> Tensor | None:
     """Which pairs a length-normalized loss is defined on: (B,) bool, or None if all are.
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from talker_rl.losses.config import Finite, LossConfig, register
+from talker_rl.losses.config import Finite, LossConfig, MixLossConfig, SFTLossConfig, parts_of, register
 
 
 class PolicyLossConfig(LossConfig):
@@ -99,3 +99,20 @@ class ReinforceLossConfig(LossConfig):
     type: Literal["reinforce"] = "reinforce"
     beta: Finite = Field(0.0, ge=0, description="Coefficient of the KL to the reference, k3 a step.")
     stop: Literal["as_sequence", "drop"] = Field("as_sequence", description="As of grpo.")
+
+
+def learned_from(loss: LossConfig) -> Literal["samples", "pairs", "completions"]:
+    """What a loss is given: samples with an advantage for each step, pairs, or completions to imitate.
+
+    Raises:
+        ValueError: a mixture of a policy gradient and a loss of pairs.
+    """
+    parts = [part for part in parts_of(loss) if not isinstance(part, MixLossConfig)]
+    if any(isinstance(part, PolicyLossConfig | ReinforceLossConfig) for part in parts):
+        strangers = [part.type for part in parts if not isinstance(part, PolicyLossConfig | ReinforceLossConfig |
+                                                                   SFTLossConfig)]
+        if strangers:
+            raise ValueError(f"{strangers[0]} is no loss of samples: beside a policy gradient only sft can be mixed, "
+                             "which then imitates the best candidate of each group")
+        return "samples"
+    return "pairs" if any(part.needs_rejected for part in parts) else "completions"

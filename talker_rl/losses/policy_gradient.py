@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from talker_rl.losses.ops import clean, last_tokens, lengths
+from talker_rl.losses.ops import clean, last_tokens, lengths, mean_by_group
 from talker_rl.losses.policy_config import PolicyLossConfig, ReinforceLossConfig
 from talker_rl.losses.types import LossOutput, SampleBatch
 
@@ -78,13 +78,10 @@ def _finish(
     else:
         whole = float(steps.sum()) if batch.steps_per_batch is None or loss_type == "bnpo" else batch.steps_per_batch
         of_sequences = losses.sum(dim=1) * (len(mask) / max(1.0, whole))
-    groups = int(batch.group.max()) + 1
-    sizes = torch.bincount(batch.group, minlength=groups).clamp(min=1)
-    per_group = torch.zeros(groups, dtype=losses.dtype, device=losses.device).index_add(0, batch.group, of_sequences)
     with torch.no_grad():
         size = _advantages(batch, "as_sequence").abs().sum(dim=1) / steps.clamp(min=1)
-        margin = torch.zeros_like(per_group).index_add(0, batch.group, size) / sizes
-    return LossOutput(of_sequences.mean(), per_group / sizes, margin, metrics)
+    return LossOutput(of_sequences.mean(), mean_by_group(of_sequences, batch.group), mean_by_group(size, batch.group),
+                      metrics)
 
 
 @torch.no_grad()

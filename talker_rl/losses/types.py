@@ -117,6 +117,9 @@ class SampleBatch:
     """bool, True on the stop; None: the last step of each is it."""
     steps_per_batch: float | None = None
     """Steps that a batch of this optimizer step holds on average; None: this batch is all of it."""
+    imitate: Tensor | None = None
+    """(S,) float, what a sample counts for in a term that imitates (sft), such that the mean over all samples of an
+    optimizer step is that over those that are imitated; None: no sample is."""
 
     def __post_init__(self) -> None:
         if self.mask.dtype != torch.bool or self.mask.ndim != 2:

@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from talker_rl.base.disk import read_json
 from talker_rl.base.processes import WorkerPool, device_list
 from talker_rl.config import RunConfig, load_data
 from talker_rl.data.speaker_settings import SETS
 from talker_rl.records.candidate import Candidate
+from talker_rl.records.evaluation import EvalRow
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
 from talker_rl.stages import tasks, worker
 from talker_rl.store.shards import ShardFolder
+from talker_rl.train.processes import part
 
 
 class PoolJudge:
@@ -24,33 +26,43 @@ class PoolJudge:
 
     Args:
         config: of the run.
-        prompts: its train prompts that can be spoken.
+        prompts, held_out: its train and dev prompts that can be spoken.
         pool: with one worker the work is done here, at once.
     """
 
-    def __init__(self, config: RunConfig, prompts: Sequence[Prompt], pool: WorkerPool) -> None:
-        self.config, self.prompts, self._pool = config, list(prompts), pool
-        self._by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    def __init__(self, config: RunConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt], pool: WorkerPool
+                 ) -> None:
+        self.config, self.prompts, self.held_out, self._pool = config, list(prompts), list(held_out), pool
+        self._by_id = {prompt.prompt_id: prompt for prompt in [*prompts, *held_out]}
 
     def submit(self, candidates: Sequence[Candidate]) -> Callable[[], list[ScoreRow]]:
         """Begin with a part for each worker; what is returned waits for all of them."""
+        made = self._begin(candidates, "score")
+        return lambda: [row for one in made() for row in one.scores]
+
+    def check_up(self, candidates: Sequence[Candidate]) -> Callable[[], list[EvalRow]]:
+        """Likewise by the second recognizer, with speaker similarity and F0."""
+        made = self._begin(candidates, "eval")
+        return lambda: [row for one in made() for row in one.rows]
+
+    def _begin(self, candidates: Sequence[Candidate], rows: Literal["score", "eval"]
+               ) -> Callable[[], list[worker.Made]]:
         parts = max(1, min(self._pool.workers, len(candidates)))
-        bounds = [round(i * len(candidates) / parts) for i in range(parts + 1)]
         waiting: list[Future[worker.Made]] = []
         with self._pool.watched():
-            for start, end in zip(bounds, bounds[1:], strict=False):
-                mine = list(candidates[start:end])
+            for rank in range(parts):
+                mine = list(candidates[part(len(candidates), parts, rank)])
                 asked = worker.Judging(
                     token2wav=self.config.token2wav, reward=self.config.reward, seed=self.config.seed,
-                    prompts=tasks.of_candidates(self._by_id, mine))
+                    prompts=tasks.of_candidates(self._by_id, mine), rows=rows, extras=int(rows == "eval"))
                 waiting.append(self._pool.submit(worker.work, worker.Task(self.config.model, judging=asked,
                                                                           candidates=mine)))
 
-        def scores() -> list[ScoreRow]:
+        def made() -> list[worker.Made]:
             with self._pool.watched():
-                return [row for one in waiting for row in one.result().scores]
+                return [one.result() for one in waiting]
 
-        return scores
+        return made
 
 
 @contextmanager
@@ -59,7 +71,7 @@ def judging(config: dict[str, Any], run: str) -> Iterator[PoolJudge]:
     settings, folder = load_data(config, where=run), Path(run)
     skipped_file = folder / "conditioning" / "skipped.json"
     skipped = read_json(skipped_file) if skipped_file.exists() else {}
-    prompts = [p for p in ShardFolder(folder / "prompts").read(SETS.index("train"), Prompt)
-               if p.prompt_id not in skipped]
+    prompts, held_out = ([p for p in ShardFolder(folder / "prompts").read(SETS.index(name), Prompt)
+                          if p.prompt_id not in skipped] for name in ("train", "dev"))
     with WorkerPool(settings.workers, device_list(settings.devices, settings.model.device)) as pool:
-        yield PoolJudge(settings, prompts, pool)
+        yield PoolJudge(settings, prompts, held_out, pool)

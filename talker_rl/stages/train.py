@@ -82,6 +82,8 @@ def _begin(training: Training) -> Task | None:
     settings = {"train": cfg.model_dump(mode="json"), "held_out_share": ctx.config.checkpoint.held_out_share}
     if online:  # what it samples and how that is judged
         inputs |= {"reward": ctx.scorer_input("recognizer"), **rules_of("sampling", "decoding")}
+        if cfg.online and cfg.online.held_out:
+            inputs["evaluator"] = ctx.scorer_input("evaluator")
         settings |= {"token2wav": ctx.config.token2wav.model_dump(mode="json"), "seed": ctx.config.seed,
                      "max_new_tokens": ctx.config.rollouts.sampling.max_new_tokens}
     kept = index > 1 and ctx.config.reference == "kept"

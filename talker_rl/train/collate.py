@@ -36,6 +36,10 @@ class Example:
     """(steps,) int64 of each sequence: places in ``token_classes.CLASSES``."""
     advantages: list[Tensor] | None = None
     """(steps,) float32 of each sequence, where it was judged."""
+    weights: list[Tensor] | None = None
+    """(steps,) float32 of each sequence: what its steps count for; None is 1."""
+    imitate: float = 0.0
+    """What it counts for in a term that imitates (``SampleBatch.imitate``)."""
 
 
 class Examples(torch.utils.data.Dataset):
@@ -64,6 +68,10 @@ class Batch:
     """(S, T) int64: places in ``token_classes.CLASSES``, 0 at padding."""
     advantage_ST: Tensor | None
     """(S, T) float32, 0 at padding."""
+    weight_ST: Tensor | None
+    """(S, T) float32, 0 at padding; None: 1."""
+    imitate_S: Tensor
+    """(S,) float32."""
     group_S: Tensor
     """(S,) int64, in [0, N)."""
     side_S: Tensor
@@ -129,6 +137,8 @@ class Collator:
             behaviour_logps_ST=_in_place(talker.mask_ST, [e.behaviour_logps for e in examples], sides),
             class_ST=_in_place(talker.mask_ST, [e.classes for e in examples], sides, torch.int64),
             advantage_ST=_in_place(talker.mask_ST, [e.advantages for e in examples], sides),
+            weight_ST=_in_place(talker.mask_ST, [e.weights for e in examples], sides),
+            imitate_S=torch.tensor([e.imitate for _ in range(sides) for e in examples], dtype=torch.float32),
             group_S=torch.arange(len(examples)).repeat(sides),
             side_S=torch.arange(sides).repeat_interleave(len(examples)),
             seconds_S=torch.tensor([s.speech.seconds for s in sequences], dtype=torch.float32),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.losses.config import parse_loss
-from talker_rl.losses.policy_config import PolicyLossConfig, ReinforceLossConfig
+from talker_rl.losses.policy_config import learned_from
 from talker_rl.speech.config import LoraSettings
 from talker_rl.train.online_config import OnlineConfig
 
@@ -45,7 +45,8 @@ class CommonConfig(BaseModel):
         None,
         description="null: preference pairs of the round's candidates. best_of_n: the best of the candidates "
         "themselves, to imitate (rejection sampling). file: given codes. Both as `completions:` says, with loss sft. "
-        "online: samples of the policy as it is, as `online:` says, with loss grpo and its kin.",
+        "online: samples of the policy as it is, as `online:` says: with loss grpo and its kin, with a loss of pairs "
+        "(online DPO), or with sft (expert iteration).",
     )
     online: OnlineConfig | None = Field(None, description="Of data: online: what is sampled for each step.")
     loss: dict[str, Any] = Field(
@@ -129,20 +130,26 @@ class TrainConfig(CommonConfig):
     stop_at_kl: float | None = Field(None, gt=0)
     """At which it ends."""
 
+    @property
+    def learned(self) -> Literal["samples", "pairs", "completions"]:
+        """What the loss is given."""
+        try:
+            return learned_from(parse_loss(self.loss))
+        except ValueError as error:
+            raise ConfigError(str(error), where="train.loss", fix="mix it with sft, or train on pairs alone") from None
+
     @model_validator(mode="after")
     def _sound(self) -> TrainConfig:
-        if parse_loss(self.loss).needs_rejected and self.data is not None:
+        if parse_loss(self.loss).needs_rejected and self.data not in (None, "online"):
             raise ConfigError(
                 f"data: {self.data} are completions, and the loss {self.loss['type']} compares two of them",
                 where="train.loss",
                 fix="loss: {type: sft}, or leave data out to train on pairs",
             )
-        gradient = isinstance(parse_loss(self.loss), PolicyLossConfig | ReinforceLossConfig)
-        if gradient != (self.data == "online"):
+        if self.learned == "samples" and self.data != "online":
             raise ConfigError(
-                f"the loss {self.loss['type']} learns from "
-                + ("samples with advantages, and data is " if gradient else "records, and data is ") + str(self.data),
-                where="train.loss", fix="data: online" if gradient else "loss: {type: grpo}")
+                f"the loss {self.loss['type']} learns from samples with advantages, and data is {self.data}",
+                where="train.loss", fix="data: online")
         refuse_loss_fields(self.args)
         if self.lora is None and (self.save_at_kl or self.stop_at_kl):
             raise ConfigError("full weights leave no reference behind, so their drift is not measured while they are "

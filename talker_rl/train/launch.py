@@ -135,20 +135,24 @@ def run_task(task: Task, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
 
 def _run_online(task: Task, cfg: Any, model: Any, callbacks: Sequence[Any]) -> dict[str, Any]:
     """Likewise on what the policy samples; ``pairs`` are its decodes."""
+    from talker_rl.losses.config import parse_loss, parts_of
     from talker_rl.speech.cache import ConditioningCache
     from talker_rl.speech.registry import load
-    from talker_rl.train.live import Live, Pauses
+    from talker_rl.train.groups import Pauses
+    from talker_rl.train.live import Live
     from talker_rl.train.run import train_online
 
     assert cfg.online is not None
     with _watching(task.judge) as judge, one_thread() if task.one_thread else contextlib.nullcontext():
         run = judge.config
+        held_out = judge.held_out if cfg.online.held_out else []
         conditionings = ConditioningCache(Path(task.conditioning), strict=True).load(
-            [p.prompt_id for p in judge.prompts])
+            [p.prompt_id for p in [*judge.prompts, *held_out]])
         pauses = run.reward.pauses
+        weighted = any(getattr(part, "token_weights", None) for part in parts_of(parse_loss(cfg.loss)))
         live = Live(cfg.online, judge.prompts, conditionings, Path(task.output) / "online", task.live_key, judge,
                     sampling=cfg.online.drawn(run.rollouts.sampling.max_new_tokens), batch_size=run.rollouts.batch_size,
-                    seed=int(cfg.args.get("seed", 42)),
+                    seed=int(cfg.args.get("seed", 42)), learned=cfg.learned, held_out=held_out, classes=weighted,
                     pauses=Pauses(pauses.hit_seconds, pauses.spurious_seconds))
         result = train_online(
             load(model, parts=("talker",)), live, cfg, task.output, facts={"live": task.live_key},

@@ -1,7 +1,7 @@
 """A source that samples: candidates of the policy as it is, judged, with an advantage for each of their steps.
 
-What was sampled goes to disk before it is trained on, as ordinary shards of candidates and scores, one a sampling. A
-training that was interrupted takes from there what it had made, so it goes on to the same weights.
+What was sampled goes to disk before it is trained on, as ordinary shards of candidates, scores and advantages, one a
+sampling. A training that was interrupted takes from there what it had made, so it goes on to the same weights.
 """
 
 from __future__ import annotations
@@ -9,56 +9,45 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
 
 from talker_rl.base.errors import StageError
+from talker_rl.base.figures import count
 from talker_rl.base.ids import derive_seed
+from talker_rl.data.completions import select_completions
+from talker_rl.data.pairs import select_pairs
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
-from talker_rl.records.slots import Place, Slot, slots
-from talker_rl.records.token_classes import words_and_gaps
+from talker_rl.records.valued import Valued
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.speech.protocol import Policy, SampleRequest, TalkerSequence
 from talker_rl.store.shards import ShardFolder
-from talker_rl.train import credit
-from talker_rl.train.advantages import advantages, decoupled, says_something
+from talker_rl.train import importance
+from talker_rl.train.advantages import says_something
 from talker_rl.train.collate import Collator, Example
+from talker_rl.train.groups import Group, Pauses, classes_of, demoted, grouped, value
+from talker_rl.train.live_metrics import held_out_metrics, sampling_metrics
 from talker_rl.train.online_config import OnlineConfig
+
+Row = dict[str, Any]
 
 
 class Judge(Protocol):
-    """Decodes and scores candidates while others are sampled."""
+    """Decodes and judges candidates while others are sampled."""
 
     def submit(self, candidates: Sequence[Candidate]) -> Callable[[], list[ScoreRow]]:
         """Begin; what is returned waits for the scores, in the order of the candidates."""
         ...
 
-
-@dataclass
-class Group:
-    """A prompt's candidates, what they earned, and the advantage of each of their steps."""
-
-    prompt: Prompt
-    candidates: list[Candidate]
-    scores: list[ScoreRow]
-    rewards: list[float]
-    advantages: list[np.ndarray] = field(default_factory=list)
-
-
-@dataclass
-class Pauses:
-    """What counts as a pause (``reward.pauses``)."""
-
-    hit_seconds: float = 0.15
-    spurious_seconds: float = 0.25
+    def check_up(self, candidates: Sequence[Candidate]) -> Callable[[], list[Row]]:
+        """Likewise of held-out prompts: flat rows, by the second recognizer."""
+        ...
 
 
 class Live:
@@ -67,14 +56,20 @@ class Live:
     Args:
         cfg: how many of how many prompts.
         prompts: to train on.
-        conditionings: by prompt id.
-        folder: where candidates and scores go, ``rollouts`` and ``scores`` below it.
+        conditionings: by prompt id, of the held-out prompts too.
+        folder: where candidates, scores and advantages go, each in a folder of its own below it.
         key: of those shards: what they depend on beside the policy.
-        judge: decodes and scores.
+        judge: decodes and judges.
+        learned: what becomes of them: samples with advantages, pairs, or completions to imitate.
         sampling: how they are drawn.
         batch_size: candidates of one forward of sampling.
         seed: of prompts' order and of candidates.
+        held_out: prompts of check-ups, where there are any.
         pauses: which gaps of a transcript are pauses, for token credit.
+        classes: whether the loss asks what each step says (token_weights).
+
+    Raises:
+        StageError: too few prompts.
     """
 
     train: torch.utils.data.Dataset[Any]
@@ -86,18 +81,28 @@ class Live:
     def __init__(
         self, cfg: OnlineConfig, prompts: Sequence[Prompt], conditionings: Mapping[str, Any], folder: Path, key: str,
         judge: Judge, *, sampling: SamplingConfig, batch_size: int, seed: int,
-        pauses: Pauses | None = None,
+        learned: Literal["samples", "pairs", "completions"] = "samples", held_out: Sequence[Prompt] = (),
+        pauses: Pauses | None = None, classes: bool = False,
     ) -> None:
-        if not prompts:
-            raise StageError("there is no prompt to sample for", fix="raise prompts.limit.train")
+        if len(prompts) < cfg.prompts_per_step:
+            raise StageError(f"a sampling takes {count(cfg.prompts_per_step, 'prompt')}, and there "
+                             + ("is 1" if len(prompts) == 1 else f"are {len(prompts)}"), where="train.online",
+                             fix="raise prompts.limit.train, or lower online.prompts_per_step")
         self.train, self.held_out = _Nothing(), None
         self.cfg, self.prompts, self._conditionings, self._judge = cfg, list(prompts), conditionings, judge
-        self._rollouts, self._scores = ShardFolder(folder / "rollouts", key), ShardFolder(folder / "scores", key)
+        self._by_id = {p.prompt_id: p for p in prompts}
+        self._rollouts, self._scores, self._valued, self._check_ups = (
+            ShardFolder(folder / name, key) for name in ("rollouts", "scores", "advantages", "held_out"))
         self._sampling, self._batch_size, self._seed = sampling, batch_size, seed
-        self._pauses = pauses or Pauses()
+        self._learned, self._classes, self._pauses = learned, classes, pauses or Pauses()
+        self._heard_by = list(held_out)[: cfg.held_out.prompts] if cfg.held_out else []
         self._groups: tuple[int, list[Group]] | None = None
+        self._begun: dict[int, tuple[list[Candidate], Callable[[], list[ScoreRow]]]] = {}
+        self._asked = time.monotonic()
+        self.number = 0
+        """Of the sampling at hand."""
         self.metrics: dict[str, float] = {}
-        """Of the latest sampling, for the log."""
+        """Of the latest sampling, and of the check-up before it, for the log."""
 
     def some(self, count: int) -> list[TalkerSequence]:
         """At most ``count`` sequences of the latest sampling, from all over it."""
@@ -124,57 +129,120 @@ class Live:
         """
         collate = Collator(policy)
         for step in range(first, self.max_steps):
-            number, within = divmod(step, self.cfg.steps_per_sampling)
-            groups = self._sampling_of(number, policy)
+            self.number, within = divmod(step, self.cfg.steps_per_sampling)
+            groups = self._sampling_of(self.number, policy, first=within == 0)
             if groups is None:
                 return
-            part = within % self.cfg.mini_batches
-            mine = [group for group in groups if says_something(group.rewards)][part :: self.cfg.mini_batches]
-            yield from self._collated(mine or groups[:1], collate, fresh=within == 0)
+            fresh = within == 0 and not (self.cfg.overlap and self.number)
+            yield from self._collated(groups, within % self.cfg.mini_batches, collate, fresh=fresh)
 
-    def _collated(self, groups: Sequence[Group], collate: Collator, *, fresh: bool) -> Iterator[dict[str, Any]]:
-        examples = [example for group in groups for example in self._examples(group)]
+    def _collated(self, groups: Sequence[Group], part: int, collate: Collator, *, fresh: bool
+                  ) -> Iterator[dict[str, Any]]:
+        telling = [group for group in groups if says_something(group.rewards)]
+        examples = self._examples(telling[part :: self.cfg.mini_batches])
+        if not examples and self._learned == "samples":  # their advantages are 0, their log-probs are looked at
+            examples = self._examples(groups[:1])
+        filler = examples[:1] or self._filler(groups[0])  # where nothing can be learned a step is still a step
         total = sum(e.sequences[0].speech.steps for e in examples)
         bounds = [round(i * len(examples) / self.micro_batches) for i in range(self.micro_batches + 1)]
         for start, end in zip(bounds, bounds[1:], strict=False):
-            part = examples[start:end]
-            made = collate(list(enumerate(part or examples[:1])))
-            batch = made["batch"]
-            made["batch"] = replace(batch, weight=len(part) * self.micro_batches / len(examples), fresh=fresh,
-                                    steps_per_batch=total / self.micro_batches)
+            mine = examples[start:end]
+            made = collate(list(enumerate(mine or filler)))
+            made["batch"] = replace(made["batch"], weight=len(mine) * self.micro_batches / max(1, len(examples)),
+                                    fresh=fresh and bool(mine), steps_per_batch=total / self.micro_batches or None)
             yield made
 
-    def _examples(self, group: Group) -> list[Example]:
-        conditioning = self._conditionings[group.prompt.prompt_id]
-        return [
-            Example(c.candidate_id, [TalkerSequence(conditioning, c.speech)], behaviour_logps=[torch.tensor(
-                c.token_logps, dtype=torch.float32)], advantages=[torch.from_numpy(a)])
-            for c, a in zip(group.candidates, group.advantages, strict=True)
-            if c.speech.steps and len(c.token_logps) == c.speech.steps
-            and not (self.cfg.truncated == "left_out" and c.end_reason == "max_tokens")
-        ]
+    def _examples(self, groups: Sequence[Group]) -> list[Example]:
+        if self._learned == "samples":
+            return self._of_samples(groups)
+        prompts = [g.prompt for g in groups]
+        candidates = [c for g in groups for c in g.candidates]
+        sampled = {c.candidate_id: torch.tensor(c.token_logps) for c in candidates}
+        scores = [replace(s, reward=r) if s.status == "ok" else s for g in groups
+                  for s, r in zip(g.scores, g.rewards, strict=True)]
+        if self._learned == "completions":
+            best, _ = select_completions(prompts, candidates, scores, self.cfg.completions)
+            return [Example(c.completion_id, [TalkerSequence(self._conditionings[c.prompt_id], c.speech)],
+                            behaviour_logps=[sampled[c.origin]]) for c in best]
+        pairs, _ = select_pairs(prompts, candidates, scores, self.cfg.pairs)
+        kinds = {k: v for g in groups for k, v in classes_of(g, self._pauses).items()} if self._classes else None
+        return [Example(pair.pair_id, [TalkerSequence(self._conditionings[pair.prompt_id], s) for s in pair.sides],
+                        behaviour_logps=[sampled[pair.chosen_id], sampled[pair.rejected_id]],
+                        classes=None if kinds is None else [torch.tensor(kinds[i]) for i in
+                                                            (pair.chosen_id, pair.rejected_id)])
+                for pair in pairs if kinds is None or {pair.chosen_id, pair.rejected_id} <= kinds.keys()]
+
+    def _of_samples(self, groups: Sequence[Group]) -> list[Example]:
+        found = []
+        for group in groups:
+            low = demoted(group.candidates, self.cfg)
+            best = int(np.argmax(group.rewards))
+            for k, (c, steps) in enumerate(zip(group.candidates, group.advantages, strict=True)):
+                cut = c.end_reason == "max_tokens"
+                if not c.speech.steps or (self.cfg.truncated == "left_out" and cut):
+                    continue
+                raw = torch.tensor(c.token_logps, dtype=torch.float32)
+                weights = None if self.cfg.importance is None else [importance.weights(
+                    raw, torch.tensor(c.processed_logps, dtype=torch.float32), self.cfg.importance)]
+                found.append(Example(
+                    c.candidate_id, [TalkerSequence(self._conditionings[c.prompt_id], c.speech)],
+                    behaviour_logps=[raw], advantages=[torch.from_numpy(steps)], weights=weights,
+                    imitate=float(k == best and not low[k])))
+        share = len(found) / max(1.0, sum(example.imitate for example in found))
+        return [replace(example, imitate=example.imitate * share) for example in found]
+
+    def _filler(self, group: Group) -> list[Example]:
+        """Something that fits the objective, to be weighed 0."""
+        sequences = [TalkerSequence(self._conditionings[c.prompt_id], c.speech) for c in group.candidates]
+        n = 2 if self._learned == "pairs" else 1
+        nothing = [torch.zeros(s.speech.steps) for s in sequences[:n]]
+        return [Example(group.candidates[0].candidate_id, sequences[:n], advantages=nothing,
+                        behaviour_logps=[torch.tensor(c.token_logps) for c in group.candidates[:n]],
+                        classes=[zeros.long() for zeros in nothing] if self._classes else None)]
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
-    def _sampling_of(self, number: int, policy: Policy) -> list[Group] | None:
+    def _sampling_of(self, number: int, policy: Policy, *, first: bool) -> list[Group] | None:
         """The groups of a sampling: those at hand, those on disk, or new ones. None: the decodes are spent."""
         if self._groups is not None and self._groups[0] == number:
+            self.metrics = {k: v for k, v in self.metrics.items() if not k.startswith("held_out/")}
             return self._groups[1]
+        asked, self._asked = self._asked, time.monotonic()
         spent, at = self._before(number)
         each = self.cfg.prompts_per_step * self.cfg.num_generations
         if spent + each > self.cfg.decodes:
             return None
+        heard = self._check_up(number, policy) if first else None
         began = time.monotonic()
         if self._rollouts.has(number) and self._scores.has(number):
             candidates, scores = self._rollouts.read(number, Candidate), self._scores.read(number, ScoreRow)
+            sampled = began
+        elif self.cfg.overlap:
+            for ahead in (number, number + 1):
+                if (ahead + 1) * each <= self.cfg.decodes:
+                    self._begin(ahead, policy)
+            candidates, waiting = self._begun.pop(number)
+            sampled = time.monotonic()
+            scores = waiting()
+            self._scores.write(number, scores, ScoreRow)
         else:
             candidates, scores = self._make(number, at, self.cfg.decodes - spent, policy)
+            sampled = self._sampled
             self._rollouts.write(number, candidates, Candidate)
             self._scores.write(number, scores, ScoreRow)
-        groups = self._grouped(candidates, scores)
-        self._value(groups, number)
-        self.metrics = _metrics(groups, spent + len(candidates), time.monotonic() - began)
+        groups = grouped(self._by_id, candidates, scores, self.cfg)
+        running = self._mean_before(number) if self.cfg.advantages.baseline == "running" else None
+        value(groups, self.cfg, self._pauses, running)
+        if not self._valued.has(number):
+            self._valued.write(number, [row for group in groups for row in group.rows()], Valued)
+        self.metrics = sampling_metrics(groups, spent + len(candidates)) | {
+            "online/staleness": float(self.cfg.overlap and number > 0),
+            "online/sampling_seconds": sampled - began, "online/waiting_seconds": time.monotonic() - sampled,
+            "online/training_seconds": self._asked - asked}
+        if heard is not None:
+            self.metrics |= held_out_metrics(heard())
         self._groups = number, groups
+        self._asked = time.monotonic()
         return groups
 
     def _before(self, number: int) -> tuple[int, int]:
@@ -188,6 +256,18 @@ class Live:
         order = list(range(len(self.prompts)))
         random.Random(derive_seed(self._seed, "order", turn)).shuffle(order)
         return self.prompts[order[place]]
+
+    def _begin(self, number: int, policy: Policy) -> None:
+        """Sample, write, and ask the judge; where it was sampled before an interruption, only ask."""
+        if number in self._begun or (self._rollouts.has(number) and self._scores.has(number)):
+            return
+        if self._rollouts.has(number):
+            candidates = self._rollouts.read(number, Candidate)
+        else:
+            wanted = self.cfg.prompts_per_step
+            candidates = self._sample(number, [self._drawn(number * wanted + i) for i in range(wanted)], policy)
+            self._rollouts.write(number, candidates, Candidate)  # before the step that changes the policy
+        self._begun[number] = candidates, self._judge.submit(candidates)
 
     def _make(self, number: int, at: int, left: int, policy: Policy) -> tuple[list[Candidate], list[ScoreRow]]:
         """Sample, decode and judge; groups that say nothing are refilled while the settings and the decodes
@@ -205,10 +285,12 @@ class Live:
                 if part:
                     made = self._sample(number, part, policy)
                     asked.append((made, self._judge.submit(made)))
+            self._sampled = time.monotonic()
             for made, scored in asked:
                 candidates += made
                 scores += scored()
-            flat = sum(not says_something(group.rewards) for group in self._grouped(candidates, scores))
+            flat = sum(not says_something(group.rewards)
+                       for group in grouped(self._by_id, candidates, scores, self.cfg))
             wanted = min(flat, refills)
             refills -= wanted
         return candidates, scores
@@ -216,119 +298,53 @@ class Live:
     def _sample(self, number: int, prompts: Sequence[Prompt], policy: Policy) -> list[Candidate]:
         seeds = [[derive_seed(self._seed, "online", number, p.prompt_id, k) for k in range(self.cfg.num_generations)]
                  for p in prompts]
+        return self._said(prompts, seeds, f"{number}-", policy)
+
+    def _said(self, prompts: Sequence[Prompt], seeds: list[list[int]], maker: str, policy: Policy) -> list[Candidate]:
         requests = [SampleRequest(self._conditionings[p.prompt_id], s) for p, s in zip(prompts, seeds, strict=True)]
         training = policy.module.training
         policy.module.eval()
         with torch.no_grad():
             made = policy.sample(requests, self._sampling, batch_size=self._batch_size)
         policy.module.train(training)
-        ids = [f"{p.prompt_id}-{number}-{k}" for p in prompts for k in range(self.cfg.num_generations)]
+        ids = [f"{p.prompt_id}-{maker}{k}" for p, own in zip(prompts, seeds, strict=True) for k in range(len(own))]
         return [replace(c, candidate_id=name) for c, name in zip(made, ids, strict=True)]
-
-    # -- rewards and advantages ---------------------------------------------------------------------------------------
-
-    def _grouped(self, candidates: Sequence[Candidate], scores: Sequence[ScoreRow]) -> list[Group]:
-        by_id, known = {p.prompt_id: p for p in self.prompts}, {s.candidate_id: s for s in scores}
-        n = self.cfg.num_generations
-        groups = []
-        for start in range(0, len(candidates), n):
-            mine = list(candidates[start : start + n])
-            found = [known[c.candidate_id] for c in mine]
-            groups.append(Group(by_id[mine[0].prompt_id], mine, found, _rewards(mine, found)))
-        return groups
-
-    def _value(self, groups: Sequence[Group], number: int) -> None:
-        """Give each step of a sampling's candidates its advantage."""
-        cfg = self.cfg.advantages
-        if cfg.rewards:
-            values = decoupled([_components(group, cfg.rewards) for group in groups], cfg)
-        else:
-            running = self._mean_before(number) if cfg.baseline == "running" else None
-            values = advantages([group.rewards for group in groups], cfg, running)
-        for group, each in zip(groups, values, strict=True):
-            group.advantages = self._credited(group, each)
 
     def _mean_before(self, number: int) -> float | None:
         """Mean reward of the samplings before, as they lie on disk; None at the first."""
-        rewards = [reward for i in range(number) for group in self._grouped(
-            self._rollouts.read(i, Candidate), self._scores.read(i, ScoreRow)) for reward in group.rewards]
+        rewards = [row["reward"] for i in range(number) for row in self._valued.rows(i, ["reward"])]
         return float(np.mean(rewards)) if rewards else None
 
-    def _credited(self, group: Group, values: np.ndarray) -> list[np.ndarray]:
-        cfg, steps = self.cfg.advantages, [c.speech.steps for c in group.candidates]
-        if cfg.credit == "sequence":
-            return credit.of_sequences(values.tolist(), steps)
-        places = [self._places(group.prompt, c, s) for c, s in zip(group.candidates, group.scores, strict=True)]
-        if cfg.credit == "what_differs":
-            return credit.of_what_differs(values.tolist(), steps, places)
-        return credit.of_words(values.tolist(), steps, places, cfg.sequence_share)
+    # -- check-ups ----------------------------------------------------------------------------------------------------
 
-    def _places(self, prompt: Prompt, candidate: Candidate, score: ScoreRow) -> dict[Place, Slot]:
-        """Empty where the recognizer's times cannot be used, or nothing was scored."""
-        with suppress(ValueError):
-            if score.status == "ok":
-                heard = words_and_gaps(prompt.text, prompt.lang, score.transcript, score.spans,
-                                       hit_seconds=self._pauses.hit_seconds,
-                                       spurious_seconds=self._pauses.spurious_seconds)
-                return slots(candidate.speech, heard)
-        return {}
+    def _check_up(self, number: int, policy: Policy) -> Callable[[], list[Row]] | None:
+        """Begin to hear the policy on held-out prompts, where it is time; what is returned waits for the rows."""
+        if self.cfg.held_out is None or not self._heard_by or number % self.cfg.held_out.every:
+            return None
+        place = number // self.cfg.held_out.every
+        if self._check_ups.has(place):
+            return lambda: list(self._check_ups.rows(place))
+        seeds = [[derive_seed(self._seed, "held_out", p.prompt_id)] for p in self._heard_by]
+        rows = self._judge.check_up(self._said(self._heard_by, seeds, f"held-{number}-", policy))
+
+        def finish() -> list[Row]:
+            made = [row | {"sampling": number} for row in rows()]
+            self._check_ups.write(place, made)
+            return made
+
+        return finish
+
+    def checked(self, upto: int) -> list[dict[str, float]]:
+        """Figures of the check-ups before and at a sampling."""
+        every = self.cfg.held_out.every if self.cfg.held_out else 1
+        return [held_out_metrics(self._check_ups.rows(i)) for i in range(upto // every + 1) if self._check_ups.has(i)]
+
+    def sampled(self, number: int) -> dict[str, float]:
+        """Figures of a sampling that lies on disk."""
+        candidates, scores = self._rollouts.read(number, Candidate), self._scores.read(number, ScoreRow)
+        return sampling_metrics(grouped(self._by_id, candidates, scores, self.cfg), 0)
 
 
 class _Nothing(torch.utils.data.IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         raise NotImplementedError("a live source gives whole batches")
-
-
-class LiveMetrics(TrainerCallback):
-    """Puts the figures of the latest sampling into what is logged."""
-
-    def __init__(self, live: Live) -> None:
-        self._live = live
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if logs is not None and "loss" in logs:
-            logs.update(self._live.metrics)
-
-
-def _rewards(candidates: Sequence[Candidate], scores: Sequence[ScoreRow]) -> list[float]:
-    """Rewards of a group; what failed, and what was cut, is as its worst."""
-    known = [s.reward for s in scores if s.reward is not None]
-    worst = min(known, default=0.0)
-    return [worst if s.reward is None or c.end_reason == "max_tokens" else s.reward
-            for c, s in zip(candidates, scores, strict=True)]
-
-
-def _components(group: Group, names: Mapping[str, float]) -> list[dict[str, float]]:
-    """Components of a group; one that is null, or of a failure, is as the group's worst by the sign of its weight."""
-    table = [{name: score.reward if name == "reward" else score.components.get(name) for name in names}
-             for score in group.scores]
-    worst = {name: (min if weight > 0 else max)((v for row in table if (v := row[name]) is not None), default=0.0)
-             for name, weight in names.items()}
-    return [{name: worst[name] if value is None or c.end_reason == "max_tokens" else value
-             for name, value in row.items()} for c, row in zip(group.candidates, table, strict=True)]
-
-
-def _metrics(groups: Sequence[Group], decodes: int, seconds: float) -> dict[str, float]:
-    """Of a sampling, under the names of the log."""
-    scores = [score for group in groups for score in group.scores if score.status == "ok"]
-    candidates = [c for group in groups for c in group.candidates]
-
-    def mean(name: str) -> float | None:
-        values = [v for s in scores if (v := s.components.get(name)) is not None]
-        return float(np.mean(values)) if values else None
-
-    words = sum(s.components.get("ref_words") or 0 for s in scores)
-    wrong = sum(sum(s.components.get(k) or 0 for k in ("substitutions", "deletions", "insertions")) for s in scores)
-    found: dict[str, float | None] = {
-        "reward": float(np.mean([r for group in groups for r in group.rewards])),
-        "reward_std": float(np.mean([np.std(group.rewards, ddof=1) for group in groups])),
-        "frac_reward_zero_std": float(np.mean([not says_something(group.rewards) for group in groups])),
-        "online/wer": wrong / words if words else None, "online/pause_error": mean("pause_error"),
-        "online/duration": float(np.mean([c.duration for c in candidates])),
-        "online/duration_ratio": mean("duration_ratio"), "online/tail_silence": mean("tail_silence"),
-        "online/cut": float(np.mean([c.end_reason == "max_tokens" for c in candidates])),
-        "online/failed": 1 - len(scores) / len(candidates),
-        "online/credited": float(np.mean([np.mean(a != 0) for g in groups for a in g.advantages if len(a)])),
-        "online/decodes": float(decodes), "online/sampling_seconds": seconds,
-    }
-    return {name: value for name, value in found.items() if value is not None}

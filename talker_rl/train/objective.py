@@ -8,6 +8,7 @@ import torch
 
 from talker_rl.base.errors import TrainingError
 from talker_rl.losses.build import Loss
+from talker_rl.losses.config import parts_of
 from talker_rl.losses.ops import last_tokens
 from talker_rl.losses.types import LossOutput, PairBatch, SampleBatch
 from talker_rl.train.rows import CHOSEN, REJECTED, Rows
@@ -67,29 +68,46 @@ class PolicyObjective:
 
     Args:
         loss: what :func:`talker_rl.losses.build_loss` gave.
-        exact: whether the policy computes in float32, so that log-probs of sampling and training have to be equal
-            while the policy is the one that was sampled from.
     """
 
     beta = 1.0
     needs_behaviour = True
 
-    def __init__(self, loss: Loss, *, exact: bool = True) -> None:
-        self.loss, self.exact = loss, exact
-        self.needs_reference = bool(getattr(loss.config, "beta", 0.0))
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+        self.needs_reference = any(getattr(part, "beta", 0.0) for part in parts_of(loss.config))
+
+    def __call__(self, rows: Rows) -> LossOutput:
+        assert rows.behaviour_logps_ST is not None and rows.advantage_ST is not None
+        stop_ST = None if rows.stopped_S is None else last_tokens(rows.mask_ST) & rows.stopped_S[:, None]
+        return self.loss(SampleBatch(
+            logps=rows.logps_ST, mask=rows.mask_ST, advantages=rows.advantage_ST, group=rows.group_S,
+            old_logps=rows.behaviour_logps_ST, ref_logps=rows.ref_logps_ST, weights=rows.weight_ST, stop=stop_ST,
+            steps_per_batch=rows.steps_per_batch, imitate=rows.imitate_S))
+
+
+class OnPolicy:
+    """An objective of samples that says, at staleness 0, how far log-probs of training are from those of sampling.
+
+    Args:
+        objective: what is made smaller.
+        exact: whether the policy computes in float32, so that the two have to be equal while the policy is the one that
+            was sampled from.
+    """
+
+    needs_behaviour = True
+
+    def __init__(self, objective: Objective, *, exact: bool) -> None:
+        self.objective, self.exact = objective, exact
+        self.beta, self.needs_reference = objective.beta, objective.needs_reference
 
     def __call__(self, rows: Rows) -> LossOutput:
         """
         Raises:
-            TrainingError: log-probs of sampling and training differ though no step was taken between them.
+            TrainingError: they differ though no step was taken between them.
         """
-        assert rows.behaviour_logps_ST is not None and rows.advantage_ST is not None
-        stop_ST = None if rows.stopped_S is None else last_tokens(rows.mask_ST) & rows.stopped_S[:, None]
-        out = self.loss(SampleBatch(
-            logps=rows.logps_ST, mask=rows.mask_ST, advantages=rows.advantage_ST, group=rows.group_S,
-            old_logps=rows.behaviour_logps_ST, ref_logps=rows.ref_logps_ST, weights=rows.weight_ST, stop=stop_ST,
-            steps_per_batch=rows.steps_per_batch))
-        if rows.fresh:
+        out = self.objective(rows)
+        if rows.fresh and rows.behaviour_logps_ST is not None:
             with torch.no_grad():
                 apart = (rows.logps_ST - rows.behaviour_logps_ST).abs()[rows.mask_ST]
             out.metrics["sampling/logp_difference/mean"] = apart.mean()

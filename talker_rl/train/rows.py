@@ -40,6 +40,8 @@ class Rows:
     """(S, T) float32, one number a step (a number a sequence is repeated); None where none was computed."""
     weight_ST: Tensor | None = None
     """(S, T) float32, what a step counts for; None is 1 everywhere."""
+    imitate_S: Tensor | None = None
+    """(S,) float32: what a sequence counts for where samples are imitated."""
     steps_per_batch: float | None = None
     """Steps that a batch of this optimizer step holds on average; None: this batch is all of it."""
     fresh: bool = False

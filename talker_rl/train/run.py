@@ -35,8 +35,9 @@ from talker_rl.train.checkpoints import (
 )
 from talker_rl.train.config import TrainConfig
 from talker_rl.train.drift import SEQUENCES, KLTargets, mean_kl
-from talker_rl.train.live import Live, LiveMetrics
-from talker_rl.train.objective import Objective, PairObjective, PolicyObjective
+from talker_rl.train.guards import Guards, LiveMetrics
+from talker_rl.train.live import Live
+from talker_rl.train.objective import Objective, OnPolicy, PairObjective, PolicyObjective
 from talker_rl.train.sources import Record, Source, Stored
 from talker_rl.train.trainer import TalkerTrainer
 
@@ -148,12 +149,15 @@ def train_online(
     args = _arguments(generator, cfg.model_copy(update={"args": {**defaults, **cfg.args, **fixed}}), output_dir, False)
     reference_adapter = {"start": start_adapter, "base": None}.get(str(reference), reference)
     settings = _settings(generator, cfg, args, start_adapter, reference_adapter) | dict(facts)
-    objective = PolicyObjective(build_loss(cfg.loss), exact=not args.bf16 and generator.settings.dtype == "float32")
+    loss = build_loss(cfg.loss)
+    learn = PolicyObjective(loss) if cfg.learned == "samples" else PairObjective(loss)
+    objective = OnPolicy(learn, exact=not args.bf16 and generator.settings.dtype == "float32")
     return _train(
         generator, live, objective, cfg, args, output_dir, settings, lambda policy: {},
         start_adapter=start_adapter, reference=reference_adapter, resume=resume,
-        progress=progress and processes.is_main(), watching=lambda policy: _kl_targets(cfg, policy, live.some),
-        extra_callbacks=(LiveMetrics(live), *extra_callbacks))
+        progress=progress and processes.is_main(),
+        watching=lambda policy: _kl_targets(cfg, policy, live.some, always=cfg.lora is not None),
+        extra_callbacks=(LiveMetrics(live), Guards(live), *extra_callbacks))
 
 
 def _train(
@@ -336,10 +340,10 @@ def _callbacks(
 
 
 def _kl_targets(
-    cfg: TrainConfig, policy: Policy, some: Callable[[int], list[TalkerSequence]]
+    cfg: TrainConfig, policy: Policy, some: Callable[[int], list[TalkerSequence]], *, always: bool = False
 ) -> list[KLTargets]:
     """What watches the drift, where the configuration asks for it."""
-    if not cfg.save_at_kl and cfg.stop_at_kl is None:
+    if not (always or cfg.save_at_kl or cfg.stop_at_kl is not None):
         return []
     return [KLTargets(lambda: mean_kl(policy, some(SEQUENCES)), cfg.save_at_kl or [], cfg.stop_at_kl)]
 

@@ -121,6 +121,8 @@ class TalkerTrainer(Trainer):
             ref_logps_ST=ref_logps_ST,
             behaviour_logps_ST=batch.behaviour_logps_ST,
             advantage_ST=batch.advantage_ST,
+            weight_ST=batch.weight_ST,
+            imitate_S=batch.imitate_S,
             steps_per_batch=batch.steps_per_batch,
             fresh=batch.fresh,
             group_S=batch.group_S,

@@ -1,0 +1,136 @@
+"""Groups: the candidates of a prompt, what they earned by the rules, and the advantage of each of their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow
+from talker_rl.records.slots import Place, Slot, slots
+from talker_rl.records.token_classes import CLASSES, token_classes, words_and_gaps
+from talker_rl.records.valued import Valued
+from talker_rl.train import credit
+from talker_rl.train.advantages import AdvantageConfig, advantages, decoupled
+from talker_rl.train.online_config import OnlineConfig
+
+
+@dataclass
+class Group:
+    """A prompt's candidates, what they earned, and the advantage of each of their steps."""
+
+    prompt: Prompt
+    candidates: list[Candidate]
+    scores: list[ScoreRow]
+    rewards: list[float]
+    values: list[float] = field(default_factory=list)
+    """Advantage of each candidate."""
+    advantages: list[np.ndarray] = field(default_factory=list)
+    """The same on its steps."""
+
+    def rows(self) -> list[Valued]:
+        """For the disk."""
+        return [Valued(c.prompt_id, c.candidate_id, float(reward), float(value), [round(float(a), 6) for a in steps])
+                for c, reward, value, steps in zip(self.candidates, self.rewards, self.values, self.advantages,
+                                                   strict=True)]
+
+
+@dataclass
+class Pauses:
+    """What counts as a pause (``reward.pauses``)."""
+
+    hit_seconds: float = 0.15
+    spurious_seconds: float = 0.25
+
+
+def grouped(
+    prompts: Mapping[str, Prompt], candidates: Sequence[Candidate], scores: Sequence[ScoreRow], cfg: OnlineConfig
+) -> list[Group]:
+    """Candidates as they were sampled, ``num_generations`` of a prompt after the other, with their scores."""
+    known = {s.candidate_id: s for s in scores}
+    groups = []
+    for start in range(0, len(candidates), cfg.num_generations):
+        mine = list(candidates[start : start + cfg.num_generations])
+        found = [known[c.candidate_id] for c in mine]
+        groups.append(Group(prompts[mine[0].prompt_id], mine, found, _rewards(mine, found, cfg)))
+    return groups
+
+
+def value(groups: Sequence[Group], cfg: OnlineConfig, pauses: Pauses, running: float | None = None) -> None:
+    """Give each step of a sampling's candidates its advantage.
+
+    Args:
+        running: mean reward of the samplings before, where that is the baseline.
+    """
+    how = cfg.advantages
+    if how.rewards:
+        values = decoupled([_components(group, how.rewards, cfg) for group in groups], how)
+    else:
+        values = advantages([group.rewards for group in groups], how, running)
+    for group, each in zip(groups, values, strict=True):
+        group.values = each.tolist()
+        group.advantages = _credited(group, how, pauses)
+
+
+def classes_of(group: Group, pauses: Pauses) -> dict[str, list[int]]:
+    """What each step of the candidates says, by candidate id, as places in ``CLASSES``; without those of which the
+    recognizer's times cannot be used."""
+    found = {}
+    for candidate, score in zip(group.candidates, group.scores, strict=True):
+        with suppress(ValueError):
+            if score.status == "ok":
+                kinds = token_classes(candidate.speech, group.prompt.text, group.prompt.lang, score.transcript,
+                                      score.spans, hit_seconds=pauses.hit_seconds,
+                                      spurious_seconds=pauses.spurious_seconds)
+                found[candidate.candidate_id] = [CLASSES.index(kind) for kind in kinds]
+    return found
+
+
+def _credited(group: Group, cfg: AdvantageConfig, pauses: Pauses) -> list[np.ndarray]:
+    steps = [c.speech.steps for c in group.candidates]
+    if cfg.credit == "sequence":
+        return credit.of_sequences(group.values, steps)
+    places = [_places(group.prompt, c, s, pauses) for c, s in zip(group.candidates, group.scores, strict=True)]
+    if cfg.credit == "what_differs":
+        return credit.of_what_differs(group.values, steps, places)
+    return credit.of_words(group.values, steps, places, cfg.sequence_share)
+
+
+def _places(prompt: Prompt, candidate: Candidate, score: ScoreRow, pauses: Pauses) -> dict[Place, Slot]:
+    """Empty where the recognizer's times cannot be used, or nothing was scored."""
+    with suppress(ValueError):
+        if score.status == "ok":
+            heard = words_and_gaps(prompt.text, prompt.lang, score.transcript, score.spans,
+                                   hit_seconds=pauses.hit_seconds, spurious_seconds=pauses.spurious_seconds)
+            return slots(candidate.speech, heard)
+    return {}
+
+
+def demoted(candidates: Sequence[Candidate], cfg: OnlineConfig) -> list[bool]:
+    """Which candidates of a group are as its worst, whatever was heard in them: those that were cut, which may be right
+    so far, and those out of proportion."""
+    middle = float(np.median([c.duration for c in candidates])) if candidates else 0.0
+    ratio = cfg.max_length_ratio or float("inf")
+    return [c.end_reason == "max_tokens" or c.duration > middle * ratio or c.duration * ratio < middle
+            for c in candidates]
+
+
+def _rewards(candidates: Sequence[Candidate], scores: Sequence[ScoreRow], cfg: OnlineConfig) -> list[float]:
+    worst = min((s.reward for s in scores if s.reward is not None), default=0.0)
+    return [worst if s.reward is None or low else s.reward
+            for s, low in zip(scores, demoted(candidates, cfg), strict=True)]
+
+
+def _components(group: Group, names: Mapping[str, float], cfg: OnlineConfig) -> list[dict[str, float]]:
+    """Components of a group; one that is null, of a failure or of a demoted candidate, is as the group's worst by the
+    sign of its weight."""
+    table = [{name: score.reward if name == "reward" else score.components.get(name) for name in names}
+             for score in group.scores]
+    worst = {name: (min if weight > 0 else max)((v for row in table if (v := row[name]) is not None), default=0.0)
+             for name, weight in names.items()}
+    return [{name: worst[name] if value is None or low else value for name, value in row.items()}
+            for low, row in zip(demoted(group.candidates, cfg), table, strict=True)]
