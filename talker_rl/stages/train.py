@@ -19,7 +19,7 @@ from talker_rl.base.processes import WorkerPool, device_list
 from talker_rl.base.versions import rules_of
 from talker_rl.config import RunConfig, load_data
 from talker_rl.planning import cost, memory
-from talker_rl.planning.forecast import Job, Part, records, spread_over
+from talker_rl.planning.forecast import Job, Part, heard, records, spoken, spread_over
 from talker_rl.planning.hardware import Work
 from talker_rl.rounds import Round, train_stage
 from talker_rl.speech.registry import family_of
@@ -32,6 +32,7 @@ from talker_rl.store.run_dir import timed
 from talker_rl.tracking import Tracking
 from talker_rl.train.config import CommonConfig
 from talker_rl.train.launch import TASK, Task, launch, run_task
+from talker_rl.train.online_config import OnlineConfig
 
 
 @dataclass
@@ -219,12 +220,17 @@ def _work(job: Job, index: int) -> list[Part]:
     for number, cfg in enumerate(variants):
         pairs, sides = records(job, cfg), cfg.sides
         dtype = "bfloat16" if cfg.args.get("bf16") else config.model.dtype
-        if number < (1 if index == 1 else len(variants)):
+        if cfg.online is not None:
+            works += _live_work(job, cfg.online)
+            pairs, sides = pairs * cfg.online.num_iterations, 1
+            disk += pairs * memory.PAIR_BYTES
+        elif number < (1 if index == 1 else len(variants)):
             disk += pairs * (memory.PAIR_BYTES + sides * at.codes * 4)
             works += cost.reference(geo, pairs, at, cfg.reference_batch_size, dtype, sides)
         works += cost.training(
-            geo, cfg.steps(pairs) * cfg.pairs_per_step, at, cfg.args.get("per_device_train_batch_size", 8), dtype,
-            cfg.lora, bool(cfg.args.get("gradient_checkpointing")), sides,
+            geo, pairs if cfg.online else cfg.steps(pairs) * cfg.pairs_per_step, at,
+            cfg.args.get("per_device_train_batch_size", 8), dtype, cfg.lora,
+            bool(cfg.args.get("gradient_checkpointing")), sides,
         )  # fmt: skip
         disk += memory.checkpoints_on_disk(geo, config, cfg, cfg.checkpoints(pairs))
     one = len(variants) == 1  # alone it has all cores
@@ -233,6 +239,16 @@ def _work(job: Job, index: int) -> list[Part]:
     label = f"round {index}: {count(total, 'step')}, {count(len(variants), 'variant')}"
     parallel = spread_over(config) or parallel  # one variant after the other, each over all of them
     return [Part("training", label, works, parallel, job.peaks["training"], disk, len(variants))]
+
+
+def _live_work(job: Job, online: OnlineConfig) -> list[Work]:
+    """Sampling, decoding and judging of an online training; its check-ups are not counted as decodes, and cost."""
+    checked = 0.0
+    if online.held_out is not None:
+        checked = -(-online.samplings // online.held_out.every) * min(online.held_out.prompts, job.sizes["dev"])
+    each = online.num_generations
+    return [*spoken(job, online.decodes / each, each), *heard(job, "recognizer", online.decodes + checked),
+            *spoken(job, checked, 1), *heard(job, "evaluator", checked)]
 
 
 STAGE = Stage("train", "training", make, "variant", key=("model.dtype", "model.attn_implementation"), plan=_plan,

@@ -109,7 +109,9 @@ def _summary(settings: Mapping[str, Any], adapter: bool, merged: bool, family: s
             else f"A set of full weights of the Talker of {title}")
     if "config" not in settings:  # of an adapter that no run tells of
         return f"{what}. The base's license holds."
-    how = "speech codes by supervision" if settings["config"].get("data") else "pairs of its own samples"
+    data = settings["config"].get("data")
+    how = ("what it said while it was trained, judged as it went" if data == "online" else
+           "speech codes by supervision" if data else "pairs of its own samples")
     return f"{what}, trained on {how} by talker_rl. The base's license holds."
 
 

@@ -100,8 +100,11 @@ class CommonConfig(BaseModel):
     @property
     def fixed_steps(self) -> int | None:
         """Optimizer steps, where they don't depend on how many pairs there are."""
-        steps = self.args.get("max_steps", 0)
-        return int(steps) if steps > 0 else None
+        steps = int(self.args.get("max_steps", 0))
+        if self.online is not None and self.data == "online":
+            most = self.online.samplings * self.online.steps_per_sampling
+            return min(most, steps) if steps > 0 else most
+        return steps if steps > 0 else None
 
     def steps(self, pairs: float) -> int:
         """Optimizer steps of a training on so many pairs."""

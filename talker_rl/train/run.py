@@ -144,9 +144,9 @@ def train_online(
     size = int(cfg.args.get("per_device_train_batch_size", 8))
     candidates = online.prompts_per_step * online.num_generations / online.mini_batches
     live.micro_batches = max(1, math.ceil(candidates / size))
-    defaults = {"logging_steps": 1, "max_steps": live.max_steps}
-    fixed = {"gradient_accumulation_steps": live.micro_batches, "ignore_data_skip": True}
-    args = _arguments(generator, cfg.model_copy(update={"args": {**defaults, **cfg.args, **fixed}}), output_dir, False)
+    fixed = {"gradient_accumulation_steps": live.micro_batches, "ignore_data_skip": True, "max_steps": cfg.fixed_steps}
+    args = _arguments(generator, cfg.model_copy(update={"args": {"logging_steps": 1, **cfg.args, **fixed}}), output_dir,
+                      False)
     reference_adapter = {"start": start_adapter, "base": None}.get(str(reference), reference)
     settings = _settings(generator, cfg, args, start_adapter, reference_adapter) | dict(facts)
     loss = build_loss(cfg.loss)
