@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
 from service_helpers import Service, set_touchy, wait_for
 
 from talker_rl import cli
@@ -186,3 +189,28 @@ def test_a_full_disk_is_told_and_what_is_finished_is_kept(
     assert do("score", service_config, run, "--endpoint", service.url) == 0
     assert len(rows_of(run)) == 24
     wait_for(lambda: service.metric("queued_seconds") == 0.0)
+
+
+def test_an_online_training_is_judged_through_the_service(
+    service: Service, service_config: Path, tmp_path: Path
+) -> None:
+    """The same candidates, rewards and weights as judged in this process; its folder remembers the scorer."""
+    data = yaml.safe_load(service_config.read_text())
+    config = service_config.parent / "online.yaml"
+    config.write_text(yaml.safe_dump(data | {"train": {
+        "data": "online", "loss": {"type": "grpo"}, "chosen_drop_alarm": None,
+        "online": {"prompts_per_step": 2, "num_generations": 3, "decodes": 12},
+        "args": {"save_steps": 5, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "logging_steps": 1}}}))
+    folders = [tmp_path / "here", tmp_path / "there"]
+    for folder, more in zip(folders, ([], ["--endpoint", service.url]), strict=True):
+        assert do("prompts", config, folder) == 0 and do("condition", config, folder) == 0
+        assert do("train", config, folder, *more, "--debug") == 0
+    stages = [folder / "round1/train/default" for folder in folders]
+    here, there = (ShardFolder(stage / "online/scores").read_all(ScoreRow) for stage in stages)
+    assert [r.candidate_id for r in here] == [r.candidate_id for r in there] and len(here) == 12
+    assert [r.reward for r in here] == pytest.approx([r.reward for r in there], abs=1e-5)
+    assert len({r.reward for r in here}) > 2
+    one, other = (load_file(stage / "adapter_model.safetensors") for stage in stages)
+    assert all(torch.allclose(one[k], other[k], atol=1e-4) for k in one)
+    assert any(v.abs().max() > 1e-4 for k, v in one.items() if "lora_B" in k)
+    assert (stages[1] / "service.json").is_file() and not (stages[0] / "service.json").exists()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from talker_rl.base.disk import read_json
 from talker_rl.base.processes import WorkerPool, device_list
@@ -19,6 +19,9 @@ from talker_rl.records.score import ScoreRow
 from talker_rl.stages import tasks, worker
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.processes import part
+
+if TYPE_CHECKING:
+    from talker_rl.stages.remote import RemoteScorer
 
 
 class PoolJudge:
@@ -52,11 +55,8 @@ class PoolJudge:
         with self._pool.watched():
             for rank in range(parts):
                 mine = list(candidates[part(len(candidates), parts, rank)])
-                asked = worker.Judging(
-                    token2wav=self.config.token2wav, reward=self.config.reward, seed=self.config.seed,
-                    prompts=tasks.of_candidates(self._by_id, mine), rows=rows, extras=int(rows == "eval"))
-                waiting.append(self._pool.submit(worker.work, worker.Task(self.config.model, judging=asked,
-                                                                          candidates=mine)))
+                waiting.append(self._pool.submit(worker.work, worker.Task(
+                    self.config.model, judging=self._asked(mine, rows), candidates=mine)))
 
         def made() -> list[worker.Made]:
             with self._pool.watched():
@@ -64,14 +64,59 @@ class PoolJudge:
 
         return made
 
+    def _asked(self, candidates: Sequence[Candidate], rows: Literal["score", "eval"]) -> worker.Judging:
+        return worker.Judging(
+            token2wav=self.config.token2wav, reward=self.config.reward, seed=self.config.seed,
+            prompts=tasks.of_candidates(self._by_id, candidates), rows=rows, extras=int(rows == "eval"))
+
+
+class ServiceJudge(PoolJudge):
+    """Has services decode and judge what is sampled; check-ups stay with the run's workers.
+
+    Args:
+        remote: the services.
+    """
+
+    def __init__(self, config: RunConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt], pool: WorkerPool,
+                 remote: RemoteScorer) -> None:
+        super().__init__(config, prompts, held_out, pool)
+        self._remote = remote
+        self._thread = ThreadPoolExecutor(1)  # the client's event loop lives in one thread
+
+    def submit(self, candidates: Sequence[Candidate]) -> Callable[[], list[ScoreRow]]:
+        """Ask the services; what is returned waits for their answers."""
+        mine = list(candidates)
+        task = worker.Task(self.config.model, candidates=mine, judging=self._asked(mine, "score"))
+        waiting = self._thread.submit(self._remote, task)
+        return lambda: waiting.result().scores
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._thread.submit(self._remote.close).result()
+        self._thread.shutdown()
+
 
 @contextmanager
-def judging(config: dict[str, Any], run: str) -> Iterator[PoolJudge]:
-    """A judge for a training of a run, as its task names it; its workers end with the block."""
+def judging(
+    config: dict[str, Any], run: str, endpoints: Sequence[str] = (), stage: str = ""
+) -> Iterator[PoolJudge]:
+    """A judge for a training of a run, as its task names it; its workers end with the block.
+
+    Args:
+        endpoints: services that decode and judge what is sampled; none: the run's workers do.
+        stage: of the training, whose folder remembers the services' fingerprint.
+    """
     settings, folder = load_data(config, where=run), Path(run)
     skipped_file = folder / "conditioning" / "skipped.json"
     skipped = read_json(skipped_file) if skipped_file.exists() else {}
     prompts, held_out = ([p for p in ShardFolder(folder / "prompts").read(SETS.index(name), Prompt)
                           if p.prompt_id not in skipped] for name in ("train", "dev"))
     with WorkerPool(settings.workers, device_list(settings.devices, settings.model.device)) as pool:
-        yield PoolJudge(settings, prompts, held_out, pool)
+        if not endpoints:
+            yield PoolJudge(settings, prompts, held_out, pool)
+            return
+        from talker_rl.stages.remote import RemoteScorer
+
+        judge = ServiceJudge(settings, prompts, held_out, pool, RemoteScorer(settings, endpoints, folder / stage))
+        with closing(judge):
+            yield judge

@@ -44,11 +44,24 @@ def _pair(command: argparse.ArgumentParser) -> None:
                          "pairs of round 1 of them (short for pairs.votes=FILE)")
 
 
+def _endpoint(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--endpoint", action="extend", nargs="+", default=[], metavar="URL",
+                         help=f"let reward services {what} (talker-rl serve), with the same results; a token is taken "
+                         "from $TALKER_RL_TOKEN")
+
+
 def _score(command: argparse.ArgumentParser) -> None:
     _round(command)
-    command.add_argument("--endpoint", action="extend", nargs="+", default=[], metavar="URL",
-                         help="let reward services do it (talker-rl serve), with the same results; a token is taken "
-                         "from $TALKER_RL_TOKEN")
+    _endpoint(command, "do it")
+
+
+def _train(command: argparse.ArgumentParser) -> None:
+    _round(command)
+    _endpoint(command, "decode and judge what an online training samples")
+
+
+def _run(command: argparse.ArgumentParser) -> None:
+    _endpoint(command, "decode and judge what is sampled to learn from")
 
 
 def _eval(command: argparse.ArgumentParser) -> None:
@@ -64,10 +77,10 @@ def _diagnose(command: argparse.ArgumentParser) -> None:
 
 
 RUN = Verb("run", "all stages in order", "talker-rl run -c demo --run-dir runs/demo",
-           ("reward", "recognizer", "evaluator", "losses", "device"), begins=True, learns=True, tracks=True)
+           ("reward", "recognizer", "evaluator", "losses", "device"), _run, begins=True, learns=True, tracks=True)
 _TRAIN = Verb("train", "train every variant, and choose its checkpoint on dev",
               "talker-rl train -c demo train.loss.type=ld_dpo", ("reward", "recognizer", "losses", "device"),
-              _round, tracks=True)
+              _train, tracks=True)
 _PAIR = Verb("pair", "choose preference pairs (or completions to imitate) among the scored candidates",
              "talker-rl pair -c demo pairs.length_match=3", (), _pair, learns=True)
 

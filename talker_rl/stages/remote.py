@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talker_rl.base.disk import read_json
+from talker_rl.base.disk import read_json, write_json
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.ids import derive_seed
+from talker_rl.config import RunConfig
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.codec import FIRST
 from talker_rl.records.prompt import Prompt
@@ -19,7 +21,6 @@ from talker_rl.reward.service.fingerprint import settings_parts
 from talker_rl.reward.service.protocol import TOKEN_VARIABLE, Item, ItemResult
 from talker_rl.speech.registry import family_of
 from talker_rl.stages import worker
-from talker_rl.stages.context import Context
 
 if TYPE_CHECKING:
     from talker_rl.reward.client import ScoreClient
@@ -29,12 +30,12 @@ class RemoteScorer:
     """Stands where `worker.work` stands. All services must score as this run's configuration says, and alike.
 
     Args:
-        stage: its folder remembers the services' fingerprint (``service.json``), so that a run that goes on another
-            day does not mix two scorers.
+        folder: of the stage. It remembers the services' fingerprint (``service.json``), so that a run that goes on
+            another day does not mix two scorers.
     """
 
-    def __init__(self, ctx: Context, stage: str) -> None:
-        self._ctx, self._stage = ctx, stage
+    def __init__(self, config: RunConfig, endpoints: Sequence[str], folder: Path) -> None:
+        self._config, self._endpoints, self._folder = config, tuple(endpoints), folder
         self._client: ScoreClient | None = None
 
     def _connected(self) -> ScoreClient:
@@ -46,16 +47,14 @@ class RemoteScorer:
         except ImportError as error:
             raise ConfigError(f"The client's packages are missing: {error}", fix="pip install 'talker-rl[service]'"
                               ) from error
-        ctx, config = self._ctx, self._ctx.config
-        note = Path(ctx.run.path) / self._stage / "service.json"
+        config, note = self._config, self._folder / "service.json"
         before = read_json(note) if note.exists() else {}
         expected = settings_parts(config.reward, config.token2wav) | {
             "model": family_of(config.model.path).identity(config.model, "decoder")}
-        self._client = ScoreClient(ctx.endpoints, token=os.environ.get(TOKEN_VARIABLE), expected=expected,
+        self._client = ScoreClient(self._endpoints, token=os.environ.get(TOKEN_VARIABLE), expected=expected,
                                    fingerprint=before.get("fingerprint"), parts=before.get("parts"))
         found = self._client.connect()
-        ctx.write_json(f"{self._stage}/service.json", {
-            "fingerprint": found, "parts": self._client.parts, "endpoints": list(ctx.endpoints)})
+        write_json(note, {"fingerprint": found, "parts": self._client.parts, "endpoints": list(self._endpoints)})
         return self._client
 
     def __call__(self, task: worker.Task) -> worker.Made:

@@ -133,7 +133,7 @@ def _judge(ctx: Context, stage: str) -> Iterator[Callable[[worker.Task], worker.
 
     if ctx.config.audio.keep != "none":
         ctx.say(f"{stage}: no speech is kept, because the services decode it")
-    remote = RemoteScorer(ctx, stage)
+    remote = RemoteScorer(ctx.config, ctx.endpoints, ctx.run.path / stage)
     try:
         yield remote
     finally:

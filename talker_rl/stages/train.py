@@ -109,7 +109,8 @@ def _begin(training: Training) -> Task | None:
         watch={"function": "talker_rl.stages.train:tracked",
                "arguments": {"config": ctx.config.resolved(), "run": str(place), "stage": stage}},
         judge={"function": "talker_rl.stages.online:judging",
-               "arguments": {"config": ctx.config.resolved(), "run": str(place)}} if online else None,
+               "arguments": {"config": ctx.config.resolved(), "run": str(place), "endpoints": list(ctx.endpoints),
+                             "stage": stage}} if online else None,
         live_key=stable_hash(stage, settings, inputs) if online else "",
     )
     task.write()
