@@ -96,7 +96,7 @@ def test_short_names_and_what_they_mean_to_a_sweep() -> None:
         (["validate", "-c", "x" * 300], "configuration file"),
         (["sweep", "lossess"], "did you mean sweeps/losses?"),
         (["configs", "dmo"], "did you mean demo?"),
-        (["configs", "zzzzz"], "one of: demo, smoke"),
+        (["configs", "zzzzz"], "one of: demo, demo-online, smoke"),
         (["configs", "-o", "x.yaml"], "Which configuration?"),
         (["run", "losses", "--dry-run"], "talker-rl sweep losses"),
         (["sweep", "demo", "--dry-run"], "talker-rl run -c demo"),
