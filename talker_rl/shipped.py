@@ -68,7 +68,8 @@ def verb(args: argparse.Namespace) -> int:
 
 def names() -> dict[str, Path]:
     """Name -> file of every shipped configuration."""
-    return {name_of(path): path for path in sorted(FOLDER.glob("**/*.yaml"), key=lambda p: (p.parent != FOLDER, p.with_suffix("")))}
+    files = sorted(FOLDER.glob("**/*.yaml"), key=lambda path: (path.parent != FOLDER, path.with_suffix("")))
+    return {name_of(path): path for path in files}
 
 
 def name_of(path: Path) -> str:

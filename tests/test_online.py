@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pipeline_helpers import write_world
@@ -162,22 +164,83 @@ def test_interrupted_it_goes_on_to_the_same_weights(
     assert [row["loss"] for row in log(folder)] == [row["loss"] for row in log(tmp_path / "run")]
 
 
-def test_log_probs_of_another_policy_stop_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def losses_by_hand(folder: Path) -> list[float]:
+    """What a step's loss has to be where the policy is the one that was sampled from, so that every ratio is 1: minus
+    the mean advantage of all steps, the stop's among them, of the groups that say something."""
+    stage, found = folder / "round1/train/default/online", []
+    candidates, valued = ShardFolder(stage / "rollouts"), ShardFolder(stage / "advantages")
+    for number in range(len(candidates)):
+        steps = {c.candidate_id: len(c.token_logps) for c in candidates.read(number, Candidate)}
+        rows = valued.read(number, Valued)
+        groups = [rows[at : at + 3] for at in range(0, len(rows), 3)]
+        telling = [v for g in groups if max(v.reward for v in g) - min(v.reward for v in g) > 1e-6 for v in g]
+        told = telling or groups[0]
+        found.append(-sum(sum(v.steps) for v in told) / sum(steps[v.candidate_id] for v in told))
+    return found
+
+
+def test_losses_are_those_that_the_shards_say(finished: tuple[Path, Path]) -> None:
+    rows = log(finished[1])
+    assert [row["loss"] for row in rows] == pytest.approx(losses_by_hand(finished[1]), abs=2e-4)
+    assert any(abs(row["loss"]) > 1e-3 for row in rows)
+
+
+@pytest.mark.parametrize("loss", [
+    {"type": "grpo", "beta": 0.1}, {"type": "grpo", "loss_type": "grpo"}, {"type": "rloo"}, {"type": "dpo"},
+    {"type": "mix", "terms": [{"loss": {"type": "grpo"}}, {"loss": {"type": "sft"}}]}])
+def test_a_step_is_the_same_however_many_forwards_it_takes(tmp_path: Path, loss: dict[str, Any]) -> None:
+    config, rows = world(tmp_path, loss, decodes=6, pairs={"margin": 0.0, "max_pairs_per_prompt": 3}), []
+    for size in (6, 4, 1):  # six samples at once, in unequal parts, one by one
+        folder = tmp_path / f"run{size}"
+        assert cli.main(["run", "-c", str(config), "--run-dir", str(folder), "-q",
+                         f"train.args.per_device_train_batch_size={size}", "train.args.optim=sgd"]) == 0
+        rows.append(log(folder)[0])
+    for row in rows[1:]:
+        assert [row[name] for name in ("loss", "grad_norm")] == pytest.approx(
+            [rows[0][name] for name in ("loss", "grad_norm")], rel=2e-3, abs=1e-6)
+    assert rows[0]["grad_norm"] > 1e-3
+
+
+def _shifted(example: Any) -> Any:
+    return replace(example, behaviour_logps=[one.roll(1) for one in example.behaviour_logps])
+
+
+def _without_stop(example: Any) -> Any:
+    (sequence,) = example.sequences
+    return replace(example, sequences=[replace(sequence, speech=sequence.speech.cut(sequence.speech.frames))],
+                   behaviour_logps=[example.behaviour_logps[0][: sequence.speech.frames]],
+                   advantages=[example.advantages[0][: sequence.speech.frames]])
+
+
+@pytest.mark.parametrize("fault", ["shifted", "denominator", "without_stop", "neighbour"])
+def test_planted_mistakes_are_caught(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    examples = Live._examples
+    """By the run's own alarm, or by the losses that follow from its shards."""
+    right = Live._of_samples
 
-    def shifted(self: Live, group: Any) -> Any:
-        made = examples(self, group)
-        for example in made:
-            example.behaviour_logps = [one.roll(1) for one in example.behaviour_logps or []]
-        return made
+    def wrong(self: Live, groups: Any) -> Any:
+        if fault == "neighbour":  # each group has the advantages of the next
+            values = [group.values for group in groups]
+            groups = [replace(group, advantages=[np.full(c.speech.steps, v, dtype=np.float32) for c, v in zip(
+                group.candidates, other, strict=True)]) for group, other in zip(
+                groups, [*values[1:], values[0][::-1]], strict=True)]
+        if fault == "denominator":  # what was drawn from, in the place of the policy
+            groups = [replace(g, candidates=[replace(c, token_logps=c.processed_logps) for c in g.candidates])
+                      for g in groups]
+        plant = {"shifted": _shifted, "without_stop": _without_stop}.get(fault, lambda example: example)
+        return [plant(example) for example in right(self, groups)]
 
-    monkeypatch.setattr(Live, "_examples", shifted)
-    config = world(tmp_path)
-    assert cli.main(["run", "-c", str(config), "--run-dir", str(tmp_path / "run"), "-q"]) == 1
+    monkeypatch.setattr(Live, "_of_samples", wrong)
+    config = world(tmp_path, sampling=SAMPLING | ({"temperature": 0.7} if fault == "denominator" else {}))
+    code = cli.main(["run", "-c", str(config), "--run-dir", str(tmp_path / "run"), "-q"])
     told = capsys.readouterr().err
-    assert "differ by" in told and "talker-rl parity" in told
+    if fault in ("shifted", "denominator"):
+        assert code == 1 and "differ by" in told and "talker-rl parity" in told
+    else:
+        assert code == 0
+        assert [row["loss"] for row in log(tmp_path / "run")] != pytest.approx(
+            losses_by_hand(tmp_path / "run"), abs=2e-4)
 
 
 @pytest.mark.parametrize(("loss", "online"), [

@@ -58,7 +58,7 @@ def test_clipped_steps_and_what_they_are_divided_by() -> None:
     constant = loss({"type": "grpo", "loss_type": "dr_grpo", "max_completion_length": 10})
     assert constant.loss.item() == pytest.approx(sum(sums) / 30)
     # of an optimizer step whose batches hold 12 steps on average: half of what its own 6 would give
-    assert loss({"type": "dapo"}, batch(steps_per_batch=12.0)).loss.item() == pytest.approx((sum(sums) - 0.08) / 12)
+    assert loss({"type": "dapo"}, batch(mean_steps=4.0)).loss.item() == pytest.approx((sum(sums) - 0.08) / 12)
     # 1.28 above: the first ratio is clipped later
     assert loss({"type": "dapo"}).loss.item() == pytest.approx((sum(sums) - 0.08) / 6)
     assert out.metrics["clip_ratio/low_mean"].item() == pytest.approx(1 / 6)

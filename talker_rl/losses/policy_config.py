@@ -20,9 +20,10 @@ class PolicyLossConfig(LossConfig):
     needs_rejected: ClassVar[bool] = False
 
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = Field(
-        "bnpo", description="What a step's loss is divided by. grpo: its sequence's steps, then by the sequences (long "
-        "sequences count less a step). bnpo: the steps of the batch. dapo: those of all batches of an optimizer step. "
-        "dr_grpo: a constant, max_completion_length times the sequences (nothing hangs on lengths)."
+        "dapo", description="What a step's loss is divided by. dapo: the steps of all sequences of an optimizer step. "
+        "grpo: its sequence's steps, then by the sequences (long sequences count less a step). bnpo: the steps of the "
+        "batch of a forward, so that the figure hangs on its size. dr_grpo: a constant, max_completion_length times "
+        "the sequences (nothing hangs on lengths)."
     )
     max_completion_length: int | None = Field(
         None, ge=1, description="Of dr_grpo: steps. null: rollouts.sampling.max_new_tokens."

@@ -76,8 +76,10 @@ def _finish(
             raise ValueError("dr_grpo divides by a constant: give max_completion_length")
         of_sequences = losses.sum(dim=1) / longest
     else:
-        whole = float(steps.sum()) if batch.steps_per_batch is None or loss_type == "bnpo" else batch.steps_per_batch
-        of_sequences = losses.sum(dim=1) * (len(mask) / max(1.0, whole))
+        # A batch counts by its sequences, so those are divided by what a sequence has on average, here or everywhere.
+        alone = batch.mean_steps is None or loss_type == "bnpo"
+        mean = float(steps.sum()) / len(mask) if alone else batch.mean_steps
+        of_sequences = losses.sum(dim=1) / max(1.0, mean or 0.0)
     with torch.no_grad():
         size = _advantages(batch, "as_sequence").abs().sum(dim=1) / steps.clamp(min=1)
     return LossOutput(of_sequences.mean(), mean_by_group(of_sequences, batch.group), mean_by_group(size, batch.group),

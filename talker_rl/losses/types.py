@@ -115,8 +115,8 @@ class SampleBatch:
     """float, what a step counts for beside its advantage (importance correction, filters); None: 1."""
     stop: Tensor | None = None
     """bool, True on the stop; None: the last step of each is it."""
-    steps_per_batch: float | None = None
-    """Steps that a batch of this optimizer step holds on average; None: this batch is all of it."""
+    mean_steps: float | None = None
+    """Mean steps of a sequence over all batches of this optimizer step; None: this batch is all of it."""
     imitate: Tensor | None = None
     """(S,) float, what a sample counts for in a term that imitates (sft), such that the mean over all samples of an
     optimizer step is that over those that are imitated; None: no sample is."""

@@ -89,8 +89,8 @@ class Batch:
     weight: float = 1.0
     """The mean over processes of (mean over a share x weight) is the mean over the whole batch. 0: the batch had too
     few groups, and this share only fills this process's turn; it is not counted anywhere."""
-    steps_per_batch: float | None = None
-    """Steps of sequences that a batch of this optimizer step holds on average; None: this batch is all of it."""
+    mean_steps: float | None = None
+    """Mean steps of a sequence over all batches of this optimizer step; None: this batch is all of it."""
     fresh: bool = False
     """Whether the policy is the one that these were sampled from, to the last bit of its weights."""
 

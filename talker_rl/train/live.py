@@ -149,7 +149,7 @@ class Live:
             mine = examples[start:end]
             made = collate(list(enumerate(mine or filler)))
             made["batch"] = replace(made["batch"], weight=len(mine) * self.micro_batches / max(1, len(examples)),
-                                    fresh=fresh and bool(mine), steps_per_batch=total / self.micro_batches or None)
+                                    fresh=fresh and bool(mine), mean_steps=total / len(examples) if mine else None)
             yield made
 
     def _examples(self, groups: Sequence[Group]) -> list[Example]:

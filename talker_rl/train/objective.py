@@ -83,7 +83,7 @@ class PolicyObjective:
         return self.loss(SampleBatch(
             logps=rows.logps_ST, mask=rows.mask_ST, advantages=rows.advantage_ST, group=rows.group_S,
             old_logps=rows.behaviour_logps_ST, ref_logps=rows.ref_logps_ST, weights=rows.weight_ST, stop=stop_ST,
-            steps_per_batch=rows.steps_per_batch, imitate=rows.imitate_S))
+            mean_steps=rows.mean_steps, imitate=rows.imitate_S))
 
 
 class OnPolicy:

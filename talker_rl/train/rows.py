@@ -42,8 +42,8 @@ class Rows:
     """(S, T) float32, what a step counts for; None is 1 everywhere."""
     imitate_S: Tensor | None = None
     """(S,) float32: what a sequence counts for where samples are imitated."""
-    steps_per_batch: float | None = None
-    """Steps that a batch of this optimizer step holds on average; None: this batch is all of it."""
+    mean_steps: float | None = None
+    """Mean steps of a sequence over all batches of this optimizer step; None: this batch is all of it."""
     fresh: bool = False
     """Whether the policy is the one that these were sampled from."""
     generator: torch.Generator | None = None

@@ -123,7 +123,7 @@ class TalkerTrainer(Trainer):
             advantage_ST=batch.advantage_ST,
             weight_ST=batch.weight_ST,
             imitate_S=batch.imitate_S,
-            steps_per_batch=batch.steps_per_batch,
+            mean_steps=batch.mean_steps,
             fresh=batch.fresh,
             group_S=batch.group_S,
             side_S=batch.side_S,
