@@ -15,7 +15,7 @@ from talker_rl.losses.policy_config import learned_from
 from talker_rl.losses.types import SampleBatch
 from talker_rl.train import importance
 from talker_rl.train.groups import _rewards, demoted
-from talker_rl.train.guards import drifted, hacked, without_gain
+from talker_rl.train.guards import drifted, hacked, heard_to_drift, without_gain
 from talker_rl.train.online_config import GuardsConfig, ImportanceConfig, OnlineConfig
 
 
@@ -56,6 +56,21 @@ def test_a_reward_that_rises_alone_is_told(
            zip(reward, wer, strict=True)]
     assert (hacked(ups) is not None) == rings
     assert hacked(ups[:1]) is None
+
+
+@pytest.mark.parametrize(("first", "last", "told"), [
+    ({"f0_spread": 2.0}, {"f0_spread": 1.5}, []), ({"f0_spread": 2.0}, {"f0_spread": 1.3}, ["f0_spread"]),
+    ({"f0_spread": 2.0}, {}, []),
+    ({"speaker_similarity": 0.95}, {"speaker_similarity": 0.89}, ["speaker_similarity"]),
+    ({"speaker_similarity": 0.89}, {"speaker_similarity": 0.95}, []),
+    ({"stop_logp": -0.2}, {"stop_logp": -2.5}, ["stop_logp"]),
+    ({"stop_logp": -2.5}, {"stop_logp": -0.1}, ["stop_logp"]),
+])
+def test_alarms_of_check_ups(first: dict[str, float], last: dict[str, float], told: list[str]) -> None:
+    ups = [{f"held_out/{k}": v for k, v in one.items()} for one in (first, {}, last)]
+    assert list(heard_to_drift(ups, GuardsConfig())) == told
+    off = GuardsConfig(f0_spread=None, speaker_similarity=None, stop_logp=None)
+    assert not heard_to_drift(ups, off) and not heard_to_drift(ups[:1], GuardsConfig())
 
 
 def test_check_ups_since_the_lowest() -> None:

@@ -137,6 +137,11 @@ def test_check_ups_are_heard_by_the_second_recognizer_and_end_it(tmp_path: Path)
     assert len({row["seed"] for i in range(len(heard)) for row in heard.rows(i)}) == 2, "the same seeds always"
     wers = [row["held_out/wer"] for row in rows]
     assert all(w >= min(wers[:-1]) for w in wers[-1:]) or len(rows) == 3, "it ends without a lower WER"
+    said = {c.prompt_id: c for c in ShardFolder(heard.path.parent / "held_out_start").read(0, Candidate)}
+    for row in heard.rows(0):  # of the policy as it began, what it recorded itself
+        start = said[row["prompt_id"]]
+        assert row["stop_logp"] == (None if start.stop_id is None else pytest.approx(start.token_logps[-1], abs=1e-4))
+    assert any(row["stop_logp"] is not None for row in heard.rows(0))
     prompts = {row["prompt_id"] for row in heard.rows(0)}
     trained = {c.prompt_id for c in ShardFolder(heard.path.parent / "rollouts").read_all(Candidate)}
     assert prompts and not prompts & trained

@@ -67,6 +67,26 @@ def hacked(check_ups: Sequence[Mapping[str, float]]) -> str | None:
             f"WER does not fall ({first['held_out/wer']:.1%} -> {last['held_out/wer']:.1%})")
 
 
+def heard_to_drift(check_ups: Sequence[Mapping[str, float]], cfg: GuardsConfig) -> dict[str, str]:
+    """Likewise between the first check-up and the latest."""
+    found: dict[str, str] = {}
+    if len(check_ups) < 2:
+        return found
+
+    def both(name: str) -> tuple[float, float] | None:
+        ends = [one.get(f"held_out/{name}") for one in (check_ups[0], check_ups[-1])]
+        return None if None in ends else (ends[0], ends[1])  # type: ignore[return-value]
+
+    if cfg.f0_spread is not None and (f0 := both("f0_spread")) and f0[1] < f0[0] * (1 - cfg.f0_spread):
+        found["f0_spread"] = f"spread of F0 {f0[0]:.2f} -> {f0[1]:.2f} semitones"
+    if cfg.speaker_similarity is not None and (same := both("speaker_similarity")) and (
+            same[0] - same[1] > cfg.speaker_similarity):
+        found["speaker_similarity"] = f"similarity to the speaker {same[0]:.3f} -> {same[1]:.3f}"
+    if cfg.stop_logp is not None and (stop := both("stop_logp")) and abs(stop[1] - stop[0]) > cfg.stop_logp:
+        found["stop_logp"] = f"log P(stop) where the policy stopped at the start {stop[0]:.2f} -> {stop[1]:.2f} nats"
+    return found
+
+
 def without_gain(check_ups: Sequence[Mapping[str, float]]) -> int:
     """Check-ups since the lowest WER."""
     wers = [one.get("held_out/wer", float("inf")) for one in check_ups]
@@ -119,7 +139,9 @@ class Guards(TrainerCallback):
         kl = next((row["kl"] for row in reversed(state.log_history) if "kl" in row and row["step"] <= step), None)
         self._history.append({**metrics} if kl is None else {**metrics, "kl": kl})
         found = drifted(self._history, self._cfg)
-        hack = hacked(self._live.checked(number)) if self._cfg.hack and self._live.cfg.held_out else None
+        check_ups = self._live.checked(number) if self._live.cfg.held_out else []
+        found |= heard_to_drift(check_ups, self._cfg)
+        hack = hacked(check_ups) if self._cfg.hack else None
         return found if hack is None else found | {"hack": hack}
 
 

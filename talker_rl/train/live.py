@@ -91,8 +91,8 @@ class Live:
         self.train, self.held_out = _Nothing(), None
         self.cfg, self.prompts, self._conditionings, self._judge = cfg, list(prompts), conditionings, judge
         self._by_id = {p.prompt_id: p for p in prompts}
-        self._rollouts, self._scores, self._valued, self._check_ups = (
-            ShardFolder(folder / name, key) for name in ("rollouts", "scores", "advantages", "held_out"))
+        self._rollouts, self._scores, self._valued, self._check_ups, self._said_first = (ShardFolder(
+            folder / name, key) for name in ("rollouts", "scores", "advantages", "held_out", "held_out_start"))
         self._sampling, self._batch_size, self._seed = sampling, batch_size, seed
         self._learned, self._classes, self._pauses = learned, classes, pauses or Pauses()
         self._heard_by = list(held_out)[: cfg.held_out.prompts] if cfg.held_out else []
@@ -325,14 +325,34 @@ class Live:
         if self._check_ups.has(place):
             return lambda: list(self._check_ups.rows(place))
         seeds = [[derive_seed(self._seed, "held_out", p.prompt_id)] for p in self._heard_by]
-        rows = self._judge.check_up(self._said(self._heard_by, seeds, f"held-{number}-", policy))
+        said = self._said(self._heard_by, seeds, f"held-{number}-", policy)
+        rows = self._judge.check_up(said)
+        if not self._said_first.has(0):
+            self._said_first.write(0, said, Candidate)
+        stops = self._stops(policy)
 
         def finish() -> list[Row]:
-            made = [row | {"sampling": number} for row in rows()]
+            made = [row | {"sampling": number, "stop_logp": stops.get(row["prompt_id"])} for row in rows()]
             self._check_ups.write(place, made)
             return made
 
         return finish
+
+    @torch.no_grad()
+    def _stops(self, policy: Policy) -> dict[str, float]:
+        """Log P(stop), by prompt, at the end of what was said on held-out prompts as training began: unlike where the
+        policy's own speech stops, this tells when it would go on."""
+        ended = [c for c in self._said_first.read(0, Candidate) if c.stop_id is not None]
+        training = policy.module.training
+        policy.module.eval()
+        found: dict[str, float] = {}
+        for at in range(0, len(ended), self._batch_size):
+            part = ended[at : at + self._batch_size]
+            logps = policy.logps(policy.collate([TalkerSequence(self._conditionings[c.prompt_id], c.speech)
+                                                 for c in part]))
+            found |= {c.prompt_id: float(row[c.speech.steps - 1]) for c, row in zip(part, logps, strict=True)}
+        policy.module.train(training)
+        return found
 
     def checked(self, upto: int) -> list[dict[str, float]]:
         """Figures of the check-ups before and at a sampling."""

@@ -61,7 +61,8 @@ def held_out_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     words = sum(row.get("ref_words") or 0 for row in heard)
     wrong = sum(row.get(k) or 0 for row in heard for k in ("substitutions", "deletions", "insertions"))
     found: dict[str, float] = {"held_out/wer": wrong / words} if words else {}
-    for name in ("reward", "pause_error", "duration_ratio", "tail_silence", "f0_spread", "speaker_similarity"):
+    for name in ("reward", "pause_error", "duration_ratio", "tail_silence", "f0_spread", "speaker_similarity",
+                 "stop_logp"):
         values = [v for row in heard if (v := row.get(name)) is not None]
         if values:
             found[f"held_out/{name}"] = float(np.mean(values))

@@ -45,6 +45,13 @@ class GuardsConfig(Settings):
     entropy: float | None = Field(0.5, gt=0, lt=1, description="Entropy a step, relative fall: groups stop differing.")
     failed: float | None = Field(0.05, gt=0, description="Share of candidates that could not be scored, rise of it.")
     kl: float | None = Field(None, gt=0, description="KL to the start, nats a step, exact on the policy's own samples.")
+    f0_spread: float | None = Field(
+        0.3, gt=0, lt=1, description="With held_out: spread of F0, relative fall: speech goes flat."
+    )
+    speaker_similarity: float | None = Field(0.05, gt=0, description="With held_out: likeness to the speaker, its fall.")
+    stop_logp: float | None = Field(2.0, gt=0, description="With held_out: log P(stop) where the policy stopped as "
+                                    "training began, nats, change of the mean. It does not hang on where speech ends "
+                                    "now.")
     hack: bool = Field(True, description="With held_out: the reward has risen by more than its noise, and the second "
                        "recognizer's WER has not fallen.")
     stop: bool = Field(False, description="End the training at the first alarm, with the checkpoint of that step.")
