@@ -48,7 +48,7 @@ class GuardsConfig(Settings):
     f0_spread: float | None = Field(
         0.3, gt=0, lt=1, description="With held_out: spread of F0, relative fall: speech goes flat."
     )
-    speaker_similarity: float | None = Field(0.05, gt=0, description="With held_out: likeness to the speaker, its fall.")
+    speaker_similarity: float | None = Field(0.05, gt=0, description="With held_out: likeness to the speaker, fall.")
     stop_logp: float | None = Field(2.0, gt=0, description="With held_out: log P(stop) where the policy stopped as "
                                     "training began, nats, change of the mean. It does not hang on where speech ends "
                                     "now.")
