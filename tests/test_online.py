@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +26,7 @@ from talker_rl.records.valued import Valued
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.live import Live
 
+ROOT = Path(__file__).resolve().parents[1]
 SAMPLING = {"max_new_tokens": 24, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "repetition_penalty": 1.0,
             "min_new_tokens": 4, "sequence_bias": [[[8294], 11.0]]}
 
@@ -167,6 +174,30 @@ def test_interrupted_it_goes_on_to_the_same_weights(
     one, other = weights(folder), weights(tmp_path / "run")
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     assert [row["loss"] for row in log(folder)] == [row["loss"] for row in log(tmp_path / "run")]
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_weights(tmp_path: Path) -> None:
+    config = world(tmp_path, overlap=True, held_out={"every": 2, "prompts": 2})
+    assert run(config, tmp_path / "calm") == 0
+    folder, draw = tmp_path / "killed", random.Random(0)
+    stage = folder / "round1/train/default"
+    moments = [stage / "online/rollouts/shard-00000.parquet", stage / "checkpoint-1", stage / "checkpoint-2"]
+    for moment in moments:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "talker_rl.cli", "run", "-c", str(config), "--run-dir", str(folder), "-q"],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+            start_new_session=True)
+        deadline = time.monotonic() + 900
+        while not moment.exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(draw.random() * 0.3)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert run(config, folder) == 0
+    one, other = weights(tmp_path / "calm"), weights(folder)
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    assert [row["loss"] for row in log(tmp_path / "calm")] == [row["loss"] for row in log(folder)]
 
 
 def losses_by_hand(folder: Path) -> list[float]:
