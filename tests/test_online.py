@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from pipeline_helpers import write_world
 from safetensors.torch import load_file
 
@@ -23,6 +24,7 @@ from talker_rl import cli
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.score import ScoreRow
 from talker_rl.records.valued import Valued
+from talker_rl.stages import sweep
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.live import Live
 
@@ -327,3 +329,40 @@ def test_the_running_baseline_is_the_mean_of_the_samplings_before(tmp_path: Path
             baseline = sum(before) / len(before)
             assert [v.advantage for v in valued] == pytest.approx([v.reward - baseline for v in valued], abs=1e-6)
         before += [v.reward for v in valued]
+
+
+def test_a_sweep_compares_online_losses_at_equal_decodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world(tmp_path, decodes=12)
+    file, folder = tmp_path / "sweep.yaml", tmp_path / "sweep"
+    file.write_text(yaml.safe_dump({
+        "name": "tiny-online", "run": {"extends": ["config.yaml"], "eval": {"seeds": 1}}, "seeds": [0],
+        "variants": {"grpo": {}, "expert": {"loss": {"type": "sft"}}}, "arms": {"online": {}}, "baseline": "grpo"}))
+    monkeypatch.setattr(sweep, "_pages", lambda *_: None)
+    assert cli.main(["sweep", str(file), "--dry-run", "--run-dir", str(folder)]) == 0
+    # 2 x 12 decodes, 4 eval utterances of base; 2 trainings x (4 eval + 3 dev x (2 checkpoints + the start))
+    told = capsys.readouterr().out
+    assert f"2 trainings, {24 + 4 + 2 * (4 + 3 * 3)} utterances" in told and "2 steps of 12 decodes in all" in told
+    assert cli.main(["sweep", str(file), "--run-dir", str(folder), "-q", "--debug"]) == 0
+    rows = json.loads((folder / "ablation.json").read_text())["rows"]
+    assert {row["variant"] for row in rows} == {"base", "grpo", "expert"}
+    stage = folder / "arms/online/round1/train"
+    drawn = [[c.codes for c in ShardFolder(stage / f"{name}-s0/online/rollouts").read(0, Candidate)]
+             for name in ("grpo", "expert")]
+    assert drawn[0] == drawn[1], "they begin with the same policy, prompts and seeds"
+    assert not (folder / "shared/rollouts").exists()
+
+
+def test_a_sweep_may_compare_stored_pairs_with_live_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world(tmp_path, decodes=12)
+    file, folder = tmp_path / "sweep.yaml", tmp_path / "sweep"
+    file.write_text(yaml.safe_dump({
+        "name": "mixed", "run": {"extends": ["config.yaml"], "eval": {"seeds": 1}, "pairs": {"margin": 0.0}},
+        "seeds": [0], "arms": {"both": {}}, "baseline": "dpo",
+        "variants": {"grpo": {}, "dpo": {"data": None, "loss": {"type": "dpo"}}}}))
+    monkeypatch.setattr(sweep, "_pages", lambda *_: None)
+    assert cli.main(["sweep", str(file), "--run-dir", str(folder), "-q", "--debug"]) == 0
+    assert (folder / "shared/rollouts").exists() and (folder / "arms/both/pairs").exists()
+    rows = json.loads((folder / "ablation.json").read_text())["rows"]
+    assert {row["variant"] for row in rows} == {"base", "grpo", "dpo"}

@@ -88,7 +88,10 @@ def describe_sweep(config: SweepConfig, folder: Path | None = None) -> str:
         folder: of the sweep: where it holds a table already, the size of luck is taken from there.
     """
     run, counts = config.run, set_sizes(config.run)
-    candidates = counts["train"] * run.rollouts.num_candidates
+    cells = [config.variants[name] for arm in config.arms.values() for name in arm.variants for _ in config.seeds]
+    stored = [cfg for cfg in cells if cfg.data in (None, "best_of_n")]
+    candidates = counts["train"] * run.rollouts.num_candidates if stored else 0
+    decodes = sum(cfg.online.decodes for cfg in cells if cfg.data == "online" and cfg.online)
     eval_each, dev_each = counts["eval"] * run.eval.seeds, counts["dev"] * run.checkpoint.num_candidates
     arm = next(iter(config.arms))
     variant = config.arms[arm].variants[0]  # of all that are named, an arm may train a few
@@ -100,9 +103,9 @@ def describe_sweep(config: SweepConfig, folder: Path | None = None) -> str:
     tries = sum(len(config.tuning_run(arm).variants) for arm in config.arms) if config.tuning else 0
     heard = max(1, int(training.checkpoints(0))) if run.eval.checkpoints == "all" and steps else 1
     lines = [f"sweep {config.name}, measured against {config.baseline}:",
-             f"  shared: {count(candidates, 'candidate')} ({count(counts['train'], 'prompt')} x "
-             f"{run.rollouts.num_candidates}), "
-             f"{count(eval_each, 'eval utterance')} of base"]
+             "  shared: " + (f"{count(candidates, 'candidate')} ({count(counts['train'], 'prompt')} x "
+                             f"{run.rollouts.num_candidates}), " if candidates else "")
+             + f"{count(eval_each, 'eval utterance')} of base"]
     seeds = ", ".join(map(str, config.seeds))
     for arm, cfg in config.arms.items():
         lines.append(f"  arm {arm}: {count(len(cfg.variants), 'variant')} x seeds {seeds}: {', '.join(cfg.variants)}")
@@ -110,16 +113,18 @@ def describe_sweep(config: SweepConfig, folder: Path | None = None) -> str:
         lines.append(f"  tuning: {count(tries, 'training')} with seed {config.tuning.seed if config.tuning else 0}, "
                      f"each variant's best of {tries // sum(map(len, tuned.values()))} on "
                      f"{count(dev_each, 'dev utterance')} is trained and judged beside it, as <variant>_tuned")
-    lines.append(f"  each training: {training_length(training)} of {count(batch, 'pair')}, "
+    taken = count(training.online.decodes, "decode") if training.online else count(batch, "pair")
+    lines.append(f"  each training: {training_length(training)} of {taken}{' in all' if training.online else ''}, "
                  + (f"{count(tried, 'checkpoint')}" if tried else "every checkpoint")
                  + f" and the start on {count(dev_each, 'dev utterance')}, "
                  + (f"{count(heard, 'checkpoint')} on " if heard > 1 else "") + count(eval_each, "eval utterance"))
-    spoken = (candidates + eval_each + trainings * (eval_each * heard + dev_each * ((tried or 1) + 1))
+    spoken = (candidates + decodes + eval_each + trainings * (eval_each * heard + dev_each * ((tried or 1) + 1))
               + tries * 2 * dev_each)
     lines.append(f"in all: {count(trainings + tries, 'training')}, {count(spoken, 'utterance')}, "
                  f"{count(run.workers, 'worker')}")
     if run.model.path == "micro" and steps:
-        seconds = (spoken * MICRO_SECONDS["utterance"] + (trainings + tries) * steps * batch * MICRO_SECONDS["pair"]
+        pairs = decodes / 2 if training.online else (trainings + tries) * steps * batch
+        seconds = (spoken * MICRO_SECONDS["utterance"] + pairs * MICRO_SECONDS["pair"]
                    + trainings * MICRO_SECONDS["diagnostics"])
         lines.append(f"about {seconds / run.workers / 60:.0f} min with a core for each worker")
     return "\n".join([*lines, *_power(config, counts["eval"], folder)])

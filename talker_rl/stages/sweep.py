@@ -48,7 +48,7 @@ from talker_rl.store.run_dir import MANIFEST, RunDir, read_manifest
 from talker_rl.sweep_config import SweepConfig, trainings
 
 SHARED = ("prompts", "conditioning", "rollouts", "scores", "eval/base")
-"""Stages that no arm changes, in order."""
+"""Stages that no arm changes, in order; candidates and scores only where a training learns from them."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Sweep:
         self._check_force()
         with self._describing(), ExitStack() as open_runs:
             # every folder is locked before hours of work begin in one of them
-            shared = open_runs.enter_context(self._open("shared", self.config.run))
+            shared = open_runs.enter_context(self._open("shared", self._shared_run()))
             arms = {name: open_runs.enter_context(self._open(f"arms/{name}", self.config.arm_run(name)))
                     for name in self.config.arms}
             tries = {name: open_runs.enter_context(self._open(f"tuning/{name}", self.config.tuning_run(name)))
@@ -89,7 +89,7 @@ class Sweep:
             for name, ctx in arms.items():
                 ctx.run.manifest["trainings"] = trainings(self._cells(name))
                 self._record(ctx)
-                ctx.run.adopt(shared.run.path, SHARED)
+                ctx.run.adopt(shared.run.path, _shared_stages(shared))
                 pairs.make(ctx, Round(1))
                 completions.make(ctx, Round(1))
             train.train_all(self.pool, [train.Training(ctx, name, Round(1), *choice.start_of(ctx, Round(1), name))
@@ -105,13 +105,21 @@ class Sweep:
     def _tune(self, shared: Context, tries: dict[str, Context], arms: dict[str, Context]) -> None:
         """Choose settings on dev where tuning is asked for, write ``tuning.json``, and give each arm the variants with
         what was chosen."""
-        found = {name: tune.make(ctx, shared, SHARED, self.config, name) for name, ctx in tries.items()}
+        found = {name: tune.make(ctx, shared, _shared_stages(shared), self.config, name) for name, ctx in tries.items()}
         if found:
             write_json(self.path / "tuning.json", found)
         self.tuned = {name: tune.chosen(one) for name, one in found.items()}
         for name, settings in self.tuned.items():
             arms[name].config = self.config.arm_run(name, settings)
             train.check_arguments(arms[name])
+
+    def _shared_run(self) -> RunConfig:
+        """Of what is shared: candidates are sampled where any arm learns from stored ones."""
+        arms, run = [self.config.arm_run(name) for name in self.config.arms], self.config.run
+        wanted = any(map(Round(1).samples, arms))
+        if Round(1).samples(run) == wanted:
+            return run
+        return run.model_copy(update={"variants": next(a for a in arms if Round(1).samples(a) == wanted).variants})
 
     def _cells(self, arm: str) -> list[tuple[str, int]]:
         """(variant, seed) of every training of an arm, the tuned ones last."""
@@ -165,6 +173,7 @@ class Sweep:
         scores.run_with_rollouts(ctx, Round(1))
         evaluate.run_base(ctx)
 
+
 @dataclass
 class _Labeled(Context):
     """A context whose lines begin with the name of its run, since several report to one terminal."""
@@ -173,6 +182,10 @@ class _Labeled(Context):
 
     def say(self, message: str) -> None:
         super().say(f"{self.label}: {message}")
+
+
+def _shared_stages(shared: Context) -> tuple[str, ...]:
+    return SHARED if Round(1).samples(shared.config) else tuple(s for s in SHARED if s not in ("rollouts", "scores"))
 
 
 def _stages(path: Path) -> dict[str, Any]:
