@@ -307,6 +307,7 @@ def test_every_kind_trains(tmp_path: Path, loss: dict[str, Any], online: dict[st
     ({"train.loss": "{type: mix, terms: [{loss: {type: grpo}}, {loss: {type: dpo}}]}"}, "only sft can be mixed"),
     ({"train.online.prompts_per_step": "9", "train.online.decodes": "100"}, "takes 9 prompts"),
     ({"train.online.overlap": "true", "train.online.refill": "2"}, "choose one"),
+    ({"devices": "[cpu, cpu]"}, "an online training is one process"),
     ({"train.online.decodes": "3"}, "one sampling takes 2 x 3 decodes"),
     ({"train.online.mini_batches": "3"}, "cannot share 2 groups"),
     ({"train.online.num_generation": "3"}, "num_generations"),

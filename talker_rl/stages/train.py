@@ -175,10 +175,15 @@ def check_arguments(ctx: Context) -> None:
     """
     from talker_rl.train.arguments import build_arguments, check_spread
 
+    processes = len(device_list(ctx.config.devices, ctx.config.model.device)) or 1
     for variant, cfg in ctx.config.variants.items():
+        if cfg.data == "online" and processes > 1:
+            raise ConfigError(f"an online training is one process, and devices names {processes}",
+                              where=f"{ctx.config.place_of(variant)}.data",
+                              fix="devices: null or a single one; judging takes `workers` processes or --endpoint")
         try:
             args = build_arguments(cfg.args, ctx.run.path / "train" / variant)
-            check_spread(args, len(device_list(ctx.config.devices, ctx.config.model.device)) or 1)
+            check_spread(args, processes)
         except ConfigError as error:
             where = (error.where or "").replace("train.args", f"{ctx.config.place_of(variant)}.args")
             raise ConfigError(error.what, where=where, fix=error.fix) from None
