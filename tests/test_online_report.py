@@ -158,7 +158,7 @@ def test_credit_is_drawn_where_the_loss_is_given_advantages() -> None:
         return [trace.name for trace in figures(online)["What is learned from"].views[""].data]
 
     assert names(charted()) == ["groups without spread", "steps with credit"]
-    assert names(charted(credited=False)) == ["groups without spread"]
+    assert names(charted(credit="")) == ["groups without spread"]
 
 
 # -- groups to listen to ----------------------------------------------------------------------------------------------
@@ -213,17 +213,20 @@ def test_a_loss_of_pairs_has_no_credit_to_show() -> None:
     group = a_group([0.2, 0.9], [[-1.0] * 5, [1.0] * 5])
     made = comparison(group, SOUNDS, made_clip, credited=False)
     assert all(clip.credit is None and clip.credits == [] and "advantage" not in clip.caption for clip in made.clips)
-    html = render(ReportData("page", None, online=charted(credited=False), groups={"The first sampling": [made]}))
+    html = render(ReportData("page", None, online=charted(credit=""), groups={"The first sampling": [made]}))
     assert "gives no step an advantage" in html and "lane key" not in html and '"credit"' not in html
 
 
 def test_words_on_the_page_are_marked_by_sign_and_size() -> None:
-    group = a_group([0.2, 0.9], [[-2.0, -2.0, -1.0, -1.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0]])
+    group = a_group([0.2, 0.9], [[-2.0, -2.0, -1.0, -1.0, 0.0], [1.0, 1.0, 0.004, 0.004, 0.0]])
     made = comparison(group, SOUNDS, made_clip, credited=True)
     html = render(ReportData("page", None, online=charted(), groups={"The first sampling": [made]}))
     found = re.findall(r'<span class="(up|down)" style="--size: ([\d.]+)">(\w+)</span><small>([^<]+)</small>', html)
     assert found == [("up", "0.5", "one", "+1.00"), ("down", "1.0", "one", "-2.00"), ("down", "0.5", "too", "-1.00")]
     assert '<span class="tok S" title="said instead of two">too</span>' in html, "the best one's second word has none"
+    assert "on all of its steps" in html and "each word&#39;s own" not in html
+    words = render(ReportData("page", None, online=charted(credit="words"), groups={"The first sampling": [made]}))
+    assert "each word&#39;s own" in words
     assert "lane key" in html and "<h2>Online training</h2>" in html and "Implicit rewards" not in html
 
 

@@ -19,6 +19,14 @@ Text = tuple[str, str]
 PARTS = {"online/sampling_seconds": "sampling", "online/waiting_seconds": "waiting for the judge",
          "online/training_seconds": "training"}
 """Key of the log -> part of the time."""
+CREDIT = {
+    "sequence": "Credit is the sequence's advantage, on all of its steps.",
+    "what_differs": "Credit is the sequence's advantage, on what went wrong here, or went right here and wrong in "
+                    "others of the group.",
+    "words": "Credit is each word's own, right or wrong against the others of the group; the advantage beside a reward "
+             "is the sequence's, which lies on all steps only by train.online.advantages.sequence_share.",
+    "": "The loss learns from pairs or the best of these, and gives no step an advantage."}
+"""What the credit is, by ``Online.credit``, as a sentence."""
 DIFFERENCE = "sampling/logp_difference/max"
 WINDOWS = 20
 """So many windows of samplings a whole training has at least: a longer training is smoothed more."""
@@ -82,8 +90,9 @@ class Online:
     guarded: int = 1
     """Samplings from which on a drift can ring."""
     overlap: bool = False
-    credited: bool = True
-    """Whether the loss is given advantages: one of pairs, or that imitates, is not."""
+    credit: str = "sequence"
+    """``train.online.advantages.credit``; empty where the loss is given no advantages: one of pairs, or that imitates.
+    """
 
 
 def window_of(samplings: int) -> int:

@@ -75,7 +75,7 @@ def _drift(online: Online) -> list[Figure]:
 
 
 def _kl(online: Online) -> Figure:
-    fig = figure(X, "nats per step", 230, yaxis_rangemode="tozero")
+    fig = figure(X, "nats per step", 230, yaxis_rangemode="tozero", yaxis_exponentformat="none")
     drawn = _line(fig, online.kl, "KL", TRAINED)
     _alarms(fig, online, ("kl",))
     note = ("Exact over the vocabulary, on some of the policy's own latest samples; the start is the training's "
@@ -86,13 +86,13 @@ def _kl(online: Online) -> Figure:
 
 def _shares(online: Online) -> Figure:
     names = {"frac_reward_zero_std": ("groups without spread", BASE)}
-    if online.credited:
+    if online.credit:
         names["online/credited"] = ("steps with credit", _GREEN)
     fig = figure(X, "share", 230, yaxis_range=[-0.03, 1.03])
     drawn = [_line(fig, [(s.before, s.metrics[key]) for s in online.samplings if key in s.metrics], name, color)
              for key, (name, color) in names.items()]
     credit = (" Steps with credit: those whose advantage is not 0, a mean over candidates, those of groups without "
-              "spread among them.") if online.credited else ""
+              "spread among them.") if online.credit else ""
     return Figure("What is learned from", one_view(fig if any(drawn) else None), note=(
         f"A group whose rewards are all equal teaches nothing.{credit}"))
 

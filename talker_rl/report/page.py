@@ -13,7 +13,7 @@ from talker_rl.report.audio import data_uri
 from talker_rl.report.blocks import Figure, one_view
 from talker_rl.report.html import render_page, write_page
 from talker_rl.report.model import ReportData
-from talker_rl.report.online import told_alarms, told_difference
+from talker_rl.report.online import CREDIT, told_alarms, told_difference
 from talker_rl.report.online_charts import section
 
 TABLE = (
@@ -120,6 +120,7 @@ def render(data: ReportData, *, audio_format: str = "opus") -> str:
         rows=table_rows(data.summary) if data.summary else [], figures=[c for c in drawn if c.views],
         missing=[c.title for c in drawn if not c.views], rounds=round_rows(data.summary), rounds_note=ROUNDS_NOTE,
         online=section(data.online) if data.online else None,
+        credit=CREDIT[data.online.credit] if data.online else "",
         told=[*told_alarms(data.online), told_difference(data.online)] if data.online else [],
         data_uri=lambda clip: data_uri(clip.audio, clip.sample_rate, audio_format),
     )

@@ -85,7 +85,7 @@ def figures(ctx: Context, variant: str, log: list[dict[str, Any]]) -> Online:
     from talker_rl.train.live_metrics import held_out_metrics, sampling_metrics
 
     training, resamples = ctx.config.variants[variant].training(), ctx.config.eval.bootstrap_samples
-    online = Online([], credited=training.learned == "samples")
+    online = Online([])
     heard: dict[int, list[dict[str, Any]]] = {}
     for index in range(1, ctx.config.iterations + 1):
         shards = shards_of(ctx, variant, index)
@@ -110,6 +110,7 @@ def figures(ctx: Context, variant: str, log: list[dict[str, Any]]) -> Online:
         online.times += times_by_decodes(mine, ends[0])
         online.differences += [row[DIFFERENCE] for row in mine if DIFFERENCE in row]
         online.alarms += [Alarm(name, what, ends[number + 1]) for name, (number, what) in alarms.items()]
+        online.credit = cfg.advantages.credit if training.learned == "samples" else ""
         online.guarded, online.overlap = 2 * cfg.guards.window, cfg.overlap
     online.window = window_of(len(online.samplings))
     online.reward = curve(online.samplings, "reward", None, online.window, resamples)

@@ -73,7 +73,7 @@
     el.textContent = LABELS[kind] ?? text;
     el.dataset.start = start;
     el.dataset.end = end;
-    const pushed = credit ? `, credit ${signed(credit)}` : "";
+    const pushed = Math.abs(credit ?? 0) >= 0.005 ? `, credit ${signed(credit)}` : "";
     el.title = `${ABOUT[kind](text, wanted, (end - start).toFixed(2))}${pushed}, ${start.toFixed(2)} s`;
     el.setAttribute("aria-label", `play from ${el.title}`);
     return el;
