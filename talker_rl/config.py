@@ -149,7 +149,8 @@ class ReportConfig(Settings):
 
     title: str | None = Field(None, description="null: the name of the run.")
     before_after: int = Field(12, ge=0, description="Eval prompts to listen to, base beside trained.")
-    pairs: int = Field(8, ge=0, description="Pairs to listen to, chosen beside rejected.")
+    pairs: int = Field(8, ge=0, description="Pairs to listen to, chosen beside rejected; of an online training "
+                       "groups, half of them of its first sampling and half of its last.")
     max_mib: int = Field(40, ge=1, description="Largest page; fewer clips are embedded rather than more.")
 
 

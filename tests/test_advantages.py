@@ -77,6 +77,16 @@ def test_credit_falls_on_what_went_wrong_here_or_elsewhere() -> None:
     assert not alone.any() and nothing.shape == (50,) and not nothing.any()
 
 
+def test_what_is_wrong_is_not_pushed_up_with_the_good_beside_it() -> None:
+    """The best of a group said word 2 wrong, and word 1, which others said wrong, right: its range reaches into it."""
+    spans = [(0.1, 0.4), (0.5, 0.8), (0.81, 1.2)]
+    best, other = (places(said, spans, text="one two three") for said in ("one two four", "one six three"))
+    first, _ = of_what_differs([1.0, -1.0], [101, 101], [best, other])
+    right, wrong = (best["word", at].ranges[0] for at in (1, 2))
+    assert right[1] > wrong[0], "the ranges of words beside one another overlap"
+    assert set(first[slice(right[0], wrong[0])]) == {1.0} and not first[slice(*wrong)].any()
+
+
 def test_each_word_has_an_advantage_of_its_own() -> None:
     good = places("one two three", [(0.1, 0.4), (0.5, 0.8), (1.2, 1.6)])
     bad = places("one four three", [(0.1, 0.4), (0.5, 0.8), (1.2, 1.6)])

@@ -15,7 +15,7 @@ from talker_rl.losses.policy_config import learned_from
 from talker_rl.losses.types import SampleBatch
 from talker_rl.train import importance
 from talker_rl.train.groups import _rewards, demoted
-from talker_rl.train.guards import drifted, hacked, heard_to_drift, without_gain
+from talker_rl.train.guards import drifted, hacked, heard_to_drift, rung, without_gain
 from talker_rl.train.online_config import GuardsConfig, ImportanceConfig, OnlineConfig
 
 
@@ -131,3 +131,13 @@ def test_a_mixture_imitates_the_best_beside_the_gradient() -> None:
     # both: -A / 5 of each step; imitated: -0.5 / 3 more
     assert logps.grad[0].tolist() == pytest.approx([-1 / 5 - 0.5 / 3] * 3)
     assert logps.grad[1].tolist() == pytest.approx([1 / 5, 1 / 5, 0.0])
+
+
+def test_the_alarms_of_a_whole_training_and_when_they_rang_first() -> None:
+    cfg = GuardsConfig(window=1, kl=0.1)
+    rows = [{"online/cut": cut, "kl": kl} for cut, kl in ((0.0, 0.01), (0.02, 0.02), (0.1, 0.05), (0.2, 0.15))]
+    ups = [{"held_out/reward": r, "held_out/wer": w, "held_out/reward_se": 0.01} for r, w in ((0.5, 0.2), (0.7, 0.2))]
+    found = rung(rows, ups, cfg, every=3)  # check-ups before samplings 0 and 3
+    assert {name: number for name, (number, _) in found.items()} == {"cut": 2, "kl": 3, "hack": 3}
+    assert found["cut"][1].endswith("0.000 -> 0.100"), "as it was told when it rang, and not as it is at the end"
+    assert rung(rows, ups, GuardsConfig(window=1, cut=None, hack=False), every=3) == {}

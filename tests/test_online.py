@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from talker_rl.records.valued import Valued
 from talker_rl.stages import sweep
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.live import Live
+from talker_rl.train.metrics import Window
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLING = {"max_new_tokens": 24, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "repetition_penalty": 1.0,
@@ -34,7 +36,7 @@ SAMPLING = {"max_new_tokens": 24, "top_k": 0, "top_p": 1.0, "temperature": 1.0, 
 
 
 def world(folder: Path, loss: dict[str, Any] | None = None, **online: Any) -> Path:
-    return write_world(folder, train={
+    return write_world(folder, report={"pairs": 4}, train={
         "data": "online", "loss": loss or {"type": "grpo"}, "chosen_drop_alarm": None,
         "online": {"prompts_per_step": 2, "num_generations": 3, "decodes": 20, "sampling": SAMPLING, **online},
         "args": {"save_steps": 1, "learning_rate": 1e-2, "per_device_train_batch_size": 4,
@@ -108,6 +110,40 @@ def test_rewards_and_advantages_lie_beside_the_candidates(finished: tuple[Path, 
         assert [len(v.steps) for v in valued] == [c.speech.steps for c in candidates]
         assert all(v.steps == pytest.approx([v.advantage] * len(v.steps), abs=1e-5) for v in valued)  # credit: sequence
         assert row["reward"] == pytest.approx(sum(v.reward for v in valued) / len(valued))
+
+
+def test_the_page_shows_the_training_and_its_groups(finished: tuple[Path, Path]) -> None:
+    """What the page says, against what lies on disk: rewards by sampling, all candidates of a group, their credit."""
+    folder = finished[1]
+    html = (folder / "report/index.html").read_text()
+    assert "<h2>Online training</h2>" in html and "3 samplings, 18 decodes." in html
+    card = html.split("<h3>Reward of the samples</h3>")[1]
+    line = json.loads(card.split('<script type="application/json">')[1].split("</script>")[0])[0]["data"][-1]
+    assert line["x"] == [0, 6, 12] and line["y"] == pytest.approx([row["reward"] for row in log(folder)])
+    assert "of 3 samplings that the log tells of" in html and "over 3 rows of the log" in html
+    stage = folder / "round1/train/default/online"
+    groups = html.split("<h2>Listen: groups that were trained on</h2>")[1].split("<h2>")[0]
+    cards = [card for part in groups.split("<h3>")[1:] for card in part.split('<section class="card compare">')[1:]]
+    assert len(cards) == 4  # report.pairs: both groups of the first sampling and of the last
+    sizes = set()
+    for card, (number, at) in zip(cards, ((0, 0), (0, 3), (2, 0), (2, 3)), strict=True):
+        mine = ShardFolder(stage / "advantages").read(number, Valued)[at : at + 3]
+        heard = {c.candidate_id for c in ShardFolder(stage / "rollouts").read(number, Candidate)
+                 if c.codes and c.end_reason != "invalid_code"}
+        shown = sorted(mine, key=lambda row: -row.reward)
+        assert re.findall(r"(\d)\. reward ([-\d.]+)", card) == [
+            (str(rank), f"{row.reward:.2f}") for rank, row in enumerate(shown, 1)]
+        lanes = [json.loads(data)["credit"] for data in re.findall(r'class="strip-data">(.*?)</script>', card)]
+        assert [{round(a, 3) for _, _, a in lane["stretches"]} for lane in lanes] == [
+            {round(a, 3) for a in row.steps} for row in shown if row.candidate_id in heard]
+        sizes |= {lane["full"] for lane in lanes}
+        assert {lane["full"] for lane in lanes} == {max(abs(a) for row in mine for a in row.steps)}
+        assert card.count("<audio ") == sum(row.candidate_id in heard for row in mine)
+    assert max(sizes) > 0.5, "a group with spread is among them"
+
+
+def test_the_time_of_training_is_not_that_of_starting_up(finished: tuple[Path, Path]) -> None:
+    assert ["online/training_seconds" in row for row in log(finished[1])] == [False, True, True]
 
 
 def test_one_step_ahead_the_samples_are_of_the_policy_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +257,13 @@ def test_losses_are_those_that_the_shards_say(finished: tuple[Path, Path]) -> No
     rows = log(finished[1])
     assert [row["loss"] for row in rows] == pytest.approx(losses_by_hand(finished[1]), abs=2e-4)
     assert any(abs(row["loss"]) > 1e-3 for row in rows)
+
+
+def test_the_largest_of_several_forwards_is_logged_and_not_their_mean() -> None:
+    window = Window()
+    for largest, mean in ((3e-6, 1e-7), (9e-6, 3e-7), (1e-6, 2e-7)):
+        window.add({"difference/max": (largest, 1.0), "difference/mean": (mean * 4, 4.0)})
+    assert window.means() == pytest.approx({"difference/max": 9e-6, "difference/mean": 2e-7})
 
 
 @pytest.mark.parametrize("loss", [

@@ -86,7 +86,7 @@ def test_training_tells_a_log_now_and_then_its_evaluations_and_its_end(
 
     def train() -> list[str]:
         line = ProgressLine("dpo")
-        state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=100)
+        state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=100, log_history=[])
         line.on_train_begin(None, state, None)
         for step in range(1, 101):
             clock[0] += 1
@@ -102,6 +102,39 @@ def test_training_tells_a_log_now_and_then_its_evaluations_and_its_end(
     assert lines[0] == "dpo step 30/100  loss 0.5000  margin 0.0000  70 s left"
     monkeypatch.setattr(progress, "on_terminal", lambda: True)
     assert len(train()) == 101
+
+
+def test_online_training_tells_what_is_sampled_and_what_is_left(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from talker_rl.train.callbacks import ProgressLine
+
+    line = ProgressLine("grpo", 96)
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=6, log_history=[])
+    line.on_train_begin(None, state, None)
+    sampled = {"loss": 0.1, "reward": 0.71239, "online/wer": 0.1234, "online/pause_error": 0.0504,
+               "online/seconds_per_word": 0.3216, "frac_reward_zero_std": 0.25, "online/sampling_seconds": 3.04,
+               "online/waiting_seconds": 1.5}
+    for step in range(1, 7):
+        clock[0] += 20
+        state.global_step = step
+        if step == 2:
+            line.on_log(None, state, None, {"kl": 0.00123})
+        told = sampled | {"online/decodes": 16.0 * step} | ({"online/training_seconds": 4.0} if step > 1 else {})
+        line.on_log(None, state, None, told if step < 6 else {"loss": 0.1, "online/decodes": 96.0})
+    start = "reward 0.712  WER 12.3%  pauses 0.050  0.322 s per word"
+    assert capsys.readouterr().err.splitlines() == [
+        f"grpo step 2/6  {start}  KL 0.0012  without spread 25%  64 decodes left  "
+        "sampling 3.0 s, waiting 1.5 s, training 4.0 s  80 s left",
+        f"grpo step 4/6  {start}  KL 0.0012  without spread 25%  32 decodes left  "
+        "sampling 3.0 s, waiting 1.5 s, training 4.0 s  40 s left",
+        "grpo step 6/6  KL 0.0012  0 decodes left  0 s left"]
+    resumed = ProgressLine("grpo", 96)
+    state.global_step, state.log_history = 5, [{"step": 4, "kl": 0.05}, {"step": 5, "loss": 0.1}]
+    resumed.on_train_begin(None, state, None)
+    state.global_step = 6
+    resumed.on_log(None, state, None, sampled | {"online/decodes": 96.0})
+    assert "  KL 0.05  " in capsys.readouterr().err, "the last that was measured, before the interruption"
 
 
 def test_a_terminal_gets_a_bar() -> None:

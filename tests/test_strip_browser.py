@@ -9,6 +9,7 @@ import pytest
 from dashboard_helpers import write_run
 from test_report import full_data, tone
 
+from talker_rl.report.credit import credit_of
 from talker_rl.report.dashboards import write_dashboards
 from talker_rl.report.model import Clip, Comparison, ReportData
 from talker_rl.report.page import write_report
@@ -90,6 +91,62 @@ def test_a_word_plays_from_its_time_by_mouse_and_by_keys(
         plays(start)
     page.keyboard.press("Tab")
     assert not strip.evaluate("(el) => el.contains(document.activeElement)")
+
+
+LANE = """(strip) => {
+  const lane = strip.querySelector(".lane"), all = lane.getBoundingClientRect();
+  return [...lane.querySelectorAll("i")].map((el) => {
+    const box = el.getBoundingClientRect(), probe = document.createElement("b");
+    probe.style.color = el.classList.contains("up") ? "var(--good)" : "var(--bad)";
+    lane.append(probe);
+    const wanted = getComputedStyle(probe).color;
+    probe.remove();
+    return { left: (box.left - all.left) / all.width, right: (box.right - all.left) / all.width,
+             top: (box.top - all.top) / all.height, bottom: (box.bottom - all.top) / all.height, title: el.title,
+             colored: getComputedStyle(el).backgroundColor === wanted };
+  });
+}"""
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_credit_is_a_lane_below_the_waveform(opened: Any, tmp_path: Path, width: int, scheme: str) -> None:
+    item = heard("one two three", "one too three", [(0.0, 0.4), (0.5, 1.0), (1.0, 2.0)])
+    steps = [0.0] * 5 + [2.0] * 5 + [-1.0] * 10 + [-0.5]  # ten frames a second, and the stop
+    clip = item.clips[0]
+    assert clip.strip is not None
+    clip.credit = credit_of(steps, 20, 10.0, clip.strip.marks, 2.0)
+    page = opened(write_report(ReportData("page", None, before_after=[item]), tmp_path / "index.html"), width, scheme)
+    strip = page.locator(".strip").first
+    strip.scroll_into_view_if_needed()
+    assert page.locator(".lane:not(.key)").count() == 1, "the second clip has none"
+    up, down, stop = strip.evaluate(LANE)
+    assert (up["left"], up["right"]) == pytest.approx((0.25, 0.5), abs=0.01)
+    assert (down["left"], down["right"]) == pytest.approx((0.5, 1.0), abs=0.01)
+    assert stop["right"] == pytest.approx(1.0, abs=0.01) and 0.95 < stop["left"] < 1
+    # sizes 2, 1 and 0.5 of 2: up from the middle to the top, down by half and a quarter of the lower half
+    assert [(bar["top"], bar["bottom"]) for bar in (up, down, stop)] == [
+        pytest.approx(ends, abs=0.02) for ends in ((0, 0.5), (0.5, 0.75), (0.5, 0.625))]
+    assert [bar["title"] for bar in (up, down, stop)] == [
+        "0.50 to 1.00 s: +2.00", "1.00 to 2.00 s: -1.00", "the stop: -0.50"]
+    assert all(bar["colored"] for bar in (up, down, stop))
+    lane = strip.get_by_role("img")
+    assert lane.get_attribute("aria-label") == (
+        "credit: 0.50 s made likelier, 1.00 s made less likely, the stop -0.50")
+    # by keys a word says what falls on it; a click on the lane plays as one on the waveform does
+    names = strip.locator("button").evaluate_all("all => all.map((el) => el.getAttribute('aria-label'))")
+    assert names == ["play from ‘one’, 0.00 s", "play from ‘too’, substituted for ‘two’, credit +2.00, 0.50 s",
+                     "play from ‘three’, credit -1.00, 1.00 s"]
+    page.evaluate(SLOWLY)
+    strip.locator("button").first.focus()
+    page.keyboard.press("End")
+    page.keyboard.press("Enter")
+    page.wait_for_function(PLAYS_ON, arg=[0, 0, 1.0])
+    page.evaluate("sought.length = 0; document.querySelectorAll('audio').forEach((audio) => audio.pause())")
+    box = lane.bounding_box()
+    lane.click(position={"x": 0.3 * box["width"], "y": 4})
+    page.wait_for_function(PLAYS_ON, arg=[0, 0, 0.6])
+    assert page.evaluate("sought") == [pytest.approx(0.6, abs=0.05)]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("make", [report, dashboard])

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from talker_rl.report.credit import Credit
+from talker_rl.report.online import Online
 from talker_rl.report.strip import Strip
 
 Alignment = list[tuple[str, str, str]]
@@ -27,15 +29,28 @@ class Clip:
     """Short figures beside the player, e.g. ``WER 0.20 · 2.4 s``."""
     strip: Strip | None = None
     """The picture below the player."""
+    credit: Credit | None = None
+    """Below the picture, of a sample of an online training: on which of its steps training pushes."""
+    credits: list[float | None] = field(default_factory=list)
+    """Mean advantage of each token of the alignment; empty where there is no credit to show."""
+
+    @property
+    def drawn(self) -> dict[str, Any] | None:
+        """What the page's script draws below the player."""
+        if self.strip is None:
+            return None
+        return self.strip.data if self.credit is None else {**self.strip.data, "credit": self.credit.data}
 
 
 @dataclass
 class Comparison:
-    """Clips of one text side by side: before and after, or chosen and rejected."""
+    """Clips of one text side by side: before and after, chosen and rejected, or all candidates of a group."""
 
     text: str
     speaker: str
     clips: list[Clip]
+    about: str = ""
+    """A line below the text."""
 
 
 @dataclass
@@ -57,6 +72,10 @@ class ReportData:
     """Why prompts gave no pair, counted."""
     before_after: list[Comparison] = field(default_factory=list)
     pair_clips: list[Comparison] = field(default_factory=list)
+    online: Online | None = None
+    """Of an online training alone."""
+    groups: dict[str, list[Comparison]] = field(default_factory=dict)
+    """Which sampling of an online training -> groups of it, the candidate with the largest reward first."""
     facts: dict[str, str] = field(default_factory=dict)
     """Model, commit, recognizers, counts: the lines of "How this was made"."""
     config_yaml: str = ""

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
+
 from talker_rl.base.figures import bare, changed, count, span, written
 from talker_rl.report import charts
 from talker_rl.report.audio import data_uri
 from talker_rl.report.blocks import Figure, one_view
 from talker_rl.report.html import render_page, write_page
 from talker_rl.report.model import ReportData
+from talker_rl.report.online import CREDIT, told_alarms, told_difference
+from talker_rl.report.online_charts import section
 
 TABLE = (
     # label, key, format, is lower better (None: neither)
@@ -108,6 +112,23 @@ def render(data: ReportData, *, audio_format: str = "opus") -> str:
         "Duration against the clean rendering": charts.duration_ratio(data.base_rows, data.trained_rows),
         **({"WER and duration by round": charts.by_round(rounds)} if rounds else {}),
         "WER on dev by checkpoint": charts.training_curve(data.dev_log, {"wer": "dev WER"}, "word error rate"),
+        **({} if data.online else _of_pairs(data)),
+    }
+    drawn = [Figure(name, one_view(figure)) for name, figure in figures.items()]
+    return render_page(
+        "report.html.j2", data=data, headline=headline(data.summary),
+        rows=table_rows(data.summary) if data.summary else [], figures=[c for c in drawn if c.views],
+        missing=[c.title for c in drawn if not c.views], rounds=round_rows(data.summary), rounds_note=ROUNDS_NOTE,
+        online=section(data.online) if data.online else None,
+        credit=CREDIT[data.online.credit] if data.online else "",
+        told=[*told_alarms(data.online), told_difference(data.online)] if data.online else [],
+        data_uri=lambda clip: data_uri(clip.audio, clip.sample_rate, audio_format),
+    )
+
+
+def _of_pairs(data: ReportData) -> dict[str, go.Figure | None]:
+    """Charts of a training on records that were there before it."""
+    return {
         "Implicit rewards": charts.training_curve(
             data.train_log, {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}, "implicit reward"
         ),
@@ -116,13 +137,6 @@ def render(data: ReportData, *, audio_format: str = "opus") -> str:
         ),
         "Pairs: margin against length": charts.margin_against_length(data.pairs),
     }
-    drawn = [Figure(name, one_view(figure)) for name, figure in figures.items()]
-    return render_page(
-        "report.html.j2", data=data, headline=headline(data.summary),
-        rows=table_rows(data.summary) if data.summary else [], figures=[c for c in drawn if c.views],
-        missing=[c.title for c in drawn if not c.views], rounds=round_rows(data.summary), rounds_note=ROUNDS_NOTE,
-        data_uri=lambda clip: data_uri(clip.audio, clip.sample_rate, audio_format),
-    )
 
 
 def write_report(data: ReportData, path: Path, *, audio_format: str = "opus") -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from talker_rl.report.transcript import alignment_of
 from talker_rl.reward.recognizer_config import recognizer_name
 from talker_rl.rounds import Round, choice_stage, rounds_of
 from talker_rl.speech.registry import codec_of
-from talker_rl.stages import worker
+from talker_rl.stages import online_report, worker
 from talker_rl.stages.context import Context
 from talker_rl.stages.evaluate import best_variant, eval_candidates, eval_rows
 from talker_rl.stages.inputs import model_input
@@ -64,17 +65,21 @@ def collect(ctx: Context) -> ReportData:
                 pairs += ctx.shards(stage).rows(0) if data is None else []
                 for reason, count in counts["no_pair" if data is None else "no_completion"].items():
                     skipped[reason] = skipped.get(reason, 0) + count
+    log = read_log(ctx.run.path / "train" / variant / "log.jsonl")
+    online = ctx.config.variants[variant].data == "online"
     return ReportData(
         title=ctx.config.report.title or f"Run {ctx.config.name}",
         summary=read_json(ctx.run.path / "eval" / "summary.json"),
         base_rows=base,
         trained_rows=trained,
-        train_log=read_log(ctx.run.path / "train" / variant / "log.jsonl"),
+        train_log=log,
         dev_log=choice["checkpoints"],
         pairs=pairs,
         skipped={reason: count for reason, count in skipped.items() if count},
         before_after=_before_after(ctx, variant, base, trained),
         pair_clips=_trained_on(ctx, variant),
+        online=online_report.figures(ctx, variant, log) if online else None,
+        groups=_groups(ctx, variant) if online else {},
         facts=_facts(ctx, variant, choice),
         config_yaml=yaml.safe_dump(without_places(ctx.config.resolved()), sort_keys=False, allow_unicode=True),
     )
@@ -134,11 +139,18 @@ def _trained_on(ctx: Context, variant: str) -> list[Comparison]:
     ]
 
 
+def _groups(ctx: Context, variant: str) -> dict[str, list[Comparison]]:
+    """What an online training learned from, early and late."""
+    return online_report.groups_to_hear(ctx, variant, partial(_decode, ctx, ctx.prompts("train")), partial(_clip, ctx))
+
+
 def _clip(
     ctx: Context, label: str, audio: np.ndarray, text: str, heard: list[str], spans: Sequence[Sequence[float]],
     caption: str,
 ) -> Clip:
     rate = codec_of(ctx.config.model).sample_rate
+    if not audio.size:  # nothing was said, or it could not be decoded
+        return Clip(label, audio, rate, alignment_of(text, heard), caption)
     strip = strip_of(wave_of(audio, rate), text, heard, spans, ctx.config.reward.pauses)
     return Clip(label, audio, rate, alignment_of(text, heard), caption, strip)
 
@@ -159,13 +171,18 @@ def _decode(ctx: Context, prompts: list[Prompt], candidates: list[Candidate]) ->
 
 def _fit(data: ReportData, max_mib: int) -> None:
     """Leave out examples from the end until the embedded speech fits (Opus: about 8 kB per second)."""
-    def mib() -> float:
-        clips = [clip for item in data.before_after + data.pair_clips for clip in item.clips]
-        drawn = sum(len(embedded(clip.strip.data)) for clip in clips if clip.strip)
-        return (sum(clip.audio.size / clip.sample_rate for clip in clips) * 8_000 * 4 / 3 + drawn) / 2**20
+    lists = [data.before_after, data.pair_clips, *data.groups.values()]
 
-    while mib() > max_mib - 6 and (data.before_after or data.pair_clips):  # plotly.js takes 5 MiB
-        (data.before_after if len(data.before_after) >= len(data.pair_clips) else data.pair_clips).pop()
+    def clips(items: list[Comparison]) -> list[Clip]:
+        return [clip for item in items for clip in item.clips]
+
+    def mib() -> float:
+        shown = [clip for items in lists for clip in clips(items)]
+        drawn = sum(len(embedded(clip.drawn)) for clip in shown if clip.drawn)
+        return (sum(clip.audio.size / clip.sample_rate for clip in shown) * 8_000 * 4 / 3 + drawn) / 2**20
+
+    while mib() > max_mib - 6 and any(lists):  # plotly.js takes 5 MiB
+        max(lists, key=lambda items: len(clips(items))).pop()
 
 
 def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]:
@@ -183,13 +200,19 @@ def _facts(ctx: Context, variant: str, choice: dict[str, Any]) -> dict[str, str]
         "variant": f"{variant}: {cfg.variants[variant].loss['type']}, round {choice['round']}, step {choice['step']}",
         "recognizer that rewards": recognizer_name(cfg.reward.recognizer),
         "recognizer that evaluates": recognizer_name(cfg.reward.evaluator),
-        "candidates": f"{cfg.rollouts.num_candidates} per prompt, {count(cfg.iterations, 'round')}"
+        "candidates": f"{_per_prompt(ctx, variant)}, {count(cfg.iterations, 'round')}"
         + (f", reference {cfg.reference}" if cfg.iterations > 1 else ""),
         "time": f"{seconds / 60:.1f} min in all stages",
         "commit": f"{(code['commit'] or 'unknown')[:12]}{' with uncommitted changes' if code['diff'] else ''}",
         "device": command["device"],
         "versions": ", ".join(f"{k} {v}" for k, v in command["versions"].items()),
     }
+
+
+def _per_prompt(ctx: Context, variant: str) -> str:
+    online = ctx.config.variants[variant].training().online
+    return (f"{ctx.config.rollouts.num_candidates} per prompt" if online is None else
+            f"{online.num_generations} per prompt, {count(online.prompts_per_step, 'prompt')} per sampling")
 
 
 def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:

@@ -87,36 +87,59 @@ class Track(TrainerCallback):
 class ProgressLine(TrainerCallback):
     """A short line on stderr at each log; where there is no terminal, now and then, at evaluations and at the end."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, decodes: int | None = None) -> None:
+        """
+        Args:
+            decodes: of an online training, what it may spend.
+        """
+        self.name, self._decodes = name, decodes
         self._started = (0, time.monotonic())
+        self._kl: float | None = None
         self._pace = Pace()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._started = (state.global_step, time.monotonic())
+        self._kl = next((row["kl"] for row in reversed(state.log_history) if "kl" in row), None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
+        self._kl = logs.get("kl", self._kl)
         prefix = "eval_" if "eval_loss" in logs else ""
         if f"{prefix}loss" not in logs:
             return
         if not self._pace.due(last=bool(prefix) or state.global_step >= state.max_steps):
             return
         parts = [f"{self.name} {'eval ' if prefix else ''}step {state.global_step}/{state.max_steps}"]
-        for name, label in (
-            ("loss", "loss"),
-            ("rewards/accuracies", "accuracy"),
-            ("rewards/margins", "margin"),
-            ("logps/chosen_drift", "chosen drift"),
-        ):
-            if prefix + name in logs:  # completions have no accuracy and no margin
-                parts.append(f"{label} {written(logs[prefix + name], '{:.4f}')}")
+        parts += self._of_samples(logs) if "online/decodes" in logs else _of_records(logs, prefix)
         steps = state.global_step - self._started[0]
         if steps and not prefix:
             left = (state.max_steps - state.global_step) * (time.monotonic() - self._started[1]) / steps
             parts.append(f"{left:.0f} s left")
         print("  ".join(parts), file=sys.stderr, flush=True)
+
+    def _of_samples(self, logs: Mapping[str, Any]) -> list[str]:
+        """Figures of the latest sampling, and the KL as it was last measured."""
+        known = {**logs, **({} if self._kl is None else {"kl": self._kl})}
+        parts = [pattern.format(known[name]) for name, pattern in _ONLINE.items() if name in known]
+        if self._decodes is not None:
+            parts.append(f"{self._decodes - logs['online/decodes']:.0f} decodes left")
+        times = [f"{part} {logs[f'online/{part}_seconds']:.1f} s" for part in ("sampling", "waiting", "training")
+                 if f"online/{part}_seconds" in logs]
+        return [*parts, ", ".join(times)] if times else parts
+
+
+_ONLINE = {"reward": "reward {:.3f}", "online/wer": "WER {:.1%}", "online/pause_error": "pauses {:.3f}",
+           "online/seconds_per_word": "{:.3f} s per word", "kl": "KL {:.2g}",
+           "frac_reward_zero_std": "without spread {:.0%}"}
+"""Metric -> how a line of an online training tells it."""
+
+
+def _of_records(logs: Mapping[str, Any], prefix: str) -> list[str]:
+    labels = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin",
+              "logps/chosen_drift": "chosen drift"}
+    return [f"{label} {written(logs[prefix + name], '{:.4f}')}" for name, label in labels.items()
+            if prefix + name in logs]  # completions have no accuracy and no margin
 
 
 class LastStep(TrainerCallback):

@@ -37,12 +37,16 @@ def of_what_differs(
     found = []
     for number, (mine, advantage, n) in enumerate(zip(group, advantages, steps, strict=True)):
         out = np.zeros(n, dtype=np.float32)
+        wrong = np.zeros(n, dtype=bool)
         for place, slot in mine.items():
+            for first, behind in slot.ranges:
+                wrong[first:behind] |= not slot.right
             elsewhere = any(not other[place].right for other in _others(group, number) if place in other)
             if (advantage < 0 and not slot.right) or (advantage > 0 and slot.right and elsewhere):
                 for first, behind in slot.ranges:
                     out[first:behind] = advantage
-        found.append(out)
+        # Ranges reach into their neighbours, and what went wrong is not pushed up, however good all the rest is.
+        found.append(np.where(wrong & (out > 0), np.float32(0), out))
     return found
 
 

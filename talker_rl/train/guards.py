@@ -87,6 +87,36 @@ def heard_to_drift(check_ups: Sequence[Mapping[str, float]], cfg: GuardsConfig) 
     return found
 
 
+def alarms(
+    history: Sequence[Mapping[str, float]], check_ups: Sequence[Mapping[str, float]], cfg: GuardsConfig
+) -> dict[str, str]:
+    """Every alarm that rings after a sampling, by name, and why.
+
+    Args:
+        history: as :func:`drifted` takes it, up to this sampling.
+        check_ups: figures of those so far (:func:`~talker_rl.train.live_metrics.held_out_metrics`).
+    """
+    hack = hacked(check_ups) if cfg.hack else None
+    found = drifted(history, cfg) | heard_to_drift(check_ups, cfg)
+    return found if hack is None else found | {"hack": hack}
+
+
+def rung(
+    history: Sequence[Mapping[str, float]], check_ups: Sequence[Mapping[str, float]], cfg: GuardsConfig, every: int
+) -> dict[str, tuple[int, str]]:
+    """The alarms of a whole training, in order: name -> (sampling after which it rang first, from 0; why).
+
+    Args:
+        history, check_ups: of the whole training.
+        every: samplings between two check-ups.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    for number in range(len(history)):
+        for name, what in alarms(history[: number + 1], check_ups[: number // every + 1], cfg).items():
+            found.setdefault(name, (number, what))
+    return found
+
+
 def without_gain(check_ups: Sequence[Mapping[str, float]]) -> int:
     """Check-ups since the lowest WER."""
     wers = [one.get("held_out/wer", float("inf")) for one in check_ups]
@@ -138,11 +168,7 @@ class Guards(TrainerCallback):
         """Alarms after a sampling and its last step."""
         kl = next((row["kl"] for row in reversed(state.log_history) if "kl" in row and row["step"] <= step), None)
         self._history.append({**metrics} if kl is None else {**metrics, "kl": kl})
-        found = drifted(self._history, self._cfg)
-        check_ups = self._live.checked(number) if self._live.cfg.held_out else []
-        found |= heard_to_drift(check_ups, self._cfg)
-        hack = hacked(check_ups) if self._cfg.hack else None
-        return found if hack is None else found | {"hack": hack}
+        return alarms(self._history, self._live.checked(number) if self._live.cfg.held_out else [], self._cfg)
 
 
 class LiveMetrics(TrainerCallback):

@@ -98,7 +98,8 @@ class Live:
         self._heard_by = list(held_out)[: cfg.held_out.prompts] if cfg.held_out else []
         self._groups: tuple[int, list[Group]] | None = None
         self._begun: dict[int, tuple[list[Candidate], Callable[[], list[ScoreRow]]]] = {}
-        self._asked = time.monotonic()
+        self._began: float | None = None
+        """When the training on the sampling before began; None: in another process, or there was none."""
         self.number = 0
         """Of the sampling at hand."""
         self.metrics: dict[str, float] = {}
@@ -207,7 +208,7 @@ class Live:
         if self._groups is not None and self._groups[0] == number:
             self.metrics = {k: v for k, v in self.metrics.items() if not k.startswith("held_out/")}
             return self._groups[1]
-        asked, self._asked = self._asked, time.monotonic()
+        trained = {} if self._began is None else {"online/training_seconds": time.monotonic() - self._began}
         spent, at = self._before(number)
         each = self.cfg.prompts_per_step * self.cfg.num_generations
         if spent + each > self.cfg.decodes:
@@ -237,12 +238,11 @@ class Live:
             self._valued.write(number, [row for group in groups for row in group.rows()], Valued)
         self.metrics = sampling_metrics(groups, spent + len(candidates)) | {
             "online/staleness": float(self.cfg.overlap and number > 0),
-            "online/sampling_seconds": sampled - began, "online/waiting_seconds": time.monotonic() - sampled,
-            "online/training_seconds": self._asked - asked}
+            "online/sampling_seconds": sampled - began, "online/waiting_seconds": time.monotonic() - sampled} | trained
         if heard is not None:
             self.metrics |= held_out_metrics(heard())
         self._groups = number, groups
-        self._asked = time.monotonic()
+        self._began = time.monotonic()
         return groups
 
     def _before(self, number: int) -> tuple[int, int]:

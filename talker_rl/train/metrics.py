@@ -11,6 +11,8 @@ from talker_rl.losses.types import LossOutput
 from talker_rl.train.collate import Batch
 from talker_rl.train.rows import CHOSEN, REJECTED, Rows
 
+_LARGEST = "/max"
+
 
 class Window:
     """Sums over the batches of one logging window (or one evaluation), kept exactly enough to survive a resume."""
@@ -19,8 +21,12 @@ class Window:
         self.sums: dict[str, list[float]] = {}
 
     def add(self, sums: Mapping[str, tuple[float, float]]) -> None:
-        """Add (sum, weight) by metric name."""
+        """Add (sum, weight) by metric name; of a name that ends in ``/max`` the largest stays."""
         for name, (total, weight) in sums.items():
+            if name.endswith(_LARGEST):
+                before = self.sums.get(name, [total, 1.0])[0]
+                self.sums[name] = [max(before, total), 1.0]
+                continue
             entry = self.sums.setdefault(name, [0.0, 0.0])
             entry[0] += total
             entry[1] += weight
@@ -111,8 +117,8 @@ def batch_sums(batch: Batch, rows: Rows, out: LossOutput, beta: float) -> dict[s
 
 
 def _loss_metrics(metrics: Iterable[tuple[str, Tensor]], n: int) -> dict[str, tuple[float, float]]:
-    """A loss's own metrics are batch means and weigh n pairs; counts stay counts."""
+    """A loss's own metrics are batch means and weigh n pairs; counts and largest values stay what they are."""
     return {
-        name: (float(value), 1.0) if name.endswith("skipped_pairs") else (float(value) * n, float(n))
+        name: (float(value), 1.0) if name.endswith(("skipped_pairs", _LARGEST)) else (float(value) * n, float(n))
         for name, value in metrics
     }

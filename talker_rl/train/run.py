@@ -335,7 +335,7 @@ def _callbacks(
     if cfg.patience is not None:
         result.append(cb.EarlyStopping(cfg.select_metric, cfg.patience))
     if progress:
-        result.append(cb.ProgressLine(output_dir.name))
+        result.append(cb.ProgressLine(output_dir.name, cfg.online.decodes if cfg.online else None))
     return [*result, *(one for one in extra if one not in first)]
 
 

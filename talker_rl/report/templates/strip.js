@@ -49,14 +49,32 @@
     parent.append(svg);
   }
 
-  function word([start, end, kind, text, wanted], parent) {
+  // -- credit: on which steps of a sample training pushes, up or down from the middle of its lane ---------------------
+  const signed = (value) => (value > 0 ? "+" : "") + value.toFixed(2);
+
+  function lane({ stretches, full, about }, place, parent) {
+    const el = make("div", "lane", parent);
+    el.setAttribute("role", "img");
+    el.setAttribute("aria-label", about);
+    for (const [start, end, advantage] of stretches.filter((stretch) => stretch[2])) {
+      const bar = make("i", advantage > 0 ? "up" : "down", el), stop = start === end;
+      bar.style.setProperty("--size", Math.abs(advantage) / full);
+      bar.title = `${stop ? "the stop" : `${start.toFixed(2)} to ${end.toFixed(2)} s`}: ${signed(advantage)}`;
+      if (stop) { bar.classList.add("stop"); continue; }
+      bar.style.left = place(start);
+      bar.style.right = `calc(100% - ${place(end)})`;
+    }
+  }
+
+  function word([start, end, kind, text, wanted], credit, parent) {
     const el = make("button", kind, parent);
     el.type = "button";
     el.tabIndex = -1;
     el.textContent = LABELS[kind] ?? text;
     el.dataset.start = start;
     el.dataset.end = end;
-    el.title = `${ABOUT[kind](text, wanted, (end - start).toFixed(2))}, ${start.toFixed(2)} s`;
+    const pushed = Math.abs(credit ?? 0) >= 0.005 ? `, credit ${signed(credit)}` : "";
+    el.title = `${ABOUT[kind](text, wanted, (end - start).toFixed(2))}${pushed}, ${start.toFixed(2)} s`;
     el.setAttribute("aria-label", `play from ${el.title}`);
     return el;
   }
@@ -83,12 +101,15 @@
   });
 
   // -- a strip -------------------------------------------------------------------------------------------------------
-  // data: seconds, peaks, marks, as report/strip.py makes them. ready() is called before the player is used.
+  // data: seconds, peaks, marks, as report/strip.py makes them, and where there is one credit, as report/credit.py does.
+  // ready() is called before the player is used.
   function draw(data, audio, ready = () => {}) {
     const el = document.createElement("div");
     el.className = "strip";
-    const wave = make("div", "wave", el), box = make("div", "words", el);
     const place = (seconds) => `${Math.min(100, seconds / data.seconds * 100)}%`;
+    const wave = make("div", "wave", el);
+    if (data.credit) lane(data.credit, place, el);
+    const box = make("div", "words", el);
     waveform(data.peaks, wave);
     for (const [start, end, kind] of data.marks.filter((mark) => mark[2] !== "right")) {
       const region = make("i", kind, wave);
@@ -97,7 +118,7 @@
     }
     const head = make("b", "head", wave);
     head.hidden = true;
-    const words = data.marks.map((mark) => word(mark, box));
+    const words = data.marks.map((mark, i) => word(mark, data.credit?.marks[i], box));
 
     // One stop of the Tab key for the strip, arrows within it: a page has thousands of words.
     if (words.length) {
