@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -373,6 +375,20 @@ def test_the_running_baseline_is_the_mean_of_the_samplings_before(tmp_path: Path
             baseline = sum(before) / len(before)
             assert [v.advantage for v in valued] == pytest.approx([v.reward - baseline for v in valued], abs=1e-6)
         before += [v.reward for v in valued]
+
+
+def test_diagnostics_read_what_was_sampled(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(finished[1], tmp_path / "run")
+    assert cli.main(["diagnose", "--run-dir", str(folder), "-q", "--reward-noise", "2", "--debug"]) == 0
+    told = json.loads((folder / "diagnostics/default/summary.json").read_text())
+    stage = folder / "round1/train/default/online"
+    rewards = {r.candidate_id: r.reward for r in ShardFolder(stage / "scores").read_all(ScoreRow)}
+    pairs = pq.read_table(folder / "diagnostics/default/pairs.parquet").to_pylist()
+    assert told["n_pairs"] == len({row["pair_id"] for row in pairs}) > 0
+    assert all(row["chosen_reward"] in rewards.values() and row["chosen_reward"] >= row["rejected_reward"] + 0.1
+               for row in pairs)
+    assert any("groups of all samplings" in note for note in told["notes"])
+    assert json.loads((folder / "reward_noise/noise.json").read_text())["figures"]
 
 
 def test_a_sweep_compares_online_losses_at_equal_decodes(

@@ -38,6 +38,7 @@ from talker_rl.stages.context import Context
 from talker_rl.stages.evaluate import eval_candidates, eval_rows
 from talker_rl.stages.forcing import Forced, ForceTask, force, speech_of
 from talker_rl.stages.inputs import model_input, start_adapter
+from talker_rl.stages.online import live_pairs
 from talker_rl.stages.stage import MODEL, Stage
 from talker_rl.store.run_dir import timed
 from talker_rl.store.shards import ShardFolder, chunks, parquet_bytes, schema_of, table_of
@@ -66,7 +67,7 @@ def make(ctx: Context, variants: Sequence[str] = (), noise_decodes: int | None =
     if unknown:
         raise StageError(f"There is no variant {unknown[0]!r} in this run", where=str(ctx.run.path),
                          fix=f"one of: {', '.join(ctx.config.variants)}")
-    paired = [name for name, cfg in ctx.config.variants.items() if cfg.data is None]
+    paired = [name for name, cfg in ctx.config.variants.items() if cfg.data in (None, "online")]
     alone = [name for name in variants if name not in paired]
     if alone or not paired:
         raise StageError("Diagnostics compare the two sides of pairs, and "
@@ -99,7 +100,9 @@ class _Variant:
         from talker_rl.train.checkpoints import list_checkpoints
 
         ctx = self.ctx
-        sources = (self.pairs_stage, "conditioning", self.trained, self.choice, "eval/base", f"eval/{self.name}")
+        live = self.cfg.data == "online"
+        learned = () if live else (self.pairs_stage,)  # of an online training the weights stand for what it sampled
+        sources = (*learned, "conditioning", self.trained, self.choice, "eval/base", f"eval/{self.name}")
         if "drift" not in ctx.run.stages.get(self.stage, {"config": {"drift": ""}})["config"]:
             ctx.say(f"{self.stage}: made again, since an earlier version estimated the drift from what was sampled")
             ctx.run.clear(self.stage)  # nothing depends on it
@@ -108,7 +111,7 @@ class _Variant:
         policies: dict[int, Path | None] = {**list_checkpoints(ctx.run.path / self.trained)}
         policies[0] = self.start
         step = int(read_json(ctx.run.path / self.choice / "choice.json")["step"])
-        found = ctx.shards(self.pairs_stage).read(0, Pair)
+        found = live_pairs(ctx, self.trained) if live else ctx.shards(self.pairs_stage).read(0, Pair)
         self.pairs = some_pairs(found, ctx.config.checkpoint.held_out_share)
         with timed() as seconds:
             pairs = self._pairs(policies, step)
@@ -193,6 +196,9 @@ class _Variant:
 
     def _pushes(self, step: int, rows: Iterable[Row]) -> tuple[dict[str, Row], list[str]]:
         """What the loss pushes on in the pairs before training and at the chosen checkpoint, by step; and notes."""
+        if self.cfg.data == "online":
+            return {}, ["pairs: of the groups of all samplings, as online.pairs would choose them; the page of the run "
+                        "shows where credit falls"]
         if is_own(self.cfg.loss):
             return {}, ["anatomy: a loss of one's own is not asked what it pushes on"]
         both = heard_in(self.ctx.run.path, self.ctx.config, self.round.prefix).sides(self.pairs)
@@ -341,8 +347,9 @@ def _units(row: Row) -> int:
 
 
 def _beta(loss: dict[str, Any]) -> float | None:
-    """Beta of a loss, of a mixture the first one in it; None where there is none."""
-    found = [getattr(part, "beta", None) for part in parts_of(parse_loss(loss))]
+    """Beta of a loss of pairs, of a mixture the first one in it; None where there is none (a policy gradient's is the
+    coefficient of a KL)."""
+    found = [getattr(part, "beta", None) for part in parts_of(parse_loss(loss)) if part.needs_rejected]
     return next((float(beta) for beta in found if beta is not None), None)
 
 

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from talker_rl.base.disk import read_json
+from talker_rl.base.errors import StageError
 from talker_rl.base.processes import WorkerPool, device_list
 from talker_rl.config import RunConfig, load_data
 from talker_rl.data.speaker_settings import SETS
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.evaluation import EvalRow
+from talker_rl.records.pair import Pair
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
 from talker_rl.stages import tasks, worker
+from talker_rl.stages.context import Context
 from talker_rl.store.shards import ShardFolder
+from talker_rl.train.config import TrainConfig
 from talker_rl.train.processes import part
 
 if TYPE_CHECKING:
@@ -94,6 +98,30 @@ class ServiceJudge(PoolJudge):
         """Close the connections."""
         self._thread.submit(self._remote.close).result()
         self._thread.shutdown()
+
+
+def live_pairs(ctx: Context, stage: str) -> list[Pair]:
+    """What ``online.pairs``, as it was trained with, chooses among all that an online training sampled, for
+    diagnostics: whatever its loss learned from, these tell whether its reward prefers long or short candidates, and how
+    far both have moved.
+
+    Raises:
+        StageError: no group gives a pair.
+    """
+    from talker_rl.data.pairs import select_pairs
+    from talker_rl.train.run import SETTINGS
+
+    trained = TrainConfig.model_validate(read_json(ctx.run.path / stage / SETTINGS)["config"])
+    assert trained.online is not None
+    folder = ctx.run.path / stage / "online"
+    candidates = ShardFolder(folder / "rollouts").read_all(Candidate)
+    scores = ShardFolder(folder / "scores").read_all(ScoreRow)
+    pairs, reasons = select_pairs(ctx.prompts("train"), candidates, scores, trained.online.pairs)
+    if not pairs:
+        told = max(reasons, key=lambda reason: reasons[reason], default="no candidates")
+        raise StageError(f"No group of the online training gives a pair ({told})", where=str(folder),
+                         fix="lower online.pairs.margin")
+    return pairs
 
 
 @contextmanager

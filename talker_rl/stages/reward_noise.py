@@ -11,13 +11,14 @@ from talker_rl.data.pairs import rank_value
 from talker_rl.diagnostics.noise import reward_noise
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.score import ScoreRow
+from talker_rl.rounds import Round, train_stage
 from talker_rl.stages import tasks, worker
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_input
 from talker_rl.stages.rollouts import prompts_of
 from talker_rl.stages.stage import MODEL, REWARD, Stage
 from talker_rl.store.run_dir import timed
-from talker_rl.store.shards import chunks
+from talker_rl.store.shards import ShardFolder, chunks
 
 NAME = "reward_noise"
 
@@ -37,9 +38,12 @@ def make(ctx: Context, decodes: int) -> dict[str, Any]:
     if decodes < 2:
         raise StageError("Reward noise needs at least two decodes of the same codes", where=f"--reward-noise {decodes}",
                          fix="give 4 or more")
-    inputs = ctx.contents("rollouts") | {"reward": ctx.scorer_input("recognizer")} | model_input(ctx.config)
+    online = next((name for name, cfg in ctx.config.variants.items() if cfg.data == "online"), None)
+    live = None if Round(1).samples(ctx.config) or online is None else train_stage(online, 1)
+    inputs = ctx.contents(live or "rollouts") | {"reward": ctx.scorer_input("recognizer")} | model_input(ctx.config)
     key = STAGE.begin(ctx.run, ctx.config, NAME, inputs, {"decodes": decodes, "candidates": CANDIDATES})
-    rollouts = ctx.shards("rollouts").read_all(Candidate)
+    place = ctx.run.path / (f"{live}/online/rollouts" if live else "rollouts")
+    rollouts = ShardFolder(place).read_all(Candidate)
     able = [c for c in rollouts if c.codes and c.end_reason in ("eos", "max_tokens")][:CANDIDATES]
     prompts = {p.prompt_id: p for p in prompts_of(ctx, 1)}
     parts = chunks(able, ctx.config.rollouts.shard_size)

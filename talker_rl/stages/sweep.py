@@ -198,7 +198,7 @@ def _pages(folder: Path, arms: Sequence[Context]) -> None:
     from talker_rl.report.dashboards import write_dashboards
 
     for ctx in arms:
-        if any(cfg.data is None for cfg in ctx.config.variants.values()):
+        if any(cfg.data in (None, "online") for cfg in ctx.config.variants.values()):
             diagnose.make(ctx)
     for page in write_dashboards(folder):
         print(f"page: {page}", file=sys.stderr)
