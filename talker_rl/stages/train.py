@@ -85,6 +85,7 @@ def _begin(training: Training) -> Task | None:
         inputs |= {"reward": ctx.scorer_input("recognizer"), **rules_of("sampling", "decoding")}
         if cfg.online and cfg.online.held_out:
             inputs["evaluator"] = ctx.scorer_input("evaluator")
+            settings["speaking"] = ctx.config.rollouts.sampling.model_dump(mode="json")
         settings |= {"token2wav": ctx.config.token2wav.model_dump(mode="json"), "seed": ctx.config.seed,
                      "max_new_tokens": ctx.config.rollouts.sampling.max_new_tokens}
     kept = index > 1 and ctx.config.reference == "kept"

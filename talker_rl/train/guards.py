@@ -156,7 +156,7 @@ class Guards(TrainerCallback):
                 if processes.is_main():
                     self._tell(f"ALARM {name}: {what}, after {live.number + 1} samplings")
         patience = live.cfg.held_out.patience if live.cfg.held_out else None
-        late = patience is not None and without_gain(live.checked(live.number)) >= patience
+        late = patience is not None and without_gain(live.check_ups.upto(live.number)) >= patience
         if late or (self._cfg.stop and found):
             why = "the held-out WER falls no more" if late else f"guards.stop: {', '.join(found)}"
             if processes.is_main():
@@ -168,7 +168,7 @@ class Guards(TrainerCallback):
         """Alarms after a sampling and its last step."""
         kl = next((row["kl"] for row in reversed(state.log_history) if "kl" in row and row["step"] <= step), None)
         self._history.append({**metrics} if kl is None else {**metrics, "kl": kl})
-        return alarms(self._history, self._live.checked(number) if self._live.cfg.held_out else [], self._cfg)
+        return alarms(self._history, self._live.check_ups.upto(number) if self._live.cfg.held_out else [], self._cfg)
 
 
 class LiveMetrics(TrainerCallback):

@@ -26,16 +26,16 @@ from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
 from talker_rl.records.valued import Valued
 from talker_rl.speech.config import SamplingConfig
-from talker_rl.speech.protocol import Policy, SampleRequest, TalkerSequence
+from talker_rl.speech.protocol import Policy, TalkerSequence
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train import importance
 from talker_rl.train.advantages import says_something
+from talker_rl.train.check_ups import CheckUps
 from talker_rl.train.collate import Collator, Example
 from talker_rl.train.groups import Group, Pauses, classes_of, demoted, grouped, value
 from talker_rl.train.live_metrics import held_out_metrics, sampling_metrics
+from talker_rl.train.live_sampler import LiveSampler, Row
 from talker_rl.train.online_config import OnlineConfig
-
-Row = dict[str, Any]
 
 
 class Judge(Protocol):
@@ -65,6 +65,7 @@ class Live:
         batch_size: candidates of one forward of sampling.
         seed: of prompts' order and of candidates.
         held_out: prompts of check-ups, where there are any.
+        speaking: how they are spoken; None: as ``sampling``.
         pauses: which gaps of a transcript are pauses, for token credit.
         classes: whether the loss asks what each step says (token_weights).
 
@@ -82,20 +83,22 @@ class Live:
         self, cfg: OnlineConfig, prompts: Sequence[Prompt], conditionings: Mapping[str, Any], folder: Path, key: str,
         judge: Judge, *, sampling: SamplingConfig, batch_size: int, seed: int,
         learned: Literal["samples", "pairs", "completions"] = "samples", held_out: Sequence[Prompt] = (),
-        pauses: Pauses | None = None, classes: bool = False,
+        speaking: SamplingConfig | None = None, pauses: Pauses | None = None, classes: bool = False,
     ) -> None:
         if len(prompts) < cfg.prompts_per_step:
             raise StageError(f"a sampling takes {count(cfg.prompts_per_step, 'prompt')}, and there "
                              + ("is 1" if len(prompts) == 1 else f"are {len(prompts)}"), where="train.online",
                              fix="raise prompts.limit.train, or lower online.prompts_per_step")
         self.train, self.held_out = _Nothing(), None
-        self.cfg, self.prompts, self._conditionings, self._judge = cfg, list(prompts), conditionings, judge
+        self.cfg, self.prompts, self._judge = cfg, list(prompts), judge
         self._by_id = {p.prompt_id: p for p in prompts}
-        self._rollouts, self._scores, self._valued, self._check_ups, self._said_first = (ShardFolder(
-            folder / name, key) for name in ("rollouts", "scores", "advantages", "held_out", "held_out_start"))
-        self._sampling, self._batch_size, self._seed = sampling, batch_size, seed
+        self._rollouts, self._scores, self._valued = (ShardFolder(folder / name, key)
+                                                      for name in ("rollouts", "scores", "advantages"))
+        self._sizes: list[int] = []
+        self._sampler, self._sampling, self._seed = LiveSampler(conditionings, batch_size), sampling, seed
+        self.check_ups = CheckUps(cfg.held_out, held_out, self._sampler, speaking or sampling, judge.check_up, folder,
+                                  key, seed)
         self._learned, self._classes, self._pauses = learned, classes, pauses or Pauses()
-        self._heard_by = list(held_out)[: cfg.held_out.prompts] if cfg.held_out else []
         self._groups: tuple[int, list[Group]] | None = None
         self._begun: dict[int, tuple[list[Candidate], Callable[[], list[ScoreRow]]]] = {}
         self._began: float | None = None
@@ -108,8 +111,7 @@ class Live:
     def some(self, count: int) -> list[TalkerSequence]:
         """At most ``count`` sequences of the latest sampling, from all over it."""
         said = [c for group in (self._groups[1] if self._groups else ()) for c in group.candidates if c.speech.steps]
-        return [TalkerSequence(self._conditionings[c.prompt_id], c.speech)
-                for c in said[:: max(1, -(-len(said) // count))]][:count]
+        return self._sampler.sequences(said[:: max(1, -(-len(said) // count))][:count])
 
     def facts(self) -> dict[str, Any]:
         """Counts, for the result and the card."""
@@ -159,15 +161,15 @@ class Live:
         prompts = [g.prompt for g in groups]
         candidates = [c for g in groups for c in g.candidates]
         sampled = {c.candidate_id: torch.tensor(c.token_logps) for c in candidates}
+        said = dict(zip(sampled, self._sampler.sequences(candidates), strict=True))
         scores = [replace(s, reward=r) if s.status == "ok" else s for g in groups
                   for s, r in zip(g.scores, g.rewards, strict=True)]
         if self._learned == "completions":
             best, _ = select_completions(prompts, candidates, scores, self.cfg.completions)
-            return [Example(c.completion_id, [TalkerSequence(self._conditionings[c.prompt_id], c.speech)],
-                            behaviour_logps=[sampled[c.origin]]) for c in best]
+            return [Example(c.completion_id, [said[c.origin]], behaviour_logps=[sampled[c.origin]]) for c in best]
         pairs, _ = select_pairs(prompts, candidates, scores, self.cfg.pairs)
         kinds = {k: v for g in groups for k, v in classes_of(g, self._pauses).items()} if self._classes else None
-        return [Example(pair.pair_id, [TalkerSequence(self._conditionings[pair.prompt_id], s) for s in pair.sides],
+        return [Example(pair.pair_id, [said[pair.chosen_id], said[pair.rejected_id]],
                         behaviour_logps=[sampled[pair.chosen_id], sampled[pair.rejected_id]],
                         classes=None if kinds is None else [torch.tensor(kinds[i]) for i in
                                                             (pair.chosen_id, pair.rejected_id)])
@@ -186,15 +188,15 @@ class Live:
                 weights = None if self.cfg.importance is None else [importance.weights(
                     raw, torch.tensor(c.processed_logps, dtype=torch.float32), self.cfg.importance)]
                 found.append(Example(
-                    c.candidate_id, [TalkerSequence(self._conditionings[c.prompt_id], c.speech)],
-                    behaviour_logps=[raw], advantages=[torch.from_numpy(steps)], weights=weights,
+                    c.candidate_id, self._sampler.sequences([c]), behaviour_logps=[raw],
+                    advantages=[torch.from_numpy(steps)], weights=weights,
                     imitate=float(k == best and not low[k])))
         share = len(found) / max(1.0, sum(example.imitate for example in found))
         return [replace(example, imitate=example.imitate * share) for example in found]
 
     def _filler(self, group: Group) -> list[Example]:
         """Something that fits the objective, to be weighed 0."""
-        sequences = [TalkerSequence(self._conditionings[c.prompt_id], c.speech) for c in group.candidates]
+        sequences = self._sampler.sequences(group.candidates)
         n = 2 if self._learned == "pairs" else 1
         nothing = [torch.zeros(s.speech.steps) for s in sequences[:n]]
         return [Example(group.candidates[0].candidate_id, sequences[:n], advantages=nothing,
@@ -213,7 +215,7 @@ class Live:
         each = self.cfg.prompts_per_step * self.cfg.num_generations
         if spent + each > self.cfg.decodes:
             return None
-        heard = self._check_up(number, policy) if first else None
+        heard = self.check_ups.begin(number, policy) if first else None
         began = time.monotonic()
         if self._rollouts.has(number) and self._scores.has(number):
             candidates, scores = self._rollouts.read(number, Candidate), self._scores.read(number, ScoreRow)
@@ -247,7 +249,9 @@ class Live:
 
     def _before(self, number: int) -> tuple[int, int]:
         """Candidates of the samplings before, and prompts."""
-        spent = sum(len(self._rollouts.rows(i, ["candidate_id"])) for i in range(number))
+        for i in range(len(self._sizes), number):
+            self._sizes.append(len(self._rollouts.rows(i, ["candidate_id"])))
+        spent = sum(self._sizes[:number])
         return spent, spent // self.cfg.num_generations
 
     def _drawn(self, at: int) -> Prompt:
@@ -298,66 +302,12 @@ class Live:
     def _sample(self, number: int, prompts: Sequence[Prompt], policy: Policy) -> list[Candidate]:
         seeds = [[derive_seed(self._seed, "online", number, p.prompt_id, k) for k in range(self.cfg.num_generations)]
                  for p in prompts]
-        return self._said(prompts, seeds, f"{number}-", policy)
-
-    def _said(self, prompts: Sequence[Prompt], seeds: list[list[int]], maker: str, policy: Policy) -> list[Candidate]:
-        requests = [SampleRequest(self._conditionings[p.prompt_id], s) for p, s in zip(prompts, seeds, strict=True)]
-        training = policy.module.training
-        policy.module.eval()
-        with torch.no_grad():
-            made = policy.sample(requests, self._sampling, batch_size=self._batch_size)
-        policy.module.train(training)
-        ids = [f"{p.prompt_id}-{maker}{k}" for p, own in zip(prompts, seeds, strict=True) for k in range(len(own))]
-        return [replace(c, candidate_id=name) for c, name in zip(made, ids, strict=True)]
+        return self._sampler.said(policy, prompts, seeds, f"{number}-", self._sampling)
 
     def _mean_before(self, number: int) -> float | None:
         """Mean reward of the samplings before, as they lie on disk; None at the first."""
         rewards = [row["reward"] for i in range(number) for row in self._valued.rows(i, ["reward"])]
         return float(np.mean(rewards)) if rewards else None
-
-    # -- check-ups ----------------------------------------------------------------------------------------------------
-
-    def _check_up(self, number: int, policy: Policy) -> Callable[[], list[Row]] | None:
-        """Begin to hear the policy on held-out prompts, where it is time; what is returned waits for the rows."""
-        if self.cfg.held_out is None or not self._heard_by or number % self.cfg.held_out.every:
-            return None
-        place = number // self.cfg.held_out.every
-        if self._check_ups.has(place):
-            return lambda: list(self._check_ups.rows(place))
-        seeds = [[derive_seed(self._seed, "held_out", p.prompt_id)] for p in self._heard_by]
-        said = self._said(self._heard_by, seeds, f"held-{number}-", policy)
-        rows = self._judge.check_up(said)
-        if not self._said_first.has(0):
-            self._said_first.write(0, said, Candidate)
-        stops = self._stops(policy)
-
-        def finish() -> list[Row]:
-            made = [row | {"sampling": number, "stop_logp": stops.get(row["prompt_id"])} for row in rows()]
-            self._check_ups.write(place, made)
-            return made
-
-        return finish
-
-    @torch.no_grad()
-    def _stops(self, policy: Policy) -> dict[str, float]:
-        """Log P(stop), by prompt, at the end of what was said on held-out prompts as training began: unlike where the
-        policy's own speech stops, this tells when it would go on."""
-        ended = [c for c in self._said_first.read(0, Candidate) if c.stop_id is not None]
-        training = policy.module.training
-        policy.module.eval()
-        found: dict[str, float] = {}
-        for at in range(0, len(ended), self._batch_size):
-            part = ended[at : at + self._batch_size]
-            logps = policy.logps(policy.collate([TalkerSequence(self._conditionings[c.prompt_id], c.speech)
-                                                 for c in part]))
-            found |= {c.prompt_id: float(row[c.speech.steps - 1]) for c, row in zip(part, logps, strict=True)}
-        policy.module.train(training)
-        return found
-
-    def checked(self, upto: int) -> list[dict[str, float]]:
-        """Figures of the check-ups before and at a sampling."""
-        every = self.cfg.held_out.every if self.cfg.held_out else 1
-        return [held_out_metrics(self._check_ups.rows(i)) for i in range(upto // every + 1) if self._check_ups.has(i)]
 
     def sampled(self, number: int) -> dict[str, float]:
         """Figures of a sampling that lies on disk."""

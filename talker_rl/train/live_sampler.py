@@ -1,0 +1,60 @@
+"""A policy that is being trained speaks, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.speech.config import SamplingConfig
+from talker_rl.speech.protocol import Policy, SampleRequest, TalkerSequence
+
+Row = dict[str, Any]
+
+
+class LiveSampler:
+    """
+    Args:
+        conditionings: by prompt id.
+        batch_size: sequences of one forward.
+    """
+
+    def __init__(self, conditionings: Mapping[str, Any], batch_size: int) -> None:
+        self._conditionings, self._batch_size = conditionings, batch_size
+
+    def said(
+        self, policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], maker: str,
+        sampling: SamplingConfig,
+    ) -> list[Candidate]:
+        """A candidate for each seed of each prompt, called ``<prompt>-<maker><number>``."""
+        requests = [SampleRequest(self._conditionings[p.prompt_id], list(s)) for p, s in zip(prompts, seeds,
+                                                                                            strict=True)]
+        with self.speaking(policy):
+            made = policy.sample(requests, sampling, batch_size=self._batch_size)
+        ids = [f"{p.prompt_id}-{maker}{k}" for p, own in zip(prompts, seeds, strict=True) for k in range(len(own))]
+        return [replace(c, candidate_id=name) for c, name in zip(made, ids, strict=True)]
+
+    def sequences(self, candidates: Sequence[Candidate]) -> list[TalkerSequence]:
+        """For the policy to collate."""
+        return [TalkerSequence(self._conditionings[c.prompt_id], c.speech) for c in candidates]
+
+    def batches(self, candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
+        """In parts of one forward."""
+        for at in range(0, len(candidates), self._batch_size):
+            yield candidates[at : at + self._batch_size]
+
+    @contextmanager
+    def speaking(self, policy: Policy) -> Iterator[None]:
+        """Without gradient, in evaluation mode; afterwards as before."""
+        training = policy.module.training
+        policy.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            policy.module.train(training)
