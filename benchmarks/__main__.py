@@ -22,9 +22,10 @@ SPEED = {
     "train_precomputed": "benchmarks.train_precomputed",
     "train_long_context": "benchmarks.train_long_context",
     "score": "benchmarks.score",
+    "online": "benchmarks.online",
 }
 """Ours against upstream's way; `all` runs these in this order."""
-MICRO = {"score"}
+MICRO = {"score", "online"}
 """Of these the ones that measure the trained micro model and its recognizers, whatever the geometry: not in `all` of
 another geometry than mid."""
 OTHER = {"service": "benchmarks.service"}
@@ -68,7 +69,7 @@ def compare_speeds(prog: str, names: Sequence[str], argv: Sequence[str]) -> int:
     parser.add_argument("--threads", type=int, help="of torch (default: one per core)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
                         help="that both sides run on (default cpu); what speaks or recognizes with the micro model in "
-                        "token2wav_reward and score stays on the CPU")  # fmt: skip
+                        "token2wav_reward, score and online stays on the CPU")  # fmt: skip
     about_geometries = "; ".join(f"{name}: {what}" for name, what in GEOMETRIES.items())
     parser.add_argument("--geometry", choices=GEOMETRIES, default="mid", help=f"{about_geometries} (default mid)")
     if single:

@@ -36,6 +36,13 @@ class PaddedTalker(nn.Module):
         ]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool = False) -> BaseModelOutputWithPast:
+        out, columns = self.everywhere(input_ids, attention_mask)
+        rows = torch.arange(len(out), device=out.device)[:, None]
+        return BaseModelOutputWithPast(last_hidden_state=out[rows, columns])
+
+    def everywhere(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, W + T, H) hidden states of the whole padded rows, prefixes of at most W positions included, and which
+        columns (B, 1 + T) of them `forward` gives."""
         talker, device = self.talker, input_ids.device
         spoken = [self.conditionings[index] for index in input_ids[:, 0].tolist()]
         widths, steps = [len(c.prefix) for c in spoken], attention_mask.sum(dim=1) - 1
@@ -52,9 +59,7 @@ class PaddedTalker(nn.Module):
         out = talker.model(inputs_embeds=inputs, position_ids=positions, use_cache=False).last_hidden_state
         # The last prefix position predicts the first code: it stands where TRL has the last prompt token.
         columns = torch.tensor(widths, device=device)[:, None] - 1 + torch.arange(input_ids.shape[1], device=device)
-        columns = columns.clamp(max=out.shape[1] - 1)
-        rows = torch.arange(len(spoken), device=device)[:, None]
-        return BaseModelOutputWithPast(last_hidden_state=out[rows, columns])
+        return out, columns.clamp(max=out.shape[1] - 1)
 
 
 def train(
