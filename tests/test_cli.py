@@ -106,7 +106,8 @@ def test_verbs_below_verbs_have_help(verb: str, capsys: pytest.CaptureFixture[st
 
 COMPLETIONS = {
     "talker-rl pa": ["pair", "parity"], "talker-rl speaker ": ["list", "add", "compare"],
-    "talker-rl prompts hard --c": ["--count", "--category"], "talker-rl run -c de": ["demo "],
+    "talker-rl prompts hard --c": ["--count", "--category"], "talker-rl run -c smo": ["smoke "],
+    "talker-rl run -c de": ["demo", "demo-online"],
     "talker-rl run -c demo stages/1": ["stages/1-continuation "], "talker-rl eval --protocol ": ["seed-tts-eval "],
 }
 COMPLETE = """eval "$(talker-rl completion bash)"
