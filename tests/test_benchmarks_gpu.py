@@ -27,7 +27,7 @@ SIZES = {
     "train": ["--pairs", "3", "--epochs", "1", "--batch", "2", "--prefix", "3", "9", "--codes", "2", "8"],
 }
 EXACT = {"token2wav": 1e-3, "token2wav_long": 1e-4, "vocoder": 1e-3, "train": 1e-5}
-"""Largest differences of the first row. With random weights float32 leaves either vocoder 1e-4 from float64, or more."""
+"""Largest differences of the first row. With random weights float32 leaves either vocoder 1e-4 from the exact one."""
 
 
 @pytest.mark.parametrize("name", SIZES)
