@@ -215,7 +215,10 @@ def training_length(cfg: CommonConfig) -> str:
 def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:
     assert round_.variant is not None
     cfg = config.variants[round_.variant]
-    return [Step("training", f"{round_}: {cfg.loss['type']}, {training_length(cfg)}")]
+    what = f"{round_}: {cfg.loss['type']}, {training_length(cfg)}"
+    if cfg.online is None:
+        return [Step("training", what)]
+    return [Step("training", f"{what}, {count(cfg.online.decodes, 'decode')}", decodes=cfg.online.decodes)]
 
 
 def _work(job: Job, index: int) -> list[Part]:
