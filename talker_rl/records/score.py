@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 def nothing_recognized(components: dict[str, float | None]) -> bool:
@@ -27,6 +28,11 @@ def right_words(components: dict[str, float | None]) -> float | None:
     if not words:
         return None
     return words - (components.get("substitutions") or 0.0) - (components.get("deletions") or 0.0)
+
+
+def counted_errors(components: Mapping[str, Any]) -> float:
+    """Substitutions, deletions and insertions of score components or of a flat row; 0 where words were not counted."""
+    return sum(components.get(name) or 0.0 for name in ("substitutions", "deletions", "insertions"))
 
 
 @dataclass

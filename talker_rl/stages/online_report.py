@@ -11,7 +11,7 @@ import numpy as np
 from talker_rl.base.figures import written
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
-from talker_rl.records.score import ScoreRow
+from talker_rl.records.score import ScoreRow, counted_errors
 from talker_rl.records.valued import Valued
 from talker_rl.report.clips import spaced
 from talker_rl.report.credit import by_token, credit_of
@@ -123,9 +123,9 @@ def _rows(group: Group) -> list[dict[str, Any]]:
     """A row a candidate, as :class:`Sampling` has them."""
     found = []
     for score, reward in zip(group.scores, group.rewards, strict=True):
-        parts = [score.components.get(name) or 0 for name in ("substitutions", "deletions", "insertions")]
         found.append({"prompt_id": group.prompt.prompt_id, "text": group.prompt.text, "lang": group.prompt.lang,
-                      "reward": reward, "errors": sum(parts), "words": score.components.get("ref_words") or 0})
+                      "reward": reward, "errors": counted_errors(score.components),
+                      "words": score.components.get("ref_words") or 0})
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from talker_rl.records.score import counted_errors
 from talker_rl.train import importance
 from talker_rl.train.advantages import says_something
 from talker_rl.train.groups import Group
@@ -28,7 +29,7 @@ def sampling_metrics(groups: Sequence[Group], decodes: int) -> dict[str, float]:
         return float(np.mean(values)) if values else None
 
     words = sum(s.components.get("ref_words") or 0 for s in scores)
-    wrong = sum(sum(s.components.get(k) or 0 for k in ("substitutions", "deletions", "insertions")) for s in scores)
+    wrong = sum(counted_errors(s.components) for s in scores)
     seconds = {c.candidate_id: c.duration for c in candidates}
     logps = [value for c in said for value in c.token_logps]
     stops = [c.token_logps[-1] for c in said if c.stop_id is not None]
@@ -59,7 +60,7 @@ def held_out_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Of a check-up: WER, pause error and durations by the second recognizer, the reward by the reward's own."""
     heard = [row for row in rows if row["status"] == "ok"]
     words = sum(row.get("ref_words") or 0 for row in heard)
-    wrong = sum(row.get(k) or 0 for row in heard for k in ("substitutions", "deletions", "insertions"))
+    wrong = sum(map(counted_errors, heard))
     found: dict[str, float] = {"held_out/wer": wrong / words} if words else {}
     for name in ("reward", "pause_error", "duration_ratio", "tail_silence", "f0_spread", "speaker_similarity",
                  "stop_logp"):
