@@ -335,6 +335,7 @@ def test_planted_mistakes_are_caught(
     ({"type": "mix", "terms": [{"loss": {"type": "dpo", "token_weights": {"others": 0.5, "stop": 1}}},
                                {"loss": {"type": "sft"}}]}, {"num_iterations": 2}),
     ({"type": "sft"}, {}),
+    ({"type": "mix", "terms": [{"loss": {"type": "grpo", "loss_type": "dr_grpo"}}]}, {}),
     ({"type": "mix", "terms": [{"loss": {"type": "grpo"}}, {"weight": 0.5, "loss": {"type": "sft"}}]},
      {"max_length_ratio": 1.2, "overlap": True}),
     ({"type": "grpo"}, {"sampling": SAMPLING | {"temperature": 0.9, "top_k": 40}, "importance": {"mode": "mask"}}),

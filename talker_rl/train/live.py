@@ -119,6 +119,11 @@ class Live:
         return {"decodes": len(rows), "samplings": len(self._rollouts), "prompts": len({r["prompt_id"] for r in rows})}
 
     @property
+    def max_new_tokens(self) -> int:
+        """Steps of a candidate at most."""
+        return self._sampling.max_new_tokens
+
+    @property
     def max_steps(self) -> int:
         """Optimizer steps at most."""
         return self.cfg.samplings * self.cfg.steps_per_sampling
@@ -229,8 +234,7 @@ class Live:
             scores = waiting()
             self._scores.write(number, scores, ScoreRow)
         else:
-            candidates, scores = self._make(number, at, self.cfg.decodes - spent, policy)
-            sampled = self._sampled
+            candidates, scores, sampled = self._make(number, at, self.cfg.decodes - spent, policy)
             self._rollouts.write(number, candidates, Candidate)
             self._scores.write(number, scores, ScoreRow)
         groups = grouped(self._by_id, candidates, scores, self.cfg)
@@ -273,13 +277,15 @@ class Live:
             self._rollouts.write(number, candidates, Candidate)  # before the step that changes the policy
         self._begun[number] = candidates, self._judge.submit(candidates)
 
-    def _make(self, number: int, at: int, left: int, policy: Policy) -> tuple[list[Candidate], list[ScoreRow]]:
-        """Sample, decode and judge; groups that say nothing are refilled while the settings and the decodes
-        allow it."""
+    def _make(self, number: int, at: int, left: int, policy: Policy
+              ) -> tuple[list[Candidate], list[ScoreRow], float]:
+        """Sample, decode and judge, and when the last was sampled; groups that say nothing are refilled while the
+        settings and the decodes allow it."""
         each = self.cfg.num_generations
         wanted, refills = self.cfg.prompts_per_step, self.cfg.refill
         candidates: list[Candidate] = []
         scores: list[ScoreRow] = []
+        sampled = time.monotonic()
         while wanted and len(candidates) + wanted * each <= left:
             prompts = [self._drawn(at + i) for i in range(wanted)]
             at += wanted
@@ -289,7 +295,7 @@ class Live:
                 if part:
                     made = self._sample(number, part, policy)
                     asked.append((made, self._judge.submit(made)))
-            self._sampled = time.monotonic()
+            sampled = time.monotonic()
             for made, scored in asked:
                 candidates += made
                 scores += scored()
@@ -297,7 +303,7 @@ class Live:
                        for group in grouped(self._by_id, candidates, scores, self.cfg))
             wanted = min(flat, refills)
             refills -= wanted
-        return candidates, scores
+        return candidates, scores, sampled
 
     def _sample(self, number: int, prompts: Sequence[Prompt], policy: Policy) -> list[Candidate]:
         seeds = [[derive_seed(self._seed, "online", number, p.prompt_id, k) for k in range(self.cfg.num_generations)]

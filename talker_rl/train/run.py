@@ -18,7 +18,8 @@ from talker_rl.base.ids import stable_hash
 from talker_rl.base.progress import Pace
 from talker_rl.base.seals import LIST, seal, unseal
 from talker_rl.data.pairs import pairs_hash
-from talker_rl.losses import build_loss
+from talker_rl.losses import build_loss, parse_loss
+from talker_rl.losses.policy_config import with_longest
 from talker_rl.speech.protocol import Generator, Policy, TalkerSequence, Training
 from talker_rl.store.run_dir import config_diff
 from talker_rl.train import callbacks as cb
@@ -149,7 +150,7 @@ def train_online(
                       False)
     reference_adapter = {"start": start_adapter, "base": None}.get(str(reference), reference)
     settings = _settings(generator, cfg, args, start_adapter, reference_adapter) | dict(facts)
-    loss = build_loss(cfg.loss)
+    loss = build_loss(with_longest(parse_loss(cfg.loss), live.max_new_tokens))
     learn = PolicyObjective(loss) if cfg.learned == "samples" else PairObjective(loss)
     objective = OnPolicy(learn, exact=not args.bf16 and generator.settings.dtype == "float32")
     return _train(
