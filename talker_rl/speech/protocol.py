@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+Ended = Callable[[list["Candidate"]], None]
+"""Called with candidates as they end, in an order that their seeds decide."""
 
 
 class Conditioning(Protocol):
@@ -134,7 +136,7 @@ class Policy(Protocol):
 
     def sample(
         self, requests: Sequence[SampleRequest], sampling: SamplingConfig, *, batch_size: int = 64,
-        progress: Progress | None = None,
+        progress: Progress | None = None, ended: Ended | None = None,
     ) -> list[Candidate]:
         """Candidates in order of request, then seed; each depends on its own seed alone."""
         ...

@@ -102,8 +102,8 @@ class Rows:
         self.waiting = deque(queue)
         self.here: list[Sampled] = []
 
-    def run(self) -> int:
-        """Go on for a step or more, and let those that wait take the rows of those that ended; returns how many did."""
+    def run(self) -> list[Sampled]:
+        """Go on for a step or more, and let those that wait take the rows of those that ended; returns the latter."""
         raise NotImplementedError
 
     def pass_on(self, ended: Sequence[int], said: torch.Tensor) -> torch.Tensor:
@@ -144,7 +144,8 @@ class Rows:
 @torch.no_grad()
 def sample_all(
     talker: Any, conditionings: Sequence[Any], seeds: Sequence[Sequence[int]], batch_size: int, codec: Codec,
-    progress: Callable[[int, int], None] | None, rows_of: Callable[[Any, list[Sampled], int], Rows],
+    progress: Callable[[int, int], None] | None, ended: Callable[[list[Candidate]], None] | None,
+    rows_of: Callable[[Any, list[Sampled], int], Rows],
 ) -> list[Candidate]:
     """A candidate for each seed, in order of prompt, then seed; the Talker is in eval mode meanwhile.
 
@@ -154,6 +155,7 @@ def sample_all(
         seeds: of each prompt's candidates.
         batch_size: candidates decoded together.
         progress: called with (candidates done, total).
+        ended: called with candidates as they end.
         rows_of: the family's rows, from the bare Talker, the queue and the most rows at a time.
 
     Raises:
@@ -176,9 +178,11 @@ def sample_all(
         rows, done = rows_of(inner, queue, min(batch_size, len(queue))), 0
         rows.fill()
         while done < len(queue):
-            ended = rows.run()
-            done += ended
-            if progress and ended:
+            over = rows.run()
+            done += len(over)
+            if ended and over:
+                ended([s.candidate(conditionings[s.prompt], codec) for s in over])
+            if progress and over:
                 progress(done, len(queue))
     finally:
         inner.train(was_training)

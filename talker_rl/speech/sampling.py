@@ -186,16 +186,17 @@ class CodeSampler:
 
 def draw(scores_BV: torch.Tensor, uniforms_B: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns (B, 1) drawn by inverse CDF, or the best ones, and their log-probs (B, 1) float64."""
-    logps = scores_BV.double().log_softmax(-1)
+    scores = scores_BV.double()
+    best = scores.amax(-1, keepdim=True)
+    cdf = (scores - best).exp_().cumsum(-1)  # times the sum of all
+    total = cdf[:, -1:].contiguous()
     if uniforms_B is None:
         pick = scores_BV.argmax(-1, keepdim=True)
     else:
-        cdf = logps.exp().cumsum(-1)
-        target = uniforms_B.double().unsqueeze(-1) * cdf[:, -1:]
-        pick = (cdf <= target).sum(-1, keepdim=True)
-        last = cdf.shape[-1] - 1 - (logps.flip(-1) > -torch.inf).int().argmax(-1, keepdim=True)
-        pick = torch.minimum(pick, last)  # u * total may round up to total
-    return pick, logps.gather(-1, pick)
+        pick = torch.searchsorted(cdf, uniforms_B.double().unsqueeze(-1) * total, right=True)
+        pick = torch.minimum(pick, torch.searchsorted(cdf, total))  # u * total may round up to total
+        pick = pick.clamp_(max=cdf.shape[-1] - 1)  # of what is not finite
+    return pick, scores.gather(-1, pick) - best - total.log()
 
 
 def logits_processors(

@@ -37,6 +37,9 @@ from talker_rl.train.live_metrics import held_out_metrics, sampling_metrics
 from talker_rl.train.live_sampler import LiveSampler, Row
 from talker_rl.train.online_config import OnlineConfig
 
+_JUDGED_TOGETHER = 16
+"""Candidates that ended before they are given to the judge."""
+
 
 class Judge(Protocol):
     """Decodes and judges candidates while others are sampled."""
@@ -271,11 +274,12 @@ class Live:
             return
         if self._rollouts.has(number):
             candidates = self._rollouts.read(number, Candidate)
-        else:
-            wanted = self.cfg.prompts_per_step
-            candidates = self._sample(number, [self._drawn(number * wanted + i) for i in range(wanted)], policy)
-            self._rollouts.write(number, candidates, Candidate)  # before the step that changes the policy
-        self._begun[number] = candidates, self._judge.submit(candidates)
+            self._begun[number] = candidates, self._judge.submit(candidates)
+            return
+        wanted = self.cfg.prompts_per_step
+        candidates, judged = self._sample(number, [self._drawn(number * wanted + i) for i in range(wanted)], policy)
+        self._rollouts.write(number, candidates, Candidate)  # before the step that changes the policy
+        self._begun[number] = candidates, judged
 
     def _make(self, number: int, at: int, left: int, policy: Policy
               ) -> tuple[list[Candidate], list[ScoreRow], float]:
@@ -289,26 +293,38 @@ class Live:
         while wanted and len(candidates) + wanted * each <= left:
             prompts = [self._drawn(at + i) for i in range(wanted)]
             at += wanted
-            half = max(1, -(-len(prompts) // 2))  # the first are judged while the others are sampled
-            asked = []
-            for part in (prompts[:half], prompts[half:]):
-                if part:
-                    made = self._sample(number, part, policy)
-                    asked.append((made, self._judge.submit(made)))
+            made, judged = self._sample(number, prompts, policy)
             sampled = time.monotonic()
-            for made, scored in asked:
-                candidates += made
-                scores += scored()
+            candidates += made
+            scores += judged()
             flat = sum(not says_something(group.rewards)
                        for group in grouped(self._by_id, candidates, scores, self.cfg))
             wanted = min(flat, refills)
             refills -= wanted
         return candidates, scores, sampled
 
-    def _sample(self, number: int, prompts: Sequence[Prompt], policy: Policy) -> list[Candidate]:
+    def _sample(self, number: int, prompts: Sequence[Prompt], policy: Policy
+                ) -> tuple[list[Candidate], Callable[[], list[ScoreRow]]]:
+        """Candidates, and what waits for their scores: those that end early are judged while others go on."""
         seeds = [[derive_seed(self._seed, "online", number, p.prompt_id, k) for k in range(self.cfg.num_generations)]
                  for p in prompts]
-        return self._sampler.said(policy, prompts, seeds, f"{number}-", self._sampling)
+        over: list[Candidate] = []
+        asked: list[Callable[[], list[ScoreRow]]] = []
+
+        def ended(more: list[Candidate], least: int = _JUDGED_TOGETHER) -> None:
+            over.extend(more)
+            if len(over) >= least:
+                asked.append(self._judge.submit(list(over)))
+                over.clear()
+
+        candidates = self._sampler.said(policy, prompts, seeds, f"{number}-", self._sampling, ended)
+        ended([], least=1)
+
+        def scores() -> list[ScoreRow]:
+            found = {row.candidate_id: row for judged in asked for row in judged()}
+            return [found[c.candidate_id] for c in candidates]
+
+        return candidates, scores
 
     def _mean_before(self, number: int) -> float | None:
         """Mean reward of the samplings before, as they lie on disk; None at the first."""

@@ -12,7 +12,7 @@ import torch
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import SamplingConfig
-from talker_rl.speech.protocol import Policy, SampleRequest, TalkerSequence
+from talker_rl.speech.protocol import Ended, Policy, SampleRequest, TalkerSequence
 
 Row = dict[str, Any]
 
@@ -29,15 +29,22 @@ class LiveSampler:
 
     def said(
         self, policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], maker: str,
-        sampling: SamplingConfig,
+        sampling: SamplingConfig, ended: Ended | None = None,
     ) -> list[Candidate]:
-        """A candidate for each seed of each prompt, called ``<prompt>-<maker><number>``."""
+        """A candidate for each seed of each prompt, called ``<prompt>-<maker><number>``.
+
+        Args:
+            ended: called with candidates as they end.
+        """
         requests = [SampleRequest(self._conditionings[p.prompt_id], list(s)) for p, s in zip(prompts, seeds,
                                                                                             strict=True)]
+
+        def named(made: Sequence[Candidate]) -> list[Candidate]:
+            return [replace(c, candidate_id=f"{c.prompt_id}-{maker}{c.candidate_id.rpartition('-')[2]}") for c in made]
+
         with self.speaking(policy):
-            made = policy.sample(requests, sampling, batch_size=self._batch_size)
-        ids = [f"{p.prompt_id}-{maker}{k}" for p, own in zip(prompts, seeds, strict=True) for k in range(len(own))]
-        return [replace(c, candidate_id=name) for c, name in zip(made, ids, strict=True)]
+            return named(policy.sample(requests, sampling, batch_size=self._batch_size,
+                                       ended=None if ended is None else lambda over: ended(named(over))))
 
     def sequences(self, candidates: Sequence[Candidate]) -> list[TalkerSequence]:
         """For the policy to collate."""

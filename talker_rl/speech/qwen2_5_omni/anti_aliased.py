@@ -1,13 +1,15 @@
-"""BigVGAN's anti-aliased activation on a CPU: the same sums of the same samples, in an order that suits memory.
+"""BigVGAN's anti-aliased activation on a CPU: the same sums of the same samples, as matrix products.
 
 transformers doubles the rate by a transposed convolution of each channel with one filter of 12 taps, applies the snake,
 and halves the rate by another. At the vocoder's last stage (8 channels, 24,000 samples a second) torch's convolutions
-of single channels take several times as long as their arithmetic, and are most of decoding. Here the two phases of the
-doubled signal stay apart: each is a sum of six shifted copies, and so is what either adds to the halved one.
+of single channels take several times as long as their arithmetic, and are most of decoding. Here either filter is a
+matrix that a block of samples is multiplied by, with what lies around it: most of its entries are zeros, and matrix
+products are still the faster way.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,8 +17,14 @@ from torch import Tensor
 
 TAPS, RATIO = 12, 2
 """What is written out here; other filters go through the module."""
-_AT_ONCE = 1 << 19
-"""Samples of all channels at a time, so that what is added up stays in the cache."""
+_BLOCK = 16
+"""Samples of a row of the products."""
+_AT_ONCE = 1 << 18
+"""Samples of all channels at a time, so that what is worked on stays in the cache."""
+_BEFORE, _AFTER = 3, 3
+"""Samples around a block that its doubled ones are made of."""
+_BEFORE_HALVED, _AFTER_HALVED = 5, 5
+"""Doubled samples around a doubled block that its halved ones are made of."""
 
 
 @torch.no_grad()
@@ -29,48 +37,60 @@ def activation(module: Any, x_BCT: Tensor) -> Tensor:
         out: Tensor = module(x_BCT)
         return out
     channels = max(1, _AT_ONCE // x_BCT.shape[2])
-    rising, falling = (up.ratio * up.filter).flatten().tolist(), down.filter.flatten().tolist()
+    doubling = _doubling(tuple((up.ratio * up.filter).flatten().tolist())).to(x_BCT)
+    halving = _halving(tuple(down.filter.flatten().tolist())).to(x_BCT)
     inner, outer = module.act.alpha.exp()[:, None], 1 / (module.act.beta.exp() + module.act.no_div_by_zero)[:, None]
     out_BCT = torch.empty_like(x_BCT)
     for x_CT, out_CT in zip(x_BCT, out_BCT, strict=True):
         for at in range(0, len(x_CT), channels):
             some = slice(at, at + channels)
-            _filtered(x_CT[some], out_CT[some], rising, falling, inner[some], outer[some])
+            out_CT[some] = _filtered(x_CT[some], doubling, halving, inner[some], outer[some])
     return out_BCT
 
 
-def _filtered(
-    x_CT: Tensor, out_CT: Tensor, rising: list[float], falling: list[float], inner: Tensor, outer: Tensor
-) -> None:
+def _filtered(x_CT: Tensor, doubling: Tensor, halving: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
     """Doubled, bent, halved. Beyond its ends a signal is as at its ends, the doubled one too."""
     channels, steps = x_CT.shape
-    x = torch.cat([x_CT[:, :1].expand(-1, 3), x_CT, x_CT[:, -1:].expand(-1, 3)], dim=1)
-    # at twice the rate, sample 2t is the sum over k of x[t + 2 - k] rising[2k + 1]; 2t + 1 of x[t + 3 - k] rising[2k]
-    even, odd = (x.new_empty(channels, steps + 5) for _ in range(2))
-    first, last = even[:, 2 : 2 + steps], odd[:, 3 : 3 + steps]  # with room for what is held beyond the ends
-    _snake(_sum(x, [(5 - k, rising[2 * k + 1]) for k in range(6)], first), inner, outer)
-    _snake(_sum(x, [(6 - k, rising[2 * k]) for k in range(6)], last), inner, outer)
-    even[:, :2], odd[:, :3] = first[:, :1], first[:, :1]
-    even[:, 2 + steps :], odd[:, 3 + steps :] = last[:, -1:], last[:, -1:]
-    # and t of the result is the sum of even[t + k - 2] falling[2k + 1] and odd[t + k - 3] falling[2k]
-    _sum(even, [(k, falling[2 * k + 1]) for k in range(6)], out_CT)
-    _add(odd, [(k, falling[2 * k]) for k in range(6)], out_CT)
+    blocks = -(-steps // _BLOCK)
+    spare = blocks * _BLOCK - steps
+    around = [x_CT[:, :1].expand(-1, _BEFORE), x_CT, x_CT[:, -1:].expand(-1, _AFTER + spare)]
+    doubled = _blocks(torch.cat(around, dim=1), _BLOCK, len(doubling)) @ doubling
+    bent = x_CT.new_empty(channels, _BEFORE_HALVED + 2 * blocks * _BLOCK + _AFTER_HALVED)
+    inside = bent[:, _BEFORE_HALVED : _BEFORE_HALVED + 2 * blocks * _BLOCK]
+    _snake(doubled.view(channels, -1), inner, outer, inside)
+    end = _BEFORE_HALVED + 2 * steps
+    bent[:, :_BEFORE_HALVED], bent[:, end:] = bent[:, _BEFORE_HALVED, None], bent[:, end - 1, None]
+    return (_blocks(bent, 2 * _BLOCK, len(halving)) @ halving).view(channels, -1)[:, :steps]
 
 
-def _sum(x_CS: Tensor, taps: list[tuple[int, float]], out_CT: Tensor) -> Tensor:
-    """x from each tap's place on, times its weight."""
-    (place, weight), *rest = taps
-    torch.mul(x_CS[:, place : place + out_CT.shape[1]], weight, out=out_CT)
-    return _add(x_CS, rest, out_CT)
+def _blocks(x_CS: Tensor, every: int, length: int) -> Tensor:
+    """(C blocks, length): what begins at each ``every``-th sample of a channel."""
+    return x_CS.unfold(1, length, every).reshape(-1, length)
 
 
-def _add(x_CS: Tensor, taps: list[tuple[int, float]], out_CT: Tensor) -> Tensor:
-    for place, weight in taps:
-        out_CT.add_(x_CS[:, place : place + out_CT.shape[1]], alpha=weight)
-    return out_CT
+def _snake(x_CT: Tensor, inner: Tensor, outer: Tensor, out_CT: Tensor) -> None:
+    """x + outer sin^2(inner x)."""
+    bent = torch.mul(x_CT, inner, out=out_CT).sin_()
+    torch.addcmul(x_CT, bent.mul_(bent), outer, out=out_CT)
 
 
-def _snake(x_CT: Tensor, inner: Tensor, outer: Tensor) -> None:
-    """x + outer sin^2(inner x), in place."""
-    bent = (x_CT * inner).sin_()
-    x_CT.addcmul_(bent.mul_(bent), outer)
+@lru_cache(maxsize=8)
+def _doubling(taps: tuple[float, ...]) -> Tensor:
+    """(3 + block + 3, 2 block). Sample 2t at twice the rate is the sum over k of x[t + 2 - k] taps[2k + 1], and 2t + 1
+    of x[t + 3 - k] taps[2k]."""
+    out = torch.zeros(_BEFORE + _BLOCK + _AFTER, 2 * _BLOCK, dtype=torch.float64)
+    t = torch.arange(_BLOCK)
+    for k in range(TAPS // 2):
+        out[_BEFORE + t + 2 - k, 2 * t] = taps[2 * k + 1]
+        out[_BEFORE + t + 3 - k, 2 * t + 1] = taps[2 * k]
+    return out
+
+
+@lru_cache(maxsize=8)
+def _halving(taps: tuple[float, ...]) -> Tensor:
+    """(5 + 2 block + 5, block). Sample t at half the rate is the sum over k of x[2t + k - 5] taps[k]."""
+    out = torch.zeros(_BEFORE_HALVED + 2 * _BLOCK + _AFTER_HALVED, _BLOCK, dtype=torch.float64)
+    t = torch.arange(_BLOCK)
+    for k in range(TAPS):
+        out[_BEFORE_HALVED + 2 * t + k - 5, t] = taps[k]
+    return out

@@ -37,6 +37,7 @@ def sample_candidates(
     steps_unseen: int | None = None,
     cuda_graphs: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    ended: Callable[[list[Candidate]], None] | None = None,
 ) -> list[Candidate]:
     """Sample ``len(seeds[i])`` candidates of conditioning i; in order of prompt, then seed.
 
@@ -49,6 +50,7 @@ def sample_candidates(
         steps_unseen: steps between two looks at what was said; None: 1 on a CPU, else ``STEPS_UNSEEN``.
         cuda_graphs: on a GPU, replay the decoder's steps as CUDA graphs.
         progress: called with (candidates done, total).
+        ended: called with candidates as they end.
 
     Raises:
         DataError: numbers of conditionings and seed lists differ.
@@ -62,7 +64,7 @@ def sample_candidates(
         rows.steps_unseen = steps_unseen or (1 if on_cpu else STEPS_UNSEEN)
         return rows
 
-    return sample_all(talker, conditionings, seeds, batch_size, CODEC, progress, rows_of)
+    return sample_all(talker, conditionings, seeds, batch_size, CODEC, progress, ended, rows_of)
 
 
 class _CodeRows(Rows):
@@ -70,8 +72,9 @@ class _CodeRows(Rows):
 
     steps_unseen = 1
 
-    def run(self) -> int:
-        """Step up to the next look, then let the waiting take the rows of those that ended; returns how many did."""
+    def run(self) -> list[Sampled]:
+        """Step up to the next look, then let the waiting take the rows of those that ended; returns
+        the latter."""
         said: list[tuple[torch.Tensor, ...]] = []
         for _ in range(min(self.steps_unseen, self.max_new_tokens - max(self.histories.steps))):
             if said:
@@ -82,11 +85,12 @@ class _CodeRows(Rows):
             said.append((chosen, selective_logps(logits, chosen), processed))
             self.histories.append(chosen)
         ended = self._look(said)
+        over = [self.here[row] for row in ended]
         chosen = self.pass_on(ended, said[-1][0])
         if self.here:
             self.decoder.feed(chosen)
         self.fill()
-        return len(ended)
+        return over
 
     def _look(self, said: list[tuple[torch.Tensor, ...]]) -> list[int]:
         """Write down what the rows said since the last look; returns the rows that ended."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from talker_rl.records.candidate import Candidate
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.speech.policy_weights import PolicyWeights
-from talker_rl.speech.protocol import Compared, Progress, SampleRequest, TalkerSequence
+from talker_rl.speech.protocol import Compared, Ended, Progress, SampleRequest, TalkerSequence
 from talker_rl.speech.qwen3_omni.codec import CODEC
 from talker_rl.speech.qwen3_omni.config import ResidualSampling
 from talker_rl.speech.qwen3_omni.layout import Specials, TalkerBatch, collate
@@ -51,11 +51,11 @@ class TalkerPolicy(PolicyWeights):
 
     def sample(
         self, requests: Sequence[SampleRequest], sampling: SamplingConfig, *, batch_size: int = 64,
-        progress: Progress | None = None,
+        progress: Progress | None = None, ended: Ended | None = None,
     ) -> list[Candidate]:
         return sample_candidates(self.module, [r.conditioning for r in requests], [r.seeds for r in requests], sampling,
                                  self.residual, residual_weight=self.residual_weight, batch_size=batch_size,
-                                 progress=progress)
+                                 progress=progress, ended=ended)
 
     def collate(self, sequences: Sequence[TalkerSequence]) -> TalkerBatch:
         return collate(sequences, Specials.of(self.module))

@@ -35,6 +35,7 @@ def sample_candidates(
     residual_weight: float = 0.0,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
+    ended: Callable[[list[Candidate]], None] | None = None,
 ) -> list[Candidate]:
     """Sample ``len(seeds[i])`` candidates of conditioning i; in order of prompt, then seed.
 
@@ -47,6 +48,7 @@ def sample_candidates(
         residual_weight: of their log-probs in a frame's.
         batch_size: candidates decoded together.
         progress: called with (candidates done, total).
+        ended: called with candidates as they end.
 
     Raises:
         DataError: numbers of conditionings and seed lists differ.
@@ -56,7 +58,7 @@ def sample_candidates(
         return _FrameRows(inner, Decoder(inner, conditionings, count), queue, sampling,
                           residual or ResidualSampling(), count, residual_weight)
 
-    return sample_all(talker, conditionings, seeds, batch_size, CODEC, progress, rows_of)
+    return sample_all(talker, conditionings, seeds, batch_size, CODEC, progress, ended, rows_of)
 
 
 class _FrameRows(Rows):
@@ -81,8 +83,9 @@ class _FrameRows(Rows):
         super().move(moves, left)
         self.uniforms.leave(moves)
 
-    def run(self) -> int:
-        """A frame of every row, then let the waiting take the rows of those that ended; returns how many did."""
+    def run(self) -> list[Sampled]:
+        """A frame of every row, then let the waiting take the rows of those that ended; returns
+        the latter."""
         draws_nG = self.uniforms.of(self.histories.steps)
         logits = self.decoder.logits()
         first_n, processed_n = self.sampler.choose(self.histories, logits, self._drawn(draws_nG[:, 0]))
@@ -97,11 +100,12 @@ class _FrameRows(Rows):
             # rows that stopped draw in vain: their first code is no frame's
             frames_nG = self._frames(first_n.masked_fill(first_n >= CODEC.sizes[0], 0), draws_nG)
         ended = [row for row, s in enumerate(self.here) if s.over or len(s.raw) == self.max_new_tokens]
+        over = [self.here[row] for row in ended]
         frames_nG = self.pass_on(ended, frames_nG)
         if self.here:
             self.decoder.feed(frames_nG)
         self.fill()
-        return len(ended)
+        return over
 
     def _drawn(self, uniforms_n: torch.Tensor) -> torch.Tensor | None:
         return uniforms_n if self.sampler.do_sample else None
