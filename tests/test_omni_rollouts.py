@@ -173,6 +173,22 @@ def test_rows_are_refilled_and_a_prefix_is_computed_once(monkeypatch):
     assert sum(sampled) == ids  # nothing is computed for a candidate that ended
 
 
+@pytest.mark.parametrize(("rows", "unseen"), [(64, 1), (3, 1), (3, 7)])
+def test_candidates_are_given_as_they_end(talker, rows, unseen):
+    """Each once, as it is returned; the short ones before the long ones where all began together."""
+    conditionings, seeds = random_conditionings([(6, 3), (15, 5), (9, 2)]), [[1, 2, 3, 4], [5, 6], [7, 8]]
+    sampling = SamplingConfig(max_new_tokens=40, sequence_bias=[([8294], 8.0)])
+    parts: list[list] = []
+    made = sample_candidates(talker, conditionings, seeds, sampling, batch_size=rows, steps_unseen=unseen,
+                             ended=parts.append)
+    given = [c for part in parts for c in part]
+    assert len(parts) > 1 and all(parts)
+    assert sorted(given, key=lambda c: c.candidate_id) == sorted(made, key=lambda c: c.candidate_id)
+    if rows == 64:
+        lengths = [len(c.token_logps) for c in given]
+        assert lengths == sorted(lengths) and len(set(lengths)) > 1
+
+
 def test_eager_attention_scores_its_own_samples():
     """Raw log-probs equal teacher-forced ones when the mask is added to the scores by hand."""
     inner = tiny_omni().talker

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from talker_rl.records.candidate import Candidate
 from talker_rl.records.score import ScoreRow
 from talker_rl.records.valued import Valued
 from talker_rl.stages import sweep
+from talker_rl.stages.online import PoolJudge
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.live import Live
 from talker_rl.train.metrics import Window
@@ -85,6 +87,31 @@ def test_what_is_sampled_is_judged_and_trained_on(finished: tuple[Path, Path]) -
     assert not (folder / "rollouts").exists() and not (folder / "pairs").exists()
     assert any(v.abs().max() > 0 for k, v in weights(folder).items() if "lora_B" in k)
     assert json.loads((folder / "eval/summary.json").read_text())["trained"]["n"] == 8
+
+
+def test_what_ends_early_is_judged_while_others_are_sampled(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts, in the order in which candidates end; the scores are each candidate's own all the same."""
+    config, whole = finished
+    monkeypatch.setattr("talker_rl.train.live._JUDGED_TOGETHER", 2)
+    asked: list[list[str]] = []
+    submit = PoolJudge.submit
+
+    def counted(self: PoolJudge, candidates: Sequence[Candidate]) -> Callable[[], list[ScoreRow]]:
+        asked.append([c.candidate_id for c in candidates])
+        return submit(self, candidates)
+
+    monkeypatch.setattr(PoolJudge, "submit", counted)
+    assert run(config, tmp_path / "run") == 0
+    one, other = (folder / "round1/train/default/online" for folder in (whole, tmp_path / "run"))
+    candidates = ShardFolder(other / "rollouts").read_all(Candidate)
+    assert len(asked) > 3 and sorted(i for part in asked for i in part) == sorted(c.candidate_id for c in candidates)
+    assert [i for part in asked for i in part] != [c.candidate_id for c in candidates]
+    for a, b in zip(*(ShardFolder(stage / "scores").read_all(ScoreRow) for stage in (one, other)), strict=True):
+        assert a.candidate_id == b.candidate_id and a.reward == pytest.approx(b.reward, abs=1e-6)
+    apart = weights(tmp_path / "run")
+    assert all(torch.allclose(v, apart[k], atol=1e-6) for k, v in weights(whole).items())
 
 
 def test_the_policy_that_is_sampled_from_is_the_one_that_was_trained(finished: tuple[Path, Path]) -> None:

@@ -194,7 +194,9 @@ def test_a_candidate_does_not_depend_on_its_neighbors(talker):
     policy = TalkerPolicy(talker)
     asked = requests([(5, 3), (11, 1), (7, 6)], per_prompt=3)
     together = policy.sample(asked, SAMPLING)
-    few = policy.sample(asked, SAMPLING, batch_size=2)
+    given: list = []
+    few = policy.sample(asked, SAMPLING, batch_size=2, ended=given.extend)
+    assert sorted(given, key=lambda c: c.candidate_id) == sorted(few, key=lambda c: c.candidate_id)
     alone = policy.sample([SampleRequest(asked[1].conditioning, asked[1].seeds[2:3])], SAMPLING)
     for a, b in [*zip(together, few, strict=True), (together[5], alone[0])]:
         assert (a.codes, a.stop_id) == (b.codes, b.stop_id)
