@@ -1,4 +1,5 @@
-"""A reward component of one's own: energy that does not jump, measured on the sound.
+"""Reward components of one's own: energy that does not jump, measured on the sound; and a preference for long speech,
+planted to see which loss falls for it (configs/sweeps/online-length.yaml).
 
     PYTHONPATH=examples talker-rl run -c demo \\
         'reward.components=[{name: evenness, import_path: own_reward:evenness, weight: 0.2}]'
@@ -24,6 +25,13 @@ def evenness(item: ScoreItem, components: dict[str, float | None], floor_db: flo
     levels = frame_levels(item.audio, hop, hop)
     jumps = np.abs(np.diff(levels[levels > floor_db]))
     return None if len(jumps) == 0 else float(np.clip(1 - jumps.mean() / 20, 0, 1))
+
+
+def length(item: ScoreItem, components: dict[str, float | None]) -> float | None:
+    """Longer is better: 0 at half the reference's duration, 1 at one and a half of it. No speech should be trained on it;
+    it stands for a reward that likes length without anybody's knowledge."""
+    ratio = components.get("duration_ratio")
+    return None if ratio is None else float(np.clip(ratio - 0.5, 0, 1))
 
 
 if __name__ == "__main__":
