@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from talker_rl.base.errors import DataError, TalkerRLError
+from talker_rl.base.figures import count
 from talker_rl.evaluation import ablation, equal_drift
 from talker_rl.evaluation.curves import CurveRow
 from talker_rl.records.rows import from_row
@@ -57,9 +58,13 @@ def tables(rows: list[CurveRow], baseline: str, at_kl: list[float], axis: equal_
     for row in rows:
         by_arm[row.arm][row.variant, row.train_seed].append(row)
     made: list[dict[str, Any]] = []
+    notes: list[str] = []
     for arm, trainings in by_arm.items():
         base = [_eval_row(row) for row in trainings.pop(("base", -1))]
         seeds = set.intersection(*({s for v, s in trainings if v == variant} for variant, _ in trainings))
+        if left_out := sorted({(v, s) for v, s in trainings if s not in seeds}):
+            notes.append(f"{arm}: at equal steps only training seeds {', '.join(map(str, sorted(seeds))) or '(none)'} are "
+                         f"compared, which all variants have; {count(len(left_out), 'training')} of others left out")
         trained = [ablation.Trained(variant, seed, [_eval_row(r) for r in mine if r.step == max(r.step for r in mine)],
                                     max(r.step for r in mine), {}, 0.0)
                    for (variant, seed), mine in sorted(trainings.items(), key=lambda item: item[0][0] != baseline)
@@ -69,7 +74,7 @@ def tables(rows: list[CurveRow], baseline: str, at_kl: list[float], axis: equal_
     claims = ablation.claims(made, baseline)
     curves = equal_drift.curves(rows, axis)
     return {"baseline": baseline, "rows": made, "claims": claims, "pareto": ablation.pareto(made),
-            "notes": ablation.notes(made, claims, baseline), "axis": axis,
+            "notes": [*notes, *ablation.notes(made, claims, baseline)], "axis": axis,
             "frontiers": equal_drift.frontiers(curves),
             "equal_kl": equal_drift.corrected(equal_drift.table(curves, baseline, at_kl=at_kl, resamples=2000))}
 
