@@ -63,8 +63,9 @@ def tables(rows: list[CurveRow], baseline: str, at_kl: list[float], axis: equal_
         base = [_eval_row(row) for row in trainings.pop(("base", -1))]
         seeds = set.intersection(*({s for v, s in trainings if v == variant} for variant, _ in trainings))
         if left_out := sorted({(v, s) for v, s in trainings if s not in seeds}):
-            notes.append(f"{arm}: at equal steps only training seeds {', '.join(map(str, sorted(seeds))) or '(none)'} are "
-                         f"compared, which all variants have; {count(len(left_out), 'training')} of others left out")
+            common = ", ".join(map(str, sorted(seeds))) or "(none)"
+            notes.append(f"{arm}: at equal steps only training seeds {common} are compared, which all variants have; "
+                         f"{count(len(left_out), 'training')} of others left out")
         trained = [ablation.Trained(variant, seed, [_eval_row(r) for r in mine if r.step == max(r.step for r in mine)],
                                     max(r.step for r in mine), {}, 0.0)
                    for (variant, seed), mine in sorted(trainings.items(), key=lambda item: item[0][0] != baseline)

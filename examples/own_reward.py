@@ -28,8 +28,8 @@ def evenness(item: ScoreItem, components: dict[str, float | None], floor_db: flo
 
 
 def length(item: ScoreItem, components: dict[str, float | None]) -> float | None:
-    """Longer is better: 0 at half the reference's duration, 1 at one and a half of it. No speech should be trained on it;
-    it stands for a reward that likes length without anybody's knowledge."""
+    """Longer is better: 0 at half the reference's duration, 1 at one and a half of it. Nothing to train speech on: it
+    stands for a reward that likes length without anybody's knowledge."""
     ratio = components.get("duration_ratio")
     return None if ratio is None else float(np.clip(ratio - 0.5, 0, 1))
 

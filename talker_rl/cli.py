@@ -208,6 +208,9 @@ def _stages(args: argparse.Namespace, arguments: list[str]) -> int:
 
             _print_diagnostics(diagnose.make(ctx, args.variant, args.reward_noise), run_dir)
             return 0
+        if getattr(args, "engine_command", False):
+            print("\n".join(pipeline.training_commands(ctx, getattr(args, "round", None))))
+            return 0
         if args.verb != "run":
             result = pipeline.run_verb(ctx, args.verb, getattr(args, "round", None))
             if args.verb == "eval":

@@ -48,6 +48,43 @@ def test_two_devices_from_the_command_line_give_what_one_process_gives(tmp_path,
     assert (two / STAGE / "result.json").stat().st_mtime_ns == stamp
 
 
+def test_what_engine_command_prints_trains_and_the_verb_takes_it(tmp_path, capfd):
+    """With DeepSpeed in two processes, as a scheduler would start them."""
+    pytest.importorskip("deepspeed")
+    config, engine = write_world(tmp_path), ["train.engine.name=zero2", "train.engine.processes=2"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for verb in ("prompts", "condition", "rollout", "score", "pair"):
+        assert cli.main([verb, "-c", str(config), "--run-dir", str(one), "-q"]) == 0
+    shutil.copytree(one, two)
+    assert cli.main(["train", "-c", str(config), "--run-dir", str(one), "-q"]) == 0
+    capfd.readouterr()
+    assert cli.main(["train", "-c", str(config), "--run-dir", str(two), "-q", *engine, "--engine-command"]) == 0
+    (line,) = capfd.readouterr().out.splitlines()
+    assert "--nproc-per-node=2" in line and "--standalone" in line and not (two / STAGE / "result.json").exists()
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+           "PYTHONPATH": str(Path(talker_rl.__file__).parents[1])}
+    subprocess.run(line, shell=True, check=True, env=env, capture_output=True, timeout=180)
+    logged, weight = apart(one / STAGE, two / STAGE)
+    assert logged <= 1e-5 and weight <= 1e-5
+    capfd.readouterr()
+    assert cli.main(["train", "-c", str(config), "--run-dir", str(two), *engine]) == 0
+    assert "6 steps" in capfd.readouterr().err and (two / "train/default/adapter_model.safetensors").is_file()
+
+
+def test_several_machines_are_told_how_to_begin(tmp_path, capfd):
+    config = write_world(tmp_path)
+    for verb in ("prompts", "condition", "rollout", "score", "pair"):
+        assert cli.main([verb, "-c", str(config), "-q", "--run-dir", str(tmp_path / "run")]) == 0
+    train = ["train", "-c", str(config), "-q", "--run-dir", str(tmp_path / "run"), "train.engine.nodes=2"]
+    assert cli.main(train) == 1
+    told = capfd.readouterr().err
+    assert "takes 2 machines" in told and 'HEAD=<one of them> torchrun --nnodes=2' in told
+    assert cli.main([*train, "--engine-command"]) == 0
+    assert capfd.readouterr().out.startswith('torchrun --nnodes=2 --rdzv-backend=c10d --rdzv-endpoint="$HEAD:29500"')
+    assert cli.main([*train, "train.engine.processes=3", "devices=2"]) == 1
+    assert "devices names 2 and engine.processes says 3" in capfd.readouterr().err
+
+
 def test_a_mistake_of_a_launched_process_is_told_once(tmp_path, capfd):
     file = tmp_path / TASK
     file.write_text(json.dumps({"output": str(tmp_path), "nonsense": 1}))

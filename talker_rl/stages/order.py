@@ -58,6 +58,9 @@ def _score(command: argparse.ArgumentParser) -> None:
 def _train(command: argparse.ArgumentParser) -> None:
     _round(command)
     _endpoint(command, "decode and judge what an online training samples")
+    command.add_argument("--engine-command", action="store_true", help="write the tasks of the trainings and print "
+                         "what starts them (torchrun), for a scheduler or several machines; nothing is trained. "
+                         "Afterwards the verb alone takes what came of them")
 
 
 def _run(command: argparse.ArgumentParser) -> None:

@@ -84,16 +84,34 @@ def run_verb(ctx: Context, verb: str, index: int | None = None) -> Any:
         check_tracker(ctx.config)
     if verb == "eval":
         return evaluate_and_track(ctx)
+    if verb == "train":
+        train.check_arguments(ctx)
     made = order.stages_of(verb)
     if made[0].each == "run":
         return made[0].make(ctx)
-    for round_ in rounds_of(ctx.config.variants, index or _latest_round(ctx)):
-        if round_.index > ctx.config.iterations:
-            raise StageError(f"There is no round {round_.index}", where=f"iterations: {ctx.config.iterations}",
-                             fix="raise iterations, or name an earlier round")
+    for round_ in _rounds(ctx, index):
         for stage in made:
             stage.make(ctx, round_)
     return None
+
+
+def training_commands(ctx: Context, index: int | None = None) -> list[str]:
+    """What starts each training of a round that is not finished; their tasks are written.
+
+    Args:
+        index: as :func:`run_verb` takes it.
+    """
+    train.check_arguments(ctx)
+    return [line for round_ in _rounds(ctx, index) for line in train.commands(ctx, round_)]
+
+
+def _rounds(ctx: Context, index: int | None) -> list[Round]:
+    """Those that a verb means."""
+    found = rounds_of(ctx.config.variants, index or _latest_round(ctx))
+    if any(round_.index > ctx.config.iterations for round_ in found):
+        raise StageError(f"There is no round {index}", where=f"iterations: {ctx.config.iterations}",
+                         fix="raise iterations, or name an earlier round")
+    return found
 
 
 def _latest_round(ctx: Context) -> int:

@@ -26,6 +26,8 @@ CHANGES_NOTHING = {
     "tracking": "figures are sent elsewhere as well",
     "service": "how `talker-rl serve` waits, batches and refuses; scores are those of one by one",
     "devices": "a training over several gives what one gives, but for the last digits",
+    "train.engine": "as devices",
+    "variants.*.engine": "as devices",
     "model.device": "results of another device differ in the last bits, as those of another machine do",
     "conditioning.batch_size": "sums differ by 1e-7 with a batch's width; what is stored stays as it was made",
     "reward.batch_size": "utterances that are given to a recognizer at a time; it has a batch size of its own",

@@ -6,6 +6,7 @@ where the run names devices, one after the other over all of those.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.figures import count
 from talker_rl.base.ids import stable_hash
-from talker_rl.base.processes import WorkerPool, device_list
+from talker_rl.base.processes import WorkerPool, device_list, device_name
 from talker_rl.base.versions import rules_of
 from talker_rl.config import RunConfig, load_data
 from talker_rl.planning import cost, memory
@@ -31,7 +32,8 @@ from talker_rl.stages.stage import MODEL, Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.tracking import Tracking
 from talker_rl.train.config import CommonConfig
-from talker_rl.train.launch import TASK, Task, launch, run_task
+from talker_rl.train.engine_config import ZERO, EngineConfig
+from talker_rl.train.launch import TASK, Task, command, launch, made_elsewhere, run_task
 from talker_rl.train.online_config import OnlineConfig
 
 
@@ -49,8 +51,19 @@ class Training:
 
     @property
     def devices(self) -> list[str]:
-        """What it is spread over, one process each; none: it runs in one process, on the model's device."""
-        return device_list(self.ctx.config.devices, self.ctx.config.model.device)
+        """What it is spread over, one process each; none: it runs in this process, on the model's device."""
+        return spread(self.ctx.config, self.engine)
+
+    @property
+    def engine(self) -> EngineConfig:
+        """What it runs on."""
+        return self.ctx.config.variants[self.variant].engine
+
+
+def spread(config: RunConfig, engine: EngineConfig) -> list[str]:
+    """The devices of a training's processes on one machine; none where it needs no process of its own."""
+    devices = device_list(engine.processes or config.devices, config.model.device)
+    return devices or ([device_name(config.model.device)] if engine.name in ZERO or engine.nodes > 1 else [])
 
 
 def make(ctx: Context, round_: Round) -> None:
@@ -62,15 +75,28 @@ def make(ctx: Context, round_: Round) -> None:
 def train_all(pool: WorkerPool, trainings: Sequence[Training]) -> None:
     """Train what is not finished: each over the run's devices, where it names some; else over the workers, or here
     where it is its run's only training."""
-    todo = [(training, task) for training in trainings if (task := _begin(training)) is not None]
+    todo = begun(trainings)
     for training, _ in todo:
         anatomy.warn(training.ctx, training.round_)
-    spread = [both for both in todo if both[1].one_thread and not both[0].devices]
+    over_workers = [both for both in todo if both[1].one_thread and not both[0].devices]
     for training, task in todo:
         if training.devices or not task.one_thread:
             _finish(training, task, train_task(task, training.devices))
-    for i, made in pool.imap(train_task, [task for _, task in spread]):
-        _finish(*spread[i], made)
+    for i, made in pool.imap(train_task, [task for _, task in over_workers]):
+        _finish(*over_workers[i], made)
+
+
+def begun(trainings: Sequence[Training]) -> list[tuple[Training, Task]]:
+    """Those that are not finished, with the tasks that have been written for them."""
+    return [(training, task) for training in trainings if (task := _begin(training)) is not None]
+
+
+def commands(ctx: Context, round_: Round) -> list[str]:
+    """What starts each training of a round that is not finished, on every one of its machines; their tasks are written.
+    """
+    return [command(Path(task.output) / TASK, len(training.devices) or 1, training.engine.nodes)
+            for training, task in begun([Training(ctx, variant, round_, *start_of(ctx, round_, variant))
+                                         for variant in round_.variants(ctx.config)])]
 
 
 def _begin(training: Training) -> Task | None:
@@ -80,7 +106,7 @@ def _begin(training: Training) -> Task | None:
     stage, online = train_stage(variant, index), cfg.data == "online"
     source = "prompts" if online else training.round_.data_stage(cfg.data)
     inputs = {**ctx.contents(source, "conditioning"), **model_input(ctx.config), **training.start_inputs}
-    settings = {"train": cfg.model_dump(mode="json"), "held_out_share": ctx.config.checkpoint.held_out_share}
+    settings = {"train": cfg.content(), "held_out_share": ctx.config.checkpoint.held_out_share}
     if online:  # what it samples and how that is judged
         inputs |= {"reward": ctx.scorer_input("recognizer"), **rules_of("sampling", "decoding")}
         if cfg.online and cfg.online.held_out:
@@ -123,7 +149,10 @@ def train_task(task: Task, devices: Sequence[str] = ()) -> dict[str, Any]:
     tracker, if it still works."""
     assert task.watch is not None
     with timed() as seconds:
-        if len(devices) > 1 or "cuda" in "".join(devices):
+        engine = EngineConfig.model_validate(task.train["engine"])
+        if engine.nodes > 1:
+            made = made_elsewhere(task, engine.nodes, len(devices))
+        elif len(devices) > 1 or "cuda" in "".join(devices) or engine.name in ZERO:
             made = launch(Path(task.output) / TASK, devices)
         else:
             tracking, callbacks = _tracking(**task.watch["arguments"])
@@ -175,18 +204,25 @@ def check_arguments(ctx: Context) -> None:
         ConfigError: an unknown or refused argument, or one that does not fit.
     """
     from talker_rl.train.arguments import build_arguments, check_spread
+    from talker_rl.train.engines import deepspeed_settings
 
-    processes = len(device_list(ctx.config.devices, ctx.config.model.device)) or 1
     for variant, cfg in ctx.config.variants.items():
+        engine, named = cfg.engine, device_list(ctx.config.devices, ctx.config.model.device)
+        if engine.processes and named and engine.processes != len(named):
+            raise ConfigError(f"devices names {len(named)} and engine.processes says {engine.processes}",
+                              where=f"{ctx.config.place_of(variant)}.engine.processes", fix="leave one of them out")
+        processes = (len(spread(ctx.config, engine)) or 1) * engine.nodes
         if cfg.data == "online" and processes > 1:
             raise ConfigError(f"an online training is one process, and devices names {processes}",
                               where=f"{ctx.config.place_of(variant)}.data",
                               fix="devices: null or a single one; judging takes `workers` processes or --endpoint")
         try:
-            args = build_arguments(cfg.args, ctx.run.path / "train" / variant)
+            deepspeed_settings(engine, cfg.args)
+            plain = {name: value for name, value in cfg.args.items() if name != "deepspeed"}
+            args = build_arguments(plain, ctx.run.path / "train" / variant)
             check_spread(args, processes)
         except ConfigError as error:
-            where = (error.where or "").replace("train.args", f"{ctx.config.place_of(variant)}.args")
+            where = re.sub(r"^train\b", ctx.config.place_of(variant), error.where or "")
             raise ConfigError(error.what, where=where, fix=error.fix) from None
 
 

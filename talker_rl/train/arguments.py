@@ -133,7 +133,7 @@ class TalkerArguments(_Base):
             )
         if self.max_length is not None and self.max_length < 1:
             raise ConfigError("max_length is below 1", where="train.args.max_length", fix="give codes, or null")
-        if not torch.cuda.is_available():
+        if not torch.cuda.is_available() and not self.deepspeed:  # of which use_cpu would make plain DDP
             self.use_cpu = True  # or else accelerate may find another accelerator than the one omni loaded to
         if getattr(self, "data_seed", None) is None:
             self.data_seed: int | None = self.seed  # or else accelerate shuffles by 42 whatever the seed

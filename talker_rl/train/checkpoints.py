@@ -20,8 +20,10 @@ STAGING = ".saving"
 """Folder inside the output folder in which a checkpoint grows."""
 
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_config.json", "model.safetensors", "config.json")
-RESUME_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "window.json", "complete.json")
-"""The last one listed files and sizes where `files.json` does so now."""
+RESUME_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "window.json", "complete.json",
+                "latest", "zero_to_fp32.py", "zero_to_torch.py")
+"""``complete.json`` listed files and sizes where `files.json` does so now; the last three are DeepSpeed's."""
+
 
 def is_complete(folder: Path) -> bool:
     """Whether every file that was there at sealing is there as it was, and training can go on from it."""
@@ -79,7 +81,9 @@ def strip_resume_state(output_dir: str | Path) -> None:
     """Remove optimizer, scheduler and random states of all checkpoints: their weights stay."""
     for folder in list_checkpoints(output_dir).values():
         for path in list(folder.iterdir()):
-            if path.name in RESUME_FILES or path.name.startswith("rng_state"):
+            if path.is_dir() and path.name.startswith("global_step"):  # DeepSpeed's
+                shutil.rmtree(path)
+            elif path.name in RESUME_FILES or path.name.startswith("rng_state"):
                 path.unlink()
         if (folder / LIST).is_file():
             seal(folder)

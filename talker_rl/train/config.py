@@ -13,6 +13,7 @@ from talker_rl.base.errors import ConfigError
 from talker_rl.losses.config import parse_loss
 from talker_rl.losses.policy_config import learned_from
 from talker_rl.speech.config import LoraSettings
+from talker_rl.train.engine_config import EngineConfig
 from talker_rl.train.online_config import OnlineConfig
 
 LOSS_FIELDS: tuple[str, ...] = (
@@ -63,6 +64,9 @@ class CommonConfig(BaseModel):
         description="Fields of TalkerArguments (transformers.TrainingArguments and trl.DPOConfig by their own names): "
         "learning_rate, max_steps, per_device_train_batch_size, gradient_accumulation_steps, save_steps, ...",
     )
+    engine: EngineConfig = Field(
+        default_factory=lambda: EngineConfig(), description="How it lies over its processes. No result hangs on it."
+    )
     chosen_drop_alarm: float | None = Field(
         0.5,
         gt=0.0,
@@ -85,6 +89,10 @@ class CommonConfig(BaseModel):
         if isinstance(data, dict) and data.get("data") == "online" and not data.get("online"):
             data = {**data, "online": {}}
         return data
+
+    def content(self) -> dict[str, Any]:
+        """What the weights depend on, as plain data."""
+        return self.model_dump(mode="json", exclude={"engine"})
 
     @property
     def sides(self) -> int:

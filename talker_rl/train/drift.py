@@ -42,10 +42,13 @@ class KLTargets(TrainerCallback):
         measure: the drift now; called in the main process.
         save_at: targets, nats a step.
         stop_at: where training ends; None: at max_steps alone.
+        everywhere: measure in every process, where each holds a part of the weights; the main one's word counts.
     """
 
-    def __init__(self, measure: Callable[[], float], save_at: Sequence[float], stop_at: float | None) -> None:
-        self._measure, self._stop_at = measure, stop_at
+    def __init__(
+        self, measure: Callable[[], float], save_at: Sequence[float], stop_at: float | None, everywhere: bool = False
+    ) -> None:
+        self._measure, self._stop_at, self._everywhere = measure, stop_at, everywhere
         self._targets = [*save_at, *([] if stop_at is None else [stop_at])]
         self.log: Callable[[dict[str, float]], None] = lambda logs: None
         """The trainer's, once there is one."""
@@ -63,7 +66,7 @@ class KLTargets(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         if state.global_step % EVERY and state.global_step < state.max_steps:
             return control
-        kl = processes.on_main(self._measure)
+        kl = processes.gather(self._measure())[0] if self._everywhere else processes.on_main(self._measure)
         due = control.should_log
         self.log({"kl": kl})
         control.should_log = due  # which logging takes back

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from pydantic import BaseModel, ValidationError
 
 from talker_rl.base import errors
 from talker_rl.base.disk import read_json, write_json
-from talker_rl.base.errors import ConfigError, TalkerRLError, TrainingError
+from talker_rl.base.errors import ConfigError, StageError, TalkerRLError, TrainingError
 from talker_rl.base.processes import one_thread, visible_devices
 
 TASK, MADE, ERROR = "task.json", "made.json", "error-{}.json"
@@ -68,7 +69,8 @@ class Task:
     def write(self) -> Path:
         """Into its folder; what an earlier start left beside it is taken away."""
         folder = Path(self.output)
-        for file in (folder / MADE, *folder.glob(ERROR.format("*"))):
+        finished = self.train["engine"]["nodes"] > 1 and (folder / "result.json").is_file()  # by other machines
+        for file in () if finished else (folder / MADE, *folder.glob(ERROR.format("*"))):
             file.unlink(missing_ok=True)
         write_json(folder / TASK, asdict(self))
         return folder / TASK
@@ -185,6 +187,30 @@ def launch(file: Path, devices: Sequence[str]) -> dict[str, Any]:
         made: dict[str, Any] = read_json(file.parent / MADE)
         return made
     _tell(file.parent, code)
+
+
+def command(file: Path, processes: int, nodes: int = 1) -> str:
+    """What runs a task in so many processes on each of so many machines, whoever starts it; several machines find each
+    other by ``$HEAD``, the name of any of them."""
+    meet = (f'--nnodes={nodes} --rdzv-backend=c10d --rdzv-endpoint="$HEAD:29500" --rdzv-id="${{SLURM_JOB_ID:-talker}}'
+            '.${SLURM_RESTART_COUNT:-0}"' if nodes > 1 else "--standalone")
+    return (f"torchrun {meet} --nproc-per-node={processes} --max-restarts=0 -m talker_rl.train "
+            f"{shlex.quote(str(file))}")
+
+
+def made_elsewhere(task: Task, nodes: int, processes: int) -> dict[str, Any]:
+    """What came of a task that several machines run.
+
+    Raises:
+        StageError: nothing yet; the command that they are to be started with.
+    """
+    folder = Path(task.output)
+    if not (folder / MADE).exists():
+        raise StageError(f"This training takes {nodes} machines, and it is not finished", where=str(folder),
+                         fix="start this on each of them, then the same command again:\n    HEAD=<one of them> "
+                         + command(folder / TASK, processes, nodes))
+    made: dict[str, Any] = read_json(folder / MADE)
+    return made
 
 
 def main(arguments: Sequence[str]) -> int:

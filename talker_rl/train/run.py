@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from talker_rl.losses.policy_config import with_longest
 from talker_rl.speech.protocol import Generator, Policy, TalkerSequence, Training
 from talker_rl.store.run_dir import config_diff
 from talker_rl.train import callbacks as cb
-from talker_rl.train import processes
+from talker_rl.train import engines, processes
 from talker_rl.train.arguments import TalkerArguments, build_arguments, check_spread
 from talker_rl.train.card import model_card
 from talker_rl.train.checkpoints import (
@@ -117,7 +118,8 @@ def train_variant(
     return _train(
         generator, source, PairObjective(build_loss(cfg.loss)), cfg, args, output_dir, settings, prepare,
         start_adapter=start_adapter, reference=reference_adapter, resume=resume, progress=progress,
-        watching=lambda policy: _kl_targets(cfg, policy, source.some), extra_callbacks=extra_callbacks)
+        watching=lambda policy: _kl_targets(cfg, policy, source.some, everywhere=engines.zero_stage(args) == 3),
+        extra_callbacks=extra_callbacks)
 
 
 def train_online(
@@ -202,6 +204,8 @@ def _train(
             policy.load(checkpoint)
             trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         else:
+            if checkpoint is not None:
+                engines.check_resume(checkpoint, args)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         history, last_step = trainer.state.log_history, trainer.state.global_step
         if processes.is_main():
@@ -244,14 +248,14 @@ def _arguments(generator: Generator, cfg: TrainConfig, output_dir: Path, has_eva
         values.setdefault("eval_strategy", "steps")
     elif values.get("eval_strategy", "no") != "no":
         raise ConfigError("there are no held-out pairs to evaluate on", where="train.args.eval_strategy", fix='"no"')
-    overrides: dict[str, Any] = {"disable_tqdm": True}
-    if generator.device.type == "cpu":
-        overrides["use_cpu"] = True
+    deepspeed = engines.deepspeed_settings(cfg.engine, values)
+    overrides = {"disable_tqdm": True} | engines.overrides(deepspeed, generator.device.type == "cpu")
     if values.get("use_cpu") and generator.device.type != "cpu":
         raise ConfigError("use_cpu with a model on another device", where="train.args.use_cpu", fix="model.device: cpu")
     if values.get("eval_strategy") == "steps" and "eval_steps" not in values:
         values["eval_steps"] = values.get("save_steps", TalkerArguments.save_steps)
     args = build_arguments(values, output_dir, **overrides)
+    engines.require(args, deepspeed, int(os.environ.get("WORLD_SIZE", "1")))
     check_spread(args, args.world_size)
     if cfg.select == "best" or cfg.patience:
         together = has_eval and args.eval_strategy == args.save_strategy
@@ -281,7 +285,7 @@ def _settings(
         "reference": str(reference) if reference is not None else "the base", "reference_hash": _adapter_hash(reference)
     }
     return other | {
-        "config": cfg.model_dump(mode="json"),
+        "config": cfg.content(),
         "seed": args.seed,
         "base_model": str(generator.settings.path),
         "model_hash": generator.identity("talker"),
@@ -341,12 +345,13 @@ def _callbacks(
 
 
 def _kl_targets(
-    cfg: TrainConfig, policy: Policy, some: Callable[[int], list[TalkerSequence]], *, always: bool = False
+    cfg: TrainConfig, policy: Policy, some: Callable[[int], list[TalkerSequence]], *, always: bool = False,
+    everywhere: bool = False,
 ) -> list[KLTargets]:
     """What watches the drift, where the configuration asks for it."""
     if not (always or cfg.save_at_kl or cfg.stop_at_kl is not None):
         return []
-    return [KLTargets(lambda: mean_kl(policy, some(SEQUENCES)), cfg.save_at_kl or [], cfg.stop_at_kl)]
+    return [KLTargets(lambda: mean_kl(policy, some(SEQUENCES)), cfg.save_at_kl or [], cfg.stop_at_kl, everywhere)]
 
 
 def _select(cfg: TrainConfig, output_dir: Path, history: list[dict[str, Any]], last_step: int) -> tuple[int, str]:

@@ -28,7 +28,7 @@ from talker_rl.base.ids import derive_seed
 from talker_rl.base.seals import seal
 from talker_rl.losses.types import LossOutput
 from talker_rl.speech.protocol import Policy
-from talker_rl.train import checkpoints, processes
+from talker_rl.train import checkpoints, processes, saved
 from talker_rl.train.arguments import TalkerArguments
 from talker_rl.train.collate import Batch, Collator
 from talker_rl.train.metrics import Window, batch_sums
@@ -74,6 +74,7 @@ class TalkerTrainer(Trainer):
         self._staging: Path | None = None
         self.kept: Callable[[Sequence[Mapping[str, Any]]], set[int]] = lambda history: set()
         """Steps whose checkpoints save_total_limit does not remove, by the log."""
+        self._shapes = saved.shapes(policy.module)  # while no engine has cut the weights into parts
         if args.disable_dropout:
             _disable_dropout(policy.module)
         super().__init__(
@@ -241,6 +242,14 @@ class TalkerTrainer(Trainer):
             best = {self.state.best_global_step} if self.state.best_global_step else set()
             checkpoints.rotate(output_dir, self.args.save_total_limit, best | self.kept(self.state.log_history))
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers has it; of an engine that was never begun, since nothing was left to train, the policy's own
+        weights."""
+        if self.is_deepspeed_enabled and self.deepspeed is None:
+            self._save(output_dir)
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """The policy's weights; no pickled arguments."""
         if not self.args.should_save:
@@ -248,6 +257,7 @@ class TalkerTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.policy.save(folder, state_dict)
+        saved.check(folder, self._shapes)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.policy.load(resume_from_checkpoint)

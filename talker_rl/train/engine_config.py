@@ -1,0 +1,30 @@
+"""Settings of the engine that a training runs on. Imports no library of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from talker_rl.base.settings import Settings
+
+Name = Literal["auto", "ddp", "zero2", "zero3"]
+ZERO = ("zero2", "zero3")
+
+
+class EngineConfig(Settings):
+    """What holds weights, gradients and optimizer over a training's processes. Any gives what one process gives, but
+    for the last digits."""
+
+    name: Name = Field(
+        "auto", description="auto, ddp: every process holds all of it. zero2: DeepSpeed, each holds a part of the "
+        "optimizer's state and of the gradients. zero3: of the weights too: for full weights that one GPU cannot hold. "
+        "The latter two need talker-rl[deepspeed]."
+    )
+    processes: int | None = Field(
+        None, ge=1, description="Processes on each machine; null: one for each of the run's `devices`."
+    )
+    nodes: int = Field(
+        1, ge=1, description="Machines that see the run's folder. Above 1 the training is started by "
+        "what `talker-rl train --engine-command` prints, on each of them."
+    )

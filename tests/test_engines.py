@@ -1,0 +1,169 @@
+"""DeepSpeed's ZeRO gives what one process gives, saves what it trained, and goes on where it was cut; what would lose
+or change the weights without a word is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_train_processes import CASES, ranks, settings, train
+from train_helpers import StopAt, apart, weights
+
+from talker_rl.base.errors import ConfigError, TrainingError
+from talker_rl.train import saved
+from talker_rl.train.arguments import TalkerArguments
+from talker_rl.train.engine_config import EngineConfig
+from talker_rl.train.engines import deepspeed_settings, require
+
+pytest.importorskip("deepspeed", reason="talker-rl[deepspeed] is not installed")
+
+ENGINES = ("zero2", "zero3")
+RUN = ("dpo", "full", "mix", "completions", "accumulation")
+GATHERED = "stage3_gather_16bit_weights_on_model_save"
+
+
+def engine_of(name: str) -> dict[str, Any]:
+    """ZeRO-3 as one's own configuration without the threshold below which it leaves a tensor whole: the tiny Talker is
+    all below it."""
+    if name == "zero2":
+        return {"engine": {"name": name}}
+    zero = {"stage": 3, GATHERED: True, "stage3_param_persistence_threshold": 0}
+    return {"args": {"deepspeed": {"zero_optimization": zero, "train_micro_batch_size_per_gpu": "auto",
+                                   "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",
+                                   "zero_allow_untested_optimizer": True}}}
+
+
+def trained_with(name: str, folder: Path, case: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """A training of this process's with an engine; another one may have come before it."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    for state in (AcceleratorState, GradientState):
+        state._reset_state()
+    own = engine_of(name)
+    return train(folder, settings({**case, **own, "args": {**case.get("args", {}), **own.get("args", {})}}), **options)
+
+
+def parts_of(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.rglob("*optim_states.pt"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Any]]]:
+    """All cases in one process, and with each engine in two; what the two returned, and whether their weights lay in
+    parts while they trained."""
+    root = tmp_path_factory.mktemp("engines")
+
+    def everything(name: str) -> Any:
+        from transformers import TrainerCallback
+
+        sizes: list[int] = []
+
+        class Look(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+                sizes.append(sum(p.numel() for p in model.parameters()))
+                assert str(args.distributed_state.distributed_type).endswith("DEEPSPEED") and args.world_size == 2
+
+        made = {case: trained_with(name, root / name / case, CASES[case], extra_callbacks=[Look()]) for case in RUN}
+        return made, max(sizes)
+
+    made = {name: ranks(lambda name=name: everything(name)) for name in ENGINES}
+    for case in RUN:
+        train(root / "one" / case, settings(CASES[case]), reference_cache=root / "cache")
+    return root, made
+
+
+@pytest.mark.parametrize("case", RUN)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_equals_one_process(trained, engine, case):
+    root, made = trained
+    assert all(isinstance(one, tuple) for one in made[engine]), made[engine]
+    (first, whole), (second, _) = made[engine]
+    assert first[case] == second[case]
+    assert (whole == 0) == (engine == "zero3")  # whose weights lie in parts, each process's where nobody counts them
+    logged, weight = apart(root / "one" / case, root / engine / case)
+    print(f"{engine} {case}: logged {logged:.1e}, weights {weight:.1e}")
+    assert logged <= 1e-5 and weight <= 1e-5
+    assert not parts_of(root / engine / case) and not list((root / engine / case).rglob("zero_to*"))
+    for step in (3, 4):
+        shapes = {k: v.shape for k, v in weights(root / engine / case / f"checkpoint-{step}").items()}
+        assert shapes == {k: v.shape for k, v in weights(root / "one" / case / f"checkpoint-{step}").items()}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_cut_and_resumed_it_is_bit_identical_and_never_in_another_world(tmp_path, engine):
+    case = {**CASES["accumulation"], "args": {**CASES["accumulation"]["args"], "save_steps": 3, "logging_steps": 2,
+                                              "max_steps": 5}}  # a checkpoint within a window of the log
+
+    def whole_and_resumed() -> Any:
+        for name in ("cut", "moved"):
+            with pytest.raises(KeyboardInterrupt):
+                trained_with(engine, tmp_path / name, case, extra_callbacks=[StopAt(4)],
+                             reference_cache=tmp_path / "cache")
+        for name in ("whole", "cut"):
+            trained_with(engine, tmp_path / name, case, reference_cache=tmp_path / "cache")
+
+    assert ranks(whole_and_resumed) == [None, None]
+    assert apart(tmp_path / "whole", tmp_path / "cut") == (0.0, 0.0)
+    assert len(parts_of(tmp_path / "moved")) == 2
+    (alone,) = ranks(lambda: trained_with(engine, tmp_path / "moved", case), world=1)
+    assert isinstance(alone, ConfigError) and "in 2 parts" in alone.what, alone
+    if engine == "zero2":  # whose settings are those of a training without an engine
+        with pytest.raises(ConfigError, match="was written with DeepSpeed, and training would go on without it"):
+            train(tmp_path / "moved", settings(case))
+
+
+def test_drift_is_measured_where_weights_lie_in_parts(tmp_path):
+    """Every process takes part in the forward; checkpoints by drift come at the same steps."""
+    case = {"save_at_kl": [1e-5], "args": {"learning_rate": 2e-2}}
+
+    def both() -> Any:
+        return trained_with("zero3", tmp_path / "two", case)["checkpoints"]
+
+    steps = ranks(both)
+    train(tmp_path / "one", settings(case))
+    assert steps == [sorted(int(f.name[11:]) for f in (tmp_path / "one").glob("checkpoint-*"))] * 2
+    assert max(apart(tmp_path / "one", tmp_path / "two")) <= 1e-5
+
+
+@pytest.mark.parametrize(("engine", "args", "told"), [
+    ("auto", {"deepspeed": {"zero_optimization": {"stage": 3}}}, "would save nothing"),
+    ("auto", {"deepspeed": {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}}, "casts everything"),
+    ("auto", {"deepspeed": {"zero_optimization": {"stage": 2}, "fp16": {"enabled": "auto"}}}, "casts everything"),
+    ("zero2", {"bf16": True}, "autocast"),
+    ("zero2", {"use_cpu": True}, "makes plain DDP"),
+    ("zero2", {"deepspeed": {}}, "both say"),
+    ("auto", {"deepspeed": "nowhere.json"}, "cannot be read"),
+])
+def test_what_would_lose_or_change_the_weights_is_refused(engine, args, told):
+    with pytest.raises(ConfigError, match=told) as caught:
+        deepspeed_settings(EngineConfig(name=engine), args)
+    assert caught.value.where.startswith("train.") and caught.value.fix
+
+
+def test_an_engine_that_became_another_one_ends_the_training(monkeypatch):
+    args = TalkerArguments(output_dir="nowhere")
+    require(args, None, 1)
+    with pytest.raises(TrainingError, match="would run as no and not with DeepSpeed"):
+        require(args, {"zero_optimization": {"stage": 2}}, 1)
+    with pytest.raises(TrainingError, match="2 processes were started, and this one sees 1"):
+        require(args, None, 2)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ConfigError, match="makes plain DDP of DeepSpeed"):
+        deepspeed_settings(EngineConfig(name="zero2"), {})
+
+
+@pytest.mark.parametrize("lost", ["file", "tensor", "empty"])
+def test_weights_that_were_not_saved_are_noticed(tmp_path, lost):
+    expected = Counter([(2, 3), (3, 4)])
+    tensors = {"a": torch.ones(2, 3), "b": torch.ones(0) if lost == "empty" else torch.ones(3, 4)}
+    if lost != "file":
+        save_file({k: v for k, v in tensors.items() if lost == "empty" or k == "a"},
+                  tmp_path / "adapter_model.safetensors")
+    with pytest.raises(TrainingError, match="no weights were saved" if lost == "file" else r"1 of shape \(3, 4\)"):
+        saved.check(tmp_path, expected)
+    save_file({"a": torch.ones(2, 3), "b": torch.ones(3, 4)}, tmp_path / "adapter_model.safetensors")
+    saved.check(tmp_path, expected)
