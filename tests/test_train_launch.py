@@ -81,7 +81,7 @@ def test_several_machines_are_told_how_to_begin(tmp_path, capfd):
     assert "takes 2 machines" in told and 'HEAD=<one of them> torchrun --nnodes=2' in told
     assert cli.main([*train, "--engine-command"]) == 0
     assert capfd.readouterr().out.startswith('torchrun --nnodes=2 --rdzv-backend=c10d --rdzv-endpoint="$HEAD:29500"')
-    assert cli.main([*train, "train.engine.processes=3", "devices=2"]) == 1
+    assert cli.main([*train, "train.engine.processes=3", "devices=2"]) == 2
     assert "devices names 2 and engine.processes says 3" in capfd.readouterr().err
 
 

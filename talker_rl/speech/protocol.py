@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from talker_rl.base.errors import TalkerRLError
+    from talker_rl.speech.sequence import SequenceGroup
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -143,6 +144,17 @@ class Policy(Protocol):
 
     def collate(self, sequences: Sequence[TalkerSequence]) -> PolicyBatch:
         """A batch of one forward; sequences of the same prompt and content may share work."""
+        ...
+
+    sequence: SequenceGroup | None
+    """Processes that share every row of ``logps``; None: each has whole rows."""
+
+    def share_rows(self, size: int) -> None:
+        """From now on ``logps`` is one computation of so many neighboring processes, each with a part of the row.
+
+        Raises:
+            ConfigError: the Talker's heads, or the processes, cannot be divided so.
+        """
         ...
 
     def logps(self, batch: PolicyBatch, module: nn.Module | None = None) -> Tensor:

@@ -212,6 +212,10 @@ def check_arguments(ctx: Context) -> None:
             raise ConfigError(f"devices names {len(named)} and engine.processes says {engine.processes}",
                               where=f"{ctx.config.place_of(variant)}.engine.processes", fix="leave one of them out")
         processes = (len(spread(ctx.config, engine)) or 1) * engine.nodes
+        if processes % engine.sequence_parallel:
+            raise ConfigError(f"{processes} processes cannot share rows by {engine.sequence_parallel}",
+                              where=f"{ctx.config.place_of(variant)}.engine.sequence_parallel",
+                              fix=f"start a multiple of {engine.sequence_parallel} (devices, engine.processes)")
         if cfg.data == "online" and processes > 1:
             raise ConfigError(f"an online training is one process, and devices names {processes}",
                               where=f"{ctx.config.place_of(variant)}.data",
@@ -220,7 +224,7 @@ def check_arguments(ctx: Context) -> None:
             deepspeed_settings(engine, cfg.args)
             plain = {name: value for name, value in cfg.args.items() if name != "deepspeed"}
             args = build_arguments(plain, ctx.run.path / "train" / variant)
-            check_spread(args, processes)
+            check_spread(args, processes // engine.sequence_parallel)
         except ConfigError as error:
             where = re.sub(r"^train\b", ctx.config.place_of(variant), error.where or "")
             raise ConfigError(error.what, where=where, fix=error.fix) from None

@@ -24,6 +24,11 @@ class EngineConfig(Settings):
     processes: int | None = Field(
         None, ge=1, description="Processes on each machine; null: one for each of the run's `devices`."
     )
+    sequence_parallel: int = Field(
+        1, ge=1, description="Processes that share each packed row (DeepSpeed-Ulysses): for rows of many thousand "
+        "positions, as of long dialogues. It divides the Talker's heads and those of keys (7B: 1, 2, 4; 3B: 1, 2) and "
+        "the processes; batches are dealt out to the groups."
+    )
     nodes: int = Field(
         1, ge=1, description="Machines that see the run's folder. Above 1 the training is started by "
         "what `talker-rl train --engine-command` prints, on each of them."

@@ -182,7 +182,10 @@ def _train(
     training: Training = cfg.lora or "full"
     with generator.policy(start_adapter, reference=reference, train=training, seed=args.seed) as policy:
         policy.module.to(args.device)
-        cache_counts = prepare(policy)
+        policy.share_rows(cfg.engine.sequence_parallel)
+        sequence, policy.sequence = policy.sequence, None
+        cache_counts = prepare(policy)  # of the reference, which each process computes a part of, by whole rows
+        policy.sequence = sequence
         targets = watching(policy)
         alarm = cb.ChosenAlarm(cfg.chosen_drop_alarm or float("inf"), cfg.chosen_drop_stop)
         trainer = TalkerTrainer(
@@ -256,7 +259,7 @@ def _arguments(generator: Generator, cfg: TrainConfig, output_dir: Path, has_eva
         values["eval_steps"] = values.get("save_steps", TalkerArguments.save_steps)
     args = build_arguments(values, output_dir, **overrides)
     engines.require(args, deepspeed, int(os.environ.get("WORLD_SIZE", "1")))
-    check_spread(args, args.world_size)
+    check_spread(args, args.world_size // cfg.engine.sequence_parallel)
     if cfg.select == "best" or cfg.patience:
         together = has_eval and args.eval_strategy == args.save_strategy
         if together and args.eval_strategy == "steps":

@@ -42,7 +42,8 @@ class TalkerTrainer(Trainer):
     """Training of a policy.
 
     In several processes each takes its share of every batch that one process would take, so
-    `per_device_train_batch_size` is the batch of all processes together, as is `per_device_eval_batch_size`.
+    `per_device_train_batch_size` is the batch of all processes together, as is `per_device_eval_batch_size`. Those that
+    share a row (`Policy.share_rows`) take the same.
 
     Args:
         policy: what is trained, as `Generator.policy` gives it; on `args.device`.
@@ -74,13 +75,15 @@ class TalkerTrainer(Trainer):
         self._staging: Path | None = None
         self.kept: Callable[[Sequence[Mapping[str, Any]]], set[int]] = lambda history: set()
         """Steps whose checkpoints save_total_limit does not remove, by the log."""
+        sharing = 1 if policy.sequence is None else policy.sequence.size
+        self._counts = policy.sequence is None or policy.sequence.rank == 0  # one of those that share a row
         self._shapes = saved.shapes(policy.module)  # while no engine has cut the weights into parts
         if args.disable_dropout:
             _disable_dropout(policy.module)
         super().__init__(
             model=policy.module,
             args=args,
-            data_collator=Collator(policy, args.world_size, args.process_index),
+            data_collator=Collator(policy, args.world_size // sharing, args.process_index // sharing),
             train_dataset=source.train,
             eval_dataset=source.held_out,
             callbacks=callbacks,
@@ -98,7 +101,7 @@ class TalkerTrainer(Trainer):
         rows = self._rows(model, batch, mode)
         out = self.objective(rows)
         self._check_finite(out, batch, mode)
-        if batch.weight:
+        if batch.weight and self._counts:
             self._windows[mode].add(batch_sums(batch, rows, out, self.objective.beta))
             if mode == "train":
                 self._num_tokens += int(rows.mask_ST.sum())

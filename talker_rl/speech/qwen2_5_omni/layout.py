@@ -28,6 +28,7 @@ from talker_rl.speech.packing import Packing
 from talker_rl.speech.protocol import TalkerSequence
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.sampling import CodeIds
+from talker_rl.speech.sequence import SequenceGroup, shared, stretch
 from talker_rl.speech.unwrap import unwrap_talker as unwrap_talker
 
 if TYPE_CHECKING:
@@ -71,6 +72,21 @@ class TalkerBatch:
 
     def __len__(self) -> int:
         return self.codes_BT.shape[0]
+
+
+def stretch_of(batch: TalkerBatch, sequence: SequenceGroup) -> TalkerBatch:
+    """This process's stretch of a batch's row; its mask holds the ids that are predicted there."""
+    packing, more, own = shared(batch.packing, len(batch.thinker_LE), sequence)
+    here_BT = (batch.predictor_BT >= own.start) & (batch.predictor_BT < own.stop)
+    return replace(
+        batch,
+        thinker_LE=stretch(batch.thinker_LE, 0, more, own),
+        codec_ids_L=stretch(batch.codec_ids_L, 0, more, own, NO_CODE),
+        position_ids_3L=stretch(batch.position_ids_3L, 1, more, own),
+        packing=packing,
+        completion_mask_BT=batch.completion_mask_BT & here_BT,
+        predictor_BT=batch.predictor_BT - own.start,
+    )
 
 
 # Placeholders of the two special codec ids of the prefix, so that a batch can be built without the model.

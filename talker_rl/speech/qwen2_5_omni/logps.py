@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,16 +13,29 @@ from talker_rl.speech.head import forced, kl_divergence, selective_logps
 from talker_rl.speech.policy_weights import PolicyWeights
 from talker_rl.speech.processed import forced_processed
 from talker_rl.speech.protocol import Compared
-from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, code_ids, stop_ids, talker_inputs, unwrap_talker
+from talker_rl.speech.qwen2_5_omni.layout import (
+    TalkerBatch,
+    code_ids,
+    stop_ids,
+    stretch_of,
+    talker_inputs,
+    unwrap_talker,
+)
 from talker_rl.speech.sampling import CodeSampler
+from talker_rl.speech.sequence import SequenceGroup
 
 
-def token_logps(talker: Any, batch: TalkerBatch) -> torch.Tensor:
-    """Raw natural log-probs (B, T) float32 of the batch's ids; 0 at padding. Gradients flow."""
-    logits_NV, batch = _completion_logits(talker, batch)
+def token_logps(talker: Any, batch: TalkerBatch, sequence: SequenceGroup | None = None) -> torch.Tensor:
+    """Raw natural log-probs (B, T) float32 of the batch's ids; 0 at padding. Gradients flow.
+
+    Args:
+        sequence: processes that share the batch's row, each of which must be here with it.
+    """
+    logits_NV, batch = _completion_logits(talker, batch if sequence is None else stretch_of(batch, sequence))
     mask = batch.completion_mask_BT
     logps_N = selective_logps(logits_NV, batch.codes_BT[mask])
-    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, logps_N)
+    logps_BT = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, logps_N)
+    return logps_BT if sequence is None else sequence.summed(logps_BT)
 
 
 def token_and_stop_logps(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,6 +73,21 @@ def _completion_logits(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor, T
     """Logits (N, V) that predict the N completion ids, row by row; and the batch on the model's device."""
     inner = unwrap_talker(talker)
     batch = batch.to(inner.codec_head.weight.device)
-    logits_NV, _ = forced(talker, talker_inputs(inner, batch), batch.position_ids_3L, batch.packing,
-                          batch.predictor_BT[batch.completion_mask_BT])
+    with _summed_inside(inner, batch):
+        logits_NV, _ = forced(talker, batch.thinker_LE[None], batch.position_ids_3L, batch.packing,
+                              batch.predictor_BT[batch.completion_mask_BT])
     return logits_NV, batch
+
+
+@contextmanager
+def _summed_inside(inner: Any, batch: TalkerBatch) -> Iterator[None]:
+    """Add the codec's embeddings to the inputs within the model's forward: where its weights lie in parts (FSDP), they
+    are together only there."""
+    def add(_module: Any, _args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        return (talker_inputs(inner, batch),)
+
+    handle = inner.thinker_to_talker_proj.register_forward_pre_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()

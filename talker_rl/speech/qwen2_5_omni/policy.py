@@ -15,6 +15,8 @@ from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.layout import TalkerBatch, collate
 from talker_rl.speech.qwen2_5_omni.logps import compared, processed_logps, token_and_stop_logps, token_logps
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
+from talker_rl.speech.sequence import SequenceGroup, check_heads
+from talker_rl.speech.unwrap import unwrap_talker
 
 
 class TalkerPolicy(PolicyWeights):
@@ -27,6 +29,12 @@ class TalkerPolicy(PolicyWeights):
     codec = CODEC
     sparse = False
     terms = 1
+    sequence: SequenceGroup | None = None
+
+    def share_rows(self, size: int) -> None:
+        config = unwrap_talker(self.module).config
+        check_heads(config.num_attention_heads, config.num_key_value_heads, size)
+        self.sequence = SequenceGroup.of(size)
 
     def sample(
         self, requests: Sequence[SampleRequest], sampling: SamplingConfig, *, batch_size: int = 64,
@@ -39,7 +47,7 @@ class TalkerPolicy(PolicyWeights):
         return collate(sequences)
 
     def logps(self, batch: TalkerBatch, module: nn.Module | None = None) -> Tensor:
-        return token_logps(module if module is not None else self.module, batch)
+        return token_logps(module if module is not None else self.module, batch, self.sequence)
 
     def logps_and_stops(self, batch: TalkerBatch) -> tuple[Tensor, Tensor]:
         return token_and_stop_logps(self.module, batch)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from talker_rl.base.errors import ConfigError
 from talker_rl.records.candidate import Candidate
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.speech.policy_weights import PolicyWeights
@@ -41,6 +42,12 @@ class TalkerPolicy(PolicyWeights):
 
     codec = CODEC
     sparse = True
+    sequence = None
+
+    def share_rows(self, size: int) -> None:
+        if size > 1:
+            raise ConfigError("Qwen3-Omni's Talker does not share rows between processes",
+                              where="train.engine.sequence_parallel", fix="leave it 1")
 
     def __init__(
         self, module: Any, *, residual_weight: float = 0.0, residual: ResidualSampling | None = None
