@@ -167,7 +167,9 @@ def use_packed_attention(talker: Any) -> None:
     if name.startswith(_NAME):
         return
     refuse_sliding_window(talker)
-    eager = sys.modules[type(talker).__module__].eager_attention_forward  # each model's file has its own
+    # each model's file has its own; FSDP gives a module a class of torch's, with the model's among its bases
+    eager = next(found for kind in type(talker).__mro__
+                 if (found := getattr(sys.modules[kind.__module__], "eager_attention_forward", None)))
     ALL_ATTENTION_FUNCTIONS.register(_NAME + name, _obeying(ALL_ATTENTION_FUNCTIONS.get(name, eager)))
     if name in ALL_MASK_ATTENTION_FUNCTIONS:
         ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME + name, ALL_MASK_ATTENTION_FUNCTIONS[name])

@@ -79,8 +79,8 @@ class SharedPacking(Packing):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
         """As ``Packing.attend``, of a stretch: (1, H, l, D) -> (1, l, H, D)."""
         assert self.sequence is not None
-        whole = (_Exchange.apply(x, self.sequence, True) for x in (query, key, value))  # type: ignore[no-untyped-call]
-        out_1LHD = super().attend(*whole, scale, dropout)
+        q, k, v = (_Exchange.apply(x, self.sequence, True) for x in (query, key, value))  # type: ignore[no-untyped-call]
+        out_1LHD = super().attend(q, k, v, scale, dropout)
         back = _Exchange.apply(out_1LHD.transpose(1, 2), self.sequence, False)  # type: ignore[no-untyped-call]
         return back.transpose(1, 2)  # type: ignore[no-any-return]
 

@@ -32,7 +32,7 @@ from talker_rl.stages.stage import MODEL, Stage, Step
 from talker_rl.store.run_dir import timed
 from talker_rl.tracking import Tracking
 from talker_rl.train.config import CommonConfig
-from talker_rl.train.engine_config import ZERO, EngineConfig
+from talker_rl.train.engine_config import LAUNCHED, EngineConfig
 from talker_rl.train.launch import TASK, Task, command, launch, made_elsewhere, run_task
 from talker_rl.train.online_config import OnlineConfig
 
@@ -63,7 +63,7 @@ class Training:
 def spread(config: RunConfig, engine: EngineConfig) -> list[str]:
     """The devices of a training's processes on one machine; none where it needs no process of its own."""
     devices = device_list(engine.processes or config.devices, config.model.device)
-    return devices or ([device_name(config.model.device)] if engine.name in ZERO or engine.nodes > 1 else [])
+    return devices or ([device_name(config.model.device)] if engine.name in LAUNCHED or engine.nodes > 1 else [])
 
 
 def make(ctx: Context, round_: Round) -> None:
@@ -152,7 +152,7 @@ def train_task(task: Task, devices: Sequence[str] = ()) -> dict[str, Any]:
         engine = EngineConfig.model_validate(task.train["engine"])
         if engine.nodes > 1:
             made = made_elsewhere(task, engine.nodes, len(devices))
-        elif len(devices) > 1 or "cuda" in "".join(devices) or engine.name in ZERO:
+        elif len(devices) > 1 or "cuda" in "".join(devices) or engine.name in LAUNCHED:
             made = launch(Path(task.output) / TASK, devices)
         else:
             tracking, callbacks = _tracking(**task.watch["arguments"])

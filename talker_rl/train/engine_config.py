@@ -8,8 +8,10 @@ from pydantic import Field
 
 from talker_rl.base.settings import Settings
 
-Name = Literal["auto", "ddp", "zero2", "zero3"]
+Name = Literal["auto", "ddp", "zero2", "zero3", "fsdp2"]
 ZERO = ("zero2", "zero3")
+LAUNCHED = (*ZERO, "fsdp2")
+"""Those that run in processes of their own, even where it is one."""
 
 
 class EngineConfig(Settings):
@@ -18,8 +20,8 @@ class EngineConfig(Settings):
 
     name: Name = Field(
         "auto", description="auto, ddp: every process holds all of it. zero2: DeepSpeed, each holds a part of the "
-        "optimizer's state and of the gradients. zero3: of the weights too: for full weights that one GPU cannot hold. "
-        "The latter two need talker-rl[deepspeed]."
+        "optimizer's state and of the gradients. zero3: of the weights too, for full weights that one GPU cannot hold; "
+        "both need talker-rl[deepspeed]. fsdp2: torch's own, as zero3; its checkpoints are those of ddp."
     )
     processes: int | None = Field(
         None, ge=1, description="Processes on each machine; null: one for each of the run's `devices`."

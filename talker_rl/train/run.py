@@ -24,7 +24,7 @@ from talker_rl.losses.policy_config import with_longest
 from talker_rl.speech.protocol import Generator, Policy, TalkerSequence, Training
 from talker_rl.store.run_dir import config_diff
 from talker_rl.train import callbacks as cb
-from talker_rl.train import engines, processes
+from talker_rl.train import engines, fsdp, processes
 from talker_rl.train.arguments import TalkerArguments, build_arguments, check_spread
 from talker_rl.train.card import model_card
 from talker_rl.train.checkpoints import (
@@ -118,7 +118,8 @@ def train_variant(
     return _train(
         generator, source, PairObjective(build_loss(cfg.loss)), cfg, args, output_dir, settings, prepare,
         start_adapter=start_adapter, reference=reference_adapter, resume=resume, progress=progress,
-        watching=lambda policy: _kl_targets(cfg, policy, source.some, everywhere=engines.zero_stage(args) == 3),
+        watching=lambda policy: _kl_targets(cfg, policy, source.some, 
+                                             everywhere=cfg.engine.name == "fsdp2" or engines.zero_stage(args) == 3),
         extra_callbacks=extra_callbacks)
 
 
@@ -186,6 +187,11 @@ def _train(
         sequence, policy.sequence = policy.sequence, None
         cache_counts = prepare(policy)  # of the reference, which each process computes a part of, by whole rows
         policy.sequence = sequence
+        checkpoint = processes.on_main(lambda: newest_complete(output_dir))
+        if cfg.engine.name == "fsdp2":
+            if checkpoint is not None:
+                policy.load(checkpoint)
+            fsdp.cut(policy.module)
         targets = watching(policy)
         alarm = cb.ChosenAlarm(cfg.chosen_drop_alarm or float("inf"), cfg.chosen_drop_stop)
         trainer = TalkerTrainer(
@@ -200,11 +206,11 @@ def _train(
             trainer.kept = one.reached
         for unwanted in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(unwanted)
-        checkpoint = processes.on_main(lambda: newest_complete(output_dir))
         if checkpoint is not None and progress:
             print(f"{output_dir.name} resumes from {checkpoint.name}", file=sys.stderr, flush=True)
         if checkpoint is not None and is_last(checkpoint):  # killed before there was a result: Trainer would go on
-            policy.load(checkpoint)
+            if cfg.engine.name != "fsdp2":
+                policy.load(checkpoint)
             trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         else:
             if checkpoint is not None:

@@ -28,7 +28,7 @@ from talker_rl.base.ids import derive_seed
 from talker_rl.base.seals import seal
 from talker_rl.losses.types import LossOutput
 from talker_rl.speech.protocol import Policy
-from talker_rl.train import checkpoints, processes, saved
+from talker_rl.train import checkpoints, fsdp, processes, saved
 from talker_rl.train.arguments import TalkerArguments
 from talker_rl.train.collate import Batch, Collator
 from talker_rl.train.metrics import Window, batch_sums
@@ -76,6 +76,7 @@ class TalkerTrainer(Trainer):
         self.kept: Callable[[Sequence[Mapping[str, Any]]], set[int]] = lambda history: set()
         """Steps whose checkpoints save_total_limit does not remove, by the log."""
         sharing = 1 if policy.sequence is None else policy.sequence.size
+        self._cut = fsdp.is_cut(policy.module)
         self._counts = policy.sequence is None or policy.sequence.rank == 0  # one of those that share a row
         self._shapes = saved.shapes(policy.module)  # while no engine has cut the weights into parts
         if args.disable_dropout:
@@ -88,6 +89,8 @@ class TalkerTrainer(Trainer):
             eval_dataset=source.held_out,
             callbacks=callbacks,
         )
+        if self._cut:
+            fsdp.leave_alone(self.accelerator)
         self.model_accepts_loss_kwargs = False  # transformers derives it again from the model's signature
 
     # ---- Loss ----
@@ -248,7 +251,9 @@ class TalkerTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As transformers has it; of an engine that was never begun, since nothing was left to train, the policy's own
         weights."""
-        if self.is_deepspeed_enabled and self.deepspeed is None:
+        if self._cut:
+            self._save(output_dir, fsdp.gathered(self.policy.module))
+        elif self.is_deepspeed_enabled and self.deepspeed is None:
             self._save(output_dir)
         else:
             super().save_model(output_dir, _internal_call)
@@ -262,11 +267,26 @@ class TalkerTrainer(Trainer):
         self.policy.save(folder, state_dict)
         saved.check(folder, self._shapes)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._cut:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = fsdp.optimizer_state(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.policy.load(resume_from_checkpoint)
+        if not self._cut:  # or else it was loaded before
+            self.policy.load(resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._cut and checkpoint is not None:
+            for part, load in (("optimizer", lambda state: fsdp.load_optimizer_state(self.optimizer, state)),
+                               ("scheduler", self.lr_scheduler.load_state_dict)):
+                load(torch.load(Path(checkpoint) / f"{part}.pt", map_location="cpu", weights_only=True))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         # Here and not with the weights, which an engine loads by itself; into one process, for they are sums of all.
         file = Path(checkpoint or "") / "window.json"
         if checkpoint is not None and processes.is_main() and file.is_file():
