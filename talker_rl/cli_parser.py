@@ -13,6 +13,9 @@ from types import ModuleType
 from talker_rl import __version__
 from talker_rl.base.parsers import Parser, add_verb, did_you_mean
 from talker_rl.evaluation.wer_verb import WER_EXAMPLES, add_wer_options
+from talker_rl.job_scripts import EXAMPLES as JOBS_EXAMPLES
+from talker_rl.job_scripts import TEXT as JOBS_TEXT
+from talker_rl.job_scripts import add_options as add_jobs_options
 from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_doctor_options, add_plan_options
 from talker_rl.shipped import CONFIGS_EXAMPLES, add_configs_options, names
 from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
@@ -130,6 +133,14 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     parity = add_verb(verbs, "parity", PARITY_HELP, PARITY_EXAMPLES)
     _add_config(parity)
     add_parity_options(parity)
+
+    jobs = add_verb(verbs, "jobs", "write the scripts with which a cluster runs a configuration", JOBS_EXAMPLES)
+    render = jobs.add_subparsers(dest="what", metavar="WHAT", required=True).add_parser(
+        "render", help="write them, or print them", description=JOBS_TEXT, epilog=f"examples:\n  {JOBS_EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    render.set_defaults(own=render)
+    _add_config(render)
+    add_jobs_options(render)
 
     add_anatomy_options(add_verb(verbs, "anatomy", ANATOMY_HELP, ANATOMY_EXAMPLES))
     add_export_options(add_verb(verbs, "export", EXPORT_HELP, EXPORT_EXAMPLES))
