@@ -16,9 +16,10 @@ from train_helpers import StopAt, apart
 from talker_rl.base.errors import ConfigError
 from talker_rl.speech.config import LoraSettings
 from talker_rl.speech.lora import attach_lora
+from talker_rl.speech.packing import Packing
 from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.policy import TalkerPolicy
-from talker_rl.speech.sequence import SequenceGroup, check_heads
+from talker_rl.speech.sequence import SequenceGroup, check_heads, shared
 
 HEADS = [(12, 4, 2), (12, 4, 4), (14, 2, 2)]
 """(heads, heads of keys, processes that share a row): the 7B's by 2 and 4, the 3B's by 2."""
@@ -79,6 +80,32 @@ def test_a_shared_row_gives_the_same_log_probs_and_gradients(heads, key_heads, s
     for logps, own in made:
         assert torch.equal(logps, whole) or float((logps - whole).abs().max()) <= 1e-6
         assert furthest(gradients, own) <= 1e-5
+
+
+def test_what_a_process_exchanges_falls_with_their_number_and_stays_where_rows_grow_with_them(monkeypatch):
+    """4 N h / P elements a layer where keys have as many heads as queries (Jacobs et al. 2023, 3.2): three exchanges to
+    heads and one back, each of N / P rows; with fewer heads of keys less."""
+    sent: list[int] = []
+
+    class Row:
+        def __init__(self, positions: int) -> None:
+            self.q, self.k, self.v = (torch.zeros(1, heads, positions, 16) for heads in (12, 4, 4))
+
+    def counted(size: int, positions: int) -> int:
+        def exchange(got: torch.Tensor, out: torch.Tensor, group: Any) -> None:
+            sent.append(out.numel())
+
+        monkeypatch.setattr("torch.distributed.all_to_all_single", exchange)
+        monkeypatch.setattr(Packing, "attend", lambda self, q, k, v, *_: q.transpose(1, 2))
+        sent.clear()
+        own, row = SequenceGroup(None, 0, size), Row(positions // size)
+        out = shared(Packing([(positions, [])]), positions, own)[0].attend(row.q, row.k, row.v, 1.0)
+        assert out.shape == (1, positions // size, 12, 16)
+        return sum(sent)
+
+    assert counted(2, 960) == (12 + 4 + 4 + 12) * 16 * 960 // 2
+    assert counted(4, 960) == counted(2, 960) // 2
+    assert counted(4, 1920) == counted(2, 960)
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])

@@ -192,7 +192,7 @@ def _finish(training: Training, task: Task, made: dict[str, Any]) -> None:
     ctx.say(f"{stage}: {cfg.loss['type']} on {count(made['pairs'], learned)}"
             + (f", {made['held_out']} held out" if made["held_out"] else "")
             + f": {count(made['steps'], 'step')} in {made['seconds']:.0f} s"
-            + (f" on {count(len(training.devices), 'device')}" if training.devices else ""))
+            + (f" on {count(len(training.devices) * training.engine.nodes, 'device')}" if training.devices else ""))
     ctx.run.finish(stage, content=content_hash(weights), seconds=made["seconds"],
                    counts={name: made[name] for name in ("pairs", "held_out", "steps")})
 

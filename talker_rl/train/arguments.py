@@ -23,6 +23,9 @@ from talker_rl.train.config import LOSS_FIELDS, SAVE_STEPS, refuse_loss_fields
 # TRL's trainers and configs report their use to the hub when they start; a training run tells nobody.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or else DeepSpeed, where it is installed, says that it found none
+
 HAS_TRL = importlib.util.find_spec("trl") is not None
 
 
