@@ -265,11 +265,12 @@ def _sweep(args: argparse.Namespace, arguments: list[str]) -> int:
     require_free(folder, sweep=True)
     require_adapter(config.run.model.adapter)
     check_writable_folder(folder)
-    from talker_rl.base.processes import WorkerPool, device_list, device_name
+    from talker_rl.base.processes import device_name
+    from talker_rl.stages.context import open_pool
     from talker_rl.stages.sweep import Sweep
 
     device = device_name(config.run.model.device)
-    with WorkerPool(config.run.workers, device_list(config.run.devices, config.run.model.device)) as pool:
+    with open_pool(config.run) as pool:
         found = Sweep(config, folder, pool, ["talker-rl", *arguments], device, args.force_stage, args.quiet).run()
     print(f"\n{text_table(found)}\n\nfigures: {folder / 'ablation.json'}\n"
           f"look and listen: {(folder / 'report' / 'loss_ablation.html').resolve()}")

@@ -164,6 +164,21 @@ class TrackingConfig(Settings):
     project: str = Field("talker-rl", description="Its project (TensorBoard has none).")
 
 
+class ExecutorConfig(Settings):
+    """Where a run's workers are."""
+
+    name: Literal["local", "ray"] = Field(
+        "local", description="local: processes of this machine. ray: actors, on as many machines as a cluster has; "
+        "all of them see the run's folder and the model. Needs talker-rl[ray]."
+    )
+    address: str | None = Field(
+        None, description="Of a Ray cluster: `auto` (the one that this machine is in), or ray://HOST:PORT. null starts "
+        "one on this machine, and ends it."
+    )
+    cpus: float = Field(1, gt=0, description="Cores that Ray gives a worker.")
+    gpus: float = Field(0, ge=0, description="GPUs that Ray gives a worker; 0.5 lets two share one.")
+
+
 class RunConfig(Settings):
     """One run: from prompts to a report."""
 
@@ -202,6 +217,10 @@ class RunConfig(Settings):
         1, ge=1, description="Processes that sample, decode and score (one thread each); results don't depend on it. "
         "On a GPU each holds its models: 2 let one sample while the other scores."
     )
+    executor: ExecutorConfig = Field(
+        default_factory=lambda: ExecutorConfig(), description="Where workers are: processes here, or actors of a Ray "
+        "cluster. `ray` alone is short for {name: ray}."
+    )
     devices: int | list[str] | None = Field(
         None, description="What a training is spread over, one process each: so many of model.device's kind, or names "
         "such as [cuda:0, cuda:1]. It gives what one process gives but for the last digits: batch sizes are those of "
@@ -221,6 +240,11 @@ class RunConfig(Settings):
             raise ValueError("at least one is needed")
         check_names(value, "name a variant")
         return value
+
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("devices", mode="before")
     @classmethod

@@ -111,6 +111,16 @@ class Context:
         return file
 
 
+def open_pool(config: RunConfig) -> WorkerPool:
+    """A run's workers, where its executor says."""
+    where = config.executor
+    if where.name == "ray":
+        from talker_rl.base.ray_pool import RayPool
+
+        return RayPool(config.workers, where.address, cpus=where.cpus, gpus=where.gpus)
+    return WorkerPool(config.workers, device_list(config.devices, config.model.device))
+
+
 @contextmanager
 def open_run(
     config: RunConfig, folder: Path, argv: Sequence[str], *, force: Iterable[str] = (), quiet: bool = False,
@@ -126,7 +136,6 @@ def open_run(
         StageError: another process works in the folder.
     """
     device = device_name(config.model.device)
-    devices = device_list(config.devices, config.model.device)
-    with RunDir(folder, force=force) as run, WorkerPool(config.workers, devices) as pool:
+    with RunDir(folder, force=force) as run, open_pool(config) as pool:
         run.record_command(config.resolved(), list(argv), device)
         yield Context(config, run, pool, quiet=quiet, endpoints=endpoints)

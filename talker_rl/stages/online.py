@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from talker_rl.base.disk import read_json
 from talker_rl.base.errors import StageError
-from talker_rl.base.processes import WorkerPool, device_list
+from talker_rl.base.processes import WorkerPool
 from talker_rl.config import RunConfig, load_data
 from talker_rl.data.speaker_settings import SETS
 from talker_rl.records.candidate import Candidate
@@ -19,7 +19,7 @@ from talker_rl.records.pair import Pair
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
 from talker_rl.stages import tasks, worker
-from talker_rl.stages.context import Context
+from talker_rl.stages.context import Context, open_pool
 from talker_rl.store.shards import ShardFolder
 from talker_rl.train.config import TrainConfig
 from talker_rl.train.processes import part
@@ -139,7 +139,7 @@ def judging(
     skipped = read_json(skipped_file) if skipped_file.exists() else {}
     prompts, held_out = ([p for p in ShardFolder(folder / "prompts").read(SETS.index(name), Prompt)
                           if p.prompt_id not in skipped] for name in ("train", "dev"))
-    with WorkerPool(settings.workers, device_list(settings.devices, settings.model.device)) as pool:
+    with open_pool(settings) as pool:
         if not endpoints:
             yield PoolJudge(settings, prompts, held_out, pool)
             return

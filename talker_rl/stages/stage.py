@@ -21,6 +21,7 @@ REWARD = ("reward.recognizer", "reward.pauses", "reward.stability", "reward.rate
 """What comes into a key by the scorer's fingerprint."""
 CHANGES_NOTHING = {
     "name": "a run is called so, and its folder where no other is named",
+    "executor": "a shard comes out alike wherever it is made",
     "workers": "a shard comes out alike wherever it is made",
     "audio": "which of the decoded speech is kept beside the results",
     "tracking": "figures are sent elsewhere as well",

@@ -1,0 +1,126 @@
+"""A run's workers as actors of a Ray cluster: the same shards, whatever happens to an actor."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipeline_helpers import write_world
+from test_online import log, world
+
+from talker_rl import cli
+from talker_rl.base.errors import ConfigError, StageError
+from talker_rl.base.ray_pool import RayPool
+
+ray = pytest.importorskip("ray", reason="talker-rl[ray] is not installed")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    ray.init(include_dashboard=False, num_cpus=4, log_to_driver=False, logging_level="ERROR",
+             runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}})
+    yield
+    ray.shutdown()
+
+
+def slowly(task: tuple[float, int]) -> tuple[int, int]:
+    time.sleep(task[0])
+    return task[1] ** 2, os.getpid()
+
+
+def fails(task: str) -> None:
+    raise StageError("it does not work", where=task, fix="try another")
+
+
+def contents(run: Path) -> dict[str, Any]:
+    stages = json.loads((run / "manifest.json").read_text())["stages"]
+    return {name: entry.get("content") for name, entry in stages.items()}
+
+
+def test_a_run_on_actors_has_the_same_contents(tmp_path: Path, cluster: None) -> None:
+    config = write_world(tmp_path)
+    run = ["run", "-c", str(config), "-q", "--debug"]
+    assert cli.main([*run, "--run-dir", str(tmp_path / "local")]) == 0
+    assert cli.main([*run, "--run-dir", str(tmp_path / "ray"), "executor=ray", "workers=2"]) == 0
+    here, there = contents(tmp_path / "local"), contents(tmp_path / "ray")
+    assert here == there and {"rollouts", "scores", "pairs", "round1/train/default", "evaluate"} & here.keys()
+    # going on without Ray nothing is made again
+    assert cli.main([*run, "--run-dir", str(tmp_path / "ray")]) == 0 and contents(tmp_path / "ray") == here
+
+
+def test_an_actor_that_is_killed_is_begun_again_and_so_is_its_task(cluster: None) -> None:
+    with RayPool(2) as pool:
+        before = pool.pids()
+        waiting: list[Future[tuple[int, int]]] = [pool.submit(slowly, (1.0, i)) for i in range(6)]
+        time.sleep(1.5)
+        os.kill(before[0], signal.SIGKILL)
+        with pool.watched():
+            made = [future.result(timeout=60) for future in waiting]
+        assert [value for value, _ in made] == [i**2 for i in range(6)]
+        assert {pid for _, pid in made} - set(before) and len(set(pool.pids()) - set(before)) == 1
+
+
+def test_rollouts_of_a_killed_actor_are_made_again_once(tmp_path: Path, cluster: None,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_world(tmp_path, rollouts={"shard_size": 1})
+    for folder in ("local", "ray"):
+        for verb in ("prompts", "condition"):
+            assert cli.main([verb, "-c", str(config), "--run-dir", str(tmp_path / folder), "-q"]) == 0
+    score = ["score", "-c", str(config), "-q"]
+    assert cli.main(["rollout", *score[1:], "--run-dir", str(tmp_path / "local")]) == 0
+    submitted: list[int] = []
+    submit = RayPool.submit
+
+    def killing(self: RayPool, function: Any, task: Any) -> Any:
+        future = submit(self, function, task)
+        submitted.append(1)
+        if len(submitted) == 3:
+            os.kill(self.pids()[0], signal.SIGKILL)
+        return future
+
+    monkeypatch.setattr(RayPool, "submit", killing)
+    assert cli.main(["rollout", *score[1:], "--run-dir", str(tmp_path / "ray"), "executor=ray", "workers=2"]) == 0
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+    shards = sorted(file.name for file in (tmp_path / "ray/rollouts").glob("shard-*"))
+    assert len(shards) == len(submitted) == len(list((tmp_path / "local/rollouts").glob("shard-*"))) > 3
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in step", "one step ahead"])
+def test_online_training_judged_by_actors_has_the_same_weights(tmp_path: Path, cluster: None, overlap: bool) -> None:
+    config = world(tmp_path, overlap=overlap)
+    for folder, more in (("local", []), ("ray", ["executor=ray", "workers=2"])):
+        assert cli.main(["run", "-c", str(config), "--run-dir", str(tmp_path / folder), "-q", "--debug", *more]) == 0
+    here, there = contents(tmp_path / "local"), contents(tmp_path / "ray")
+    assert here == there and "round1/train/default" in here
+    staleness = [row["online/staleness"] for row in log(tmp_path / "ray")]
+    assert staleness == ([0.0, 1.0, 1.0] if overlap else [0.0] * 3)
+
+
+def test_what_a_task_raises_is_raised_as_it_was(cluster: None) -> None:
+    with RayPool(1) as pool, pytest.raises(StageError, match="it does not work") as caught:
+        list(pool.imap(fails, ["here"]))
+    assert (caught.value.where, caught.value.fix) == ("here", "try another")
+
+
+def test_a_cluster_of_its_own_is_begun_and_ended(tmp_path: Path) -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    with RayPool(1) as pool:
+        assert list(pool.imap(slowly, [(0.0, 3), (0.0, 4)])) and ray.is_initialized()
+    assert not ray.is_initialized()
+
+
+def test_without_ray_it_is_said_how_to_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="Ray is not installed") as caught:
+        RayPool(2)
+    assert "talker-rl[ray]" in (caught.value.fix or "")
