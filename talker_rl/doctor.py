@@ -233,7 +233,7 @@ def _prompts(config: RunConfig) -> Iterator[Finding]:
 
 
 def _training(config: RunConfig) -> Iterator[Finding]:
-    from talker_rl.planning.forecast import spread_over
+    from talker_rl.planning.sizes import spread_over
     from talker_rl.stages.named import loss_faults
     from talker_rl.stages.train import check_lora
     from talker_rl.train.arguments import build_arguments, check_spread

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from said import sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from talker_rl import cli
-from talker_rl.config import RunConfig, load_data
+from talker_rl.config import RunConfig, load_config, load_data
 from talker_rl.planning import cost, memory
 from talker_rl.planning.command import duration, size
 from talker_rl.planning.cost import Lengths
@@ -279,10 +280,47 @@ def test_devices_divide_the_time_of_trainings(capsys: pytest.CaptureFixture[str]
         return capsys.readouterr().out
 
     one, four = (json.loads(plan("--json", *more))["stages"] for more in ([], ["devices=4"]))
+    geometry, config = read_geometry("qwen2.5-omni-7b"), load_config(["qwen2.5-omni-7b-dpo"])
+    cfg = next(iter(config.variants.values()))
     for before, after in zip(one, four, strict=True):
-        assert after["seconds"] == pytest.approx(before["seconds"] / (4 if before["stage"] == "training" else 1))
+        if before["stage"] != "training":
+            assert after["seconds"] == before["seconds"]
+            continue
+        # each step: the gradient of the adapter in float32, there and back, of which a ring sends 3/4; 60 % of NVLink
+        steps = int(re.search(r"(\d+) steps", before["what"])[1])  # type: ignore[index]
+        sent = steps * 2 * 4 * geometry.adapters(cfg.lora) * 3 / 4
+        assert after["seconds"] == pytest.approx(before["seconds"] / 4 + sent / (0.6 * 450e9), rel=1e-9)
+        assert after["memory_bytes"] < before["memory_bytes"]  # a quarter of the batch
     told = plan("devices=4")
-    assert "4 GPUs" in told and "divided by 4: ideal scaling" in told and "ideal scaling" not in plan()
+    assert "4 GPUs" in told and "is spread over 4: its arithmetic is divided by 4" in told and "spread" not in plan()
+
+
+@pytest.mark.parametrize(("engine", "weights"), [("ddp", 1.0), ("zero2", 1.0), ("zero3", 1 / 8), ("fsdp2", 1 / 8)])
+def test_engines_hold_and_send_what_they_are_for(engine: str, weights: float) -> None:
+    """Full weights in bfloat16 on 8 GPUs, by hand: what a process holds of them, and what it sends in a step."""
+    geometry = read_geometry("qwen2.5-omni-7b")
+    args = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "gradient_checkpointing": True}
+    train = {"lora": None, "engine": {"name": engine}, "args": args}
+    config = load_config(["qwen2.5-omni-7b-dpo"], ["devices=8", f"train={json.dumps(train)}"])
+    cfg, at, whole = next(iter(config.variants.values())), Lengths.of_seconds(10), 2.0 * geometry.parameters["talker"]
+    found = memory.training(geometry, config, cfg, at, on_cpu=False)
+    single = {"lora": None, "args": {**args, "per_device_train_batch_size": 1}}
+    alone = load_config(["qwen2.5-omni-7b-dpo"], [f"train={json.dumps(single)}"])
+    other = memory.training(geometry, alone, next(iter(alone.variants.values())), at, on_cpu=False)
+    parts = 1 if engine == "ddp" else 8
+    held = whole * (1 + weights + 3 / parts) + (2 * whole / geometry.talker.layers if weights < 1 else 0)
+    assert found - held == pytest.approx(other - 5 * whole, rel=1e-6)  # what is left is the batch: one pair each
+    (work,) = cost.exchanged(geometry, 80, 8, at, "bfloat16", cfg, 8)
+    assert work.sent == pytest.approx(7 * 10 * whole * (2 if weights == 1 else 4))
+
+
+def test_shared_rows_send_heads() -> None:
+    geometry, at = read_geometry("qwen2.5-omni-7b"), Lengths.of_seconds(60)
+    config = load_config(["qwen2.5-omni-7b-dpo"], ["devices=4", "train.engine.sequence_parallel=4"])
+    cfg = next(iter(config.variants.values()))
+    _, heads = cost.exchanged(geometry, 8, 8, at, "bfloat16", cfg, 4)
+    positions = 8 * (at.prefix + 2 * (at.codes - 1))
+    assert heads.sent == pytest.approx(2 * positions * 24 * (2 * 12 + 2 * 4) * 128 * 2 * 3 / 4)
 
 
 @pytest.mark.parametrize(("options", "told"), [

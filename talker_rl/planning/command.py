@@ -11,10 +11,10 @@ from typing import Any
 from talker_rl.base.errors import ConfigError
 from talker_rl.config import RunConfig
 from talker_rl.planning.cost import Lengths
-from talker_rl.planning.forecast import Count, Job, Line, forecast, rates_of, spread_over
+from talker_rl.planning.forecast import Count, Job, Line, forecast, rates_of
 from talker_rl.planning.hardware import hardware
 from talker_rl.planning.rates import Rates, dump_rates, load_rates, read_run
-from talker_rl.planning.sizes import set_sizes
+from talker_rl.planning.sizes import set_sizes, spread_over
 from talker_rl.speech.registry import read_geometry
 from talker_rl.speech.shapes import Geometry
 
@@ -114,8 +114,12 @@ def _text(job: Job, lines: list[Line], rates: Rates | None) -> str:
         notes.append(f"{job.devices} GPUs: a run uses those that devices names, with as many workers; the times assume "
                      "that its prompts" + ("" if spread else ", then its variants,") + " are divided among so many")
     if spread > 1:
-        notes.append(f"devices: a training is spread over {spread}, and its time divided by {spread}: ideal scaling, "
-                     "in which sharing batches costs nothing")
+        sent = sum(w.sent for line in lines if line.stage.kind == "training" for w in line.stage.works)
+        machines = max(cfg.engine.nodes for cfg in job.config.variants.values())
+        rate = (machine.network if machines > 1 else machine.link) * machine.bandwidth_share
+        notes.append(f"a training is spread over {spread}" + (f" on {machines} machines" if machines > 1 else "")
+                     + f": its arithmetic is divided by {spread}; beside it each sends {sent / spread / 1e9:.3g} GB to "
+                     f"the others, at {rate / 1e9:.3g} GB/s and hidden behind nothing")
     peak = max(x.stage.memory for x in lines)
     if machine.memory and peak > machine.memory:
         notes.append(f"too much: {size(peak)} of {size(machine.memory)}; lower rollouts.batch_size, workers or "

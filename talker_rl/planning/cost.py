@@ -13,6 +13,8 @@ from talker_rl.planning.hardware import Work
 from talker_rl.records.codec import FIRST, codec_named
 from talker_rl.speech.config import LoraSettings, Token2WavConfig, branches
 from talker_rl.speech.shapes import Geometry, Stack
+from talker_rl.train.config import CommonConfig
+from talker_rl.train.engine_config import IN_PARTS
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 RECOGNIZER_FLOPS = {"funasr": 6e9, "micro": 5e7}
@@ -120,6 +122,33 @@ def training(
     projection = 2 * geo.projection * positions * (1 if lora else 3)
     flops = pairs * ((2 if recompute else 1) * layers + backward + head + projection)
     return [Work(flops, dtype, launches=pairs / batch * talker.layers * (4 if recompute else 3))]
+
+
+def exchanged(
+    geo: Geometry, pairs: float, batch: int, at: Lengths, dtype: str, cfg: CommonConfig, processes: int
+) -> list[Work]:
+    """What the processes of a training send each other, all together, ring-wise; none of it hidden behind arithmetic.
+
+    Copies (ddp) and parts of the optimizer state (zero2): the gradient of what is trained there and back, once a step.
+    Parts of the weights (zero3, fsdp2): besides, each batch gathers all weights for the forward and for the backward
+    pass. Shared rows: around each layer's attention queries, keys and values to heads and the result back, and their
+    gradients.
+    """
+    if processes < 2:
+        return []
+    engine = cfg.engine
+    batches = pairs / batch
+    steps = batches / cfg.args.get("gradient_accumulation_steps", 1)
+    trained = 4 * geo.adapters(cfg.lora) if cfg.lora else BYTES[dtype] * geo.parameters["talker"]
+    a_process = steps * 2 * trained
+    if engine.name in IN_PARTS:
+        a_process += batches * 2 * BYTES[dtype] * geo.parameters["talker"]
+    found = [Work(0.0, dtype, sent=(processes - 1) * a_process, far=engine.nodes > 1)]
+    if (size := engine.sequence_parallel) > 1:  # neighbors, which share a machine
+        talker, positions = geo.talker, pairs * (at.prefix + cfg.sides * (at.codes - 1))
+        each = (2 * talker.heads + 2 * talker.kv_heads) * talker.head_dim * BYTES[dtype] * talker.layers
+        found.append(Work(0.0, dtype, sent=positions * each * 2 * (size - 1) / size))
+    return found
 
 
 def decode(geo: Geometry, utterances: float, at: Lengths, cfg: Token2WavConfig) -> list[Work]:

@@ -16,7 +16,7 @@ from talker_rl.planning import cost, memory
 from talker_rl.planning.cost import Lengths
 from talker_rl.planning.hardware import Hardware, Work
 from talker_rl.planning.rates import Finished, Rates
-from talker_rl.planning.sizes import per_round
+from talker_rl.planning.sizes import per_round, spread_over
 from talker_rl.speech.shapes import Geometry
 from talker_rl.train.config import CommonConfig
 
@@ -107,11 +107,6 @@ def rates_of(run: Finished, count: Count, geometry: Geometry, machine: Hardware,
         busy[stage.kind] = stage.parallel if stage.kind != "training" or in_turn else 1
     factors = {kind: sum(s) / len(s) * busy[kind] / (counted[kind] / parts[kind]) for kind, s in run.seconds.items()}
     return Rates(source, machine.name, geometry.name, factors, run.lengths, run.pairs_per_prompt)
-
-
-def spread_over(config: RunConfig) -> int:
-    """Devices that each training is spread over; 0: the configuration names none."""
-    return config.devices if isinstance(config.devices, int) else len(config.devices or ())
 
 
 def records(job: Job, cfg: CommonConfig) -> float:

@@ -19,6 +19,10 @@ class Work:
     """Bytes of weights and caches read."""
     launches: float = 0.0
     """Layers that run one after the other: each costs host time, however little it computes."""
+    sent: float = 0.0
+    """Bytes to the other processes of a training."""
+    far: bool = False
+    """Whether some of those are on other machines."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Hardware:
     """Likewise."""
     layer_seconds: float
     """Assumed host time to launch one transformer layer."""
+    link: float
+    """Peak bytes per second that a device sends to others of its machine."""
+    network: float
+    """Likewise to other machines."""
 
     @property
     def is_cpu(self) -> bool:
@@ -47,7 +55,8 @@ class Hardware:
         """Seconds that each limit allows at the least."""
         return {"arithmetic": work.flops / (self.flops[work.dtype] * self.flops_share),
                 "memory": work.moved / (self.bandwidth * self.bandwidth_share),
-                "launches": work.launches * self.layer_seconds}
+                "launches": work.launches * self.layer_seconds,
+                "exchange": work.sent / ((self.network if work.far else self.link) * self.bandwidth_share)}
 
     def seconds(self, works: Iterable[Work]) -> float:
         """Each work takes as long as its tightest limit."""
@@ -69,19 +78,22 @@ class Hardware:
                 f"({self.bandwidth_share:.0%}), {self.layer_seconds * 1e3:.2g} ms to launch a layer")
 
 
-def _gpu(name: str, float32: float, tf32: float, half: float, bandwidth: float, memory: float) -> Hardware:
+def _gpu(name: str, float32: float, tf32: float, half: float, bandwidth: float, memory: float, link: float,
+         network: float) -> Hardware:
     rates = {"float32": float32, "tf32": tf32, "bfloat16": half, "float16": half}
-    return Hardware(name, rates, bandwidth, memory, flops_share=0.4, bandwidth_share=0.6, layer_seconds=4e-4)
+    return Hardware(name, rates, bandwidth, memory, flops_share=0.4, bandwidth_share=0.6, layer_seconds=4e-4,
+                    link=link, network=network)
 
 
 HARDWARE = {
-    "h200": _gpu("h200", 67e12, 495e12, 989e12, 4.8e12, 141e9),
-    "a100": _gpu("a100", 19.5e12, 156e12, 312e12, 2.04e12, 80e9),
+    "h200": _gpu("h200", 67e12, 495e12, 989e12, 4.8e12, 141e9, 450e9, 50e9),
+    "a100": _gpu("a100", 19.5e12, 156e12, 312e12, 2.04e12, 80e9, 300e9, 25e9),
     # 3 GHz x 2 fused multiply-adds of 8 floats
     "cpu": Hardware("cpu", dict.fromkeys(("float32", "tf32", "bfloat16", "float16"), 96e9), 10e9, None,
-                    flops_share=0.3, bandwidth_share=0.6, layer_seconds=3e-4),
+                    flops_share=0.3, bandwidth_share=0.6, layer_seconds=3e-4, link=10e9, network=1.25e9),
 }
-"""Peaks of NVIDIA's data sheets (SXM, without sparsity); one AVX2 core."""
+"""Peaks of NVIDIA's data sheets (SXM, without sparsity; NVLink in one direction; a network of 400 and 200 Gbit/s a
+GPU); one AVX2 core, memory shared with the others, 10 Gbit/s."""
 
 
 def hardware(name: str, tflops: float | None = None, bandwidth: float | None = None) -> Hardware:

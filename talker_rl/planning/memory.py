@@ -31,11 +31,13 @@ import math
 
 from talker_rl.config import RunConfig
 from talker_rl.planning.cost import BYTES, Lengths
+from talker_rl.planning.sizes import processes_of
 from talker_rl.reward.asr.names import resolve
 from talker_rl.reward.recognizer_config import RecognizerConfig
 from talker_rl.speech.config import LoraSettings, branches
 from talker_rl.speech.shapes import Geometry
 from talker_rl.train.config import CommonConfig
+from talker_rl.train.engine_config import IN_PARTS
 
 FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a weight in nf4 with double quantization: of every 64 one scale of 8 bits, of 256 of those one of 32."""
@@ -143,15 +145,23 @@ def layer_activations(geo: Geometry, lora: LoraSettings | None, dtype: str) -> f
 
 def training(geo: Geometry, config: RunConfig, cfg: CommonConfig, at: Lengths, on_cpu: bool) -> float:
     """Peak of a training."""
-    dtype = config.model.dtype
-    weights = BYTES[dtype] * geo.parameters["talker"]
-    trained = 16 * geo.adapters(cfg.lora) if cfg.lora else 4 * weights
-    pairs = cfg.args.get("per_device_train_batch_size", 8)
-    positions = pairs * (at.prefix + cfg.sides * (at.codes - 1))
+    dtype, engine, processes = config.model.dtype, cfg.engine, max(1, processes_of(config, cfg))
+    weights: float = BYTES[dtype] * geo.parameters["talker"]
+    # the trained weights themselves, and with them gradient and two moments
+    own: float = 4 * geo.adapters(cfg.lora) if cfg.lora else weights
+    rest = 3 * own
+    trained = own + rest / (1 if engine.name in ("auto", "ddp") else processes)
+    if engine.name in IN_PARTS:  # but for the layer that computes, of which the next is gathered meanwhile
+        trained = (own + rest) / processes + 2 * (own if not cfg.lora else weights) / geo.talker.layers
+        weights = weights / processes if cfg.lora else weights
+    groups = max(1, processes // engine.sequence_parallel)
+    pairs = max(1.0, cfg.args.get("per_device_train_batch_size", 8) / groups)  # which is the batch of all together
+    positions = pairs * (at.prefix + cfg.sides * (at.codes - 1)) / engine.sequence_parallel
     kept = activations(geo, cfg.lora, dtype, bool(cfg.args.get("gradient_checkpointing")))
     kept += layer_activations(geo, cfg.lora, dtype)  # the gradients of the layer at hand
     # raw (below float32 once more in their own type) and their gradient
-    logits = (8 if dtype == "float32" else 8 + 2 * BYTES[dtype]) * geo.vocabulary * pairs * cfg.sides * at.codes
+    ids = pairs * cfg.sides * at.codes / engine.sequence_parallel
+    logits = (8 if dtype == "float32" else 8 + 2 * BYTES[dtype]) * geo.vocabulary * ids
     return weights + trained + (HEAP if on_cpu else 1) * positions * kept + logits
 
 

@@ -8,6 +8,7 @@ from talker_rl.base.errors import TalkerRLError
 from talker_rl.config import RunConfig, SetLimits
 from talker_rl.data.prompt_files import count_rows, parse_source
 from talker_rl.speech.registry import family_of
+from talker_rl.train.config import CommonConfig
 
 
 def count_prompts(config: RunConfig, which: str) -> int | None:
@@ -51,3 +52,15 @@ def voices(config: RunConfig, which: str) -> int:
         return len(family_of(config.model.path).speakers(config.model))
     except TalkerRLError:  # a forecast needs no checkpoint
         return 2  # as the published ones have
+
+
+def spread_over(config: RunConfig) -> int:
+    """Devices that each training is spread over, at most, on all machines; 0: the configuration names none."""
+    return max(processes_of(config, cfg) for cfg in config.variants.values())
+
+
+def processes_of(config: RunConfig, cfg: CommonConfig) -> int:
+    """Of a training, on all machines; 0: the configuration names none."""
+    named = config.devices if isinstance(config.devices, int) else len(config.devices or ())
+    here = cfg.engine.processes or named
+    return max(here, 1) * cfg.engine.nodes if here or cfg.engine.nodes > 1 else 0

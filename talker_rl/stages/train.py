@@ -20,8 +20,9 @@ from talker_rl.base.processes import WorkerPool, device_list, device_name
 from talker_rl.base.versions import rules_of
 from talker_rl.config import RunConfig, load_data
 from talker_rl.planning import cost, memory
-from talker_rl.planning.forecast import Job, Part, heard, records, spoken, spread_over
+from talker_rl.planning.forecast import Job, Part, heard, records, spoken
 from talker_rl.planning.hardware import Work
+from talker_rl.planning.sizes import processes_of, spread_over
 from talker_rl.rounds import Round, train_stage
 from talker_rl.speech.registry import family_of
 from talker_rl.stages import anatomy
@@ -282,6 +283,10 @@ def _work(job: Job, index: int) -> list[Part]:
             cfg.args.get("per_device_train_batch_size", 8), dtype, cfg.lora,
             bool(cfg.args.get("gradient_checkpointing")), sides,
         )  # fmt: skip
+        if cfg.online is None:
+            works += cost.exchanged(geo, cfg.steps(pairs) * cfg.pairs_per_step,
+                                    cfg.args.get("per_device_train_batch_size", 8), at, dtype, cfg,
+                                    processes_of(config, cfg))
         disk += memory.checkpoints_on_disk(geo, config, cfg, cfg.checkpoints(pairs))
     one = len(variants) == 1  # alone it has all cores
     parallel = (job.devices if job.machine.is_cpu else 1) if one else min(job.devices, len(variants))

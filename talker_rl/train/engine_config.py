@@ -10,6 +10,8 @@ from talker_rl.base.settings import Settings
 
 Name = Literal["auto", "ddp", "zero2", "zero3", "fsdp2"]
 ZERO = ("zero2", "zero3")
+IN_PARTS = ("zero3", "fsdp2")
+"""Those that hold the weights in parts."""
 LAUNCHED = (*ZERO, "fsdp2")
 """Those that run in processes of their own, even where it is one."""
 
