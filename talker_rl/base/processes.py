@@ -166,6 +166,9 @@ class WorkerPool:
         self._executor: ProcessPoolExecutor | None = None
         self._processes: set[multiprocessing.process.BaseProcess] = set()
 
+    elsewhere = False
+    """Whether nothing is ever worked out in this process, which may have neither GPU nor memory."""
+
     @property
     def started(self) -> bool:
         """Whether there are worker processes already."""

@@ -68,6 +68,8 @@ class RayPool(WorkerPool):
         self._mine = False
         """Whether the connection is this pool's to end."""
 
+    elsewhere = True
+
     @property
     def started(self) -> bool:
         return True  # a lone task is an actor's, too

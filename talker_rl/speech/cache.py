@@ -88,31 +88,50 @@ class ConditioningCache:
         Raises:
             StageError: the disk is full.
         """
-        from safetensors.torch import save_file
+        shard = write_shard(self.folder, items)
+        self.adopt(shard)
+        return shard
 
-        entries: dict[str, dict[str, Any]] = {
-            c.prompt_id: {"key": key, "speaker": c.speaker, "reply_text": c.reply_text, "codec": c.codec}
-            for c, key in items
-        }
-        tensors = {f"{c.prompt_id}.{name}": x.contiguous() for c, _ in items for name, x in c.tensors().items()}
-        name = stable_hash("shard", sorted((i, e["key"]) for i, e in entries.items()))[:16]
-        shard = self.folder / f"{name}.safetensors"
-        with replacing(shard) as temporary:
-            save_file(tensors, str(temporary), metadata={_META: json.dumps(entries, ensure_ascii=False)})
+    def adopt(self, shard: Path) -> None:
+        """Take in what :func:`write_shard` wrote into the folder, wherever it did."""
         seal(self.folder, [shard.name])
         self._entries.update(_read_entries(shard))
-        return shard
 
     @property
     def size(self) -> int:
         """Bytes of the shards on disk."""
         return sum(shard.stat().st_size for shard in {entry["shard"] for entry in self._entries.values()})
 
+    def keys(self, prompt_ids: Sequence[str]) -> dict[str, str]:
+        """The key that each prompt was computed from, of those that are stored."""
+        return {i: self._entries[i]["key"] for i in prompt_ids if i in self._entries}
+
     def drop_damaged(self) -> None:
         """Remove shards that cannot be read; their prompts are computed again."""
         for shard in self.damaged:
             shard.unlink(missing_ok=True)
         self.damaged = []
+
+
+def write_shard(folder: Path, items: Sequence[tuple[Conditioning, str]]) -> Path:
+    """Write (conditioning, key) into a file of a cache's folder, which appears whole or not at all; the cache does not
+    know of it yet.
+
+    Raises:
+        StageError: the disk is full.
+    """
+    from safetensors.torch import save_file
+
+    entries: dict[str, dict[str, Any]] = {
+        c.prompt_id: {"key": key, "speaker": c.speaker, "reply_text": c.reply_text, "codec": c.codec}
+        for c, key in items
+    }
+    tensors = {f"{c.prompt_id}.{name}": x.contiguous() for c, _ in items for name, x in c.tensors().items()}
+    name = stable_hash("shard", sorted((i, e["key"]) for i, e in entries.items()))[:16]
+    shard = folder / f"{name}.safetensors"
+    with replacing(shard) as temporary:
+        save_file(tensors, str(temporary), metadata={_META: json.dumps(entries, ensure_ascii=False)})
+    return shard
 
 
 def _read_entries(shard: Path) -> dict[str, dict[str, Any]]:

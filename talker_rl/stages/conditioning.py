@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
 from talker_rl.base.disk import write_json
 from talker_rl.base.errors import PromptError, TalkerRLError
 from talker_rl.base.figures import count
@@ -10,7 +15,11 @@ from talker_rl.config import RunConfig
 from talker_rl.data.speaker_settings import SETS
 from talker_rl.planning import cost, memory
 from talker_rl.planning.forecast import Job, Part
+from talker_rl.records.prompt import Prompt
 from talker_rl.rounds import Round
+from talker_rl.speech.cache import ConditioningCache, write_shard
+from talker_rl.speech.config import ConditioningConfig, ModelConfig
+from talker_rl.speech.protocol import Generator
 from talker_rl.speech.registry import load
 from talker_rl.stages.context import Context
 from talker_rl.stages.inputs import model_input
@@ -30,8 +39,6 @@ Note = dict[str, str]
 
 def make(ctx: Context) -> None:
     """Write ``conditioning/`` (safetensors shards and index); prompts the model cannot speak are counted and told."""
-    from talker_rl.speech.cache import ConditioningCache
-
     inputs = ctx.contents("prompts") | model_input(ctx.config, "conditioner")
     cfg = ctx.config.conditioning
     limit = {"conditioning.max_reply_wer": cfg.max_reply_wer} if cfg.mode == "generate" else None
@@ -51,19 +58,17 @@ def make(ctx: Context) -> None:
     if ctx.run.is_done("conditioning") and all(p.prompt_id in cache for p in prompts):
         return
     with timed() as seconds:
-        ctx.pool.pin_here()
-        generator = load(ctx.config.model, parts=("conditioner",))
-        keys = {p.prompt_id: generator.conditioning_key(p, cfg) for p in prompts}
-        parts, stored = chunks(prompts, SHARD_SIZE), 0
-        for part in ctx.progress(parts, len(parts), "conditioning"):
-            if all(cache.has(p.prompt_id, keys[p.prompt_id]) for p in part):
-                stored += len(part)
-                continue
-            errors: dict[str, TalkerRLError] = {}
-            fresh = generator.condition(part, cfg, errors=errors)
-            skipped |= {prompt_id: _note(error) for prompt_id, error in errors.items()}
-            if fresh:
-                cache.put([(c, keys[c.prompt_id]) for c in fresh])
+        parts = chunks(prompts, SHARD_SIZE)
+        tasks = [Shard(ctx.config.model, cfg, part, folder.absolute(), cache.keys([p.prompt_id for p in part]))
+                 for part in parts]
+        keys: dict[str, str] = {}
+        stored = 0
+        for made in ctx.progress(_made(ctx, tasks), len(parts), "conditioning"):
+            keys |= made.keys
+            skipped |= made.skipped
+            stored += made.stored
+            if made.shard is not None:
+                cache.adopt(folder / made.shard)
     if len(skipped) == total:
         first = next(iter(skipped.values()))
         raise PromptError(f"The model can speak none of the prompts. The first: {first['what']}",
@@ -76,6 +81,60 @@ def make(ctx: Context) -> None:
     content = stable_hash(key, sorted(k for p, k in keys.items() if p not in skipped))
     ctx.run.finish("conditioning", content=content, seconds=seconds[0],
                    counts={"prompts": total - len(skipped), "skipped": len(skipped)})
+
+
+@dataclass
+class Shard:
+    """Prompts of a shard."""
+
+    model: ModelConfig
+    settings: ConditioningConfig
+    prompts: list[Prompt]
+    folder: Path
+    stored: dict[str, str]
+    """Prompt id -> key of what is stored already."""
+
+
+@dataclass
+class Made:
+    """What came of them."""
+
+    keys: dict[str, str]
+    """Of every prompt."""
+    shard: str | None = None
+    """Name of the file; None where all were there, or none can be spoken."""
+    skipped: dict[str, Note] = field(default_factory=dict)
+    stored: int = 0
+    """Prompts that were there."""
+
+
+@lru_cache(maxsize=1)
+def _conditioner(model_json: str) -> Generator:
+    return load(ModelConfig.model_validate_json(model_json), parts=("conditioner",))
+
+
+def condition(task: Shard) -> Made:
+    """Compute what is missing of a shard, as a whole, and write it."""
+    generator = _conditioner(task.model.model_dump_json())
+    keys = {p.prompt_id: generator.conditioning_key(p, task.settings) for p in task.prompts}
+    if task.stored == keys:
+        return Made(keys, stored=len(keys))
+    errors: dict[str, TalkerRLError] = {}
+    fresh = generator.condition(task.prompts, task.settings, errors=errors)
+    shard = write_shard(task.folder, [(c, keys[c.prompt_id]) for c in fresh]).name if fresh else None
+    return Made(keys, shard, {prompt_id: _note(error) for prompt_id, error in errors.items()})
+
+
+def _made(ctx: Context, tasks: list[Shard]) -> Iterator[Made]:
+    """In this process, which loads one Thinker for all; or, where nothing is worked out here, wherever that is."""
+    if ctx.pool.elsewhere:
+        yield from (made for _, made in ctx.pool.imap(condition, tasks))
+        return
+    ctx.pool.pin_here()
+    try:
+        yield from map(condition, tasks)
+    finally:
+        _conditioner.cache_clear()
 
 
 def _note(told: TalkerRLError | Note | str) -> Note:
