@@ -114,7 +114,7 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
         print(plan(args, _config(args), parts, kinds()))
         return 0
     if args.verb == "jobs":
-        from talker_rl import job_scripts
+        from talker_rl.stages import job_scripts
 
         args.config, args.overrides = split(args.config, args.overrides)
         return job_scripts.verb(args, _config(args))

@@ -13,14 +13,14 @@ from types import ModuleType
 from talker_rl import __version__
 from talker_rl.base.parsers import Parser, add_verb, did_you_mean
 from talker_rl.evaluation.wer_verb import WER_EXAMPLES, add_wer_options
-from talker_rl.job_scripts import EXAMPLES as JOBS_EXAMPLES
-from talker_rl.job_scripts import TEXT as JOBS_TEXT
-from talker_rl.job_scripts import add_options as add_jobs_options
 from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_doctor_options, add_plan_options
 from talker_rl.shipped import CONFIGS_EXAMPLES, add_configs_options, names
 from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
 from talker_rl.stages.anatomy import ANATOMY_EXAMPLES, ANATOMY_HELP, add_anatomy_options
 from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options
+from talker_rl.stages.job_scripts import EXAMPLES as JOBS_EXAMPLES
+from talker_rl.stages.job_scripts import TEXT as JOBS_TEXT
+from talker_rl.stages.job_scripts import add_options as add_jobs_options
 from talker_rl.stages.order import VERBS
 from talker_rl.stages.parity import PARITY_EXAMPLES, PARITY_HELP, add_parity_options
 

@@ -102,7 +102,7 @@ def test_what_is_hashed_has_the_names_that_it_had() -> None:
     assert config.checkpoint.hashed() == {"metric": "reward", "num_candidates": 2, "checkpoints": "all", "keep": "best",
                                           "sampling": None, "held_out_share": 0.1}
     training = config.variants["style"].training()
-    assert set(training.model_dump()) == {
+    assert set(training.content()) == {
         "data", "loss", "lora", "args", "select", "select_metric", "patience", "chosen_drop_alarm", "chosen_drop_stop",
         "reference_batch_size", "keep_optimizer", "save_at_kl", "stop_at_kl", "online"}
     assert training.save_at_kl is training.stop_at_kl is training.online is None  # younger, off: no key changes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -46,11 +47,29 @@ def contents(run: Path) -> dict[str, Any]:
     return {name: entry.get("content") for name, entry in stages.items()}
 
 
-def test_a_run_on_actors_has_the_same_contents(tmp_path: Path, cluster: None) -> None:
-    config = write_world(tmp_path)
+def test_a_run_on_actors_has_the_same_contents_though_one_is_killed(
+    tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_world(tmp_path, rollouts={"shard_size": 1})
     run = ["run", "-c", str(config), "-q", "--debug"]
     assert cli.main([*run, "--run-dir", str(tmp_path / "local")]) == 0
+    submitted: list[str] = []
+    submit = RayPool.submit
+
+    def killing(self: RayPool, function: Any, task: Any) -> Any:
+        future = submit(self, function, task)
+        submitted.append(getattr(function, "function", function).__name__)
+        if len(submitted) == 5:
+            os.kill(self.pids()[0], signal.SIGKILL)
+        return future
+
+    monkeypatch.setattr(RayPool, "submit", killing)
     assert cli.main([*run, "--run-dir", str(tmp_path / "ray"), "executor=ray", "workers=2"]) == 0
+    assert submitted[0] == "condition" and len(submitted) > 12
+    for stage in ("rollouts", "scores"):
+        shards = [sorted(file.name for file in (tmp_path / where / stage).glob("shard-*"))
+                  for where in ("local", "ray")]
+        assert shards[0] == shards[1] and len(shards[0]) > 3
     here, there = contents(tmp_path / "local"), contents(tmp_path / "ray")
     assert here == there and {"rollouts", "scores", "pairs", "round1/train/default", "evaluate"} & here.keys()
     # going on without Ray nothing is made again
@@ -69,38 +88,17 @@ def test_an_actor_that_is_killed_is_begun_again_and_so_is_its_task(cluster: None
         assert {pid for _, pid in made} - set(before) and len(set(pool.pids()) - set(before)) == 1
 
 
-def test_rollouts_of_a_killed_actor_are_made_again_once(tmp_path: Path, cluster: None,
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    config = write_world(tmp_path, rollouts={"shard_size": 1})
-    for folder in ("local", "ray"):
-        for verb in ("prompts", "condition"):
-            assert cli.main([verb, "-c", str(config), "--run-dir", str(tmp_path / folder), "-q"]) == 0
-    score = ["score", "-c", str(config), "-q"]
-    assert cli.main(["rollout", *score[1:], "--run-dir", str(tmp_path / "local")]) == 0
-    submitted: list[int] = []
-    submit = RayPool.submit
-
-    def killing(self: RayPool, function: Any, task: Any) -> Any:
-        future = submit(self, function, task)
-        submitted.append(1)
-        if len(submitted) == 3:
-            os.kill(self.pids()[0], signal.SIGKILL)
-        return future
-
-    monkeypatch.setattr(RayPool, "submit", killing)
-    assert cli.main(["rollout", *score[1:], "--run-dir", str(tmp_path / "ray"), "executor=ray", "workers=2"]) == 0
-    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
-    shards = sorted(file.name for file in (tmp_path / "ray/rollouts").glob("shard-*"))
-    assert len(shards) == len(submitted) == len(list((tmp_path / "local/rollouts").glob("shard-*"))) > 3
-
-
 def test_online_training_one_step_ahead_judged_by_actors_has_the_same_weights(tmp_path: Path, cluster: None) -> None:
-    config = world(tmp_path, overlap=True)
-    for folder, more in (("local", []), ("ray", ["executor=ray", "workers=2"])):
-        assert cli.main(["run", "-c", str(config), "--run-dir", str(tmp_path / folder), "-q", "--debug", *more]) == 0
-    here, there = contents(tmp_path / "local"), contents(tmp_path / "ray")
-    assert here == there and "round1/train/default" in here
-    assert [row["online/staleness"] for row in log(tmp_path / "ray")] == [0.0, 1.0, 1.0]
+    """What is trained on is one sampling old at most; ratios say so (test_online.py), wherever it was judged."""
+    config, local, actors = world(tmp_path, overlap=True), tmp_path / "local", tmp_path / "ray"
+    for verb in ("prompts", "condition"):
+        assert cli.main([verb, "-c", str(config), "--run-dir", str(local), "-q"]) == 0
+    shutil.copytree(local, actors)
+    assert cli.main(["train", "-c", str(config), "--run-dir", str(local), "-q", "--debug"]) == 0
+    assert cli.main(["train", "-c", str(config), "--run-dir", str(actors), "-q", "--debug", "executor=ray",
+                     "workers=2"]) == 0
+    assert contents(local) == contents(actors) and "round1/train/default" in contents(local)
+    assert [row["online/staleness"] for row in log(actors)] == [0.0, 1.0, 1.0]
 
 
 def test_what_a_task_raises_is_raised_as_it_was(cluster: None) -> None:

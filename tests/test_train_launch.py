@@ -48,29 +48,6 @@ def test_two_devices_from_the_command_line_give_what_one_process_gives(tmp_path,
     assert (two / STAGE / "result.json").stat().st_mtime_ns == stamp
 
 
-def test_what_engine_command_prints_trains_and_the_verb_takes_it(tmp_path, capfd):
-    """With DeepSpeed in two processes, as a scheduler would start them."""
-    pytest.importorskip("deepspeed")
-    config, engine = write_world(tmp_path), ["train.engine.name=zero2", "train.engine.processes=2"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    for verb in ("prompts", "condition", "rollout", "score", "pair"):
-        assert cli.main([verb, "-c", str(config), "--run-dir", str(one), "-q"]) == 0
-    shutil.copytree(one, two)
-    assert cli.main(["train", "-c", str(config), "--run-dir", str(one), "-q"]) == 0
-    capfd.readouterr()
-    assert cli.main(["train", "-c", str(config), "--run-dir", str(two), "-q", *engine, "--engine-command"]) == 0
-    (line,) = capfd.readouterr().out.splitlines()
-    assert "--nproc-per-node=2" in line and "--standalone" in line and not (two / STAGE / "result.json").exists()
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-           "PYTHONPATH": str(Path(talker_rl.__file__).parents[1])}
-    subprocess.run(line, shell=True, check=True, env=env, capture_output=True, timeout=180)
-    logged, weight = apart(one / STAGE, two / STAGE)
-    assert logged <= 1e-5 and weight <= 1e-5
-    capfd.readouterr()
-    assert cli.main(["train", "-c", str(config), "--run-dir", str(two), *engine]) == 0
-    assert "6 steps" in capfd.readouterr().err and (two / "train/default/adapter_model.safetensors").is_file()
-
-
 def test_several_machines_are_told_how_to_begin(tmp_path, capfd):
     config = write_world(tmp_path)
     for verb in ("prompts", "condition", "rollout", "score", "pair"):

@@ -129,7 +129,7 @@ def exchanged(
 ) -> list[Work]:
     """What the processes of a training send each other, all together, ring-wise; none of it hidden behind arithmetic.
 
-    Copies (ddp) and parts of the optimizer state (zero2): the gradient of what is trained there and back, once a step.
+    Copies (ddp) and parts of the optimizer state (zero2): the gradient of what is trained there and back in each step.
     Parts of the weights (zero3, fsdp2): besides, each batch gathers all weights for the forward and for the backward
     pass. Shared rows: around each layer's attention queries, keys and values to heads and the result back, and their
     gradients.

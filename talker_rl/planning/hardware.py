@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -42,9 +43,10 @@ class Hardware:
     """Likewise."""
     layer_seconds: float
     """Assumed host time to launch one transformer layer."""
-    link: float
-    """Peak bytes per second that a device sends to others of its machine."""
-    network: float
+    link: float = math.inf
+    """Peak bytes per second that a device sends to others of its machine; as if it cost nothing where it is not said.
+    """
+    network: float = math.inf
     """Likewise to other machines."""
 
     @property

@@ -150,7 +150,7 @@ def train_task(task: Task, devices: Sequence[str] = ()) -> dict[str, Any]:
     tracker, if it still works."""
     assert task.watch is not None
     with timed() as seconds:
-        engine = EngineConfig.model_validate(task.train["engine"])
+        engine = EngineConfig.model_validate(task.train.get("engine", {}))
         if engine.nodes > 1:
             made = made_elsewhere(task, engine.nodes, len(devices))
         elif len(devices) > 1 or "cuda" in "".join(devices) or engine.name in LAUNCHED:

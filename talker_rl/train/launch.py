@@ -69,8 +69,9 @@ class Task:
     def write(self) -> Path:
         """Into its folder; what an earlier start left beside it is taken away."""
         folder = Path(self.output)
-        finished = self.train["engine"]["nodes"] > 1 and (folder / "result.json").is_file()  # by other machines
-        for file in () if finished else (folder / MADE, *folder.glob(ERROR.format("*"))):
+        # what other machines have finished stays
+        elsewhere = self.train.get("engine", {}).get("nodes", 1) > 1 and (folder / "result.json").is_file()
+        for file in () if elsewhere else (folder / MADE, *folder.glob(ERROR.format("*"))):
             file.unlink(missing_ok=True)
         write_json(folder / TASK, asdict(self))
         return folder / TASK

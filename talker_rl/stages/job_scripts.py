@@ -17,7 +17,7 @@ from talker_rl.base.errors import ConfigError
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
 
-FOLDER = Path(__file__).parent / "jobs"
+FOLDER = Path(__file__).parents[1] / "jobs"
 KINDS = {
     "sample": "all before training, on one machine: prompts, conditioning, candidates, scores, pairs",
     "train": "the trainings, on as many machines as train.engine.nodes says",
