@@ -233,17 +233,15 @@ def _prompts(config: RunConfig) -> Iterator[Finding]:
 
 
 def _training(config: RunConfig) -> Iterator[Finding]:
-    from talker_rl.planning.sizes import spread_over
     from talker_rl.stages.named import loss_faults
-    from talker_rl.stages.train import check_lora
-    from talker_rl.train.arguments import build_arguments, check_spread
+    from talker_rl.stages.train import check_lora, check_variant
 
     if config.model.adapter is None:  # else its own modules are trained on
         with suppress(CheckpointError):  # the model's check says why
             check_lora(config)
     yield from (("fail", one_line(fault)) for fault in loss_faults(config))
     for variant, cfg in config.variants.items():
-        check_spread(build_arguments(cfg.args, f"runs/{config.name}"), spread_over(config))
+        check_variant(config, variant, f"runs/{config.name}")
         yield "ok", f"variant {variant}: {cfg.loss['type']}, {'LoRA' if cfg.lora else 'full weights'}"
 
 

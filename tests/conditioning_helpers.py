@@ -32,7 +32,7 @@ def ensure_conditioning(
     keys = {p.prompt_id: generator.conditioning_key(p, cfg) for p in prompts}
     if len(keys) != len(prompts):
         raise PromptError("two prompts have the same prompt_id", where=str(folder), fix="remove one, or its prompt_id")
-    todo = [p for p in prompts if not cache.has(p.prompt_id, keys[p.prompt_id])]
+    todo = [p for p in prompts if cache.keys([p.prompt_id]).get(p.prompt_id) != keys[p.prompt_id]]
     for start in range(0, len(todo), shard_size):
         fresh = generator.condition(todo[start : start + shard_size], cfg, errors=errors)
         if fresh:

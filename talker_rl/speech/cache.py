@@ -56,10 +56,6 @@ class ConditioningCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def has(self, prompt_id: str, key: str) -> bool:
-        """Whether this prompt is stored, computed from exactly this content."""
-        return self._entries.get(prompt_id, {}).get("key") == key
-
     def load(self, prompt_ids: Sequence[str] | None = None) -> dict[str, Any]:
         """Conditioning by prompt id; all of it without ``prompt_ids``. Tensors stay on disk until they are used.
 

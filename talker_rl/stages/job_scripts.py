@@ -97,8 +97,10 @@ def render(
         gpus: of a machine; None: as the configuration says.
         given: what the templates take besides.
     """
+    from talker_rl.planning.sizes import spread_over
+
     engine = _engine(config)
-    each = engine.processes or (len(config.devices) if isinstance(config.devices, list) else config.devices) or 1
+    each = max(1, spread_over(config) // engine.nodes)
     gpus = gpus if gpus is not None else 0 if config.model.device == "cpu" else each
     devices = [] if config.devices is not None or gpus < 2 else [f"devices={gpus}"]
     devices += [f"workers={gpus}"] if gpus > config.workers else []

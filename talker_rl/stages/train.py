@@ -204,31 +204,42 @@ def check_arguments(ctx: Context) -> None:
     Raises:
         ConfigError: an unknown or refused argument, or one that does not fit.
     """
+    for variant in ctx.config.variants:
+        check_variant(ctx.config, variant, ctx.run.path / "train" / variant)
+
+
+def check_variant(config: RunConfig, variant: str, folder: Path | str) -> None:
+    """One variant's.
+
+    Args:
+        folder: where it would be trained; nothing is written.
+
+    Raises:
+        ConfigError: as :func:`check_arguments`.
+    """
     from talker_rl.train.arguments import build_arguments, check_spread
     from talker_rl.train.engines import deepspeed_settings
 
-    for variant, cfg in ctx.config.variants.items():
-        engine, named = cfg.engine, device_list(ctx.config.devices, ctx.config.model.device)
-        if engine.processes and named and engine.processes != len(named):
-            raise ConfigError(f"devices names {len(named)} and engine.processes says {engine.processes}",
-                              where=f"{ctx.config.place_of(variant)}.engine.processes", fix="leave one of them out")
-        processes = (len(spread(ctx.config, engine)) or 1) * engine.nodes
-        if processes % engine.sequence_parallel:
-            raise ConfigError(f"{processes} processes cannot share rows by {engine.sequence_parallel}",
-                              where=f"{ctx.config.place_of(variant)}.engine.sequence_parallel",
-                              fix=f"start a multiple of {engine.sequence_parallel} (devices, engine.processes)")
-        if cfg.data == "online" and processes > 1:
-            raise ConfigError(f"an online training is one process, and devices names {processes}",
-                              where=f"{ctx.config.place_of(variant)}.data",
-                              fix="devices: null or a single one; judging takes `workers` processes or --endpoint")
-        try:
-            deepspeed_settings(engine, cfg.args)
-            plain = {name: value for name, value in cfg.args.items() if name != "deepspeed"}
-            args = build_arguments(plain, ctx.run.path / "train" / variant)
-            check_spread(args, processes // engine.sequence_parallel)
-        except ConfigError as error:
-            where = re.sub(r"^train\b", ctx.config.place_of(variant), error.where or "")
-            raise ConfigError(error.what, where=where, fix=error.fix) from None
+    cfg, place = config.variants[variant], config.place_of(variant)
+    engine, named = cfg.engine, device_list(config.devices, config.model.device)
+    if engine.processes and named and engine.processes != len(named):
+        raise ConfigError(f"devices names {len(named)} and engine.processes says {engine.processes}",
+                          where=f"{place}.engine.processes", fix="leave one of them out")
+    processes = max(1, processes_of(config, cfg))
+    if processes % engine.sequence_parallel:
+        raise ConfigError(f"{processes} processes cannot share rows by {engine.sequence_parallel}",
+                          where=f"{place}.engine.sequence_parallel",
+                          fix=f"start a multiple of {engine.sequence_parallel} (devices, engine.processes)")
+    if cfg.data == "online" and processes > 1:
+        raise ConfigError(f"an online training is one process, and devices names {processes}", where=f"{place}.data",
+                          fix="devices: null or a single one; judging takes `workers` processes or --endpoint")
+    try:
+        deepspeed_settings(engine, cfg.args)
+        plain = {name: value for name, value in cfg.args.items() if name != "deepspeed"}
+        check_spread(build_arguments(plain, folder), processes // engine.sequence_parallel)
+    except ConfigError as error:
+        where = re.sub(r"^train\b", place, error.where or "")
+        raise ConfigError(error.what, where=where, fix=error.fix) from None
 
 
 def check_lora(config: RunConfig) -> None:

@@ -73,8 +73,8 @@ class _CodeRows(Rows):
     steps_unseen = 1
 
     def run(self) -> list[Sampled]:
-        """Step up to the next look, then let the waiting take the rows of those that ended; returns
-        the latter."""
+        """Step up to the next look, then let the waiting take the rows of those that ended; returns the
+        latter."""
         said: list[tuple[torch.Tensor, ...]] = []
         for _ in range(min(self.steps_unseen, self.max_new_tokens - max(self.histories.steps))):
             if said:

@@ -84,8 +84,8 @@ class _FrameRows(Rows):
         self.uniforms.leave(moves)
 
     def run(self) -> list[Sampled]:
-        """A frame of every row, then let the waiting take the rows of those that ended; returns
-        the latter."""
+        """A frame of every row, then let the waiting take the rows of those that ended; returns the
+        latter."""
         draws_nG = self.uniforms.of(self.histories.steps)
         logits = self.decoder.logits()
         first_n, processed_n = self.sampler.choose(self.histories, logits, self._drawn(draws_nG[:, 0]))
