@@ -182,6 +182,11 @@ def test_what_would_lose_or_change_the_weights_is_refused(engine, args, told):
     assert caught.value.where.startswith("train.") and caught.value.fix
 
 
+def test_parts_need_processes_that_know_of_each_other(tmp_path):
+    with pytest.raises(ConfigError, match="this one was started alone"):
+        train(tmp_path / "run", settings({"engine": {"name": "fsdp2"}}))
+
+
 def test_an_engine_that_became_another_one_ends_the_training(monkeypatch):
     args = TalkerArguments(output_dir="nowhere")
     require(args, None, 1)

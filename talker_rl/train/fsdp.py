@@ -14,13 +14,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from talker_rl.base.errors import ConfigError
 from talker_rl.speech.unwrap import unwrap_talker
 
 
 def cut(module: nn.Module) -> None:
-    """Leave each process its part of the weights; a layer's are gathered while it computes."""
+    """Leave each process its part of the weights; a layer's are gathered while it computes.
+
+    Raises:
+        ConfigError: nobody has told this process of the others.
+    """
     from torch.distributed.fsdp import fully_shard
 
+    if not dist.is_initialized():
+        raise ConfigError("fsdp2 is for processes that know of each other, and this one was started alone",
+                          where="train.engine.name", fix="start it with torchrun, or with talker-rl train")
     talker = unwrap_talker(module)
     mesh = dist.init_device_mesh(next(talker.parameters()).device.type, (dist.get_world_size(),))
     for layer in talker.model.layers:
