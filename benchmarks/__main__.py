@@ -28,7 +28,7 @@ SPEED = {
 MICRO = {"score", "online"}
 """Of these the ones that measure the trained micro model and its recognizers, whatever the geometry: not in `all` of
 another geometry than mid."""
-OTHER = {"service": "benchmarks.service"}
+OTHER = {"service": "benchmarks.service", "driver_memory": "benchmarks.driver_memory"}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from talker_rl.base.lazy import picked
+
 if TYPE_CHECKING:
     from talker_rl.config import RunConfig
 
@@ -77,9 +79,9 @@ def stage_kinds(variants: Sequence[str], iterations: int) -> Iterator[tuple[str,
             yield from ((train_stage(variant, index), "train"), (choice_stage(variant, index), "choice"))
 
 
-def some(items: Sequence[T], count: int, index: int) -> list[T]:
+def some(items: Sequence[T], count: int, index: int) -> Sequence[T]:
     """``count`` items from ``(index - 1) * count`` on, going round at the end."""
     if count >= len(items):
-        return list(items)
+        return items
     start = (index - 1) * count % len(items)
-    return [items[(start + i) % len(items)] for i in range(count)]
+    return picked(items, [(start + i) % len(items) for i in range(count)])

@@ -8,7 +8,7 @@ import pytest
 from said import said
 from test_pairs import group, prompt
 
-from talker_rl.data.arms import balance_lengths, mislabel
+from talker_rl.data.arms import Balance, mislabel
 from talker_rl.data.config import PairsConfig
 from talker_rl.data.pairs import explain_pairs
 from talker_rl.records.pair import Pair, pair_id_of
@@ -24,6 +24,15 @@ def pair(name: str, chosen: int, rejected: int, margin: float = 0.5, cut: bool =
 
 def lengths(pairs: list[Pair]) -> list[int]:
     return [p.chosen.frames - p.rejected.frames for p in pairs]
+
+
+def balance_lengths(pairs: list[Pair], codes: int) -> list[Pair]:
+    balance = Balance(codes)
+    for at in range(0, len(pairs), 2):  # they may come in parts
+        balance.add(pairs[at : at + 2])
+    kept = [pair for pair in pairs if pair.pair_id in balance.kept]
+    assert balance.prompts == {pair.prompt_id for pair in kept}
+    return kept
 
 
 def test_each_difference_is_mirrored_and_the_widest_margins_stay() -> None:

@@ -61,7 +61,7 @@ def test_a_sweep_is_gathered_with_arms_variants_and_seeds(sweep: Path) -> None:
     assert [(t.variant, t.seed) for t in study.runs[0].trained] == [
         (v, s) for v in ("dpo", "ld_dpo_a0.5", "sft") for s in (0, 1)]
     assert study.variants == ["dpo", "ld_dpo_a0.5", "sft"] and study.ablation is not None
-    first = study.runs[0].pairs[0]
+    first = study.runs[0].heard(study.runs[0].pairs[:1])[0]
     assert set(first.scores) == set(first.candidates) == {first.pair.chosen_id, first.pair.rejected_id}
 
 
@@ -338,4 +338,6 @@ def test_a_rounds_pairs_are_found_by_round_and_variant(tmp_path: Path) -> None:
     for stage in ("rollouts", "scores", "pairs"):
         shutil.copytree(run / stage, run / "round2" / "train" / stage)
     shutil.copytree(run / "pairs", run / "round1" / "choice" / "pairs")  # of a training that is called so
-    assert [item.stage for item in collect([run]).runs[0].pairs] == [""] * 2 + ["round2/train/"] * 2
+    found = collect([run]).runs[0]
+    assert [prefix for _, prefix in found.pairs] == [""] * 2 + ["round2/train/"] * 2
+    assert [item.stage for item in found.heard(found.pairs)] == [""] * 2 + ["round2/train/"] * 2

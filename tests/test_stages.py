@@ -269,7 +269,7 @@ def test_length_is_removed_over_the_whole_set(finished: tuple[Path, Path], tmp_p
     with RunDir(copy) as folder:
         ctx = context(config, folder, "reward.remove_length=true")
         raw = ShardFolder(copy / "scores").read_all(ScoreRow)
-        rows = scores.load_scores(ctx, Round(1))
+        rows = list(scores.Scored(ctx, Round(1)).scores())
     seconds = {c.candidate_id: c.duration for c in ShardFolder(run / "rollouts").read_all(Candidate)}
     assert [r.components["reward_raw"] for r in rows] == [r.reward for r in raw]
 
@@ -314,7 +314,7 @@ def test_a_second_round_samples_from_the_first_ones_choice(tmp_path: Path) -> No
 def test_prompts_go_round() -> None:
     assert some("abcde", 2, 1) == ["a", "b"]
     assert some("abcde", 2, 3) == ["e", "a"]
-    assert some("abc", 5, 2) == ["a", "b", "c"]
+    assert list(some("abc", 5, 2)) == ["a", "b", "c"]
 
 
 def test_a_prompt_the_model_cannot_speak_is_skipped_and_counted(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_references_are_computed_where_none_are_given(tmp_path):
             source = Stored(pairs, [], conditionings)
             source.refer(policy, tmp_path / "cache")
             if name == "computed":
+                source.train = Examples(list(source.train.examples))
                 for example in source.train.examples:
                     example.ref_logps = None
             made = trainer(policy, tmp_path / name, source, objective)
@@ -88,7 +89,7 @@ def test_what_cannot_be_had_is_refused(tmp_path):
     with make_generator().policy(train="full") as policy:
         source = Stored(pairs, [], conditionings)
         source.refer(policy, tmp_path / "cache")
-        source.train = Examples(source.train.examples)
+        source.train = Examples(list(source.train.examples))
         for example in source.train.examples:
             example.ref_logps = None
         with pytest.raises(ConfigError, match="moved away from their reference"):
@@ -112,6 +113,7 @@ def test_recorded_log_probs_reach_the_objective(tmp_path):
     with make_generator().policy(train=make_config().lora) as policy:
         source = Stored(pairs, [], conditionings)
         source.refer(policy, tmp_path / "cache")
+        source.train = Examples(list(source.train.examples))
         for example in source.train.examples:
             example.behaviour_logps = [-torch.arange(s.speech.steps) - 1.0 for s in example.sequences]
         trainer(policy, tmp_path, source, Watching(build_loss({"type": "dpo"})), max_steps=1).train()

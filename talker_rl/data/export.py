@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,15 @@ COMPLETION_SCHEMA = pa.schema(
 """TRL's prompt-completion data: `completion` = codec ids, the stop id last."""
 
 _DATA = Path("data") / "train-00000-of-00001.parquet"
+_AT_ONCE = 1024
+"""Rows that are in memory at a time."""
 
 
 def export_pairs(
     pairs: Sequence[Pair],
     folder: str | Path,
     *,
-    prompts: Sequence[Prompt] = (),
+    prompts: Iterable[Prompt] = (),
     reasons: Mapping[str, int] | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -86,13 +89,10 @@ def export_pairs(
     """
     messages = {p.prompt_id: json.dumps(without_folders(p.messages), ensure_ascii=False)
                 for p in prompts if p.messages is not None}
-    rows = []
-    for pair in pairs:
-        row = to_row(pair)
-        row |= {"prompt": pair.text, "messages": messages.get(pair.prompt_id)}
-        row |= {"chosen_length": len(pair.chosen.ids), "rejected_length": len(pair.rejected.ids)}
-        rows.append(row)
-    return _write(Path(folder), pa.Table.from_pylist(rows, schema=SCHEMA), _card(pairs, reasons or {}, source or {}))
+    rows = ({
+        **to_row(pair), "prompt": pair.text, "messages": messages.get(pair.prompt_id),
+        "chosen_length": len(pair.chosen.ids), "rejected_length": len(pair.rejected.ids)} for pair in pairs)
+    return _write(Path(folder), rows, SCHEMA, _card(pairs, reasons or {}, source or {}))
 
 
 def export_completions(
@@ -100,7 +100,7 @@ def export_completions(
     source: Mapping[str, Any] | None = None,
 ) -> Path:
     """Like `export_pairs`, of completions to imitate."""
-    rows = [to_row(c) | {"prompt": c.text, "completion": c.speech.ids} for c in completions]
+    rows = (to_row(c) | {"prompt": c.text, "completion": c.speech.ids} for c in completions)
     rewards = [c.reward for c in completions if c.reward is not None]
     lines = [
         *_head("supervised"),
@@ -116,13 +116,14 @@ def export_completions(
         *(f"- {key}: {value}" for key, value in (source or {}).items()),
         *_left_out("Left out:", reasons or {}, NO_COMPLETION),
     ]
-    return _write(Path(folder), pa.Table.from_pylist(rows, schema=COMPLETION_SCHEMA), "\n".join(lines) + "\n")
+    return _write(Path(folder), rows, COMPLETION_SCHEMA, "\n".join(lines) + "\n")
 
 
-def _write(folder: Path, table: pa.Table, card: str) -> Path:
+def _write(folder: Path, rows: Iterator[dict[str, Any]], schema: pa.Schema, card: str) -> Path:
     """The rows and the card, each whole or not at all."""
-    with replacing(folder / _DATA) as temporary:
-        pq.write_table(table, temporary)
+    with replacing(folder / _DATA) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while some := list(islice(rows, _AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist(some, schema=schema))
     seal((folder / _DATA).parent, [Path(_DATA).name])
     atomic_write(folder / "README.md", card)
     return folder

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -106,7 +106,7 @@ class _VoteFile(BaseModel):
 
 
 def import_votes(
-    path: str | Path, prompts: Sequence[Prompt], candidates: Sequence[Candidate]
+    path: str | Path, prompts: Iterable[Prompt], candidates: Iterable[Candidate]
 ) -> tuple[list[Pair], dict[str, int]]:
     """Pairs of a listener's votes: chosen is the one voted for, rewards are 1 and 0 (only the order is known).
 
@@ -131,8 +131,9 @@ def import_votes(
         place = ".".join(map(str, first["loc"])) or "the whole file"
         raise DataError(f"This is no file of votes ({place}: {first['msg']})", where=str(path),
                         fix="export the votes again from the page") from None
-    prompt_of = {p.prompt_id: p for p in prompts}
-    said = {c.candidate_id: c.speech for c in candidates}
+    voted = {vote.prompt_id for vote in votes}
+    prompt_of = {p.prompt_id: p for p in prompts if p.prompt_id in voted}
+    said = {c.candidate_id: c.speech for c in candidates if c.prompt_id in voted}
     pairs: dict[str, Pair] = {}
     reasons: Counter[str] = Counter()
     seen: set[str] = set()

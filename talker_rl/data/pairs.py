@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -18,7 +18,7 @@ from rapidfuzz.distance import Levenshtein
 
 from talker_rl.base.errors import DataError
 from talker_rl.base.ids import derive_seed, stable_hash
-from talker_rl.data.arms import balance_lengths, mislabel
+from talker_rl.data.arms import Balance, mislabel
 from talker_rl.data.config import PairsConfig
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Completion, Pair, pair_id_of
@@ -46,6 +46,9 @@ REASONS: dict[str, str] = {
     "vote_cut": "the listener voted for speech that was cut at the token limit",
 }
 """Why a prompt (or a vote) gave no pair; the first that applies, in this order."""
+
+PAIRS_HASH = "sum2:"
+"""What `pairs_hash` begins with; hashes of earlier versions have no colon."""
 
 
 @dataclass(frozen=True)
@@ -90,51 +93,122 @@ def explain_pairs(
     prompts: Iterable[Prompt], candidates: Iterable[Candidate], scores: Iterable[ScoreRow], cfg: PairsConfig
 ) -> tuple[list[Pair], dict[str, str]]:
     """Like `select_pairs`, with the reason of each prompt by its id."""
-    by_prompt: dict[str, dict[str, Candidate]] = defaultdict(dict)
-    for candidate in candidates:
-        group = by_prompt[candidate.prompt_id]
-        if group.setdefault(candidate.candidate_id, candidate) != candidate:
-            raise DataError(
-                f"candidate {candidate.candidate_id} appears twice with different content",
-                where="rollouts",
-                fix="use rollouts of one run, or give each run's candidates their own ids",
-            )
-    score_of = index_scores(scores)
-    usable: dict[str, list[_Ranked]] = {}
-    reason_of: dict[str, str] = {}
-    known = {prompt.prompt_id: prompt for prompt in prompts}
-    for prompt_id in sorted(known):
-        group = by_prompt.get(prompt_id, {})
-        ranked, reason = _usable(group, score_of, cfg)
-        limit = known[prompt_id].max_seconds
-        if cfg.demote_over_limit and limit is not None:
-            ranked = [replace(r, over_limit=r.candidate.duration > limit) for r in ranked]
-        if reason is not None:
-            reason_of[prompt_id] = reason
-        else:
-            usable[prompt_id] = ranked
-    usable = _normalize_lengths(usable, cfg)
-
-    pairs: list[Pair] = []
-    for prompt_id, ranked in usable.items():
-        chosen_rejected, reason = _choose(prompt_id, ranked, cfg)
-        if reason is not None:
-            reason_of[prompt_id] = reason
-        pairs += [_make_pair(known[prompt_id], better, worse) for better, worse in chosen_rejected]
-    if cfg.balance_lengths is not None:
-        before = dict.fromkeys(pair.prompt_id for pair in pairs)
-        pairs = balance_lengths(pairs, cfg.balance_lengths)
-        reason_of |= dict.fromkeys(before.keys() - {pair.prompt_id for pair in pairs}, "unbalanced")
-    if cfg.mislabeled is not None:
-        pairs = mislabel(pairs, cfg.mislabeled, cfg.seed)
-    return pairs, reason_of
+    selection, part = PairSelection(cfg), (list(prompts), list(candidates), list(scores))
+    if selection.looks:
+        selection.look(*part)
+    pairs = selection.finish(selection.choose(*part))
+    return pairs, selection.reason_of
 
 
-def pairs_hash(records: Sequence[Pair | Completion]) -> str:
-    """Content hash of a set of pairs or completions, independent of their order."""
-    pairs = [(r.pair_id, r.chosen.ids, r.rejected.ids, r.margin) for r in records if isinstance(r, Pair)]
-    pairs += [(r.completion_id, r.speech.ids, [], 0.0) for r in records if isinstance(r, Completion)]
-    return stable_hash("pairs", sorted(pairs))
+class PairSelection:
+    """Chooses pairs of prompts that come in parts, each with all candidates of its prompts: what is held between parts
+    are a few numbers a prompt.
+
+    Every part is given to :meth:`choose`; before, where ``looks`` says so, to :meth:`look`; and what was chosen to
+    :meth:`finish`, in the parts' order or any other.
+    """
+
+    def __init__(self, cfg: PairsConfig) -> None:
+        self.cfg = cfg
+        self.looks = cfg.length_normalized == "residual"
+        """Whether a slope is fitted over all prompts first."""
+        self._sums: dict[str, tuple[float, float]] = {}
+        self._slope: float | None = None
+        self.reason_of: dict[str, str] = {}
+        """Prompt id -> why it gave no pair, of those that gave none so far."""
+        self._balance = Balance(cfg.balance_lengths) if cfg.balance_lengths is not None else None
+        self._chosen: set[str] = set()
+        """Prompts with pairs."""
+
+    def look(self, prompts: Iterable[Prompt], candidates: Iterable[Candidate], scores: Iterable[ScoreRow]) -> None:
+        """Take in what the slope is fitted to."""
+        known = {prompt.prompt_id: prompt for prompt in prompts}
+        for prompt_id, ranked in self._usable(known, candidates, scores)[0].items():
+            if (sums := _length_sums(ranked)) is not None:
+                self._sums[prompt_id] = sums
+
+    def choose(
+        self, prompts: Iterable[Prompt], candidates: Iterable[Candidate], scores: Iterable[ScoreRow]
+    ) -> list[Pair]:
+        """Pairs of some prompts, sorted by prompt id.
+
+        Raises:
+            DataError: a candidate or score id appears twice with different content.
+        """
+        known = {prompt.prompt_id: prompt for prompt in prompts}
+        usable, reasons = self._usable(known, candidates, scores)
+        pairs: list[Pair] = []
+        for prompt_id, ranked in usable.items():
+            chosen_rejected, reason = _choose(prompt_id, self._normalized(ranked), self.cfg)
+            if reason is not None:
+                reasons[prompt_id] = reason
+            pairs += [_make_pair(known[prompt_id], better, worse) for better, worse in chosen_rejected]
+        self.reason_of |= reasons
+        if self._balance is not None:
+            self._chosen |= {pair.prompt_id for pair in pairs}
+            self._balance.add(pairs)
+        return pairs
+
+    def finish(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """Of pairs that were chosen those that stay, after all were: in their order."""
+        if self._balance is not None:
+            self.reason_of |= dict.fromkeys(self._chosen - self._balance.prompts, "unbalanced")
+            pairs = [pair for pair in pairs if pair.pair_id in self._balance.kept]
+        return list(pairs) if self.cfg.mislabeled is None else mislabel(pairs, self.cfg.mislabeled, self.cfg.seed)
+
+    def _usable(
+        self, known: dict[str, Prompt], candidates: Iterable[Candidate], scores: Iterable[ScoreRow]
+    ) -> tuple[dict[str, list[_Ranked]], dict[str, str]]:
+        """By prompt id the candidates that pairs are made of; of other prompts, the reason why not."""
+        by_prompt: dict[str, dict[str, Candidate]] = defaultdict(dict)
+        for candidate in candidates:
+            group = by_prompt[candidate.prompt_id]
+            if group.setdefault(candidate.candidate_id, candidate) != candidate:
+                raise DataError(
+                    f"candidate {candidate.candidate_id} appears twice with different content",
+                    where="rollouts",
+                    fix="use rollouts of one run, or give each run's candidates their own ids",
+                )
+        score_of = index_scores(scores)
+        usable: dict[str, list[_Ranked]] = {}
+        reason_of: dict[str, str] = {}
+        for prompt_id in sorted(known):
+            ranked, reason = _usable(by_prompt.get(prompt_id, {}), score_of, self.cfg)
+            limit = known[prompt_id].max_seconds
+            if self.cfg.demote_over_limit and limit is not None:
+                ranked = [replace(r, over_limit=r.candidate.duration > limit) for r in ranked]
+            if reason is not None:
+                reason_of[prompt_id] = reason
+            else:
+                usable[prompt_id] = ranked
+        return usable, reason_of
+
+    def _normalized(self, ranked: list[_Ranked]) -> list[_Ranked]:
+        """Rank values with the effect of duration removed, if the config asks for it."""
+        if self.cfg.length_normalized == "off":
+            return ranked
+        if self.cfg.length_normalized == "per_second":
+            return [replace(r, value=r.value / r.candidate.duration) for r in ranked]
+        if self._slope is None:  # summed by prompt id, so that the order of the parts does not matter
+            covariance = variance = 0.0
+            for prompt_id in sorted(self._sums):
+                covariance += self._sums[prompt_id][0]
+                variance += self._sums[prompt_id][1]
+            self._slope = covariance / variance if variance > 0 else 0.0
+        slope, spoken = self._slope, [r for r in ranked if not r.silent]
+        mean = math.fsum(r.candidate.duration for r in spoken) / len(spoken) if spoken else 0.0
+        return [r if r.silent else replace(r, value=r.value - slope * (r.candidate.duration - mean)) for r in ranked]
+
+
+def pairs_hash(records: Iterable[Pair | Completion]) -> str:
+    """Content hash of a set of pairs or completions, independent of their order: the sum of the hashes of all, so that
+    none has to be held."""
+    total = count = 0
+    for r in records:
+        content = ([r.pair_id, r.chosen.ids, r.rejected.ids, r.margin] if isinstance(r, Pair)
+                   else [r.completion_id, r.speech.ids, [], 0.0])
+        total, count = (total + int(stable_hash("pair", content), 16)) % 2**256, count + 1
+    return f"{PAIRS_HASH}{count}:{total:064x}"
 
 
 def is_held_out(prompt_id: str, share: float) -> bool:
@@ -225,32 +299,19 @@ def _in_the_words(better: _Ranked, worse: _Ranked) -> bool:
     return better.written > worse.written
 
 
-def _normalize_lengths(usable: dict[str, list[_Ranked]], cfg: PairsConfig) -> dict[str, list[_Ranked]]:
-    """Rank values with the effect of duration removed, if the config asks for it."""
-    if cfg.length_normalized == "off":
-        return usable
-    if cfg.length_normalized == "per_second":
-        return {
-            prompt_id: [replace(r, value=r.value / r.candidate.duration) for r in ranked]
-            for prompt_id, ranked in usable.items()
-        }
-    # Within-prompt slope: texts differ in length and difficulty, only siblings are comparable.
-    covariance = variance = 0.0
-    mean_of: dict[str, float] = {}
-    for prompt_id, ranked in usable.items():
-        spoken = [r for r in ranked if not r.silent]  # silence says nothing of how length pays
-        if not spoken:
-            continue
-        mean_of[prompt_id] = mean_s = math.fsum(r.candidate.duration for r in spoken) / len(spoken)
-        mean_v = math.fsum(r.value for r in spoken) / len(spoken)
-        covariance += math.fsum((r.candidate.duration - mean_s) * (r.value - mean_v) for r in spoken)
-        variance += math.fsum((r.candidate.duration - mean_s) ** 2 for r in spoken)
-    slope = covariance / variance if variance > 0 else 0.0
-    return {
-        prompt_id: [r if r.silent else replace(r, value=r.value - slope * (r.candidate.duration - mean_of[prompt_id]))
-                    for r in ranked]
-        for prompt_id, ranked in usable.items()
-    }
+def _length_sums(ranked: list[_Ranked]) -> tuple[float, float] | None:
+    """Covariance of duration and value within a prompt, and variance of duration, as sums; None where nothing was said.
+
+    Within prompts: texts differ in length and difficulty, only siblings are comparable. Silence says nothing of how
+    length pays.
+    """
+    spoken = [r for r in ranked if not r.silent]
+    if not spoken:
+        return None
+    mean_s = math.fsum(r.candidate.duration for r in spoken) / len(spoken)
+    mean_v = math.fsum(r.value for r in spoken) / len(spoken)
+    return (math.fsum((r.candidate.duration - mean_s) * (r.value - mean_v) for r in spoken),
+            math.fsum((r.candidate.duration - mean_s) ** 2 for r in spoken))
 
 
 def _choose(

@@ -26,8 +26,9 @@ class Browser:
 
 def browser(study: Study, *, pairs: int, audio_format: str, max_bytes: int) -> Browser:
     """Pairs at even distances, with speech as far as it fits into ``max_bytes``."""
-    every = [(run, item) for run in study.runs for item in run.pairs]
-    shown = spaced(every, pairs)
+    every = [(run, i) for run in study.runs for i in range(len(run.pairs))]
+    chosen = spaced(every, pairs)
+    shown = [(run, item) for run in study.runs for item in run.heard(run.pairs[i] for of, i in chosen if of is run)]
     speech = speech_of(shown, audio_format=audio_format, max_bytes=max_bytes)
     return Browser([_pair(run, item, speech) for run, item in shown], speech.clips, len(every), speech.notes)
 

@@ -15,6 +15,8 @@ BASE, TRAINED, ACCENT = "#8a6d3b", "#1f77b4", "#b03a5b"
 PALETTE = ("#2f7fc1", "#d1603d", "#3a9a63", "#a45cb5", "#c0961f", "#2aa5a0", "#d4578f", "#7d8a2e", "#6b78d6", "#a0694a",
            "#5d9bd1", "#b8535d")
 """Colors of variants: told apart on a white and on a black page."""
+MAX_POINTS = 1500
+"""Points of a scatter plot: more would weigh on the page and show no more."""
 Rows = list[dict[str, Any]]
 
 

@@ -28,7 +28,7 @@ KEPT = ("opus", "flac")
 """What kept speech ends in (audio.format)."""
 
 
-def spaced(items: list[T], count: int) -> list[T]:
+def spaced(items: Sequence[T], count: int) -> list[T]:
     """``count`` items at even distances."""
     if count >= len(items):
         return list(items)

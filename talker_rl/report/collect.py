@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from talker_rl.base.errors import DataError, StageError
+from talker_rl.base.lazy import Lazy
 from talker_rl.base.places import nearest_run
 from talker_rl.base.seals import verified
 from talker_rl.evaluation.ablation import read_table
 from talker_rl.older_keys import recorded
+from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
+from talker_rl.records.rows import to_row
 from talker_rl.records.score import ScoreRow
 from talker_rl.rounds import choice_stage, rounds_of
 from talker_rl.store.run_dir import read_manifest, stage_json
@@ -76,7 +79,30 @@ class Run:
     base: Rows = field(default_factory=list)
     """Evaluation rows of the model before training."""
     trained: list[Trained] = field(default_factory=list)
-    pairs: list[PairToHear] = field(default_factory=list)
+    pairs: Sequence[PairOf] = ()
+    """Of all rounds, each read when it is looked at."""
+
+    def heard(self, pairs: Iterable[PairOf]) -> list[PairToHear]:
+        """Some of its pairs with what was heard; only their candidates and scores are read."""
+        by_prefix: dict[str, list[Pair]] = {}
+        for pair, prefix in pairs:
+            by_prefix.setdefault(prefix, []).append(pair)
+        found: list[PairToHear] = []
+        for prefix, mine in by_prefix.items():
+            wanted = {candidate for pair in mine for candidate in (pair.chosen_id, pair.rejected_id)}
+            scores = {row.candidate_id: row for row in ShardFolder(self.path / f"{prefix}scores").where(
+                "candidate_id", wanted, ScoreRow)}
+            candidates = {row.candidate_id: to_row(row) for row in ShardFolder(self.path / f"{prefix}rollouts").where(
+                "candidate_id", wanted, Candidate)}
+            for pair in mine:
+                both = (pair.chosen_id, pair.rejected_id)
+                found.append(PairToHear(pair, {key: scores[key] for key in both if key in scores},
+                                        {key: candidates[key] for key in both if key in candidates}, prefix))
+        return found
+
+
+PairOf = tuple[Pair, str]
+"""A pair, and the prefix of its round's folders."""
 
 
 @dataclass
@@ -176,25 +202,13 @@ def _trained(
     )
 
 
-def _pairs(folder: Path, variants: Sequence[str], iterations: int) -> list[PairToHear]:
-    """Pairs of all rounds with scores and codes; in rounds of their own each variant has its own."""
-    found = []
+def _pairs(folder: Path, variants: Sequence[str], iterations: int) -> Sequence[PairOf]:
+    """Pairs of all rounds; in rounds of their own each variant has its own."""
+    found: list[tuple[Sequence[Pair], int, str]] = []
     for round_ in (one for index in range(1, iterations + 1) for one in rounds_of(sorted(variants), index)):
-        stage = folder / round_.prefix
-        pairs = ShardFolder(stage / "pairs").read_all(Pair)
-        if not pairs:
-            continue
-        wanted = {candidate for pair in pairs for candidate in (pair.chosen_id, pair.rejected_id)}
-        scores = {row.candidate_id: row for row in ShardFolder(stage / "scores").read_all(ScoreRow)
-                  if row.candidate_id in wanted}
-        candidates = {row["candidate_id"]: row for row in ShardFolder(stage / "rollouts").all_rows()
-                      if row["candidate_id"] in wanted}
-        for pair in pairs:
-            both = (pair.chosen_id, pair.rejected_id)
-            found.append(PairToHear(pair, {key: scores[key] for key in both if key in scores},
-                                    {key: candidates[key] for key in both if key in candidates},
-                                    round_.prefix))
-    return found
+        pairs = ShardFolder(folder / round_.prefix / "pairs").records(Pair)
+        found += [(pairs, i, round_.prefix) for i in range(len(pairs))]
+    return Lazy(len(found), lambda k: (found[k][0][found[k][1]], found[k][2]))
 
 
 def _shards(folder: Path) -> Rows:

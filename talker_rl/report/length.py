@@ -25,8 +25,6 @@ from talker_rl.report.studies import (
     step_curves,
 )
 
-MAX_POINTS = 1500
-"""Points of a scatter plot: more would weigh on the page and show no more."""
 SETS = {"held_out": ("held-out pairs", charts.TRAINED), "train": ("training pairs", charts.BASE),
         "samples": ("fresh samples", charts.ACCENT)}
 SUBSETS = {"chosen_longer": ("chosen longer", "#2f7fc1"), "chosen_shorter": ("chosen shorter", "#d1603d"),
@@ -157,7 +155,7 @@ def _reward_against_length(trained: list[Trained]) -> Figure:
             if not points:
                 continue
             label, color = SETS[name]
-            x, y = zip(*spaced(points, MAX_POINTS), strict=True)
+            x, y = zip(*spaced(points, charts.MAX_POINTS), strict=True)
             fig.add_scatter(x=x, y=y, mode="markers", name=label, legendgroup=name,
                             marker={"size": 5, "color": color, "opacity": 0.45})
             fit = fits.get(name)
@@ -214,8 +212,8 @@ def _heat_map(trained: list[Trained]) -> Figure:
 
 
 def _pair_lengths(run: Run, *, many: bool) -> Figure:
-    rows = [{"margin": item.pair.margin, "chosen_seconds": item.pair.chosen_seconds,
-             "rejected_seconds": item.pair.rejected_seconds} for item in spaced(run.pairs, MAX_POINTS)]
+    rows = [{"margin": pair.margin, "chosen_seconds": pair.chosen_seconds, "rejected_seconds": pair.rejected_seconds}
+            for pair, _ in spaced(run.pairs, charts.MAX_POINTS)]
     title = "Pairs trained on: margin against length"
     return Figure(f"{title}, {run.arm}" if many else title, one_view(charts.margin_against_length(rows)),
                   "this run holds no pairs", note=OF_PAIRS)

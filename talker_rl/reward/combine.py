@@ -25,6 +25,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -242,18 +243,57 @@ def remove_length(
 
     This needs all candidates: call it once on a finished set, never on a batch, or a score depends on its neighbors.
     """
+    fit, part = LengthSlope(), (rewards, durations, prompt_ids, silent)
+    fit.look(*part)
+    return fit.removed(*part), fit.slope
+
+
+class LengthSlope:
+    """:func:`remove_length` of a set that comes in parts, each with all candidates of its prompts: ``look`` at every
+    part, then ``removed`` of every part."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def look(
+        self, rewards: Sequence[float | None], durations: Sequence[float], prompt_ids: Sequence[str],
+        silent: Sequence[bool] | None = None,
+    ) -> None:
+        """Take in a part; arguments as of :func:`remove_length`."""
+        for prompt_id, members in _spoken(rewards, prompt_ids, silent).items():
+            d = _centered([durations[i] for i in members])
+            self._sums[prompt_id] = float(d @ _centered([rewards[i] for i in members])), float(d @ d)
+
+    @cached_property
+    def slope(self) -> float:
+        """Reward per second, of all parts; after this none may be added."""
+        found = [self._sums[prompt_id] for prompt_id in sorted(self._sums)]
+        spread = math.fsum(square for _, square in found)
+        return math.fsum(product for product, _ in found) / spread if spread > 1e-12 else 0.0
+
+    def removed(
+        self, rewards: Sequence[float | None], durations: Sequence[float], prompt_ids: Sequence[str],
+        silent: Sequence[bool] | None = None,
+    ) -> list[float | None]:
+        """The rewards of a part without what length pays."""
+        out = list(rewards)
+        for members in _spoken(rewards, prompt_ids, silent).values():
+            for i, off in zip(members, _centered([durations[i] for i in members]), strict=True):
+                out[i] = float(out[i] - self.slope * off)  # type: ignore[operator]
+        return out
+
+
+def _spoken(
+    rewards: Sequence[float | None], prompt_ids: Sequence[str], silent: Sequence[bool] | None
+) -> dict[str, list[int]]:
+    """Places of the candidates of each prompt that are fitted."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, (reward, prompt_id) in enumerate(zip(rewards, prompt_ids, strict=True)):
         if reward is not None and not (silent and silent[i]):
             groups[prompt_id].append(i)
-    deviation = np.zeros(len(rewards))
-    centered = np.zeros(len(rewards))
-    for members in groups.values():
-        d = np.array([durations[i] for i in members])
-        r = np.array([rewards[i] for i in members], dtype=np.float64)
-        deviation[members] = d - d.mean()
-        centered[members] = r - r.mean()
-    spread = float(deviation @ deviation)
-    slope = float(deviation @ centered) / spread if spread > 1e-12 else 0.0
-    out = [None if r is None else float(r - slope * deviation[i]) for i, r in enumerate(rewards)]
-    return out, slope
+    return groups
+
+
+def _centered(values: Sequence[Any]) -> np.ndarray:
+    found = np.array(values, dtype=np.float64)
+    return found - found.mean()

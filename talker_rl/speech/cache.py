@@ -7,15 +7,16 @@ content key each prompt was computed from, and of which family it is. A shard is
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from talker_rl.base.disk import replacing
 from talker_rl.base.errors import DataError
 from talker_rl.base.figures import count
 from talker_rl.base.ids import stable_hash
-from talker_rl.base.seals import seal, verified
+from talker_rl.base.seals import LIST, seal, verified
 from talker_rl.records.codec import FIRST
 from talker_rl.speech.files import map_tensors
 from talker_rl.speech.protocol import Conditioning
@@ -38,23 +39,32 @@ class ConditioningCache:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.damaged: list[Path] = []
-        self._entries: dict[str, dict[str, Any]] = {}
+        self._shard_of: dict[str, Path] = {}
         # a prompt that was computed again lies in two shards: the newest one counts
         for shard in sorted(self.folder.glob("*.safetensors"), key=lambda p: (p.stat().st_mtime_ns, p.name)):
             try:
                 if not strict:
                     verified(shard, fix=_FIX)
-                self._entries.update(_read_entries(shard))
+                self._take(shard)
             except DataError:
                 if strict:
                     raise
                 self.damaged.append(shard)
 
+    @classmethod
+    def opened(cls, folder: Path | str) -> ConditioningCache:
+        """A finished folder's, to read from: in a process that asks again and again, it is gone through once."""
+        times = tuple(path.stat().st_mtime_ns for path in (Path(folder), Path(folder) / LIST) if path.exists())
+        return _opened(str(folder), times)
+
+    def _take(self, shard: Path) -> None:
+        self._shard_of.update(dict.fromkeys(_read_entries(shard), shard))
+
     def __contains__(self, prompt_id: str) -> bool:
-        return prompt_id in self._entries
+        return prompt_id in self._shard_of
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._shard_of)
 
     def load(self, prompt_ids: Sequence[str] | None = None) -> dict[str, Any]:
         """Conditioning by prompt id; all of it without ``prompt_ids``. Tensors stay on disk until they are used.
@@ -62,21 +72,25 @@ class ConditioningCache:
         Raises:
             DataError: a prompt that is not stored, or a shard that can no longer be read.
         """
-        wanted = list(self._entries) if prompt_ids is None else list(dict.fromkeys(prompt_ids))
-        missing = [p for p in wanted if p not in self._entries]
+        found = self.mapping(prompt_ids)
+        made = {prompt_id: one for shard in found.shards for prompt_id, one in found.of(shard).items()}
+        return {prompt_id: made[prompt_id] for prompt_id in found}
+
+    def mapping(self, prompt_ids: Iterable[str] | None = None) -> Conditionings:
+        """Likewise, where each prompt's is made when it is looked at: for what grows with a run's prompts.
+
+        Raises:
+            DataError: a prompt that is not stored, or a shard whose content is not what was written.
+        """
+        wanted = list(self._shard_of) if prompt_ids is None else list(dict.fromkeys(prompt_ids))
+        missing = [p for p in wanted if p not in self._shard_of]
         if missing:
             raise DataError(
                 f"{count(len(missing), 'prompt has', 'prompts have')} no conditioning, the first is {missing[0]}",
                 where=str(self.folder),
                 fix="run the conditioning stage again",
             )
-        out: dict[str, Any] = {}
-        by_shard: dict[Path, list[str]] = {}
-        for prompt_id in wanted:
-            by_shard.setdefault(self._entries[prompt_id]["shard"], []).append(prompt_id)
-        for shard, ids in by_shard.items():
-            out.update(_read_shard(shard, {i: self._entries[i] for i in ids}))
-        return {p: out[p] for p in wanted}
+        return Conditionings({p: self._shard_of[p] for p in wanted})
 
     def put(self, items: Sequence[tuple[Conditioning, str]]) -> Path:
         """Write one shard of (conditioning, key); the file appears whole or not at all.
@@ -91,22 +105,71 @@ class ConditioningCache:
     def adopt(self, shard: Path) -> None:
         """Take in what :func:`write_shard` wrote into the folder, wherever it did."""
         seal(self.folder, [shard.name])
-        self._entries.update(_read_entries(shard))
+        self._take(shard)
 
     @property
     def size(self) -> int:
         """Bytes of the shards on disk."""
-        return sum(shard.stat().st_size for shard in {entry["shard"] for entry in self._entries.values()})
+        return sum(shard.stat().st_size for shard in set(self._shard_of.values()))
 
     def keys(self, prompt_ids: Sequence[str]) -> dict[str, str]:
         """The key that each prompt was computed from, of those that are stored."""
-        return {i: self._entries[i]["key"] for i in prompt_ids if i in self._entries}
+        known = [i for i in prompt_ids if i in self._shard_of]
+        entries = {shard: _read_entries(shard) for shard in {self._shard_of[i] for i in known}}
+        return {i: entries[self._shard_of[i]][i]["key"] for i in known}
 
     def drop_damaged(self) -> None:
         """Remove shards that cannot be read; their prompts are computed again."""
         for shard in self.damaged:
             shard.unlink(missing_ok=True)
         self.damaged = []
+
+
+class Conditionings(Mapping[str, Any]):
+    """Conditioning by prompt id, made when it is looked at; the last ones stay. Their tensors lie on disk.
+
+    Args:
+        shard_of: the file of each prompt.
+
+    Raises:
+        DataError: the content of a file is not what was written.
+    """
+
+    KEPT: ClassVar = 1024
+    """Prompts."""
+
+    def __init__(self, shard_of: Mapping[str, Path]) -> None:
+        self._shard_of = shard_of
+        self.shards = list(dict.fromkeys(shard_of.values()))
+        for shard in self.shards:
+            verified(shard, fix=_FIX)
+        self._entries = lru_cache(maxsize=16)(_read_entries)
+        self._made = lru_cache(maxsize=self.KEPT)(self._make)
+
+    def _make(self, prompt_id: str) -> Any:
+        shard = self._shard_of[prompt_id]
+        return _read_shard(shard, {prompt_id: self._entries(shard)[prompt_id]})[prompt_id]
+
+    def of(self, shard: Path) -> dict[str, Any]:
+        """Those of a file, at once."""
+        return _read_shard(shard, {i: entry for i, entry in self._entries(shard).items()
+                                   if self._shard_of.get(i) == shard})
+
+    def __getitem__(self, prompt_id: str) -> Any:
+        if prompt_id not in self._shard_of:
+            raise KeyError(prompt_id)
+        return self._made(prompt_id)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shard_of)
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+
+@lru_cache(maxsize=2)
+def _opened(folder: str, times: tuple[int, ...]) -> ConditioningCache:
+    return ConditioningCache(folder, strict=True)
 
 
 def write_shard(folder: Path, items: Sequence[tuple[Conditioning, str]]) -> Path:
@@ -144,12 +207,11 @@ def _read_entries(shard: Path) -> dict[str, dict[str, Any]]:
         raise DataError(
             f"a conditioning shard cannot be read ({error}); it may be truncated", where=str(shard), fix=_FIX
         ) from error
-    return {prompt_id: {**entry, "shard": shard, "tensors": names.get(prompt_id, [])}
+    return {prompt_id: {**entry, "tensors": names.get(prompt_id, [])}
             for prompt_id, entry in entries.items()}
 
 
 def _read_shard(shard: Path, entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    verified(shard, fix=_FIX)
     try:
         tensors = map_tensors(shard, [f"{i}.{name}" for i, e in entries.items() for name in e["tensors"]])
         return {

@@ -96,7 +96,7 @@ def verb(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Heard:
-    """What was sampled of a round's prompts, and what the recognizer heard."""
+    """What was sampled of some prompts of a round, and what the recognizer heard."""
 
     config: RunConfig
     candidates: Sequence[Candidate]
@@ -133,8 +133,8 @@ class Heard:
         return found
 
 
-def heard_in(folder: Path, config: RunConfig, prefix: str = "") -> Heard:
-    """What was sampled and heard in a run's folder, of the round whose stages have this prefix.
+def heard_in(folder: Path, config: RunConfig, pairs: Iterable[Pair], prefix: str = "") -> Heard:
+    """What was sampled and heard of some pairs in a run's folder, of the round whose stages have this prefix.
 
     Raises:
         DataError: a shard is damaged, or the prompts are not there.
@@ -145,9 +145,12 @@ def heard_in(folder: Path, config: RunConfig, prefix: str = "") -> Heard:
     from talker_rl.records.score import ScoreRow
     from talker_rl.store.shards import ShardFolder
 
-    return Heard(config, ShardFolder(folder / f"{prefix}rollouts").read_all(Candidate),
-                 ShardFolder(folder / f"{prefix}scores").read_all(ScoreRow),
-                 ShardFolder(folder / "prompts").read(SETS.index("train"), Prompt))
+    spoken = {candidate for pair in pairs for candidate in (pair.chosen_id, pair.rejected_id)}
+    prompts = {pair.prompt_id for pair in pairs}
+    return Heard(config, ShardFolder(folder / f"{prefix}rollouts").where("candidate_id", spoken, Candidate),
+                 ShardFolder(folder / f"{prefix}scores").where("candidate_id", spoken, ScoreRow),
+                 [p for p in ShardFolder(folder / "prompts").records(Prompt, SETS.index("train"))
+                  if p.prompt_id in prompts])
 
 
 def read_pairs(folder: Path, config: RunConfig, most: int | None = None) -> tuple[list[Both], int]:
@@ -164,11 +167,11 @@ def read_pairs(folder: Path, config: RunConfig, most: int | None = None) -> tupl
     from talker_rl.report.clips import spaced
     from talker_rl.store.shards import ShardFolder
 
-    pairs = ShardFolder(folder / "pairs").read_all(Pair)
-    if not pairs:
+    stored = ShardFolder(folder / "pairs").records(Pair)
+    if not stored:
         raise StageError("This run has no pairs yet", where=str(folder), fix=f"talker-rl pair --run-dir {folder}")
-    pairs = pairs if most is None else spaced(pairs, most)
-    found = heard_in(folder, config).sides(pairs)
+    pairs = spaced(stored, len(stored) if most is None else most)
+    found = heard_in(folder, config, pairs).sides(pairs)
     if not found:
         raise StageError("No pair has a time for each word that was heard", where=str(folder / "scores"), fix=NO_TIMES)
     return found, len(pairs) - len(found)
@@ -213,13 +216,9 @@ def is_own(loss: Mapping[str, Any]) -> bool:
     return any(part.type == "custom" for part in parts_of(parse_loss(loss)))
 
 
-def warn(ctx: Context, round_: Round, made: tuple[Sequence[Pair], Heard] | None = None) -> None:
+def warn(ctx: Context, round_: Round) -> None:
     """Say which of a round's variants would push the stop down: once an invocation, where its pairs are made, else
-    before it trains on them. Functions of the user's own are not asked.
-
-    Args:
-        made: pairs, and what was heard, where they were just made; None: those of the run.
-    """
+    before it trains on them. Functions of the user's own are not asked."""
     from talker_rl.diagnostics.anatomy import anatomy
     from talker_rl.records.pair import Pair
     from talker_rl.report.clips import spaced
@@ -233,8 +232,8 @@ def warn(ctx: Context, round_: Round, made: tuple[Sequence[Pair], Heard] | None 
         return
     sides: list[Both] = []
     with contextlib.suppress(DataError):  # training needs neither candidates nor scores: who does will say it
-        pairs, heard = made or (ctx.shards(stage).read_all(Pair), heard_in(ctx.run.path, ctx.config, round_.prefix))
-        sides = heard.sides(spaced(list(pairs), PAIRS_ASKED))
+        pairs = spaced(ctx.shards(stage).records(Pair), PAIRS_ASKED)
+        sides = heard_in(ctx.run.path, ctx.config, pairs, round_.prefix).sides(pairs)
     for line in warnings({name: anatomy(loss, [both for _, both in sides]) for name, loss in losses.items()}):
         ctx.say(f"{stage}: {line}")
 

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from talker_rl.base.disk import read_json, write_json
 from talker_rl.base.figures import count
+from talker_rl.base.lazy import picked
 from talker_rl.base.processes import WorkerPool, device_list, device_name
 from talker_rl.base.progress import bar
 from talker_rl.base.seals import seal
 from talker_rl.config import RunConfig
 from talker_rl.data.speaker_settings import SETS
 from talker_rl.records.prompt import Prompt
-from talker_rl.records.rows import from_row
 from talker_rl.stages import inputs
 from talker_rl.stages.legs import Leg, flow
 from talker_rl.store.run_dir import RunDir
@@ -78,11 +78,14 @@ class Context:
         if files:
             seal(self.run.path / "audio" / stage, files)
 
-    def prompts(self, which: str) -> list[Prompt]:
-        """Prompts of a set that the model can speak (conditioning may have skipped some)."""
+    def prompts(self, which: str) -> Sequence[Prompt]:
+        """Prompts of a set that the model can speak (conditioning may have skipped some), each read when it is looked
+        at."""
         self.run.content("prompts")
-        rows, skipped = self.shards("prompts").rows(SETS.index(which)), self.skipped_prompts()
-        return [from_row(Prompt, row) for row in rows if row["prompt_id"] not in skipped]
+        found, skipped = self.shards("prompts").records(Prompt, SETS.index(which)), self.skipped_prompts()
+        if not skipped:
+            return found
+        return picked(found, [i for i, name in enumerate(found.column("prompt_id")) if name not in skipped])
 
     def skipped_prompts(self) -> dict[str, Any]:
         """Prompt id -> why the conditioning stage left it out: what, where, fix."""

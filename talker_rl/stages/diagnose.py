@@ -111,7 +111,7 @@ class _Variant:
         policies: dict[int, Path | None] = {**list_checkpoints(ctx.run.path / self.trained)}
         policies[0] = self.start
         step = int(read_json(ctx.run.path / self.choice / "choice.json")["step"])
-        found = live_pairs(ctx, self.trained) if live else ctx.shards(self.pairs_stage).read(0, Pair)
+        found = live_pairs(ctx, self.trained) if live else ctx.shards(self.pairs_stage).records(Pair)
         self.pairs = some_pairs(found, ctx.config.checkpoint.held_out_share)
         with timed() as seconds:
             pairs = self._pairs(policies, step)
@@ -201,7 +201,7 @@ class _Variant:
                         "shows where credit falls"]
         if is_own(self.cfg.loss):
             return {}, ["anatomy: a loss of one's own is not asked what it pushes on"]
-        both = heard_in(self.ctx.run.path, self.ctx.config, self.round.prefix).sides(self.pairs)
+        both = heard_in(self.ctx.run.path, self.ctx.config, self.pairs, self.round.prefix).sides(self.pairs)
         if not both:
             return {}, ["anatomy: no pair has a time for each word that was heard"]
         notes = [f"anatomy: {count(len(self.pairs) - len(both), 'pair is', 'pairs are')} left out, without a time for "
@@ -268,12 +268,11 @@ class _Variant:
 
 def some_pairs(pairs: Sequence[Pair], held_out_share: float, count: int = MAX_PAIRS) -> list[Pair]:
     """At most ``count`` pairs, drawn by their ids, half of them held out where so many are; in their order."""
-    drawn = sorted(pairs, key=lambda pair: derive_seed("diagnostics", pair.pair_id))
-    held_out = [p.pair_id for p in drawn if is_held_out(p.prompt_id, held_out_share)]
-    train = [p.pair_id for p in drawn if not is_held_out(p.prompt_id, held_out_share)]
+    drawn = sorted((derive_seed("diagnostics", p.pair_id), i, is_held_out(p.prompt_id, held_out_share))
+                   for i, p in enumerate(pairs))
+    held_out, train = ([i for _, i, held in drawn if held is side] for side in (True, False))
     shares = max(count // 2, count - len(train)), max(count - count // 2, count - len(held_out))
-    kept = {*held_out[: shares[0]], *train[: shares[1]]}
-    return [pair for pair in pairs if pair.pair_id in kept]
+    return [pairs[i] for i in sorted([*held_out[: shares[0]], *train[: shares[1]]])]
 
 
 def _sequences(candidates: list[Row]) -> list[tuple[str, Speech]]:

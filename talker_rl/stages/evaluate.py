@@ -120,7 +120,7 @@ def _variant(
     prompts = ctx.prompts("eval")
     parts = chunks(prompts, ctx.config.rollouts.shard_size)
     model = ctx.config.model.model_copy(update={"talker": talker} if talker else None)
-    audio = tasks.audio_spec(ctx, stage, [p.prompt_id for p in prompts])
+    audio = tasks.audio_spec(ctx, stage, prompts)
 
     def task(i: int) -> worker.Task:
         return worker.Task(model, tasks.sampling(ctx, stage, policy, "eval", parts[i], cfg.seeds, sampling),

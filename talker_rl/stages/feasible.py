@@ -231,9 +231,14 @@ def advice(
         key: what ranked them.
         minimum: the setting that asks for a least rank value.
     """
-    rows = list(scores)
     by_prompt: dict[str, list[float]] = {}
-    for row in rows:
+    codes: Counter[str] = Counter()
+    messages: dict[str, str] = {}
+    for row in scores:
+        if row.status != "ok":
+            code = row.error_code or "unknown"
+            codes[code] += 1
+            messages.setdefault(code, row.error_message or "")
         if (value := rank_value(row, key)) is not None:
             by_prompt.setdefault(row.prompt_id, []).append(value)
     widest = max((max(v) - min(v) for v in by_prompt.values()), default=0.0)
@@ -243,17 +248,15 @@ def advice(
     facts = {"limit": limit, "seconds": limit / rate, "margin": config.pairs.margin, "minimum": minimum,
              "widest": f"{widest:.3g}" + " (all are equal)" * (widest == 0), "best": f"{best:.3g}"}
     found = [(reason, count) for reason, count in Counter(dict(reasons)).most_common() if count]
-    fixes = [_failures(rows, key) if reason == "all_failed" else _FIXES[reason].format(**facts)
+    fixes = [_failures(codes, messages, key) if reason == "all_failed" else _FIXES[reason].format(**facts)
              for reason, _ in found[:2] if reason == "all_failed" or reason in _FIXES]
     told = "; ".join(f"{count} x {REASONS.get(reason, reason)}" for reason, count in found)
     return told or "there is no prompt", "; ".join(fixes) or "look at the stages before this one"
 
 
-def _failures(rows: Sequence[ScoreRow], key: str) -> str:
+def _failures(codes: Counter[str], messages: Mapping[str, str], key: str) -> str:
     """Why scores failed, the most frequent code first."""
-    codes = Counter(row.error_code or "unknown" for row in rows if row.status != "ok")
     if not codes:
         return f"rank by another component: {key} has no value for any candidate"
     code, count = codes.most_common(1)[0]
-    message = next(row.error_message for row in rows if row.error_code == code) or ""
-    return f"mend what made scores fail: {count} x {code} ({message[:120]})"
+    return f"mend what made scores fail: {count} x {code} ({messages[code][:120]})"

@@ -60,7 +60,7 @@ def force(task: ForceTask) -> list[list[Forced]]:
 
     generator = generator_of(task.model)
     prompt_ids = sorted({prompt_id for prompt_id, _ in task.sequences})
-    stored = ConditioningCache(task.conditioning, strict=True).load(prompt_ids)
+    stored = ConditioningCache.opened(task.conditioning).load(prompt_ids)
     examples = [TalkerSequence(stored[prompt_id], speech) for prompt_id, speech in task.sequences]
     found = []
     for weights in task.policies:

@@ -33,7 +33,7 @@ def make(ctx: Context, variant: str) -> dict[str, Any] | None:
         return None
     stage, last = f"likelihood/{variant}", ctx.config.iterations
     source, choice = Round(1).data_stage(cfg.data), choice_stage(variant, last)
-    completions = [c for c in ctx.shards(source).read(0, Completion) if is_held_out(c.prompt_id, share)]
+    completions = [c for c in ctx.shards(source).records(Completion) if is_held_out(c.prompt_id, share)]
     if not completions:
         return None
     key = STAGE.begin(ctx.run, ctx.config, stage, {

@@ -1,7 +1,8 @@
-"""Pairs: chosen and rejected of each prompt, as one shard and as a Hugging Face preference dataset."""
+"""Pairs: chosen and rejected of each prompt, in shards and as a Hugging Face preference dataset."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from talker_rl.base.file_hash import cached_hash
 from talker_rl.config import RunConfig
 from talker_rl.losses.config import parse_loss, parts_of
 from talker_rl.planning.sizes import per_round
-from talker_rl.records.candidate import Candidate
 from talker_rl.records.pair import Pair
 from talker_rl.records.token_classes import CLASSES
 from talker_rl.rounds import Round
@@ -19,10 +19,11 @@ from talker_rl.stages import anatomy
 from talker_rl.stages.context import Context
 from talker_rl.stages.feasible import advice
 from talker_rl.stages.inputs import model_input
-from talker_rl.stages.rollouts import prompts_of
-from talker_rl.stages.scores import load_scores
+from talker_rl.stages.scores import Scored
 from talker_rl.stages.stage import Stage, Step
 from talker_rl.store.run_dir import timed
+from talker_rl.store.shards import ShardFolder
+from talker_rl.store.sorting import Sorted, write
 
 
 def make(ctx: Context, round_: Round) -> None:
@@ -34,7 +35,7 @@ def make(ctx: Context, round_: Round) -> None:
     """
     from talker_rl.data.export import export_pairs
     from talker_rl.data.import_pairs import import_votes
-    from talker_rl.data.pairs import REASONS, select_pairs
+    from talker_rl.data.pairs import REASONS
 
     if None not in round_.data(ctx.config):
         return
@@ -50,57 +51,83 @@ def make(ctx: Context, round_: Round) -> None:
     by_class = any(getattr(part, "token_weights", None) for loss in losses for part in parts_of(parse_loss(loss)))
     folder = ctx.shards(stage, STAGE.begin(ctx.run, ctx.config, stage, inputs, {"token_classes": True} if by_class else
                                            None))
-    if ctx.run.is_done(stage) and folder.has(0):
+    if ctx.run.is_done(stage) and not folder.missing(max(1, len(folder))):
         return
     with timed() as seconds:
-        prompts = prompts_of(ctx, round_.index)
-        candidates = ctx.shards(sources[0]).read_all(Candidate)
-        scores = load_scores(ctx, round_)
+        scored = Scored(ctx, round_)
         if votes is not None:
-            pairs, reasons = import_votes(votes, prompts, candidates)
+            pairs, reasons = import_votes(votes, scored.prompts, scored.candidates())
+            told = _with_classes(pairs, anatomy.heard_in(ctx.run.path, ctx.config, pairs, round_.prefix)) \
+                if by_class else pairs
+            _tell_classes(ctx, write(folder, [told], Pair), len(pairs) - len(told))
         else:
-            pairs, reasons = select_pairs(prompts, candidates, scores, ctx.config.pairs)
+            reasons = _select(ctx, scored, folder, by_class)
         source = "prompt" if votes is None else "vote"
         for reason, n in sorted(reasons.items()):
             if n:
                 ctx.say(f"{stage}: {count(n, f'{source} gives', f'{source}s give')} no pair: "
                         f"{REASONS.get(reason, reason)}")
-        if not pairs and votes is not None:
+        found = folder.records(Pair)
+        if not found and votes is not None:
             raise StageError("No prompt gives a pair", where=str(ctx.run.path / stage),
                              fix="vote for one side of some pairs")
-        if not pairs:
-            why, fix = advice(ctx.config, reasons, scores, ctx.config.pairs.reward_key, "pairs.min_chosen_reward")
+        if not found:
+            why, fix = advice(ctx.config, reasons, scored.scores(), ctx.config.pairs.reward_key,
+                              "pairs.min_chosen_reward")
             raise StageError(f"No prompt gives a pair ({why})", where=str(ctx.run.path / stage), fix=fix)
-        heard = anatomy.Heard(ctx.config, candidates, scores, prompts)
-        if by_class:
-            pairs = _with_classes(ctx, pairs, heard)
-        folder.write(0, pairs, Pair)
-        export_pairs(pairs, ctx.run.path / stage, prompts=prompts, reasons=reasons,
+        export_pairs(found, ctx.run.path / stage, prompts=scored.prompts, reasons=reasons,
                      source={"run": ctx.config.name, **model_input(ctx.config)})
-    shorter = sum(p.chosen_seconds < p.rejected_seconds for p in pairs) / len(pairs)
-    ctx.say(f"{stage}: {count(len(pairs), 'pair')} of {count(len(prompts), 'prompt')}, mean margin "
-            f"{sum(p.margin for p in pairs) / len(pairs):.3f}, chosen is shorter in {shorter:.0%}")
-    anatomy.warn(ctx, round_, (pairs, heard))
+    shorter = sum(c < r for c, r in zip(*map(found.column, ("chosen_seconds", "rejected_seconds")), strict=True))
+    ctx.say(f"{stage}: {count(len(found), 'pair')} of {count(len(scored.prompts), 'prompt')}, mean margin "
+            f"{sum(found.column('margin')) / len(found):.3f}, chosen is shorter in {shorter / len(found):.0%}")
+    anatomy.warn(ctx, round_)
     ctx.run.finish(stage, content=folder.content(), seconds=seconds[0],
-                   counts={"pairs": len(pairs), "prompts": len(prompts), "no_pair": dict(reasons)})
+                   counts={"pairs": len(found), "prompts": len(scored.prompts), "no_pair": dict(reasons)})
 
 
-def _with_classes(ctx: Context, pairs: list[Pair], heard: anatomy.Heard) -> list[Pair]:
-    """Pairs that say what each of their tokens is, for losses with ``token_weights``.
+def _select(ctx: Context, scored: Scored, folder: ShardFolder, by_class: bool) -> dict[str, int]:
+    """Choose pairs shard by shard and write them, sorted by prompt id; prompts that gave none by reason."""
+    from talker_rl.data.pairs import PairSelection
+
+    selection = PairSelection(ctx.config.pairs)
+    if selection.looks:
+        for part in scored:
+            selection.look(*part)
+    rank = {name: i for i, name in enumerate(sorted(p.prompt_id for p in scored.prompts))}
+    without = 0
+    with Sorted(Pair, lambda pair: rank[pair.prompt_id], len(rank), folder.path) as chosen:
+        for prompts, candidates, scores in scored:
+            pairs = selection.choose(prompts, candidates, scores)
+            if by_class:
+                chosen.add(told := _with_classes(pairs, anatomy.Heard(ctx.config, candidates, scores, prompts)))
+                without += len(pairs) - len(told)
+            else:
+                chosen.add(pairs)
+        written = write(folder, (selection.finish(part) for part in chosen.parts()), Pair)
+    if by_class:
+        _tell_classes(ctx, written, without)
+    return dict(sorted(Counter(selection.reason_of.values()).items()))
+
+
+def _with_classes(pairs: list[Pair], heard: anatomy.Heard) -> list[Pair]:
+    """Pairs that say what each of their tokens is, for losses with ``token_weights``: those of which it can be told."""
+    return [replace(pair, chosen_classes=[CLASSES.index(kind) for kind in chosen.classes],
+                    rejected_classes=[CLASSES.index(kind) for kind in rejected.classes])
+            for pair, (chosen, rejected) in heard.sides(pairs)]
+
+
+def _tell_classes(ctx: Context, told: int, without: int) -> None:
+    """Say of how many pairs it cannot be told what their tokens are.
 
     Raises:
-        StageError: of none it can be told.
+        StageError: of none it can.
     """
-    out = [replace(pair, chosen_classes=[CLASSES.index(kind) for kind in chosen.classes],
-                   rejected_classes=[CLASSES.index(kind) for kind in rejected.classes])
-           for pair, (chosen, rejected) in heard.sides(pairs)]
-    if not out:
+    if without and not told:
         raise StageError("No pair has a time for each word that was heard, which token_weights need",
                          where=str(ctx.run.path / "scores"), fix=f"{anatomy.NO_TIMES}, or leave token_weights out")
-    if len(out) < len(pairs):
-        ctx.say(f"pairs: {count(len(pairs) - len(out), 'pair is', 'pairs are')} left out: without a time for each word "
+    if without:
+        ctx.say(f"pairs: {count(without, 'pair is', 'pairs are')} left out: without a time for each word "
                 "token_weights cannot tell what its tokens say")
-    return out
 
 
 def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:

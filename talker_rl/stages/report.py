@@ -19,6 +19,7 @@ from talker_rl.records.pair import Completion, Pair
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.rows import from_row
 from talker_rl.records.score import ScoreRow
+from talker_rl.report import charts
 from talker_rl.report.clips import spaced
 from talker_rl.report.html import embedded
 from talker_rl.report.model import Clip, Comparison, ReportData
@@ -32,7 +33,6 @@ from talker_rl.stages import online_report, worker
 from talker_rl.stages.context import Context
 from talker_rl.stages.evaluate import best_variant, eval_candidates, eval_rows
 from talker_rl.stages.inputs import model_input
-from talker_rl.stages.scores import load_scores
 from talker_rl.stages.stage import Stage, Step
 
 
@@ -62,7 +62,8 @@ def collect(ctx: Context) -> ReportData:
                     continue
                 stage = round_.data_stage(data)
                 counts = ctx.run.stages[stage]["counts"]
-                pairs += ctx.shards(stage).rows(0) if data is None else []
+                if data is None:
+                    pairs += ctx.shards(stage).all_rows(["margin", "chosen_seconds", "rejected_seconds"])
                 for reason, count in counts["no_pair" if data is None else "no_completion"].items():
                     skipped[reason] = skipped.get(reason, 0) + count
     log = read_log(ctx.run.path / "train" / variant / "log.jsonl")
@@ -74,7 +75,7 @@ def collect(ctx: Context) -> ReportData:
         trained_rows=trained,
         train_log=log,
         dev_log=choice["checkpoints"],
-        pairs=pairs,
+        pairs=spaced(pairs, charts.MAX_POINTS),
         skipped={reason: count for reason, count in skipped.items() if count},
         before_after=_before_after(ctx, variant, base, trained),
         pair_clips=_trained_on(ctx, variant),
@@ -120,14 +121,13 @@ def _trained_on(ctx: Context, variant: str) -> list[Comparison]:
     if data is None:
         sides = [(p, [("chosen", p.chosen_id, p.chosen_reward, p.chosen_seconds),
                       ("rejected", p.rejected_id, p.rejected_reward, p.rejected_seconds)])
-                 for p in spaced(folder.read(0, Pair), ctx.config.report.pairs)]
+                 for p in spaced(folder.records(Pair), ctx.config.report.pairs)]
     else:
         sides = [(c, [("imitated", c.origin, c.reward, c.seconds)])
-                 for c in spaced(folder.read(0, Completion), ctx.config.report.pairs)]
+                 for c in spaced(folder.records(Completion), ctx.config.report.pairs)]
     wanted = {candidate for _, clips in sides for _, candidate, _, _ in clips}
-    found = [from_row(Candidate, row) for row in ctx.shards("rollouts").all_rows()
-             if row["candidate_id"] in wanted]
-    scores: dict[str, ScoreRow] = {r.candidate_id: r for r in load_scores(ctx, first) if r.candidate_id in wanted}
+    found = ctx.shards("rollouts").where("candidate_id", wanted, Candidate)
+    scores = {r.candidate_id: r for r in ctx.shards(first.stage("scores")).where("candidate_id", wanted, ScoreRow)}
     sounds = _decode(ctx, ctx.prompts("train"), found)
     return [
         Comparison(record.text, record.speaker, [
@@ -161,7 +161,7 @@ def _spans(row: EvalRow) -> list[tuple[float, float]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _decode(ctx: Context, prompts: list[Prompt], candidates: list[Candidate]) -> dict[str, Any]:
+def _decode(ctx: Context, prompts: Sequence[Prompt], candidates: list[Candidate]) -> dict[str, Any]:
     """The speech that was judged, decoded again: same codes, same seeds, same sound."""
     cfg = ctx.config
     if not (candidates and prompts):

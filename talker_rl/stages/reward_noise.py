@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from talker_rl.base.disk import read_json
@@ -43,9 +44,10 @@ def make(ctx: Context, decodes: int) -> dict[str, Any]:
     inputs = ctx.contents(live or "rollouts") | {"reward": ctx.scorer_input("recognizer")} | model_input(ctx.config)
     key = STAGE.begin(ctx.run, ctx.config, NAME, inputs, {"decodes": decodes, "candidates": CANDIDATES})
     place = ctx.run.path / (f"{live}/online/rollouts" if live else "rollouts")
-    rollouts = ShardFolder(place).read_all(Candidate)
-    able = [c for c in rollouts if c.codes and c.end_reason in ("eos", "max_tokens")][:CANDIDATES]
-    prompts = {p.prompt_id: p for p in prompts_of(ctx, 1)}
+    able = list(islice((c for c in ShardFolder(place).records(Candidate)
+                        if c.codes and c.end_reason in ("eos", "max_tokens")), CANDIDATES))
+    said = {c.prompt_id for c in able}
+    prompts = {p.prompt_id: p for p in prompts_of(ctx, 1) if p.prompt_id in said}
     parts = chunks(able, ctx.config.rollouts.shard_size)
     work = [(decode, part) for decode in range(decodes) for part in parts]
 

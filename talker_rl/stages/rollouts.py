@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from talker_rl.base.figures import count
 from talker_rl.config import RunConfig
 from talker_rl.planning import cost, memory
@@ -20,7 +22,7 @@ from talker_rl.stages.stage import MODEL, Stage, Step
 from talker_rl.store.shards import ShardFolder, chunks
 
 
-def prompts_of(ctx: Context, index: int) -> list[Prompt]:
+def prompts_of(ctx: Context, index: int) -> Sequence[Prompt]:
     """Train prompts of a round."""
     prompts = ctx.prompts("train")
     per_round = ctx.config.rollouts.prompts_per_round
@@ -70,7 +72,7 @@ def finish(ctx: Context, leg: Leg, seconds: float) -> None:
         return
     reasons: dict[str, int] = {}
     spoken, prompts, codec = 0.0, set(), codec_of(ctx.config.model)
-    for row in leg.folder.all_rows():
+    for row in leg.folder.all_rows(["end_reason", "codes", "prompt_id"]):
         reasons[row["end_reason"]] = reasons.get(row["end_reason"], 0) + 1
         spoken += codec.seconds(row["codes"])
         prompts.add(row["prompt_id"])

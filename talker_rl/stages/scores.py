@@ -15,6 +15,7 @@ from talker_rl.planning import cost, memory
 from talker_rl.planning.forecast import Job, Part, heard
 from talker_rl.planning.sizes import per_round
 from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow, nothing_recognized
 from talker_rl.rounds import Round
 from talker_rl.stages import rollouts, tasks, worker
@@ -23,7 +24,7 @@ from talker_rl.stages.inputs import model_input
 from talker_rl.stages.legs import Leg, describe
 from talker_rl.stages.rollouts import prompts_of, sampled
 from talker_rl.stages.stage import MODEL, REWARD, Stage, Step
-from talker_rl.store.shards import ShardFolder
+from talker_rl.store.shards import ShardFolder, chunks
 
 
 def make(ctx: Context, round_: Round) -> None:
@@ -91,13 +92,14 @@ def _leg(
     """The stage's work, as a leg of a flow."""
     stage = round_.stage("scores")
     prompts = prompts_of(ctx, round_.index)
-    by_id = {p.prompt_id: p for p in prompts}
-    audio = tasks.audio_spec(ctx, stage, [p.prompt_id for p in prompts])
+    parts = chunks(prompts, ctx.config.rollouts.shard_size)
+    audio = tasks.audio_spec(ctx, stage, prompts)
     total = len(prompts) * ctx.config.rollouts.num_candidates
     failures: Counter[str | None] = Counter()
 
     def task(i: int) -> worker.Task:
         candidates = source.read(i, Candidate)
+        by_id = {p.prompt_id: p for p in parts[i]}
         asked = tasks.judging(ctx, tasks.of_candidates(by_id, candidates), audio=audio)
         return worker.Task(ctx.config.model, judging=asked, candidates=candidates)
 
@@ -111,10 +113,14 @@ def _leg(
 
 def _finish(ctx: Context, leg: Leg, seconds: float) -> None:
     """Mark the stage as done, and tell what came out where something was made."""
-    done = leg.folder.read_all(ScoreRow)
     failures: Counter[str | None] = Counter()
-    _count_failures(ctx, leg.stage, done, failures, len(done))
-    rewards = [r.reward for r in done if r.reward is not None]
+    failed: list[ScoreRow] = []
+    rewards: list[float] = []
+    for i in range(leg.count):
+        done = leg.folder.read(i, ScoreRow)
+        failed += [r for r in done if r.status == "failed"]
+        rewards += [r.reward for r in done if r.reward is not None]
+    _count_failures(ctx, leg.stage, failed, failures, sum(leg.folder.row_count(i) for i in range(leg.count)))
     if leg.rows or not ctx.run.is_done(leg.stage):
         ctx.say(f"{leg.stage}: {count(len(rewards), 'score')}, mean reward "
                 f"{written(sum(rewards) / max(1, len(rewards)))}, "
@@ -156,26 +162,58 @@ def _count_failures(
         )
 
 
-def load_scores(ctx: Context, round_: Round) -> list[ScoreRow]:
-    """Score rows of a round; with reward.remove_length their rewards without the dependence on duration.
+class Scored:
+    """Candidates and scores of a round, shard by shard: (prompts, candidates, scores) of the same prompts. Can be gone
+    through again and again, and nothing is held.
 
-    That slope is fitted over the whole finished set, so it is applied when scores are read, never shard by shard; the
-    raw reward stays in the shards and in the component ``reward_raw``.
+    With reward.remove_length rewards are without their dependence on duration. That slope is fitted over the whole
+    finished set, so it is applied when scores are read, never when a shard is made; the raw reward stays in the shards
+    and in the component ``reward_raw``.
     """
-    rows = ctx.shards(round_.stage("scores")).read_all(ScoreRow)
-    if not ctx.config.reward.remove_length:
-        return rows
-    from talker_rl.reward.combine import remove_length
 
-    candidates = ctx.shards(round_.stage("rollouts")).read_all(Candidate)
+    def __init__(self, ctx: Context, round_: Round) -> None:
+        self._candidates, self._scores = ctx.shards(round_.stage("rollouts")), ctx.shards(round_.stage("scores"))
+        self.prompts = prompts_of(ctx, round_.index)
+        """All of them."""
+        self._parts = chunks(self.prompts, ctx.config.rollouts.shard_size)
+        self._fit: LengthSlope | None = None
+        if ctx.config.reward.remove_length:
+            from talker_rl.reward.combine import LengthSlope
+
+            fit = LengthSlope()
+            for _, candidates, scores in self:
+                fit.look(*_lengths(candidates, scores))
+            ctx.say(f"{round_.stage('scores')}: removed {written(fit.slope, '{:+.4f}')} of reward per second")
+            self._fit = fit
+
+    def __iter__(self) -> Iterator[tuple[list[Prompt], list[Candidate], list[ScoreRow]]]:
+        for i in range(len(self._candidates)):
+            candidates = self._candidates.read(i, Candidate)
+            yield self._parts[i], candidates, self._without_length(candidates, self._scores.read(i, ScoreRow))
+
+    def candidates(self) -> Iterator[Candidate]:
+        """All of them, in order."""
+        return (candidate for _, candidates, _ in self for candidate in candidates)
+
+    def scores(self) -> Iterator[ScoreRow]:
+        """All of them, in order."""
+        return (score for _, _, scores in self for score in scores)
+
+    def _without_length(self, candidates: list[Candidate], scores: list[ScoreRow]) -> list[ScoreRow]:
+        if self._fit is not None:
+            for row, reward in zip(scores, self._fit.removed(*_lengths(candidates, scores)), strict=True):
+                row.components["reward_raw"] = row.reward
+                row.reward = reward
+        return scores
+
+
+def _lengths(
+    candidates: list[Candidate], scores: list[ScoreRow]
+) -> tuple[list[float | None], list[float], list[str], list[bool]]:
+    """What ``LengthSlope`` is told of a shard."""
     seconds = {c.candidate_id: c.duration for c in candidates}
-    rewards, slope = remove_length([r.reward for r in rows], [seconds[r.candidate_id] for r in rows],
-                                   [r.prompt_id for r in rows], [nothing_recognized(r.components) for r in rows])
-    ctx.say(f"{round_.stage('scores')}: removed {written(slope, '{:+.4f}')} of reward per second")
-    for row, reward in zip(rows, rewards, strict=True):
-        row.components["reward_raw"] = row.reward
-        row.reward = reward
-    return rows
+    return ([r.reward for r in scores], [seconds[r.candidate_id] for r in scores], [r.prompt_id for r in scores],
+            [nothing_recognized(r.components) for r in scores])
 
 
 def _plan(config: RunConfig, sizes: dict[str, int], round_: Round) -> list[Step]:

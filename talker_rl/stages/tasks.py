@@ -98,10 +98,10 @@ def speak(
     return rows
 
 
-def audio_spec(ctx: Context, stage: str, prompt_ids: list[str]) -> worker.AudioSpec | None:
+def audio_spec(ctx: Context, stage: str, prompts: Sequence[Prompt]) -> worker.AudioSpec | None:
     """Whose speech is kept, by `audio.keep`."""
     cfg = ctx.config.audio
     if cfg.keep == "none":
         return None
-    kept = None if cfg.keep == "all" else prompt_ids[: cfg.sample_prompts]
+    kept = None if cfg.keep == "all" else [p.prompt_id for p in prompts[: cfg.sample_prompts]]
     return worker.AudioSpec(ctx.run.path / "audio" / stage, cfg.format, kept)

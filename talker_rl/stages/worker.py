@@ -140,7 +140,7 @@ def _sample(model: ModelConfig, asked: Sampling) -> list[Candidate]:
     from talker_rl.speech.protocol import SampleRequest
 
     generator = generator_of(model)
-    stored = ConditioningCache(asked.conditioning, strict=True).load(asked.prompt_ids)
+    stored = ConditioningCache.opened(asked.conditioning).load(asked.prompt_ids)
     requests = [SampleRequest(stored[p], seeds) for p, seeds in zip(asked.prompt_ids, asked.seeds, strict=True)]
     with one_thread(), generator.policy(asked.policy) as policy:
         candidates = policy.sample(requests, asked.settings, batch_size=asked.batch_size)

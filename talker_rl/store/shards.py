@@ -9,19 +9,22 @@ from __future__ import annotations
 import io
 import logging
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from talker_rl.base.disk import atomic_write, file_hash, read_json, write_json
 from talker_rl.base.errors import DataError
 from talker_rl.base.ids import stable_hash
+from talker_rl.base.lazy import Lazy
 from talker_rl.records.rows import JSON_FIELDS, column_of, from_row, hashed, to_row
 from talker_rl.records.speech import Speech
+from talker_rl.store.records import Records
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -63,10 +66,14 @@ def table_of(rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> pa.
     return table
 
 
+GROUP = 64
+"""Rows that can be read without the others of their shard."""
+
+
 def parquet_bytes(table: pa.Table) -> bytes:
     """The file's content, in memory: what goes to disk goes there at once."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", row_group_size=GROUP)
     return sink.getvalue()
 
 
@@ -169,30 +176,65 @@ class ShardFolder:
         Raises:
             DataError: missing, truncated or changed since it was written.
         """
-        name = self.name(i)
-        if name not in self._index["shards"]:
-            raise DataError(f"Shard {name} is not finished", where=str(self.path), fix="run its stage again")
-        self._check(name)
-        return pq.read_table(self.path / name, columns=columns).to_pylist()
+        rows: list[dict[str, Any]] = self._opened(i).read(columns=columns).to_pylist()
+        return rows
 
     def all_rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
         """Rows of all shards in order; ``columns`` as in :meth:`rows`."""
         for i in range(len(self)):
             yield from self.rows(i, columns)
 
+    def column(self, name: str) -> list[Any]:
+        """One column of all rows, in order."""
+        return [row[name] for row in self.all_rows([name])]
+
     def read(self, i: int, cls: type[T]) -> list[T]:
         """Records of shard ``i``."""
         return [from_row(cls, row) for row in self.rows(i)]
 
     def read_all(self, cls: type[T]) -> list[T]:
-        """Records of all shards in order."""
+        """Records of all shards in order, all in memory: for what does not grow with a run's prompts."""
         return [from_row(cls, row) for row in self.all_rows()]
+
+    def where(self, name: str, among: Collection[Any], cls: type[T]) -> list[T]:
+        """Records whose column ``name`` is one of these, in order; of the others nothing is made."""
+        found: list[T] = []
+        for i in range(len(self) if among else 0):
+            self._opened(i)
+            table = pq.read_table(self.path / self.name(i), filters=pc.field(name).isin(list(among)))
+            found += [from_row(cls, row) for row in table.to_pylist()]
+        return found
+
+    def records(self, cls: type[T], shard: int | None = None) -> Records[T]:
+        """Records of all shards in order, or of one, each read when it is looked at."""
+        return Records(self, cls, range(len(self)) if shard is None else [shard])
+
+    def group(self, i: int, k: int) -> pa.Table:
+        """Row group ``k`` of shard ``i``, verified once."""
+        return self._opened(i).read_row_group(k)
+
+    def groups(self, i: int) -> list[int]:
+        """Rows of each row group of shard ``i``."""
+        meta = self._opened(i).metadata
+        return [meta.row_group(k).num_rows for k in range(meta.num_row_groups)]
+
+    def _opened(self, i: int) -> pq.ParquetFile:
+        """Shard ``i``, whose content is what was written.
+
+        Raises:
+            DataError: it is not, or the shard is not finished.
+        """
+        name = self.name(i)
+        if name not in self._index["shards"]:
+            raise DataError(f"Shard {name} is not finished", where=str(self.path), fix="run its stage again")
+        self._check(name)
+        return pq.ParquetFile(self.path / name, memory_map=True)
 
     def content(self) -> str:
         """Hash of all rows, in order: equal for equal results, however the work was interrupted or spread."""
         return stable_hash([entry["content"] for entry in self._index["shards"].values()])
 
 
-def chunks(items: Sequence[T], size: int) -> list[list[T]]:
-    """Consecutive parts of at most ``size``: the shards of a list."""
-    return [list(items[i : i + size]) for i in range(0, len(items), size)]
+def chunks(items: Sequence[T], size: int) -> Sequence[list[T]]:
+    """Consecutive parts of at most ``size``: the shards of a list, each made when it is looked at."""
+    return Lazy(-(-len(items) // size), lambda i: list(items[i * size : (i + 1) * size]))

@@ -46,7 +46,7 @@ class Examples(torch.utils.data.Dataset):
     """Examples by index; an item carries its index."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = list(examples)
+        self.examples = examples
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ValidationError
 from talker_rl.base import errors
 from talker_rl.base.disk import read_json, write_json
 from talker_rl.base.errors import ConfigError, StageError, TalkerRLError, TrainingError
+from talker_rl.base.lazy import picked
 from talker_rl.base.processes import one_thread, visible_devices
 
 TASK, MADE, ERROR = "task.json", "made.json", "error-{}.json"
@@ -122,12 +123,16 @@ def run_task(task: Task, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     cfg, model = TrainConfig.model_validate(task.train), ModelConfig.model_validate(task.model)
     if cfg.data == "online":
         return _run_online(task, cfg, model, callbacks)
-    records: list[Any] = ShardFolder(Path(task.data)).read(0, Pair if cfg.data is None else Completion)
-    held_out = [r for r in records if is_held_out(r.prompt_id, task.held_out_share)]
-    fitted = [r for r in records if not is_held_out(r.prompt_id, task.held_out_share)]
+    folder = ShardFolder(Path(task.data))
+    records: Sequence[Any] = folder.records(Pair) if cfg.data is None else folder.records(Completion)
+    prompts = folder.column("prompt_id")
+    places: dict[bool, list[int]] = {True: [], False: []}
+    for i, prompt in enumerate(prompts):
+        places[is_held_out(prompt, task.held_out_share)].append(i)
+    fitted, held_out = picked(records, places[False]), picked(records, places[True])
     with one_thread() if task.one_thread else contextlib.nullcontext():
         generator = load(model, parts=("talker",))  # its own copy: training wraps and changes it
-        conditionings = ConditioningCache(Path(task.conditioning), strict=True).load([r.prompt_id for r in records])
+        conditionings = ConditioningCache(Path(task.conditioning), strict=True).mapping(prompts)
         result = train_variant(
             generator, fitted, conditionings, cfg, task.output, eval_pairs=held_out or None, start_adapter=task.start,
             reference=task.reference, progress=task.progress, reference_cache=task.reference_cache,

@@ -13,9 +13,11 @@ import hashlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -24,6 +26,7 @@ from torch import Tensor
 from talker_rl.base.disk import atomic_write
 from talker_rl.base.errors import TrainingError
 from talker_rl.base.ids import stable_hash
+from talker_rl.base.lazy import Lazy
 from talker_rl.records.pair import Completion, Pair
 from talker_rl.speech.hashes import conditioning_hash
 from talker_rl.speech.protocol import Policy, TalkerSequence
@@ -48,7 +51,8 @@ class ReferenceCache:
     def __init__(self, folder: str | Path, policy: str, precision: str) -> None:
         self.name = stable_hash("reference", _FORMAT, policy, precision)[:24]
         self.folder = Path(folder) / self.name
-        self._known: dict[str, Tensor] = {}
+        self._file_of: dict[str, Path] = {}
+        self._opened = lru_cache(maxsize=32)(_tensors)
         self.read()
 
     def read(self) -> None:
@@ -58,7 +62,7 @@ class ReferenceCache:
                 blob = path.read_bytes()
                 if len(path.stem) == len(_name(b"")) and path.stem != _name(blob):  # (older ones have shorter names)
                     raise OSError("its content is not what was written")
-                self._known.update(load(blob))
+                self._file_of.update(dict.fromkeys(load(blob), path))
             except (SafetensorError, OSError) as error:
                 warnings.warn(f"{path} cannot be used ({error}): its log-probs are computed again", stacklevel=2)
                 path.unlink(missing_ok=True)
@@ -67,18 +71,26 @@ class ReferenceCache:
         """Content key of a sequence under this policy and precision."""
         return stable_hash(self.name, conditioning_key, list(codes))[:40]
 
-    def get(self, key: str) -> Tensor | None:
-        """(steps,) float32, or None."""
-        return self._known.get(key)
+    def __getitem__(self, key: str) -> Tensor:
+        """(steps,) float32."""
+        return self._opened(self._file_of[key])[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._file_of
 
     def add(self, entries: Mapping[str, Tensor]) -> None:
         """Store entries in a file that appears whole or not at all."""
         blob = save({key: value.contiguous() for key, value in entries.items()})
-        atomic_write(self.folder / f"{_name(blob)}.safetensors", blob)
-        self._known.update(entries)
+        file = self.folder / f"{_name(blob)}.safetensors"
+        atomic_write(file, blob)
+        self._file_of.update(dict.fromkeys(entries, file))
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._file_of)
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    return load(file.read_bytes())
 
 
 def _name(blob: bytes) -> str:
@@ -94,7 +106,7 @@ def reference_logps(
     bf16: bool = False,
     batch_size: int = 16,
     on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[tuple[Tensor, ...]], dict[str, int]]:
+) -> tuple[Sequence[tuple[Tensor, ...]], dict[str, int]]:
     """Reference log-probs of each side of each record. Where several processes train, each computes some whole batches:
     the batches are the same ones, whatever the number of processes.
 
@@ -106,21 +118,27 @@ def reference_logps(
         batch_size: sequences a forward pass.
         on_progress: called with (done, total) sequences that this process had to compute.
 
-    Returns: per record a (steps,) float32 on the CPU for each of its ``sides``; and counts {"hit", "computed"}.
+    Returns: per record a (steps,) float32 on the CPU for each of its ``sides``, read from the cache when it is looked
+        at; and counts {"hit", "computed"}.
     """
     precision = "autocast-bfloat16" if bf16 else str(next(policy.module.parameters()).dtype)
     cache = ReferenceCache(cache_dir, policy.reference_identity(), precision)
     condition_key = {p: conditioning_hash(conditionings[p]) for p in {record.prompt_id for record in records}}
-    wanted: dict[str, TalkerSequence] = {}
-    keys: list[list[str]] = []
-    for record in records:
-        keys.append([cache.key(condition_key[record.prompt_id], speech.ids) for speech in record.sides])
-        for key, speech in zip(keys[-1], record.sides, strict=True):
-            wanted.setdefault(key, TalkerSequence(conditionings[record.prompt_id], speech))
+    sides = len(records[0].sides) if records else 0
+    keys = np.empty((len(records), sides), dtype="S40")  # of what grows with the records, this alone is held
+    for i, record in enumerate(records):
+        keys[i] = [cache.key(condition_key[record.prompt_id], speech.ids) for speech in record.sides]
+    unique, first = np.unique(keys, return_index=True)
     # What is missing is the main process's word: a later one may find what others have already stored of their share.
-    missing = processes.on_main(lambda: [key for key in wanted if cache.get(key) is None])
+    missing = processes.on_main(lambda: [key for key in map(bytes.decode, unique) if key not in cache])
+
+    def wanted(key: str) -> TalkerSequence:
+        at, side = divmod(int(first[np.searchsorted(unique, key.encode())]), sides)
+        record = records[at]
+        return TalkerSequence(conditionings[record.prompt_id], record.sides[side])
+
     # Sequences of a prompt side by side share its prefix; the hashes make the batches reproducible.
-    missing.sort(key=lambda key: (condition_key[wanted[key].conditioning.prompt_id], key))
+    missing.sort(key=lambda key: (condition_key[wanted(key).conditioning.prompt_id], key))
     chunks = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
     batches = [(i, chunk[at : at + batch_size]) for i, chunk in enumerate(chunks)
                for at in range(0, len(chunk), batch_size)]
@@ -130,13 +148,14 @@ def reference_logps(
         for _, chunk_batches in itertools.groupby(mine, key=lambda batch: batch[0]):
             entries: dict[str, Tensor] = {}
             for _, batch_keys in chunk_batches:
-                logps = policy.logps(policy.collate([wanted[key] for key in batch_keys])).float().cpu()
-                for key, row in zip(batch_keys, logps, strict=True):
-                    entries[key] = row[: wanted[key].speech.steps].clone()
+                sequences = [wanted(key) for key in batch_keys]
+                logps = policy.logps(policy.collate(sequences)).float().cpu()
+                for key, sequence, row in zip(batch_keys, sequences, logps, strict=True):
+                    entries[key] = row[: sequence.speech.steps].clone()
                     if not bool(torch.isfinite(entries[key]).all()):
                         raise TrainingError(
                             "the reference gives a log-prob that is not finite",
-                            where=f"prompt {wanted[key].conditioning.prompt_id}",
+                            where=f"prompt {sequence.conditioning.prompt_id}",
                             fix="check the checkpoint and the conditioning of this prompt for NaN",
                         )
                 done += len(batch_keys)
@@ -146,8 +165,8 @@ def reference_logps(
     if missing and processes.count() > 1:
         processes.wait()
         cache.read()
-    found = [tuple(cache.get(key) for key in of_record) for of_record in keys]
-    return found, {"hit": len(wanted) - len(missing), "computed": len(missing)}  # type: ignore[return-value]
+    found = Lazy(len(records), lambda i: tuple(cache[key.decode()] for key in keys[i]))
+    return found, {"hit": len(unique) - len(missing), "computed": len(missing)}
 
 
 @contextlib.contextmanager

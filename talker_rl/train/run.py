@@ -18,7 +18,7 @@ from talker_rl.base.errors import ConfigError, StageError
 from talker_rl.base.ids import stable_hash
 from talker_rl.base.progress import Pace
 from talker_rl.base.seals import LIST, seal, unseal
-from talker_rl.data.pairs import pairs_hash
+from talker_rl.data.pairs import PAIRS_HASH, pairs_hash
 from talker_rl.losses import build_loss, parse_loss
 from talker_rl.losses.policy_config import with_longest
 from talker_rl.speech.protocol import Generator, Policy, TalkerSequence, Training
@@ -325,8 +325,11 @@ def _open_folder(output_dir: Path, settings: dict[str, Any], resume: bool) -> di
     settings_file = output_dir / SETTINGS
     if settings_file.is_file():
         before = read_json(settings_file, fix=_FIX)
-        # Where an adapter lies does not matter, its content does.
-        paths = ("start_adapter", "reference")
+        # Where an adapter lies does not matter, its content does; and of another version's hash of the pairs nothing
+        # can be said, while the run's own manifest knows what they were.
+        paths = ["start_adapter", "reference"]
+        if not str(before.get("pairs_hash", PAIRS_HASH)).startswith(PAIRS_HASH):
+            paths += ["pairs_hash", "eval_pairs_hash"]
         same = {k: v for k, v in settings.items() if k not in paths}
         changed = config_diff({k: v for k, v in before.items() if k not in paths}, same)
         if changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from talker_rl.base.errors import StageError
 from talker_rl.base.figures import count
+from talker_rl.base.lazy import Lazy
 from talker_rl.records.pair import Completion, Pair
 from talker_rl.speech.protocol import Policy, TalkerSequence
 from talker_rl.train.collate import Example, Examples
@@ -54,6 +56,9 @@ class Stored:
     ) -> None:
         self.records, self.left_out = fit_length(records, max_length)
         self.held_out_records, _ = fit_length(held_out, max_length)
+        n = len(self.records)
+        self._all: Sequence[Record] = Lazy(n + len(self.held_out_records), lambda i: (
+            self.records[i] if i < n else self.held_out_records[i - n]))
         if not self.records:
             raise StageError(
                 "there is no pair to train on" + (f" (left out: {self.left_out})" if records else ""),
@@ -61,37 +66,41 @@ class Stored:
             )
         self._conditionings = by_prompt(conditionings, self._all)
 
-    @property
-    def _all(self) -> list[Record]:
-        return [*self.records, *self.held_out_records]
-
     def refer(
         self, policy: Policy, cache_dir: str | Path, *, bf16: bool = False, batch_size: int = 16,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, int]:
-        """Get the reference's log-probs of everything and make the examples; returns the cache's counts."""
+        """Get the reference's log-probs of everything; returns the cache's counts."""
         found, counts = reference_logps(policy, self._all, self._conditionings, cache_dir, bf16=bf16,
                                         batch_size=batch_size, on_progress=on_progress)
-        examples = [
-            Example(r.pair_id, [TalkerSequence(self._conditionings[r.prompt_id], s) for s in r.sides], list(logps),
-                    classes=_classes(r))
-            for r, logps in zip(self._all, found, strict=True)
-        ]
-        n = len(self.records)
+
+        def example(i: int) -> Example:
+            record = self._all[i]
+            conditioning = self._conditionings[record.prompt_id]
+            return Example(record.pair_id, [TalkerSequence(conditioning, side) for side in record.sides],
+                           list(found[i]), classes=_classes(record))
+
+        n, examples = len(self.records), Lazy(len(self._all), example)
         self.train, self.held_out = Examples(examples[:n]), Examples(examples[n:]) if examples[n:] else None
         return counts
 
     def some(self, count: int) -> list[TalkerSequence]:
         """At most ``count`` sequences to train on, from all over them, chosen and rejected alike."""
-        records = self.records[:: max(1, -(-len(self.records) * len(self.records[0].sides) // count))]
+        records: Sequence[Record] = self.records[:: max(1, -(-len(self.records) * len(self.records[0].sides) // count))]
         return [TalkerSequence(self._conditionings[r.prompt_id], side) for r in records for side in r.sides][:count]
 
     def facts(self) -> dict[str, Any]:
         """Counts and mean durations, for the result and the card."""
-        chosen, *rejected = zip(*([speech.seconds for speech in r.sides] for r in self.records), strict=True)
+        seconds: list[array[float]] = [array("d") for _ in self.records[0].sides]
+        prompts = set()
+        for r in self.records:
+            prompts.add(r.prompt_id)
+            for of_side, speech in zip(seconds, r.sides, strict=True):
+                of_side.append(speech.seconds)
+        chosen, *rejected = seconds
         return {
             "pairs": len(self.records),
-            "prompts": len({r.prompt_id for r in self.records}),
+            "prompts": len(prompts),
             "eval_pairs": len(self.held_out_records),
             "chosen_seconds": statistics.fmean(chosen),
             "rejected_seconds": statistics.fmean(rejected[0]) if rejected else None,
@@ -99,7 +108,7 @@ class Stored:
         }
 
 
-def fit_length(records: Sequence[Record], max_length: int | None) -> tuple[list[Record], dict[str, int]]:
+def fit_length(records: Sequence[Record], max_length: int | None) -> tuple[Sequence[Record], dict[str, int]]:
     """Records within `max_length` steps (the stop included), and what was done to the others.
 
     A longer rejected is cut (`rejected_cut`); a record with a longer chosen is left out (`chosen_too_long`): a chosen
@@ -107,19 +116,23 @@ def fit_length(records: Sequence[Record], max_length: int | None) -> tuple[list[
     """
     counts = {"chosen_too_long": 0, "rejected_cut": 0}
     if max_length is None:
-        return list(records), counts
-    kept: list[Record] = []
-    for record in records:
+        return records, counts
+    kept: list[int] = []
+    for i, record in enumerate(records):
         if record.sides[0].steps > max_length:
             counts["chosen_too_long"] += 1
             continue
-        if isinstance(record, Pair) and record.rejected.steps > max_length:
-            counts["rejected_cut"] += 1
-            kinds = record.rejected_classes
-            record = replace(record, rejected=record.rejected.cut(max_length),
-                             rejected_classes=None if kinds is None else kinds[:max_length])
-        kept.append(record)
-    return kept, counts
+        counts["rejected_cut"] += isinstance(record, Pair) and record.rejected.steps > max_length
+        kept.append(i)
+    return Lazy(len(kept), lambda i: _cut(records[kept[i]], max_length)), counts
+
+
+def _cut(record: Record, max_length: int) -> Record:
+    if not isinstance(record, Pair) or record.rejected.steps <= max_length:
+        return record
+    kinds = record.rejected_classes
+    return replace(record, rejected=record.rejected.cut(max_length),
+                   rejected_classes=None if kinds is None else kinds[:max_length])
 
 
 def _classes(record: Record) -> list[torch.Tensor] | None:
@@ -129,15 +142,15 @@ def _classes(record: Record) -> list[torch.Tensor] | None:
     return [torch.tensor(record.chosen_classes), torch.tensor(record.rejected_classes)]
 
 
-def by_prompt(conditionings: Mapping[str, Any] | Iterable[Any], records: Iterable[Record]) -> dict[str, Any]:
+def by_prompt(conditionings: Mapping[str, Any] | Iterable[Any], records: Iterable[Record]) -> Mapping[str, Any]:
     """Conditioning by prompt id, for every prompt of the records.
 
     Raises:
         StageError: a prompt of the records has no conditioning.
     """
-    values: Iterable[Any] = conditionings.values() if isinstance(conditionings, Mapping) else conditionings
-    found = {conditioning.prompt_id: conditioning for conditioning in values}
-    missing = sorted({record.prompt_id for record in records} - set(found))
+    found: Mapping[str, Any] = (conditionings if isinstance(conditionings, Mapping)
+                                else {one.prompt_id: one for one in conditionings})
+    missing = sorted({record.prompt_id for record in records} - found.keys())
     if missing:
         raise StageError(
             f"no conditioning for {count(len(missing), 'prompt')} of the pairs, the first is {missing[0]}",
