@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from pipeline_helpers import write_world
 from test_online import log, world
+from test_resume import environment
 
 from talker_rl import cli
 from talker_rl.base.errors import ConfigError, StageError
@@ -99,6 +101,27 @@ def test_online_training_one_step_ahead_judged_by_actors_has_the_same_weights(tm
                      "workers=2"]) == 0
     assert contents(local) == contents(actors) and "round1/train/default" in contents(local)
     assert [row["online/staleness"] for row in log(actors)] == [0.0, 1.0, 1.0]
+
+
+def test_a_run_whose_own_process_is_killed_goes_on_from_what_was_finished(tmp_path: Path) -> None:
+    """kill -9 of the driver, its cluster with it, while actors sample; the same command ends with what an undisturbed
+    run has, and takes what was finished."""
+    config, run = write_world(tmp_path, rollouts={"shard_size": 1}), tmp_path / "run"
+    assert cli.main(["run", "-c", str(config), "-q", "--run-dir", str(tmp_path / "local")]) == 0
+    command = [sys.executable, "-m", "talker_rl", "run", "-c", str(config), "-q", "--run-dir", str(run),
+               "executor=ray", "workers=2"]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment())
+    deadline = time.monotonic() + 120
+    while len(list(run.glob("rollouts/shard-*"))) < 2:
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    made = {file.name: file.stat().st_mtime_ns for file in run.glob("rollouts/shard-*")}
+    finished = json.loads((run / "rollouts" / "index.json").read_text())["shards"]
+    assert subprocess.run(command, check=False, env=environment()).returncode == 0
+    assert contents(run) == contents(tmp_path / "local")
+    assert all((run / "rollouts" / name).stat().st_mtime_ns == made[name] for name in finished)
 
 
 def test_what_a_task_raises_is_raised_as_it_was(cluster: None) -> None:

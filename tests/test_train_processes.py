@@ -8,6 +8,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from train_helpers import StopAt, apart, curve, make_config, make_generator, mak
 
 from talker_rl.base.disk import read_json
 from talker_rl.base.errors import ConfigError, StageError
+from talker_rl.losses import config as losses
 from talker_rl.records.pair import Completion
 from talker_rl.train import processes
 from talker_rl.train.run import train_variant
 
 PAIRS, CONDITIONINGS = make_pairs(19, prompts=6)
 COMPLETIONS = [Completion(p.prompt_id, p.pair_id, p.text, p.speaker, p.chosen, p.chosen_id) for p in PAIRS]
+CLASSED = [replace(p, chosen_classes=[i % 3 for i in range(p.chosen.steps)],
+                   rejected_classes=[i % 2 for i in range(p.rejected.steps)]) for p in PAIRS]
 TRAINED = 15
 TOKEN = {"type": "sft", "normalize": "token"}
 CASES: dict[str, dict[str, Any]] = {
@@ -35,6 +39,15 @@ CASES: dict[str, dict[str, Any]] = {
     "mix": {"loss": {"type": "mix", "terms": [{"weight": 1.0, "loss": {"type": "sampo", "beta": 0.1}},
                                               {"weight": 0.5, "loss": TOKEN},
                                               {"weight": 0.3, "loss": {"type": "sampo", "beta": 0.2}}]}},
+    "dpo_drop": {"loss": {"type": "dpo", "beta": 0.5, "stop": "drop", "label_smoothing": 0.1, "robust": True}},
+    "dpo_norm": {"loss": {"type": "dpo_norm", "beta": 1.0}},
+    "hinge": {"loss": {"type": "hinge", "beta": 0.5}},
+    "ipo": {"loss": {"type": "ipo", "beta": 1.0, "normalize": "mean"}},
+    "r_dpo": {"loss": {"type": "r_dpo", "beta": 0.5, "alpha": 0.1}},
+    "sampo_top_k": {"loss": {"type": "sampo", "beta": 0.5, "mode": "top_k"}},
+    "ld_dpo_keep": {"loss": {"type": "ld_dpo", "beta": 0.5, "alpha": 0.0, "stop": "keep"}},
+    "simpo": {"loss": {"type": "simpo", "beta": 2.0, "gamma": 0.5}},
+    "token_weights": {"loss": {"type": "dpo", "beta": 0.5, "token_weights": {"others": 0.2, "substituted": 1.0}}},
     "accumulation": {"args": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 2}},
 }  # fmt: skip
 
@@ -46,7 +59,7 @@ def settings(case: dict[str, Any], **args: Any) -> Any:
 
 
 def train(folder: Path, cfg: Any, **options: Any) -> dict[str, Any]:
-    data: list[Any] = COMPLETIONS if cfg.data else PAIRS
+    data: list[Any] = COMPLETIONS if cfg.data else CLASSED if "token_weights" in cfg.loss else PAIRS
     return train_variant(make_generator(), data[:TRAINED], CONDITIONINGS, cfg, folder, eval_pairs=data[TRAINED:],
                          progress=False, **options)  # fmt: skip
 
@@ -100,6 +113,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     for name, case in CASES.items():
         train(root / "one" / name, settings(case), reference_cache=root / "cache")
     return root, made
+
+
+def test_every_loss_of_pairs_is_among_the_cases():
+    own = {cls.model_fields["type"].default for cls in losses._REGISTRY.values() if cls.__module__ == losses.__name__}
+    assert {make_config(**case).loss["type"] for case in CASES.values()} == own - {"custom"}
 
 
 @pytest.mark.parametrize("name", CASES)
