@@ -36,11 +36,13 @@ def test_every_kind_renders_and_is_a_shell_script(tmp_path, kind, more, capsys):
         assert "{{" not in text and "{%" not in text and len(text.splitlines()[1]) > 20  # a line on what it does
         if name.endswith(".sbatch"):
             assert "--requeue" in text and "--signal=B:USR1@120" in text and "scontrol requeue" in text
-            nodes = 2 if name == "train.sbatch" and "train.engine.nodes=2" in more else 1
+            nodes = 2 if name == "ray.sbatch" or name == "train.sbatch" and "train.engine.nodes=2" in more else 1
             assert f"--nodes={nodes}\n" in text
             assert ("--gpus-per-node=8" in text) == ("8" in more) and ("--partition=long" in text) == ("long" in more)
             assert all(word in text for word in more if word.startswith("train.engine"))
-            assert ("devices=8 workers=8" in text) == ("8" in more)
+            assert ("devices=8 workers=8" in text) == ("8" in more and kind != "ray")
+            assert ("executor.address=auto" in text) == (kind == "ray")
+            assert "executor.gpus=1 workers=16" in text or not ("8" in more and kind == "ray")
     told = capsys.readouterr().out
     assert told.splitlines()[-1].startswith("submit: " + ("bash" if kind == "chain" else "sbatch"))
 
@@ -70,9 +72,33 @@ esac
 """
 
 
+def submitted(script: Path, tools: Path) -> subprocess.CompletedProcess[str]:
+    """A script run as it is, with stand-ins for Slurm's own two commands: one machine, and it runs what it is given."""
+    tools.mkdir()
+    for name in ("scontrol", "srun"):
+        (tools / name).write_text(SLURM)
+        (tools / name).chmod(0o755)
+    python = Path(os.sys.executable).parent
+    env = {**os.environ, "PATH": f"{tools}:{python}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "here",
+           "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "HEAD": "127.0.0.1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(["bash", str(script)], env=env, capture_output=True, text=True, timeout=240)
+
+
+def test_a_ray_job_makes_a_cluster_runs_on_it_and_ends_it(tmp_path):
+    pytest.importorskip("ray")
+    config, out = write_world(tmp_path), tmp_path / "jobs"
+    assert cli.main(["jobs", "render", "ray", "-c", str(config), "--run-dir", str(tmp_path / "run"), "--out", str(out),
+                     "--nodes", "1", "--gpus", "0", "--cpus", "2"]) == 0
+    done = submitted(out / "ray.sbatch", tmp_path / "bin")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert (tmp_path / "run/report/index.html").is_file()
+    processes = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in os.listdir("/proc") if pid.isdigit()
+                 and Path(f"/proc/{pid}/cmdline").is_file()]
+    assert not any(b"gcs_server" in one and b"20007" in one for one in processes), "the cluster has ended"
+
+
 def test_a_training_job_trains_what_the_verb_would(tmp_path):
-    """The script as it is, with stand-ins for Slurm's own two commands: one machine, and it runs what it is given. So
-    what --engine-command prints trains, in two processes with DeepSpeed, and the verb takes what came of it."""
+    """What --engine-command prints trains, in two processes with DeepSpeed, and the verb takes what came of it."""
     pytest.importorskip("deepspeed")
     config, run = write_world(tmp_path), tmp_path / "run"
     for verb in ("prompts", "condition", "rollout", "score", "pair"):
@@ -82,15 +108,7 @@ def test_a_training_job_trains_what_the_verb_would(tmp_path):
     out = tmp_path / "jobs"
     assert cli.main(["jobs", "render", "train", "-c", str(config), "--run-dir", str(run), "--out", str(out), "--gpus",
                      "0", "train.engine.processes=2", "train.engine.name=zero2"]) == 0
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name in ("scontrol", "srun"):
-        (tools / name).write_text(SLURM)
-        (tools / name).chmod(0o755)
-    python = Path(os.sys.executable).parent
-    env = {**os.environ, "PATH": f"{tools}:{python}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "here",
-           "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", str(out / "train.sbatch")], env=env, capture_output=True, text=True, timeout=240)
+    done = submitted(out / "train.sbatch", tmp_path / "bin")
     assert done.returncode == 0, done.stderr
     assert "== torchrun --standalone" in done.stdout and "6 steps" in done.stderr
     from train_helpers import apart

@@ -127,8 +127,13 @@ class RayPool(WorkerPool):
             paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
             cores = max(os.cpu_count() or 1, math.ceil(self.workers * self._takes["num_cpus"]))
             own: dict[str, Any] = {"include_dashboard": False, "num_cpus": cores} if self._address is None else {}
-            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **own,
-                     runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}})
+            try:
+                ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **own,
+                         runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}})
+            except ConnectionError as error:
+                raise ConfigError(f"No Ray cluster lets us in at {self._address or 'this machine'} ({error})",
+                                  where="executor.address", fix="check that it runs; one with tokens (Ray's default) "
+                                  "asks for RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN here, too") from None
             self._mine = True
         actor = ray.remote(_Worker).options(max_restarts=-1, max_task_retries=RETRIES, **self._takes)
         self._actors = [actor.remote() for _ in range(self.workers)]

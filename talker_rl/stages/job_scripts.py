@@ -23,12 +23,14 @@ KINDS = {
     "train": "the trainings, on as many machines as train.engine.nodes says",
     "online": "the whole run on one machine: online training, or what is left of a run",
     "chain": "one round as three jobs that wait for each other, and the script that submits them",
+    "ray": "the whole run, whose workers are actors on --nodes machines, a Ray cluster for as long as the job lasts",
 }
 _FILES = {
     "sample": {"sample.sbatch": "sample"},
     "train": {"train.sbatch": "train"},
     "online": {"online.sbatch": "online"},
     "chain": {"sample.sbatch": "sample", "train.sbatch": "train", "finish.sbatch": "online", "submit.sh": "chain"},
+    "ray": {"ray.sbatch": "ray"},
 }
 """Kind -> file -> template."""
 
@@ -48,6 +50,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
                          "(default: runs/<name>)")
     command.add_argument("--out", metavar="DIR", help="where the scripts and the jobs' logs go (default: jobs-<name>)")
     command.add_argument("--gpus", type=int, metavar="N", help="GPUs of a machine (default: as many as `devices` says)")
+    command.add_argument("--nodes", type=int, default=2, metavar="N", help="machines of a Ray cluster (default 2); "
+                         "those of a training: train.engine.nodes")
     command.add_argument("--cpus", type=int, default=16, metavar="N", help="cores of a machine (default 16)")
     command.add_argument("--time", default="12:00:00", help="longest time of a job, as Slurm has it (default 12:00:00)")
     command.add_argument("--grace", type=int, default=120, metavar="SECONDS", help="so long before its end a job goes "
@@ -62,8 +66,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def verb(args: argparse.Namespace, config: RunConfig) -> int:
     """Write the scripts, or print them."""
-    if args.gpus is not None and args.gpus < 0 or args.cpus < 1 or args.grace < 1:
-        raise ConfigError("--gpus, --cpus and --grace are numbers of at least 0, 1 and 1",
+    if args.gpus is not None and args.gpus < 0 or min(args.cpus, args.grace, args.nodes) < 1:
+        raise ConfigError("--gpus is at least 0, and --cpus, --grace and --nodes are at least 1",
                           where="talker-rl jobs render")
     if not re.fullmatch(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", args.time):
         raise ConfigError(f"--time {args.time} is no time of Slurm's", where="talker-rl jobs render",
@@ -71,7 +75,7 @@ def verb(args: argparse.Namespace, config: RunConfig) -> int:
     out = Path(args.out or f"jobs-{config.name}").absolute()
     rendered = render(args.kind, config, files=args.config, overrides=args.overrides, out=out,
                       run_dir=Path(args.run_dir or Path("runs") / config.name).absolute(), gpus=args.gpus,
-                      cpus=args.cpus, time=args.time, grace=args.grace, partition=args.partition,
+                      nodes=args.nodes, cpus=args.cpus, time=args.time, grace=args.grace, partition=args.partition,
                       account=args.account, setup=args.setup)
     if args.dry_run:
         print("\n".join(f"# ---- {name}\n{text}" for name, text in rendered.items()), end="")
@@ -87,7 +91,7 @@ def verb(args: argparse.Namespace, config: RunConfig) -> int:
 
 def render(
     kind: str, config: RunConfig, *, files: list[str], overrides: list[str], run_dir: Path, out: Path,
-    gpus: int | None = None, **given: Any,
+    gpus: int | None = None, nodes: int = 2, **given: Any,
 ) -> dict[str, str]:
     """The scripts of a kind: name -> content.
 
@@ -95,6 +99,7 @@ def render(
         files, overrides: the configuration as it was named.
         run_dir, out: of the run, and of the scripts and logs; absolute.
         gpus: of a machine; None: as the configuration says.
+        nodes: machines of a Ray cluster.
         given: what the templates take besides.
     """
     from talker_rl.planning.sizes import spread_over
@@ -103,7 +108,11 @@ def render(
     each = max(1, spread_over(config) // engine.nodes)
     gpus = gpus if gpus is not None else 0 if config.model.device == "cpu" else each
     devices = [] if config.devices is not None or gpus < 2 else [f"devices={gpus}"]
-    devices += [f"workers={gpus}"] if gpus > config.workers else []
+    if kind == "ray":  # an actor a GPU, or a core, on all machines
+        devices += ["executor.name=ray", "executor.address=auto", f"executor.gpus={1 if gpus else 0}",
+                    f"workers={nodes * (gpus or given['cpus'])}"]
+    else:
+        devices += [f"workers={gpus}"] if gpus > config.workers else []
     named = [part for file in _places(files) for part in ("-c", file)]
     run = shlex.join([*named, "--run-dir", str(run_dir), *overrides, *devices])
     values = {
@@ -113,7 +122,7 @@ def render(
         **given,
     }
     return {name: _filled(template, {**values, "job": f"{config.name}-{Path(name).stem}",
-                                     "nodes": engine.nodes if template == "train" else 1})
+                                     "nodes": {"train": engine.nodes, "ray": nodes}.get(template, 1)})
             for name, template in _FILES[kind].items()}
 
 
