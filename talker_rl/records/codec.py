@@ -88,15 +88,18 @@ class Codec:
 
 
 def codec_named(name: str | None) -> Codec:
-    """The codec of a record. A family is found by its name, as Python finds an encoding: ``speech/<name>/codec.py``.
+    """The codec of a record. A family is found by its name, as Python finds an encoding: ``speech/<name>/codec.py``. What
+    stands behind a hyphen names a variant of the family's, of other sizes.
 
     Raises:
         DataError: this version has no such family.
     """
     name = name or FIRST
+    family, _, variant = name.partition("-")
     try:
-        codec: Codec = import_module(f"talker_rl.speech.{name}.codec").CODEC
-    except ModuleNotFoundError as error:
+        module = import_module(f"talker_rl.speech.{family}.codec")
+        codec: Codec = module.variant(variant) if variant else module.CODEC
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
         raise DataError(f"Unknown codec {name!r}", where="codec",
                         fix="upgrade talker-rl, or name the family that the data is of") from error
     return codec

@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from talker_rl.speech.protocol import Generator
     from talker_rl.speech.shapes import Geometry
 
-MODEL_TYPES = {"qwen2_5_omni": "qwen2_5_omni"}
+MODEL_TYPES = {"qwen2_5_omni": "qwen2_5_omni", "qwen3_omni_moe": "qwen3_omni"}
 """model_type -> family."""
 
 
 def family_named(name: str) -> Family:
-    """A family's module.
+    """The module of a family, or of the family of a codec.
 
     Raises:
         CheckpointError: this version has no such family, or not yet all of it.
     """
     try:
-        found: Any = import_module(f"talker_rl.speech.{name}.family")
+        found: Any = import_module(f"talker_rl.speech.{name.partition('-')[0]}.family")
     except ModuleNotFoundError as error:
         raise CheckpointError(f"This version of talker-rl cannot load models of the family {name!r}", where="codec",
                               fix="upgrade it, or use the data of another family") from error
@@ -86,14 +86,21 @@ def codec_of(model: ModelConfig) -> Codec:
     if model.path != "micro" and not (folder / "config.json").is_file():
         return codec_named(FIRST)
     try:
-        return codec_named(_family_name(resolve_model_path(model.path)))
-    except CheckpointError:  # told by whoever loads it
+        found = resolve_model_path(model.path)
+        codec: Codec = import_module(f"talker_rl.speech.{_family_name(found)}.codec").codec_of(_config_json(found))
+    except (CheckpointError, ValueError, TypeError, AttributeError):  # told by whoever loads it
         return codec_named(FIRST)
+    return codec
 
 
 def _family_name(folder: Path) -> str:
+    return MODEL_TYPES.get(str(_config_json(folder).get("model_type")), FIRST)  # whose reader says what is wrong
+
+
+def _config_json(folder: Path) -> dict[str, Any]:
+    """What config.json holds; nothing where it cannot be read."""
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return FIRST  # whose reader says what is wrong with the file
-    return MODEL_TYPES.get(str(kind), FIRST)  # likewise of a model that is of no family
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

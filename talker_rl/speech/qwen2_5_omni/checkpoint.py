@@ -7,19 +7,19 @@ classes is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from talker_rl.base.errors import CheckpointError, ConfigError, told
-from talker_rl.base.figures import count
+from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.base.ids import stable_hash
 from talker_rl.speech.config import ModelConfig
-from talker_rl.speech.files import INDEX, content_hash, open_tensors, shards_of, stored_as_floats
+from talker_rl.speech.files import content_hash, open_tensors, shards_of
 from talker_rl.speech.locate import pick_device, resolve_model_path
+from talker_rl.speech.part_files import PartFiles
 from talker_rl.speech.quantization import four_bit
 from talker_rl.speech.quiet import quiet_transformers
 from talker_rl.speech.qwen2_5_omni.config_json import read_config
@@ -156,91 +156,19 @@ def _load_part(
         options = {"quantization_config": four_bit(model, device), "device_map": {"": device}}
     source = replaced or folder
     shards = talker_shards(source) if replaced else shards_of(folder, f"{part}.")
+    files = PartFiles(part, source, shards, stored_name)
     with open_tensors(shards) as found, quiet_transformers():
         inside = {name.removeprefix(f"{part}."): x for name, x in found.items() if name.startswith(f"{part}.")}
         state = inside or (found if replaced else {})  # a replacement Talker's names may lack the prefix
-        if not state:
-            raise CheckpointError(
-                f"no tensor named {part}.* is stored", where=str(source), fix="restore the checkpoint"
-            )
         state = {k: v for k, v in state.items() if not k.endswith(_IGNORED_STORED_KEYS)}
-        _check_floats(part, {k: str(v.get_dtype()) for k, v in state.items()}, source, shards)
-        try:
-            module, info = cls.from_pretrained(  # type: ignore[attr-defined]
-                None,
-                config=getattr(config, attribute),
-                state_dict=state,
-                dtype=torch.float32 if speech else getattr(torch, model.dtype),
-                attn_implementation="sdpa" if speech else model.attn_implementation,
-                ignore_mismatched_sizes=True,  # reported below, by name
-                output_loading_info=True,
-                **options,
-            )
-        except ImportError as error:
-            raise _not_installed(part, model, error) from error
-        except Exception as error:  # a wrong value in the config fails wherever transformers first computes with it
-            raise CheckpointError(
-                f"the {part}'s weights do not fit its config: {told(error)}",
-                where=str(source),
-                fix="use matching files",
-            ) from error
-    _check_loaded(part, module, info, source, shards)
+        files.check_floats({k: str(v.get_dtype()) for k, v in state.items()})
+        module = files.load(
+            cls, getattr(config, attribute), state, model,
+            dtype=torch.float32 if speech else getattr(torch, model.dtype),
+            attn_implementation="sdpa" if speech else model.attn_implementation, **options)
     if not options:
         module = module.to(device)
     return module.eval().requires_grad_(False)
-
-
-def _not_installed(part: str, model: ModelConfig, error: ImportError) -> ConfigError:
-    """What to say of a package that transformers asks for."""
-    text = str(error).lower()
-    if any(word in text for word in ("attn", "attention", "sdpa")):
-        return ConfigError(
-            f"attention {model.attn_implementation!r} is not there: {told(error)}",
-            where="model.attn_implementation",
-            fix="install what it needs, or use sdpa",
-        )
-    return ConfigError(f"a package that the {part} needs is not there: {told(error)}",
-                       where="model.thinker_quantization" if part == "thinker" and model.thinker_quantization else None,
-                       fix="install it; talker-rl doctor tells versions")
-
-
-def _check_floats(
-    part: str, dtypes: Mapping[str, str], source: Path, shards: Mapping[Path, set[str] | None]
-) -> None:
-    wrong = sorted(name for name, dtype in dtypes.items() if not stored_as_floats(dtype))
-    if wrong:
-        file = _file_of(f"{part}.{wrong[0]}", source, shards)
-        raise CheckpointError(
-            f"{file.name}: the {part}'s {wrong[0]!r} is stored as {dtypes[wrong[0]]}, which is no type of weights "
-            f"({count(len(wrong), 'such tensor')})",
-            where=str(source),
-            fix="restore the checkpoint; quantized ones cannot be trained",
-        )
-
-
-def _file_of(name: str, source: Path, shards: Mapping[Path, set[str] | None]) -> Path:
-    """The file in which a tensor is stored or has its place; the index where no file has."""
-    stored = stored_name(name)
-    return next((file for file, held in shards.items() if held is None or stored in held), source / INDEX)
-
-
-def _check_loaded(
-    part: str, module: Any, info: dict[str, Any], source: Path, shards: Mapping[Path, set[str] | None]
-) -> None:
-    parameters = {name for name, _ in module.named_parameters()}
-    missing = sorted(set(info.get("missing_keys", ())) & parameters)
-    unexpected = sorted(info.get("unexpected_keys", ()))
-    mismatched = sorted(str(m[0]) if isinstance(m, tuple) else str(m) for m in info.get("mismatched_keys", ()))
-    for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
-        if names:
-            file = _file_of(f"{part}.{names[0]}", source, shards)
-            raise CheckpointError(
-                f"{file.name} and config.json do not fit: the {part} has {count(len(names), 'tensor')} {what}, the "
-                f"first is "
-                f"{names[0]!r}",
-                where=str(source),
-                fix="restore the checkpoint; config.json and the weights must be of one model",
-            )
 
 
 def talker_shards(path: Path) -> dict[Path, set[str] | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 from talker_rl.records.codec import Codec
 
@@ -11,3 +13,8 @@ CODEC = Codec(
     noisy=True,
 )
 """8194 rows of the DiT's code table; the Talker stops by codec-eos (8294) or codec-pad (8292)."""
+
+
+def codec_of(config: Mapping[str, Any]) -> Codec:
+    """The codec of a checkpoint, by its config.json: all have the same."""
+    return CODEC

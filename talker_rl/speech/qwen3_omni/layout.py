@@ -28,10 +28,11 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from talker_rl.base.errors import DataError
+from talker_rl.records.codec import Codec
 from talker_rl.speech.hashes import by_conditioning
 from talker_rl.speech.packing import Packing
 from talker_rl.speech.protocol import TalkerSequence
-from talker_rl.speech.qwen3_omni.codec import CODEC
+from talker_rl.speech.qwen3_omni.codec import CODEC, of_size
 from talker_rl.speech.qwen3_omni.conditioning import BOS, EOS, MARKS, PAD, Conditioning
 from talker_rl.speech.sampling import CodeIds
 from talker_rl.speech.unwrap import unwrap_talker
@@ -81,20 +82,27 @@ class TalkerBatch:
 
 @dataclass(frozen=True)
 class Specials:
-    """Codec ids of the prefix, but for the speaker's."""
+    """Codec ids of the prefix, but for the speaker's; and the codec."""
 
     nothink: int
     think_bos: int
     think_eos: int
     pad: int
     bos: int
+    codec: Codec = CODEC
 
     @classmethod
     def of(cls, talker: nn.Module) -> Specials:
         """As the Talker's configuration names them."""
         config = unwrap_talker(talker).config
         return cls(config.codec_nothink_id, config.codec_think_bos_id, config.codec_think_eos_id, config.codec_pad_id,
-                   config.codec_bos_id)
+                   config.codec_bos_id, codec_of(talker))
+
+
+def codec_of(talker: nn.Module) -> Codec:
+    """The codec whose codes a Talker says."""
+    config = unwrap_talker(talker).config
+    return of_size(config.num_code_groups, config.code_predictor_config.vocab_size)
 
 
 def code_ids(talker: nn.Module) -> CodeIds:
@@ -140,9 +148,10 @@ def collate(examples: Sequence[TalkerSequence], specials: Specials) -> TalkerBat
     """
     if not examples:
         raise DataError("an empty batch cannot be collated")
+    groups = specials.codec.groups
     for example in examples:
-        _check(example)
-    frames = [torch.tensor(e.speech.codes, dtype=torch.long).view(-1, CODEC.groups) for e in examples]
+        _check(example, specials.codec)
+    frames = [torch.tensor(e.speech.codes, dtype=torch.long).view(-1, groups) for e in examples]
     first = [torch.cat([f[:, 0], _stop(e)]) for f, e in zip(frames, examples, strict=True)]
     rows: list[torch.Tensor] = []
     text: list[torch.Tensor] = []
@@ -153,7 +162,7 @@ def collate(examples: Sequence[TalkerSequence], specials: Specials) -> TalkerBat
     for members in by_conditioning(examples):
         spoken = examples[members[0]].conditioning
         here, ids = text_rows(spoken), prefix_codec(spoken, specials)
-        width, blank = len(ids), torch.full((len(ids), CODEC.groups), NO_CODE)
+        width, blank = len(ids), torch.full((len(ids), groups), NO_CODE)
         blank[:, 0] = ids
         text, codec = [*text, prefix_text(spoken) + row], [*codec, blank]
         positions.append(torch.arange(width))
@@ -191,15 +200,15 @@ def _mask(lengths: Sequence[int], width: int | None = None) -> torch.Tensor:
     return torch.arange(width or max(lengths)) < torch.tensor(lengths)[:, None]
 
 
-def _check(example: TalkerSequence) -> None:
+def _check(example: TalkerSequence, codec: Codec) -> None:
     where, speech = example.conditioning.prompt_id, example.speech
     if not speech.ids:
         raise DataError("a sequence without ids has no log-probs", where=where)
-    CODEC.refuse_other(speech.codec.name, where)
+    codec.refuse_other(speech.codec.name, where)
     if not len(example.conditioning.reply):
         raise DataError("a conditioning needs one reply row", where=where)
-    if len(speech.codes) % CODEC.groups or CODEC.invalid(speech.codes) is not None:
-        raise DataError(f"the codes are no frames of {CODEC.groups} codes each below {CODEC.sizes[0]}", where=where,
+    if len(speech.codes) % codec.groups or codec.invalid(speech.codes) is not None:
+        raise DataError(f"the codes are no frames of {codec.groups} codes each below {codec.sizes[0]}", where=where,
                         fix="codes lie flat, frame by frame")
 
 

@@ -13,9 +13,8 @@ from talker_rl.records.candidate import Candidate
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.speech.policy_weights import PolicyWeights
 from talker_rl.speech.protocol import Compared, Ended, Progress, SampleRequest, TalkerSequence
-from talker_rl.speech.qwen3_omni.codec import CODEC
 from talker_rl.speech.qwen3_omni.config import ResidualSampling
-from talker_rl.speech.qwen3_omni.layout import Specials, TalkerBatch, collate
+from talker_rl.speech.qwen3_omni.layout import Specials, TalkerBatch, codec_of, collate
 from talker_rl.speech.qwen3_omni.logps import code_logps, compared, step_and_stop_logps, step_logps
 from talker_rl.speech.qwen3_omni.processed import processed_logps
 from talker_rl.speech.qwen3_omni.rollouts import sample_candidates
@@ -40,7 +39,6 @@ class TalkerPolicy(PolicyWeights):
         residual: how residual codes are drawn.
     """
 
-    codec = CODEC
     sparse = True
     sequence = None
 
@@ -53,8 +51,9 @@ class TalkerPolicy(PolicyWeights):
         self, module: Any, *, residual_weight: float = 0.0, residual: ResidualSampling | None = None
     ) -> None:
         super().__init__(module)
+        self.codec = codec_of(module)
         self.residual_weight, self.residual = residual_weight, residual or ResidualSampling()
-        self.terms = CODEC.groups if residual_weight else 1
+        self.terms = self.codec.groups if residual_weight else 1
 
     def sample(
         self, requests: Sequence[SampleRequest], sampling: SamplingConfig, *, batch_size: int = 64,

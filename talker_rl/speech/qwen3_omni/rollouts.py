@@ -15,11 +15,10 @@ import torch
 from talker_rl.records.candidate import Candidate
 from talker_rl.speech.config import SamplingConfig
 from talker_rl.speech.head import selective_logps
-from talker_rl.speech.qwen3_omni.codec import CODEC
 from talker_rl.speech.qwen3_omni.conditioning import Conditioning
 from talker_rl.speech.qwen3_omni.config import ResidualSampling
 from talker_rl.speech.qwen3_omni.decoder import Decoder, FramePredictor
-from talker_rl.speech.qwen3_omni.layout import code_ids
+from talker_rl.speech.qwen3_omni.layout import code_ids, codec_of
 from talker_rl.speech.qwen3_omni.sampling import FrameUniforms, ResidualSampler
 from talker_rl.speech.rows import Rows, Sampled, sample_all
 from talker_rl.speech.sampling import CodeSampler
@@ -58,7 +57,7 @@ def sample_candidates(
         return _FrameRows(inner, Decoder(inner, conditionings, count), queue, sampling,
                           residual or ResidualSampling(), count, residual_weight)
 
-    return sample_all(talker, conditionings, seeds, batch_size, CODEC, progress, ended, rows_of)
+    return sample_all(talker, conditionings, seeds, batch_size, codec_of(talker), progress, ended, rows_of)
 
 
 class _FrameRows(Rows):
@@ -71,9 +70,9 @@ class _FrameRows(Rows):
         device, steps = decoder.device, sampling.max_new_tokens
         sampler = CodeSampler(sampling, code_ids(inner), device, narrow=device.type == "cpu")
         super().__init__(decoder, sampler, queue, rows, steps)
-        self.inner, self.weight = inner, residual_weight
+        self.inner, self.weight, self.codec = inner, residual_weight, codec_of(inner)
         self.residual = ResidualSampler(residual, sampling.do_sample)
-        self.uniforms = FrameUniforms(rows, steps, CODEC.groups, device)
+        self.uniforms = FrameUniforms(rows, steps, self.codec.groups, device)
 
     def begin(self, new: Sequence[Sampled]) -> None:
         super().begin(new)
@@ -98,7 +97,7 @@ class _FrameRows(Rows):
         frames_nG = first_n[:, None]
         if not all(sequence.over for sequence in self.here):
             # rows that stopped draw in vain: their first code is no frame's
-            frames_nG = self._frames(first_n.masked_fill(first_n >= CODEC.sizes[0], 0), draws_nG)
+            frames_nG = self._frames(first_n.masked_fill(first_n >= self.codec.sizes[0], 0), draws_nG)
         ended = [row for row, s in enumerate(self.here) if s.over or len(s.raw) == self.max_new_tokens]
         over = [self.here[row] for row in ended]
         frames_nG = self.pass_on(ended, frames_nG)
@@ -115,12 +114,12 @@ class _FrameRows(Rows):
         predictor, codes = FramePredictor(self.inner, self.decoder.hidden, first_n), [first_n]
         raw = torch.zeros(len(first_n), device=first_n.device)
         processed = raw.double()
-        for k in range(1, CODEC.groups):
+        for k in range(1, self.codec.groups):
             logits = predictor.logits()
             code_n, processed_n = self.residual.choose(logits, self._drawn(draws_nG[:, k]))
             raw, processed = raw + selective_logps(logits, code_n), processed + processed_n
             codes.append(code_n)
-            if k < CODEC.groups - 1:
+            if k < self.codec.groups - 1:
                 predictor.feed(code_n)
         frames = torch.stack(codes, dim=1)
         for sequence, frame, more, more_processed in zip(self.here, frames.tolist(), raw.tolist(), processed.tolist(),
