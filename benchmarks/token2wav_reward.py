@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from talker_rl.speech.config import Token2WavConfig
-from talker_rl.speech.qwen2_5_omni.mel import log_mel
+from talker_rl.speech.mel import log_mel
 from talker_rl.speech.qwen2_5_omni.token2wav import decode, utterance_noise
 
 from ._limits import counted, decoding, goal, share

@@ -72,7 +72,22 @@ def _random(model: Any, seed: int, spread: float, stop: float) -> Any:
         for head in (talker.codec_head, *talker.code_predictor.lm_head):
             head.weight.normal_(0, spread / WIDTH**0.5)
         talker.codec_head.weight[STOP] *= stop
+        if hasattr(model, "code2wav"):
+            _audible(model.code2wav)
     return model.eval().requires_grad_(False)
+
+
+def _audible(code2wav: Any) -> None:
+    """Unit gain a layer, layer scales of one, and a last one that does not clip."""
+    for name, value in code2wav.named_parameters():
+        if value.ndim >= 2:
+            value.normal_(0, (value[0].numel() if value.ndim == 2 else value.shape[1] * value.shape[2]) ** -0.5)
+        elif name.endswith(("scale", "gamma")):
+            value.fill_(1.0)
+        elif name.endswith(("bias", "alpha", "beta")):
+            value.zero_()
+    code2wav.code_embedding.weight.normal_()
+    code2wav.decoder[-1].conv.weight.mul_(0.004)
 
 
 def tiny_talker(seed: int = 0, *, spread: float = 3.0, stop: float = 2.0, **shape: int) -> Any:
@@ -87,6 +102,41 @@ def tiny_qwen3(seed: int = 0, *, spread: float = 3.0, stop: float = 2.0) -> Any:
     from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeForConditionalGeneration
 
     return _random(Qwen3OmniMoeForConditionalGeneration(qwen3_config()), seed, spread, stop)
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tokenizer() -> Any:
+    """Word-level, with the tokens that the config names at its ids."""
+    from omni_factory import WORDS
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    named = {"im_start": "<|im_start|>", "system": "system", "user": "user", "assistant": "assistant", "newline": "\n",
+             "im_end": "<|im_end|>", "pad": "<tts_pad>", "bos": "<tts_bos>", "eos": "<tts_eos>"}
+    ids = {"<|endoftext|>": 0, "<unk>": 1, **{text: MARK_IDS[name] for name, text in named.items()}}
+    for i, word in enumerate([",", ".", *WORDS]):
+        ids[word] = 20 + i
+    core = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), *(pre_tokenizers.Split(mark, "isolated") for mark in ("\n", ",", "."))])
+    out = PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", pad_token="<|endoftext|>", eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )  # fmt: skip
+    out.chat_template = CHAT_TEMPLATE
+    return out
+
+
+def write_checkpoint(folder: Any, model: Any | None = None) -> Any:
+    """The layout of the published checkpoint, in several shards, each expert by itself."""
+    (model or tiny_qwen3()).save_pretrained(folder, max_shard_size="1MB")
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
 def random_conditionings(lengths: list[tuple[int, int]], seed: int = 0) -> list[Any]:

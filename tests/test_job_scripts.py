@@ -80,7 +80,8 @@ def submitted(script: Path, tools: Path) -> subprocess.CompletedProcess[str]:
         (tools / name).chmod(0o755)
     python = Path(os.sys.executable).parent
     env = {**os.environ, "PATH": f"{tools}:{python}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "here",
-           "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "HEAD": "127.0.0.1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+           "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "HEAD": "127.0.0.1", "OMP_NUM_THREADS": "1",
+           "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     return subprocess.run(["bash", str(script)], env=env, capture_output=True, text=True, timeout=240)
 
 

@@ -15,8 +15,9 @@ from talker_rl.base.seals import sealed, unseal
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.cache import ConditioningCache
 from talker_rl.speech.config import SPEECH_SYSTEM_PROMPT, ConditioningConfig, ModelConfig
+from talker_rl.speech.prompt_text import prompt_messages
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
-from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning, conditioning_key, prompt_messages
+from talker_rl.speech.qwen2_5_omni.conditioning import compute_conditioning, conditioning_key
 from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
 
 TOLERANCE = 1e-5
@@ -48,8 +49,8 @@ def upstream(folder, omni, prompts, speaker):
     from transformers import Qwen2_5OmniForConditionalGeneration
 
     model = Qwen2_5OmniForConditionalGeneration.from_pretrained(str(folder), dtype=torch.float32).eval()
-    texts = [tokenizer().apply_chat_template(prompt_messages(omni, p), tokenize=False, add_generation_prompt=True)
-             for p in prompts]  # fmt: skip
+    texts = [tokenizer().apply_chat_template(prompt_messages(omni.settings, p), tokenize=False,
+                                             add_generation_prompt=True) for p in prompts]  # fmt: skip
     inputs = tokenizer()(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     seen = {}
 
@@ -87,7 +88,7 @@ def test_teacher_forced_equals_generated(omni):
     """The Thinker's own answer, given as the reply, conditions the Talker in the same way."""
     generated = compute_conditioning(omni, PROMPTS, GENERATE)
     forced_prompts = [
-        Prompt(c.reply_text, p.speaker, messages=prompt_messages(omni, p))
+        Prompt(c.reply_text, p.speaker, messages=prompt_messages(omni.settings, p))
         for p, c in zip(PROMPTS, generated, strict=True)
     ]
     forced = compute_conditioning(omni, forced_prompts, ConditioningConfig(batch_size=3))

@@ -20,12 +20,12 @@ from talker_rl.records.messages import check_messages, identity, resolve_media
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.cache import ConditioningCache
 from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingConfig
+from talker_rl.speech.prompt_text import prompt_messages
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 from talker_rl.speech.qwen2_5_omni.conditioning import (
     Conditioning,
     compute_conditioning,
     conditioning_key,
-    prompt_messages,
 )
 from talker_rl.speech.qwen2_5_omni.context import _processor, encode, thinker_inputs
 from talker_rl.speech.qwen2_5_omni.layout import collate
@@ -95,7 +95,7 @@ def test_tokens_and_tensors_are_the_whole_processors(omni: Any, processor: Any, 
     from talker_rl.base.sound import resample
 
     for spoken in (prompts(files)[0], prompts(files)[2], prompt(files, "c.jpg", "b.png", "two")):
-        messages = prompt_messages(omni, spoken)
+        messages = prompt_messages(omni.settings, spoken)
         parts = [p for m in messages if isinstance(m["content"], list) for p in m["content"]]
         sounds = [soundfile.read(p["audio"], dtype="float32") for p in parts if p["type"] == "audio"]
         images = [load_image(p["image"]) for p in parts if p["type"] == "image"]
@@ -174,7 +174,7 @@ def completion(codes: torch.Tensor) -> list[int]:
 
 def test_prefix_positions_and_logps_equal_upstreams(omni: Any, files: dict[str, str]) -> None:
     given = prompts(files)
-    contexts = [encode(omni, prompt_messages(omni, p), "here") for p in given]
+    contexts = [encode(omni, prompt_messages(omni.settings, p), "here") for p in given]
     seen = upstream(omni, contexts)
     ours = compute_conditioning(omni, given, GENERATE)
     placeholders = torch.tensor([623, 632, 633])
@@ -241,7 +241,7 @@ def test_keys_of_prompts_without_media_stay_as_they_were(omni: Any, files: dict[
     for messages, same in ((None, True), (chat, True), (prompt(files, "a.png", "one").messages, False)):
         spoken = Prompt("one two.", "Ethan", messages=messages)
         cfg = ConditioningConfig()
-        noted = prompt_messages(omni, spoken)
+        noted = prompt_messages(omni.settings, spoken)
         if not same:
             noted = resolve_media(check_messages(noted, ""), Path.cwd(), "")
         before = stable_hash("conditioning", 1, omni.hash_of("thinker"), omni.settings.dtype, cfg.mode, None,

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from talker_rl.base.errors import DataError
 from talker_rl.speech.config import EVALUATIONS, Token2WavConfig
+from talker_rl.speech.mel import log_mel
 from talker_rl.speech.qwen2_5_omni import token2wav as t2w
 from talker_rl.speech.qwen2_5_omni.flow import RULES, Schedule, integrate, network, sample_mels
-from talker_rl.speech.qwen2_5_omni.mel import log_mel
 from talker_rl.speech.qwen2_5_omni.speaker import speaker_similarity
 from talker_rl.speech.qwen2_5_omni.streaming import stream
 from talker_rl.speech.qwen2_5_omni.vocoder import batched, context_frames, vocode

@@ -148,7 +148,7 @@ def test_folders_of_other_kinds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "what"), [
-    ("qwen3_omni_moe", "Qwen3-Omni, whose Talker"), ("qwen2", "text-only"), ("qwen3", "text-only"),
+    ("qwen3_omni_moe_thinker", "a part of a Qwen3-Omni"), ("qwen2", "text-only"), ("qwen3", "text-only"),
     ("qwen2_5_vl", "no Talker"), ("qwen2_audio", "Qwen2-Audio"), ("qwen2_5_omni_thinker", "a part of one alone"),
     ("llama", ""),
 ])  # fmt: skip

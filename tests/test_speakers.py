@@ -24,10 +24,10 @@ from talker_rl.planning.sizes import voices
 from talker_rl.records.prompt import Prompt
 from talker_rl.speakers.sound import Heard, Known, judge
 from talker_rl.speech.config import ModelConfig
+from talker_rl.speech.mel import log_mel
 from talker_rl.speech.qwen2_5_omni import speaker_entry as entries
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, load_speakers, part_hash, read_config
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
-from talker_rl.speech.qwen2_5_omni.mel import log_mel
 from talker_rl.stages.assignment import assignment_key
 
 

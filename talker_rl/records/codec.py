@@ -88,8 +88,8 @@ class Codec:
 
 
 def codec_named(name: str | None) -> Codec:
-    """The codec of a record. A family is found by its name, as Python finds an encoding: ``speech/<name>/codec.py``. What
-    stands behind a hyphen names a variant of the family's, of other sizes.
+    """The codec of a record. A family is found by its name, as Python finds an encoding: ``speech/<name>/codec.py``.
+    What stands behind a hyphen names a variant of the family's, of other sizes.
 
     Raises:
         DataError: this version has no such family.

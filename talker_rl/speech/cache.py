@@ -217,7 +217,7 @@ def _read_shard(shard: Path, entries: dict[str, dict[str, Any]]) -> dict[str, An
         return {
             prompt_id: family_named(entry.get("codec") or FIRST).conditioning(
                 prompt_id, entry["speaker"], entry["reply_text"],
-                {name: tensors[f"{prompt_id}.{name}"] for name in entry["tensors"]})
+                {name: tensors[f"{prompt_id}.{name}"] for name in entry["tensors"]}, entry.get("codec") or FIRST)
             for prompt_id, entry in entries.items()
         }
     except (ValueError, OSError, KeyError) as error:

@@ -36,9 +36,9 @@ class Family(Protocol):
         ...
 
     def conditioning(
-        self, prompt_id: str, speaker: str, reply_text: str, tensors: Mapping[str, Tensor]
+        self, prompt_id: str, speaker: str, reply_text: str, tensors: Mapping[str, Tensor], codec: str = ...
     ) -> Conditioning:
-        """The conditioning of one prompt from its stored tensors."""
+        """The conditioning of one prompt from its stored tensors; ``codec`` is its codec's name."""
         ...
 
     def identity(self, settings: ModelConfig, part: str) -> str:

@@ -17,7 +17,7 @@ from talker_rl.base.names import hub_name
 
 OMNI = "qwen2_5_omni"
 _OTHER_MODELS = {
-    "qwen3_omni": "Qwen3-Omni, whose Talker is of another architecture", "qwen2_5_omni_": "a part of one alone",
+    "qwen3_omni_moe_": "a part of a Qwen3-Omni alone", "qwen2_5_omni_": "a part of one alone",
     "qwen2_audio": "Qwen2-Audio, which has no Talker", "qwen2_vl": "Qwen2-VL, which has no Talker",
     "qwen2_5_vl": "Qwen2.5-VL, which has no Talker", "qwen3_vl": "Qwen3-VL, which has no Talker",
     "qwen": "a text-only Qwen, which has no Talker", "whisper": "a recognizer",

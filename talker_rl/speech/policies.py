@@ -35,6 +35,10 @@ class Policies(Generic[P]):
         """The family's policy of a Talker, bare or with an adapter."""
         raise NotImplementedError
 
+    def adapted(self, settings: LoraSettings) -> LoraSettings:
+        """The settings of a new adapter, as this family takes them."""
+        return settings
+
     @contextmanager
     def policy(
         self, weights: str | Path | None = None, *, reference: str | Path | None = None, train: Training | None = None,
@@ -87,7 +91,7 @@ class Policies(Generic[P]):
             model = load_lora(talker, weights, trainable=train is not None, reference=reference)
         else:
             assert train is not None and train != "full"
-            model = attach_lora(talker, train, base_model=str(self.settings.path), seed=seed)
+            model = attach_lora(talker, self.adapted(train), base_model=str(self.settings.path), seed=seed)
         try:
             yield self.policy_of(model)
         finally:

@@ -63,9 +63,9 @@ def model_card(
         merged: the folder is a whole checkpoint with the trained weights in it.
     """
     name = result["name"] if result else "adapter"
-    family = facts.usage.family if facts else FIRST
+    family = facts.usage.family if facts else settings.get("family", FIRST)
     base = facts.usage.base if facts else model_name(settings["base_model"])
-    lines = ["---", _front_matter(name, base, facts, adapter and not merged), "---", "",
+    lines = ["---", _front_matter(name, base, facts, adapter and not merged, family), "---", "",
              f"# Talker variant: {name}", "", _summary(settings, adapter, merged, family), "",
              *_use(facts, adapter, merged)]
     if facts:
@@ -78,7 +78,7 @@ def model_card(
     return "\n".join(lines)
 
 
-def _front_matter(name: str, base: str, facts: RunFacts | None, adapter: bool) -> str:
+def _front_matter(name: str, base: str, facts: RunFacts | None, adapter: bool, family: str) -> str:
     """YAML metadata as the hub reads it: a base that is not on the hub is not in it. It states no license: the base's
     holds for what is made of it."""
     from huggingface_hub import EvalResult, ModelCardData
@@ -96,7 +96,7 @@ def _front_matter(name: str, base: str, facts: RunFacts | None, adapter: bool) -
         pipeline_tag="text-to-speech",
         base_model=hub_name(base),
         base_model_relation="adapter" if adapter else "finetune",
-        tags=["talker-rl", "preference-training", facts.usage.family if facts else FIRST],
+        tags=["talker-rl", "preference-training", family],
         model_name=name if results else None,
         eval_results=results,
     ).to_yaml()

@@ -21,6 +21,7 @@ from talker_rl.base.seals import LIST, seal, unseal
 from talker_rl.data.pairs import PAIRS_HASH, pairs_hash
 from talker_rl.losses import build_loss, parse_loss
 from talker_rl.losses.policy_config import with_longest
+from talker_rl.records.codec import FIRST
 from talker_rl.speech.protocol import Generator, Policy, TalkerSequence, Training
 from talker_rl.store.run_dir import config_diff
 from talker_rl.train import callbacks as cb
@@ -290,9 +291,12 @@ def _settings(
     is none of it: what the configuration says of batches is of all of them together."""
     adapter_hash = _adapter_hash(start_adapter)
     # A reference of its own stands in the settings only where there is one: old folders can be continued.
-    other = {} if reference == start_adapter else {
+    other: dict[str, Any] = {} if reference == start_adapter else {
         "reference": str(reference) if reference is not None else "the base", "reference_hash": _adapter_hash(reference)
     }
+    family = generator.codec.name.partition("-")[0]
+    if family != FIRST:  # likewise
+        other["family"] = family
     return other | {
         "config": cfg.content(),
         "seed": args.seed,

@@ -14,9 +14,8 @@ message holds sound, images or video, e of their placeholders is zero and positi
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from talker_rl.base.text.tokens import tokens_of
 from talker_rl.records.messages import check_messages, files_are_noted, identity, resolve_media
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ConditioningConfig
+from talker_rl.speech.prompt_text import check_prompt, noting, prompt_messages, reply_ids
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.context import Dialogue, encode, merge_media, position_ids, thinker_inputs
 
@@ -78,38 +78,6 @@ class Conditioning:
         return len(self.prefix) if self.position_ids is None else int(self.position_ids.max()) + 1
 
 
-def prompt_messages(omni: Omni, prompt: Prompt) -> list[dict[str, Any]]:
-    """Chat messages before the reply: the configured system prompt and instruction, or the prompt's own, behind the
-    configured system prompt unless they begin with another or it is empty.
-    """
-    system = {"role": "system", "content": omni.settings.system_prompt}
-    messages = prompt.messages
-    if messages is None:
-        return [system, {"role": "user", "content": omni.settings.instruction.replace("{text}", prompt.text)}]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        return messages  # told where they are checked
-    if not omni.settings.system_prompt or (messages and messages[0].get("role") == "system"):
-        return messages
-    return [system, *messages]
-
-
-def check_prompt(prompt: Prompt, speakers: Sequence[str] | None = None) -> None:
-    """PromptError for an empty, non-text or unspeakable prompt, or one whose speaker is not known."""
-    where = f"prompt {prompt.prompt_id}"
-    if not isinstance(prompt.text, str):
-        raise PromptError(f"the text is {type(prompt.text).__name__}, not a string", where=where, fix="give a string")
-    if not prompt.text.strip():
-        raise PromptError("the text is empty", where=where, fix="give a text, or remove the prompt")
-    if not any(unicodedata.category(ch)[0] in "LN" for ch in prompt.text):
-        raise PromptError(f"nothing to speak in {prompt.text!r}", where=where, fix="give a text with letters or digits")
-    if any(unicodedata.category(ch) in ("Cc", "Cs") and ch not in "\n\t" for ch in prompt.text):
-        raise PromptError("the text holds control characters", where=where, fix="remove them")
-    if speakers is not None and prompt.speaker not in speakers:
-        raise PromptError(
-            f"unknown speaker {prompt.speaker!r}", where=where, fix=f"use one of: {', '.join(sorted(speakers))}"
-        )
-
-
 def compute_conditioning(
     omni: Omni,
     prompts: Sequence[Prompt],
@@ -137,57 +105,26 @@ def compute_conditioning(
     for start in range(0, len(prompts), cfg.batch_size):  # no more images in memory than a batch's
         chunk: list[tuple[Prompt, Dialogue, list[int]]] = []
         for prompt in prompts[start : start + cfg.batch_size]:
-            with _noting(prompt, errors):
+            with noting(prompt, errors):
                 check_prompt(prompt, list(omni.speakers))
-                reply = [] if cfg.mode == "generate" else _reply_ids(tokenizer, prompt)
-                context = encode(omni, prompt_messages(omni, prompt), f"prompt {prompt.prompt_id}")
+                reply = [] if cfg.mode == "generate" else reply_ids(tokenizer, prompt)
+                context = encode(omni, prompt_messages(omni.settings, prompt), f"prompt {prompt.prompt_id}")
                 chunk.append((prompt, context, reply))
         if cfg.mode == "generate" and chunk:
             replies = generate_replies(omni, [c for _, c, _ in chunk], cfg.max_reply_tokens)
             answered, chunk = chunk, []
             for (prompt, context, _), reply in zip(answered, replies, strict=True):
-                with _noting(prompt, errors):
+                with noting(prompt, errors):
                     chunk.append((prompt, context, _checked_reply(omni, prompt, reply, cfg.max_reply_wer)))
         if chunk:
             sums = _hidden_plus_embedding(omni, [context.extended(reply) for _, context, reply in chunk])
             for (prompt, context, reply), total in zip(chunk, sums, strict=True):
                 text = tokenizer.decode(reply) if cfg.mode == "generate" else prompt.text
-                with _noting(prompt, errors):
+                with noting(prompt, errors):
                     out.append(_finite(_split(omni, prompt, total, context, text)))
         if progress:
             progress(min(start + cfg.batch_size, len(prompts)), len(prompts))
     return out
-
-
-@contextmanager
-def _noting(prompt: Prompt, errors: dict[str, TalkerRLError] | None) -> Iterator[None]:
-    """A prompt that cannot be used is noted in ``errors`` where it is given."""
-    try:
-        yield
-    except PromptError as error:
-        if errors is None:
-            raise
-        errors[prompt.prompt_id] = error
-
-
-def _reply_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    ids = list(tokenizer(prompt.text, add_special_tokens=False)["input_ids"])
-    if not ids:
-        raise PromptError("the text has no tokens", where=f"prompt {prompt.prompt_id}", fix="give another text")
-    specials = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    if specials & set(ids):
-        raise PromptError(
-            f"the text holds a control token: {prompt.text!r}",
-            where=f"prompt {prompt.prompt_id}",
-            fix="remove markers such as <|im_end|>",
-        )
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        raise PromptError(
-            f"the model's vocabulary does not cover {prompt.text!r}",
-            where=f"prompt {prompt.prompt_id}",
-            fix="use words the model knows (the micro model's are in omni/words.txt)",
-        )
-    return ids
 
 
 def _checked_reply(omni: Omni, prompt: Prompt, reply: list[int], max_wer: float | None) -> list[int]:
@@ -327,7 +264,7 @@ def conditioning_key(omni: Omni, prompt: Prompt, cfg: ConditioningConfig) -> str
 
     Files in messages that were not read from a prompt file are read here, for their content.
     """
-    messages = prompt_messages(omni, prompt)
+    messages = prompt_messages(omni.settings, prompt)
     media = []
     with suppress(PromptError):  # told where it is computed
         checked = check_messages(messages, "")

@@ -56,7 +56,9 @@ def load(settings: ModelConfig, parts: Sequence[str] = tuple(PARTS), *, tokenize
     return OmniGenerator(load_omni(settings, [part_named(part) for part in parts], tokenizer=tokenizer))
 
 
-def conditioning(prompt_id: str, speaker: str, reply_text: str, tensors: Mapping[str, Tensor]) -> Conditioning:
+def conditioning(
+    prompt_id: str, speaker: str, reply_text: str, tensors: Mapping[str, Tensor], codec: str = CODEC.name
+) -> Conditioning:
     """The conditioning of one prompt from its stored tensors; KeyError where one is missing."""
     from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning
 

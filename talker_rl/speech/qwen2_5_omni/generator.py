@@ -11,16 +11,15 @@ import torch
 from talker_rl.base.errors import ConfigError, TalkerRLError
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ConditioningConfig, Token2WavConfig
+from talker_rl.speech.mel import log_mel, spectrum
 from talker_rl.speech.policies import Policies
 from talker_rl.speech.protocol import Progress, Utterance
 from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.conditioning import Conditioning, compute_conditioning, conditioning_key
 from talker_rl.speech.qwen2_5_omni.family import part_named
-from talker_rl.speech.qwen2_5_omni.mel import log_mel
 from talker_rl.speech.qwen2_5_omni.policy import TalkerPolicy
 from talker_rl.speech.qwen2_5_omni.speaker import speaker_embedding, speaker_similarity
-from talker_rl.speech.qwen2_5_omni.speaker_entry import spectrum
 from talker_rl.speech.qwen2_5_omni.token2wav import decode
 
 

@@ -16,10 +16,10 @@ from talker_rl.base.figures import written
 from talker_rl.base.findings import Finding
 from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.locate import resolve_model_path
+from talker_rl.speech.mel import HOP, SAMPLE_RATE, log_mel
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, speakers_of
 from talker_rl.speech.qwen2_5_omni.config_json import read_config
 from talker_rl.speech.qwen2_5_omni.generator import OmniGenerator
-from talker_rl.speech.qwen2_5_omni.mel import HOP, SAMPLE_RATE, log_mel
 from talker_rl.speech.qwen2_5_omni.speaker import speaker_embedding
 from talker_rl.speech.qwen2_5_omni.speaker_entry import (
     ENOUGH_SECONDS,

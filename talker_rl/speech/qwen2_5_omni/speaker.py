@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from talker_rl.speech.qwen2_5_omni.mel import log_mel
+from talker_rl.speech.mel import log_mel
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 
 from talker_rl.base.errors import CheckpointError, ConfigError, DataError
 from talker_rl.speech.files import open_tensors, read_tensors, shards_of
-from talker_rl.speech.qwen2_5_omni.mel import FLOOR, HOP, N_MELS, SAMPLE_RATE, log_mel
+from talker_rl.speech.mel import DB_PER_NAT, FLOOR, HOP, N_MELS, SAMPLE_RATE, log_mel, speech_frames
 
 Entry = dict[str, Any]
 """``bos_token`` (int), ``cond`` (1, 192), ``ref_mel`` (1, frames, 80); float32."""
@@ -22,9 +22,6 @@ Entry = dict[str, Any]
 LEAST_SECONDS, ENOUGH_SECONDS = 0.5, 3.0
 """A reference shorter than the first is refused, one shorter than the second is told; the published last 3 to 4."""
 LARGEST_GAIN_DB = 30.0
-SPEECH_DB = 25.0
-"""Frames within so many decibels of the loudest are speech."""
-_DB_PER_NAT = 20 / math.log(10)
 
 
 @dataclass(frozen=True)
@@ -41,21 +38,9 @@ class Reference:
         return self.mel.shape[1] * HOP / SAMPLE_RATE
 
 
-def speech_frames(mel_FM: torch.Tensor) -> torch.Tensor:
-    """(frames,) bool: the frames of a natural-log mel (frames, 80) that are speech."""
-    level = mel_FM.logsumexp(1) * _DB_PER_NAT
-    return level > level.max() - SPEECH_DB
-
-
 def speech_level(mel_FM: torch.Tensor) -> float:
     """Mean of the log amplitudes over speech frames and bins, nats."""
     return float(mel_FM[speech_frames(mel_FM)].mean())
-
-
-def spectrum(mel_FM: torch.Tensor) -> np.ndarray:
-    """Long-term spectrum (80,): the mean log mel of speech frames less its mean, so that loudness does not count."""
-    mean = mel_FM[speech_frames(mel_FM)].mean(0)
-    return (mean - mean.mean()).double().numpy()
 
 
 def reference_from_wav(path: str | Path, like: Sequence[Entry], most_seconds: float = 10.0) -> Reference:
@@ -92,8 +77,8 @@ def reference_from_wav(path: str | Path, like: Sequence[Entry], most_seconds: fl
     gain = 0.0
     if like:
         wanted = sum(speech_level(entry["ref_mel"][0]) for entry in like) / len(like)
-        gain = max(-LARGEST_GAIN_DB, min(LARGEST_GAIN_DB, (wanted - speech_level(mel)) * _DB_PER_NAT))
-        mel = (mel + gain / _DB_PER_NAT).clamp(min=math.log(FLOOR))
+        gain = max(-LARGEST_GAIN_DB, min(LARGEST_GAIN_DB, (wanted - speech_level(mel)) * DB_PER_NAT))
+        mel = (mel + gain / DB_PER_NAT).clamp(min=math.log(FLOOR))
     return Reference(mel[None].contiguous(), gain)
 
 

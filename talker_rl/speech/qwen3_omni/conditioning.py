@@ -6,12 +6,30 @@ Thinker: only the user's turns and the reply reach the Talker, and of both no mo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from talker_rl.base.errors import CheckpointError, PromptError, TalkerRLError
+from talker_rl.base.ids import stable_hash
+from talker_rl.records.messages import check_messages, identity
+from talker_rl.records.prompt import Prompt
+from talker_rl.speech.config import ConditioningConfig
+from talker_rl.speech.prompt_text import check_prompt, noting, prompt_messages, reply_ids
+from talker_rl.speech.protocol import Progress
+from talker_rl.speech.qwen3_omni.codec import CODEC
+
+if TYPE_CHECKING:
+    from talker_rl.speech.qwen3_omni.checkpoint import Qwen3
+
+FORMAT = 1
+"""Part of every cache key; raise it when the tensors' meaning changes."""
 MARKS = ("<|im_start|>", "assistant", "\n", "tts_pad", "tts_bos", "tts_eos")
 """Rows of :attr:`Conditioning.marks`."""
+FIXED = 9
+"""Positions between the user's turns and the first frame."""
 PAD, BOS, EOS = MARKS.index("tts_pad"), MARKS.index("tts_bos"), MARKS.index("tts_eos")
 
 
@@ -30,8 +48,109 @@ class Conditioning:
     speaker_id: int
     """The voice: a row of the codec embedding."""
     reply_text: str = ""
+    codec: str = CODEC.name
+    """Name of the codec."""
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Positions of the prefix, and rows of the reply stream."""
+        return len(self.user) + FIXED, len(self.reply)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is stored and hashed, by name."""
         return {"marks": self.marks, "user": self.user, "reply": self.reply,
                 "speaker_id": torch.tensor(self.speaker_id)}
+
+
+def compute_conditioning(
+    model: Qwen3,
+    prompts: Sequence[Prompt],
+    cfg: ConditioningConfig | None = None,
+    *,
+    errors: dict[str, TalkerRLError] | None = None,
+    progress: Progress | None = None,
+) -> list[Conditioning]:
+    """Conditioning of every prompt, in order.
+
+    Args:
+        model: with table and tokenizer loaded; in mode generate its Thinker is read as well.
+        prompts: what to speak.
+        cfg: mode and batch size.
+        errors: where given, prompts that cannot be used are left out and noted here by prompt id;
+            otherwise the first one raises.
+        progress: called with (done, total).
+
+    Raises:
+        PromptError: a prompt that cannot be spoken.
+    """
+    cfg = cfg or ConditioningConfig()
+    tokenizer, out = model.need("tokenizer"), []
+    for start in range(0, len(prompts), cfg.batch_size):
+        for prompt in prompts[start : start + cfg.batch_size]:
+            with noting(prompt, errors):
+                check_prompt(prompt, list(model.speakers))
+                if cfg.mode == "generate":
+                    raise PromptError("this family's Thinker is not asked for replies here", where="conditioning.mode",
+                                      fix="use mode teacher_forced")
+                out.append(_conditioning(model, prompt, _dialogue(model, prompt), reply_ids(tokenizer, prompt)))
+        if progress:
+            progress(min(start + cfg.batch_size, len(prompts)), len(prompts))
+    return out
+
+
+def conditioning_key(model: Qwen3, prompt: Prompt, cfg: ConditioningConfig) -> str:
+    """What the tensors depend on: text, context, speaker, table, precision and mode (not the Talker, not the batch)."""
+    return stable_hash(
+        "conditioning", CODEC.name, FORMAT, model.hash_of("table"), model.settings.dtype, cfg.mode,
+        cfg.max_reply_tokens if cfg.mode == "generate" else None, identity(prompt_messages(model.settings, prompt)),
+        prompt.text, prompt.speaker, model.speakers.get(prompt.speaker),
+    )
+
+
+def _dialogue(model: Qwen3, prompt: Prompt) -> list[int]:
+    """Tokens of the messages, up to where the reply begins.
+
+    Raises:
+        PromptError: messages that are none, or that hold sound, images or video.
+        CheckpointError: the chat template does not end with the assistant's turn.
+    """
+    where = f"prompt {prompt.prompt_id}"
+    messages = check_messages(prompt_messages(model.settings, prompt), where)
+    if any(not isinstance(message["content"], str) for message in messages):
+        raise PromptError("sound, images and video are not read for this family", where=where,
+                          fix="give messages of text alone")
+    tokenizer, config = model.need("tokenizer"), model.config
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # jinja's, and what a template raises on purpose
+        raise PromptError(f"the checkpoint's chat template refuses the messages: {error}", where=where,
+                          fix="change the messages or model.system_prompt, or restore the template") from error
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if ids[-3:-1] != [config.im_start_token_id, config.assistant_token_id]:
+        raise CheckpointError("the chat template does not end with the beginning of the assistant's turn",
+                              where=str(model.path), fix="restore it: upstream's Talker reads its last three tokens")
+    return ids
+
+
+def user_turns(ids: Sequence[int], config: Any) -> list[int]:
+    """Tokens of the user's turns, the marks around them included; system turns and earlier answers never reach the
+    Talker."""
+    starts = [i for i, token in enumerate(ids) if token == config.im_start_token_id]
+    out: list[int] = []
+    for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+        if start + 1 < len(ids) and ids[start + 1] == config.user_token_id:
+            out += ids[start:end]
+    return out
+
+
+def _conditioning(model: Qwen3, prompt: Prompt, ids: list[int], reply: list[int]) -> Conditioning:
+    config, table = model.config, model.need("table")
+    marks = [*ids[-3:], config.tts_pad_token_id, config.tts_bos_token_id, config.tts_eos_token_id]
+    user = user_turns(ids, config)
+    worst = max([*marks, *user, *reply])
+    if worst >= len(table):
+        raise PromptError(f"the tokenizer gives {worst}, and the Thinker's table has {len(table)} rows",
+                          where=f"prompt {prompt.prompt_id}", fix="restore the tokenizer's files")
+    rows = [table[torch.tensor(part, dtype=torch.long)] for part in (marks, user, reply)]
+    return Conditioning(prompt.prompt_id, *rows, speaker=prompt.speaker, speaker_id=model.speaker(prompt.speaker),
+                        reply_text=prompt.text, codec=model.codec.name)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.records.candidate import Candidate
-from talker_rl.speech.config import SamplingConfig
+from talker_rl.speech.config import LoraSettings, SamplingConfig
 from talker_rl.speech.policy_weights import PolicyWeights
 from talker_rl.speech.protocol import Compared, Ended, Progress, SampleRequest, TalkerSequence
 from talker_rl.speech.qwen3_omni.config import ResidualSampling
@@ -27,6 +27,14 @@ def lora_targets(residual_weight: float = 0.0) -> str:
     """Modules that an adapter is put on: attention and the shared experts. The code predictor's own only where its
     codes count, since without they get no gradient; routed experts are no modules, and the router stays as it is."""
     return f"{TALKER}|{PREDICTOR}" if residual_weight else TALKER
+
+
+def adapted(settings: LoraSettings, residual_weight: float = 0.0) -> LoraSettings:
+    """The settings of a new adapter: where they name what every transformer has, which is the default, that is said of
+    the modules that an adapter is put on here."""
+    if settings.target_modules != LoraSettings().target_modules:
+        return settings
+    return settings.model_copy(update={"target_modules": lora_targets(residual_weight)})
 
 
 class TalkerPolicy(PolicyWeights):

@@ -1,4 +1,5 @@
-"""The mel that token2wav and its speaker encoder use: natural-log amplitude, 80 bins, hop 240, at 24 kHz.
+"""The mel that voices are compared by, and that Qwen2.5-Omni's token2wav and its speaker encoder use: natural-log
+amplitude, 80 bins, hop 240, at 24 kHz.
 
 The publisher's code for ``ref_mel`` is not public; window and band are the customary ones (HiFi-GAN's, CosyVoice's),
 and the micro model was trained with them.
@@ -6,8 +7,10 @@ and the micro model was trained with them.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from talker_rl.base.errors import DataError
@@ -19,6 +22,9 @@ N_MELS = 80
 FMAX = 8_000.0
 FLOOR = 1e-5
 """Smallest amplitude: log(1e-5) = -11.5, as in HiFi-GAN and BigVGAN."""
+SPEECH_DB = 25.0
+"""Frames within so many decibels of the loudest are speech."""
+DB_PER_NAT = 20 / math.log(10)
 
 
 def _hz_to_mel(hz: torch.Tensor) -> torch.Tensor:
@@ -62,3 +68,15 @@ def log_mel(audio: torch.Tensor) -> torch.Tensor:
     spectrum = torch.stft(padded, N_FFT, HOP, window=window, center=False, return_complex=True)
     amplitude = torch.sqrt(spectrum.abs().square() + 1e-12)
     return (mel_filters().to(audio.device) @ amplitude).clamp(min=FLOOR).log().T
+
+
+def speech_frames(mel_FM: torch.Tensor) -> torch.Tensor:
+    """(frames,) bool: the frames of a natural-log mel (frames, 80) that are speech."""
+    level = mel_FM.logsumexp(1) * DB_PER_NAT
+    return level > level.max() - SPEECH_DB
+
+
+def spectrum(mel_FM: torch.Tensor) -> np.ndarray:
+    """Long-term spectrum (80,): the mean log mel of speech frames less its mean, so that loudness does not count."""
+    mean = mel_FM[speech_frames(mel_FM)].mean(0)
+    return (mean - mean.mean()).double().numpy()

@@ -1,0 +1,188 @@
+"""Qwen3-Omni as a family (:class:`talker_rl.speech.family.Family`): what is asked before, or without, loading it.
+
+Imports no torch until something is asked that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from talker_rl.base.errors import ConfigError
+from talker_rl.speech.config import LoraSettings, ModelConfig
+from talker_rl.speech.locate import resolve_model_path
+from talker_rl.speech.qwen3_omni.codec import CODEC as CODEC
+
+if TYPE_CHECKING:
+    import argparse
+
+    from torch import Tensor
+
+    from talker_rl.base.findings import Finding
+    from talker_rl.speech.exporting import Exporter
+    from talker_rl.speech.protocol import NewSpeaker
+    from talker_rl.speech.qwen3_omni.conditioning import Conditioning
+    from talker_rl.speech.qwen3_omni.generator import Qwen3Generator
+    from talker_rl.speech.shapes import Geometry
+    from talker_rl.speech.usage import Usage
+
+NAME, TITLE = "qwen3_omni", "Qwen3-Omni"
+PARTS = {"conditioner": "table", "talker": "talker", "decoder": "code2wav"}
+"""The house's name of a part -> Qwen3-Omni's; of the Thinker that is its embedding table."""
+
+
+def part_named(part: str) -> str:
+    """Qwen3-Omni's name of a part; ConfigError where there is no such part."""
+    if part not in PARTS:
+        raise ConfigError(f"There is no part {part!r} of a speech generator", where="parts",
+                          fix=f"any of {', '.join(PARTS)}")
+    return PARTS[part]
+
+
+def load(
+    settings: ModelConfig, parts: Sequence[str] = tuple(PARTS), *, tokenizer: bool | None = None
+) -> Qwen3Generator:
+    """The asked parts, frozen and in eval mode.
+
+    Args:
+        parts: any of ``conditioner``, ``talker``, ``decoder``; only their tensors are read.
+        tokenizer: whether to load the tokenizer; by default with the conditioner.
+
+    Raises:
+        CheckpointError: a missing, unreadable or misfitting file, named.
+    """
+    from talker_rl.speech.qwen3_omni.checkpoint import load_qwen3
+    from talker_rl.speech.qwen3_omni.generator import Qwen3Generator
+
+    return Qwen3Generator(load_qwen3(settings, [part_named(part) for part in parts], tokenizer=tokenizer))
+
+
+def conditioning(
+    prompt_id: str, speaker: str, reply_text: str, tensors: Mapping[str, Tensor], codec: str = CODEC.name
+) -> Conditioning:
+    """The conditioning of one prompt from its stored tensors; KeyError where one is missing."""
+    from talker_rl.speech.qwen3_omni.conditioning import Conditioning
+
+    return Conditioning(prompt_id, tensors["marks"], tensors["user"], tensors["reply"], speaker,
+                        int(tensors["speaker_id"]), reply_text, codec)
+
+
+def identity(settings: ModelConfig, part: str) -> str:
+    """Hash of the files that a part depends on.
+
+    Raises:
+        CheckpointError: the model or a file of it is not there.
+    """
+    from talker_rl.speech.qwen3_omni.checkpoint import part_hash
+
+    return part_hash(settings, part_named(part))
+
+
+def files_identity(settings: ModelConfig, *parts: str) -> str:
+    """Content hash of the checkpoint's own files that these parts are read from, whatever the settings put in their
+    place."""
+    from talker_rl.speech.files import content_hash
+    from talker_rl.speech.qwen3_omni.checkpoint import PARTS as PREFIXES
+
+    return content_hash(resolve_model_path(settings.path),
+                        [PREFIXES[part_named(part)].removesuffix(".") for part in parts])
+
+
+def speakers(settings: ModelConfig) -> list[str]:
+    """Names of the speakers, sorted, without loading anything else."""
+    return sorted(_config(settings).talker_config.speaker_id)
+
+
+def own_speakers(settings: ModelConfig) -> list[str]:
+    """Names of the speakers of the checkpoint itself."""
+    return speakers(settings)
+
+
+def speaker_rows(settings: ModelConfig) -> list[dict[str, Any]]:
+    """What ``speaker list`` shows of each speaker."""
+    rows = _config(settings).talker_config.speaker_id
+    return [{"speaker": name, "codec_row": rows[name]} for name in sorted(rows)]
+
+
+def check_speakers_target(settings: ModelConfig, out: Path, overwrite: bool) -> None:
+    """Refuse a place where no speakers may be written."""
+    _no_files_of_speakers()
+
+
+def new_speaker(settings: ModelConfig, options: argparse.Namespace) -> NewSpeaker:
+    """The speaker that the options of ``speaker add`` ask for."""
+    _no_files_of_speakers()
+
+
+def _no_files_of_speakers() -> NoReturn:
+    raise ConfigError("a voice of this family is a row of the Talker's codec embedding, which is not added here yet",
+                      where="speaker add", fix="use a speaker of the checkpoint: talker-rl speaker list --model PATH")
+
+
+def check_adapter(settings: ModelConfig, folder: Path) -> None:
+    """Whether an adapter is whole and of this model's Talker; no weights of the model are read.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    from talker_rl.speech.adapter_check import check_adapter_of_class
+    from talker_rl.speech.qwen3_omni.checkpoint import part_class
+
+    check_adapter_of_class(part_class("talker")[0], _config(settings).talker_config, folder)
+
+
+def check_lora(settings: ModelConfig, lora: LoraSettings) -> None:
+    """Whether a new adapter of these settings fits this model's Talker; no weights are read.
+
+    Raises:
+        ConfigError: ``target_modules`` is no regular expression, or names what cannot be trained.
+    """
+    import torch
+
+    from talker_rl.speech.adapter_check import on_meta
+    from talker_rl.speech.lora import attach_lora
+    from talker_rl.speech.qwen3_omni.checkpoint import part_class
+    from talker_rl.speech.qwen3_omni.policy import adapted
+
+    with torch.device("meta"):
+        attach_lora(on_meta(part_class("talker")[0], _config(settings).talker_config), adapted(lora), base_model="")
+
+
+def read_geometry(name: str) -> Geometry:
+    """Shapes of a model: as :func:`talker_rl.speech.registry.read_geometry`."""
+    raise ConfigError("this version cannot forecast the cost of a Qwen3-Omni", where=name,
+                      fix="run a small part and extrapolate")
+
+
+def check_model(folder: Path) -> Iterator[Finding]:
+    """What can be said of a checkpoint's folder without reading its weights."""
+    from talker_rl.speech.qwen3_omni import model_check
+
+    return model_check.check_model(folder)
+
+
+def check_loading(settings: ModelConfig, *, load: bool) -> Iterator[Finding]:
+    """Whether the weights can be loaded: by loading them, or by what can be seen without."""
+    from talker_rl.speech.qwen3_omni import model_check
+
+    return model_check.check_loading(settings, load=load)
+
+
+def speaking_code(usage: Usage, *, adapter: bool) -> str:
+    """A model card's code: speaking without this package."""
+    from talker_rl.speech.qwen3_omni import speaking_code
+
+    return speaking_code.speaking_code(usage, adapter=adapter)
+
+
+def exporter() -> Exporter:
+    """What puts a trained Talker back into its checkpoint."""
+    raise ConfigError("this version does not export Qwen3-Omni's Talker", where="talker-rl export",
+                      fix="use the adapter with peft")
+
+
+def _config(settings: ModelConfig) -> Any:
+    from talker_rl.speech.qwen3_omni.config_json import read_config
+
+    return read_config(resolve_model_path(settings.path))

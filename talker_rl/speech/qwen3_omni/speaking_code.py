@@ -1,0 +1,35 @@
+"""Python that speaks with plain transformers: the code of a model card."""
+
+from __future__ import annotations
+
+import json
+
+from talker_rl.speech.qwen3_omni.codec import CODEC
+from talker_rl.speech.usage import Usage
+
+_LOAD_ADAPTER = "model.talker = PeftModel.from_pretrained(model.talker, {folder}).merge_and_unload()\n"
+
+_CODE = """\
+import soundfile
+{imports}from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration
+
+base = {base}  # a folder, or a name on the hub
+model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(base, dtype={dtype}, device_map="auto")
+{adapter}tokenizer = AutoTokenizer.from_pretrained(base)
+messages = [{{"role": "user", "content": {user}}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+).to(model.device)
+text_ids, wave = model.generate(**inputs, speaker={speaker})
+soundfile.write("speech.wav", wave.reshape(-1).float().cpu().numpy(), {rate})
+"""
+
+
+def speaking_code(usage: Usage, *, adapter: bool) -> str:
+    """Python that speaks with plain transformers, from a whole checkpoint or from the base and an adapter's folder."""
+    quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in vars(usage).items()}
+    quoted["dtype"] = usage.dtype
+    if not adapter:
+        quoted["base"] = quoted["folder"]
+    own = _LOAD_ADAPTER.format(**quoted) if adapter else ""
+    return _CODE.format(rate=CODEC.sample_rate, imports="from peft import PeftModel\n" * adapter, adapter=own, **quoted)

@@ -1,0 +1,252 @@
+"""Qwen3-Omni behind the house's protocol, on a random tiny checkpoint in the published layout: loaded part by part,
+conditioned, decoded, and taken through a whole run by the same verbs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pipeline_helpers import write_world
+from qwen3_factory import GROUPS, MARK_IDS, SPEAKERS, tiny_qwen3, tokenizer, write_checkpoint
+
+import talker_rl
+from talker_rl import cli
+from talker_rl.base.errors import CheckpointError, ConfigError, DataError, PromptError
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.codec import codec_named
+from talker_rl.records.pair import Pair
+from talker_rl.records.prompt import Prompt
+from talker_rl.speech.config import LoraSettings, ModelConfig, SamplingConfig
+from talker_rl.speech.protocol import SampleRequest, TalkerSequence, Utterance
+from talker_rl.speech.qwen3_omni import checkpoint
+from talker_rl.speech.qwen3_omni.code2wav import decode, frames_before, samples_trimmed
+from talker_rl.speech.qwen3_omni.codec import CODEC, codec_of, of_size
+from talker_rl.speech.qwen3_omni.conditioning import user_turns
+from talker_rl.speech.qwen3_omni.layout import talker_inputs
+from talker_rl.speech.registry import codec_of as codec_of_model
+from talker_rl.speech.registry import family_of
+from talker_rl.store.shards import ShardFolder
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_qwen3()
+
+
+@pytest.fixture(scope="module")
+def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("qwen3"), model)
+
+
+@pytest.fixture(scope="module")
+def generator(folder: Path) -> Any:
+    return talker_rl.load(ModelConfig(path=str(folder), device="cpu", system_prompt="", instruction="{text}"))
+
+
+# Loading
+
+
+def test_a_talker_alone_has_the_experts_that_are_stored(model: Any, folder: Path) -> None:
+    """transformers leaves them uninitialized memory: it fuses what the whole class loads, and warns of a Talker."""
+    found = talker_rl.load(ModelConfig(path=str(folder), device="cpu"), parts=("talker",)).part("talker")
+    want, have = dict(model.talker.named_parameters()), dict(found.named_parameters())
+    assert want.keys() == have.keys() and all(torch.equal(want[name], have[name]) for name in want)
+    names = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    assert "talker.model.layers.1.mlp.experts.7.up_proj.weight" in names
+    back = checkpoint.split(found.state_dict())
+    assert {f"talker.{name}" for name in back} == {name for name in names if name.startswith("talker.")}
+    again = checkpoint.fused({name: value for name, value in back.items()}, torch.float32)
+    assert all(torch.equal(again[name], value) for name, value in found.state_dict().items())
+
+
+def test_no_other_parts_files_are_read(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    names = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    partial = tmp_path / "partial"
+    shutil.copytree(folder, partial)
+    needed = {file for name, file in names.items() if name.startswith("talker.") or name == checkpoint.TABLE}
+    for file in set(names.values()) - needed:
+        (partial / file).unlink()
+    found = talker_rl.load(ModelConfig(path=str(partial), device="cpu"), parts=("conditioner", "talker"))
+    assert found.condition([Prompt("stop, go.", speaker="ann")])[0].rows == (9 + 9, 4)
+    with pytest.raises(CheckpointError):
+        talker_rl.load(ModelConfig(path=str(partial), device="cpu"), parts=("decoder",))
+
+
+def test_an_expert_that_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    index = json.loads((broken / "model.safetensors.index.json").read_text())
+    name = "talker.model.layers.0.mlp.experts.3.gate_proj.weight"
+    del index["weight_map"][name]
+    (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.experts\.3\.gate_proj\.weight is not stored"):
+        talker_rl.load(ModelConfig(path=str(broken), device="cpu"), parts=("talker",))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"model_type": "qwen3_vl"}, "Qwen2.5-Omni"),
+    ({"talker_config": {"num_code_groups": 8}}, "differ in codebooks"),
+    ({"code2wav_config": {"codebook_size": 1024}}, "differ in codes of a book"),
+    ({"auto_map": {"AutoModel": "x.Y"}}, "asks for code of its own"),
+])
+def test_a_config_that_cannot_be_is_refused(folder: Path, tmp_path: Path, change: Any, message: str) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    config = json.loads((broken / "config.json").read_text())
+    for key, value in change.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) and key in config else value
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        talker_rl.load(ModelConfig(path=str(broken), device="cpu"), parts=("talker",))
+
+
+def test_settings_of_another_family_are_refused(folder: Path) -> None:
+    for key, value in (("speakers", "spk_dict.pt"), ("thinker_quantization", "4bit")):
+        with pytest.raises(ConfigError, match="this family"):
+            talker_rl.load(ModelConfig(path=str(folder), device="cpu", **{key: value}), parts=("talker",))
+
+
+# Codec
+
+
+def test_the_codec_is_the_checkpoints(folder: Path) -> None:
+    assert codec_of_model(ModelConfig(path=str(folder))) == CODEC == codec_named("qwen3_omni")
+    assert (CODEC.groups, CODEC.stop, CODEC.seconds([0] * 16 * 25)) == (16, 2150, 2.0)
+    small = of_size(8, 256)
+    assert small.name == "qwen3_omni-8x256" and codec_named(small.name) == small and small.stop == 358
+    config = {"talker_config": {"num_code_groups": 8, "code_predictor_config": {"vocab_size": 256}}}
+    assert codec_of(config) == small and family_of(folder).NAME == "qwen3_omni"
+    for wrong in ("qwen3_omni-8", "qwen3_omni-0x5", "qwen2_5_omni-8x256", "nobody-8x256"):
+        with pytest.raises(DataError, match="Unknown codec"):
+            codec_named(wrong)
+
+
+# Conditioning
+
+
+def test_the_talker_reads_what_upstream_gives_it(model: Any, generator: Any) -> None:
+    """Behind a system turn and an earlier answer, which never reach it."""
+    messages = [{"role": "system", "content": "three four"}, {"role": "user", "content": "stop, go"},
+                {"role": "assistant", "content": "left"}, {"role": "user", "content": "right. red"}]
+    [seen] = generator.condition([Prompt("blue green.", speaker="bob", messages=messages)])
+    ids = tokenizer().apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",
+                                          return_dict=True)["input_ids"]
+    given: list[torch.Tensor] = []
+    generate = model.talker.generate
+    model.talker.generate = lambda **options: given.append(options["inputs_embeds"]) or generate(**options)
+    try:
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), speaker="bob", thinker_max_new_tokens=4,
+                       thinker_eos_token_id=199, thinker_pad_token_id=0, talker_max_new_tokens=3)
+    finally:
+        model.talker.generate = generate
+    with generator.policy() as policy:
+        batch = policy.collate([TalkerSequence(seen, CODEC.speech([2150]))])
+        ours = talker_inputs(policy.module, batch)[0]
+    assert ours.shape[0] == given[0].shape[1] == seen.rows[0]
+    torch.testing.assert_close(ours[:-1], given[0][0, :-1], atol=1e-6, rtol=0)  # the last is the reply's first token
+    text = tokenizer().decode(user_turns(ids[0].tolist(), model.config))
+    assert "three" not in text and "left" not in text and "stop" in text and "red" in text
+
+
+@pytest.mark.parametrize(("prompt", "message"), [
+    (Prompt("", speaker="ann"), "empty"), (Prompt("stop.", speaker="cid"), "unknown speaker 'cid'"),
+    (Prompt("stop nobody.", speaker="ann"), "vocabulary does not cover"),
+    (Prompt("stop.", speaker="ann", messages=[{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}]),
+     "not read for this family"),
+])
+def test_what_cannot_be_spoken_is_told(generator: Any, prompt: Prompt, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        generator.condition([prompt])
+    errors: dict[str, Any] = {}
+    assert len(generator.condition([prompt, Prompt("go.", speaker="ann")], errors=errors)) == 1 and len(errors) == 1
+
+
+def test_the_key_of_a_conditioning_knows_what_it_depends_on(generator: Any) -> None:
+    cfg = talker_rl.speech.config.ConditioningConfig()
+    prompts = [Prompt("stop.", speaker="ann"), Prompt("go.", speaker="ann"), Prompt("stop.", speaker="bob"),
+               Prompt("stop.", speaker="ann", messages=[{"role": "user", "content": "go"}])]
+    assert len({generator.conditioning_key(p, cfg) for p in prompts}) == 4
+
+
+# Sound
+
+
+def test_pieces_and_batches_are_the_whole(model: Any, generator: Any) -> None:
+    code2wav = generator.part("decoder")
+    assert (samples_trimmed(code2wav), code2wav.total_upsample) == (555, 1920) and frames_before(code2wav) < 16
+    draw = np.random.default_rng(0)
+    codes = [draw.integers(0, 2048, GROUPS * frames).tolist() for frames in (1, 30, 3, 130)]
+    whole = [model.code2wav(torch.tensor(one).view(1, -1, GROUPS).transpose(1, 2))[0, 0].numpy() for one in codes]
+    assert 0.01 < float(np.abs(whole[3]).mean()) and float(np.abs(whole[1]).max()) < 1
+    for piece, batch in ((1000, 1), (16, 4), (5, 2)):
+        made = decode(code2wav, codes, CODEC, batch, piece=piece)
+        for ours, theirs in zip(made, whole, strict=True):
+            assert len(ours) == len(theirs) and float(np.abs(ours - theirs).max()) <= 1e-4
+    upstream = model.code2wav.chunked_decode(torch.tensor(codes[3]).view(1, -1, GROUPS).transpose(1, 2), chunk_size=60)
+    assert upstream.shape[-1] == len(whole[3]) - 2 * 555, "which loses samples at every boundary"
+
+
+def test_codes_that_are_none_are_refused_before_they_are_looked_up(generator: Any) -> None:
+    for codes, message in (([], "no codes"), ([0] * 17, "no whole frames"), ([2150] + [0] * 15, "invalid code 2150")):
+        with pytest.raises(DataError, match=message):
+            generator.decode([Utterance(codes, "ann")])
+    with pytest.raises(CheckpointError, match="unknown speaker"):
+        generator.decode([Utterance([0] * 16, "cid")])
+
+
+# A whole run
+
+
+SAMPLING = {"max_new_tokens": 12, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "min_new_tokens": 2,
+            "sequence_bias": [[[2150], 9.0]]}
+
+
+def test_the_same_run(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    config = write_world(
+        tmp_path, model={"path": str(folder), "device": "cpu", "instruction": "{text}", "system_prompt": ""},
+        rollouts={"num_candidates": 3, "batch_size": 6, "shard_size": 4, "sampling": SAMPLING},
+        train={"loss": {"type": "dpo", "beta": 0.1}, "lora": {"r": 2, "lora_alpha": 4},
+               "args": {"max_steps": 4, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-3,
+                        "per_device_train_batch_size": 2}})
+    run = tmp_path / "run"
+    assert cli.main(["run", "-c", str(config), "--run-dir", str(run), "-q", "--debug", "prompts.speaker=ann"]) == 0
+    candidates = ShardFolder(run / "rollouts").read_all(Candidate)
+    assert {c.codec for c in candidates} == {"qwen3_omni"} and all(len(c.codes) % 16 == 0 for c in candidates)
+    pairs = ShardFolder(run / "pairs").read_all(Pair)
+    assert pairs and all(p.chosen.codec == CODEC and p.chosen_seconds == 0.08 * p.chosen.frames for p in pairs)
+    log = [json.loads(line) for line in (run / "train/default/log.jsonl").read_text().splitlines()]
+    assert abs(log[0]["loss"] - np.log(2)) < 1e-3 and all(np.isfinite(row["loss"]) for row in log if "loss" in row)
+    adapter = json.loads((run / "train/default/adapter_config.json").read_text())
+    assert "shared_expert" in adapter["target_modules"] and "code_predictor" not in adapter["target_modules"]
+    assert (run / "report/index.html").is_file()
+    card = (run / "train/default/README.md").read_text()
+    assert "- qwen3_omni\n" in card and "the Talker of Qwen3-Omni" in card
+    capsys.readouterr()
+    for verb in (["diagnose", "--run-dir", str(run)], ["parity", "--run-dir", str(run)],
+                 ["doctor", "--model", str(folder)]):
+        assert cli.main(verb) == 0, verb
+    assert "2 layers with 8 experts, 16 codebooks of 2048 codes, speakers ann, bob" in capsys.readouterr().out
+
+
+def test_sampled_log_probs_are_the_policys_own(generator: Any) -> None:
+    prompts = [Prompt("stop, go left.", speaker="ann"), Prompt("blue.", speaker="bob")]
+    seen = generator.condition(prompts)
+    with generator.policy(train=LoraSettings(r=2)) as policy:
+        names = [name for name, value in policy.module.named_parameters() if value.requires_grad]
+        assert names and all("code_predictor" not in name and ".experts." not in name for name in names)
+        said = policy.sample([SampleRequest(one, [1, 2, 3]) for one in seen], SamplingConfig(max_new_tokens=10))
+        by_id = {one.prompt_id: one for one in seen}
+        rows = policy.logps(policy.collate([TalkerSequence(by_id[c.prompt_id], c.speech) for c in said]))
+        for row, one in zip(rows, said, strict=True):
+            assert float((row[: one.speech.steps] - torch.tensor(one.token_logps)).abs().max()) <= 1e-5
+    assert SPEAKERS["bob"] in {one.speaker_id for one in seen} and MARK_IDS["assistant"] == 13
