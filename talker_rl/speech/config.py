@@ -64,6 +64,11 @@ class ModelConfig(Settings):
         default=None,
         description='"4bit": the Thinker\'s language model in nf4 (needs "talker-rl[4bit]" and CUDA); null: in dtype.',
     )
+    residual_weight: float = Field(
+        default=0.0, ge=0, le=1, description="Of a frame's codes behind the first in its log-prob, for families of "
+        "several codebooks (Qwen3-Omni). 0: the first code alone is the policy, which decides words and length; the "
+        "others are acoustic detail that would drown it."
+    )
     system_prompt: str = Field(
         default=SPEECH_SYSTEM_PROMPT, description="System message of prompts that carry none; empty leaves it out."
     )

@@ -148,8 +148,9 @@ def by_prompt(conditionings: Mapping[str, Any] | Iterable[Any], records: Iterabl
     Raises:
         StageError: a prompt of the records has no conditioning.
     """
+    listed: Iterable[Any] = () if isinstance(conditionings, Mapping) else conditionings
     found: Mapping[str, Any] = (conditionings if isinstance(conditionings, Mapping)
-                                else {one.prompt_id: one for one in conditionings})
+                                else {one.prompt_id: one for one in listed})
     missing = sorted({record.prompt_id for record in records} - found.keys())
     if missing:
         raise StageError(

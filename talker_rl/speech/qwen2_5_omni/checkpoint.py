@@ -109,6 +109,9 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
     unknown = set(parts) - set(PARTS)
     if unknown:
         raise ConfigError(f"unknown model part {sorted(unknown)[0]!r}", fix=f"use any of {', '.join(PARTS)}")
+    if model.residual_weight:
+        raise ConfigError("this family says one code a frame, there are no residual ones to weigh",
+                          where="model.residual_weight", fix="leave it 0")
     folder = resolve_model_path(model.path)
     config = read_config(folder)
     device = pick_device(model.device)

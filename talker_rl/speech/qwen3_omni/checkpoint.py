@@ -90,8 +90,9 @@ class Qwen3:
 
 
 def part_hash(model: ModelConfig, part: str) -> str:
-    """Hash of what a part depends on: the small files, its own shards and, for the Talker, ``model.talker``. Of the
-    table it is its own shard, with names and sizes of the Thinker's others, which answer where a reply is generated.
+    """Hash of what a part depends on: the small files, its own shards and, for the Talker, ``model.talker`` and
+    ``model.residual_weight``. Of the table it is its own shard, with names and sizes of the Thinker's others, which
+    answer where a reply is generated.
 
     Raises:
         CheckpointError: the model or a file of it is not there.
@@ -104,6 +105,8 @@ def part_hash(model: ModelConfig, part: str) -> str:
         found = stable_hash("table", found, others)
     if model.talker and part == "talker":
         found = stable_hash("model", found, content_hash(Path(model.talker).expanduser()))
+    if model.residual_weight and part == "talker":  # its log-probs are others
+        found = stable_hash("residual", found, model.residual_weight)
     return found
 
 

@@ -151,6 +151,9 @@ def _conditioning(model: Qwen3, prompt: Prompt, ids: list[int], reply: list[int]
     if worst >= len(table):
         raise PromptError(f"the tokenizer gives {worst}, and the Thinker's table has {len(table)} rows",
                           where=f"prompt {prompt.prompt_id}", fix="restore the tokenizer's files")
-    rows = [table[torch.tensor(part, dtype=torch.long)] for part in (marks, user, reply)]
-    return Conditioning(prompt.prompt_id, *rows, speaker=prompt.speaker, speaker_id=model.speaker(prompt.speaker),
-                        reply_text=prompt.text, codec=model.codec.name)
+
+    def rows(tokens: list[int]) -> torch.Tensor:
+        return table[torch.tensor(tokens, dtype=torch.long)]
+
+    return Conditioning(prompt.prompt_id, rows(marks), rows(user), rows(reply), prompt.speaker,
+                        model.speaker(prompt.speaker), prompt.text, model.codec.name)

@@ -146,7 +146,8 @@ def check_lora(settings: ModelConfig, lora: LoraSettings) -> None:
     from talker_rl.speech.qwen3_omni.policy import adapted
 
     with torch.device("meta"):
-        attach_lora(on_meta(part_class("talker")[0], _config(settings).talker_config), adapted(lora), base_model="")
+        talker = on_meta(part_class("talker")[0], _config(settings).talker_config)
+        attach_lora(talker, adapted(lora, settings.residual_weight), base_model="")
 
 
 def read_geometry(name: str) -> Geometry:

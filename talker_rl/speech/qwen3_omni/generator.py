@@ -49,10 +49,10 @@ class Qwen3Generator(Policies[TalkerPolicy]):
         return conditioning_key(self.model, prompt, cfg)
 
     def policy_of(self, module: Any) -> TalkerPolicy:
-        return TalkerPolicy(module)
+        return TalkerPolicy(module, residual_weight=self.settings.residual_weight)
 
     def adapted(self, settings: LoraSettings) -> LoraSettings:
-        return adapted(settings)
+        return adapted(settings, self.settings.residual_weight)
 
     def decode(
         self, utterances: Sequence[Utterance], settings: Token2WavConfig | None = None, *,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from talker_rl.base.errors import ConfigError
+from talker_rl.base.ids import stable_hash
 from talker_rl.records.candidate import Candidate
 from talker_rl.speech.config import LoraSettings, SamplingConfig
 from talker_rl.speech.policy_weights import PolicyWeights
@@ -62,6 +63,10 @@ class TalkerPolicy(PolicyWeights):
         self.codec = codec_of(module)
         self.residual_weight, self.residual = residual_weight, residual or ResidualSampling()
         self.terms = self.codec.groups if residual_weight else 1
+
+    def reference_identity(self) -> str:
+        found = super().reference_identity()
+        return stable_hash("residual", found, self.residual_weight) if self.residual_weight else found
 
     def sample(
         self, requests: Sequence[SampleRequest], sampling: SamplingConfig, *, batch_size: int = 64,
