@@ -23,7 +23,7 @@ from talker_rl.speech.adapter_check import KEEPING
 from talker_rl.speech.adapter_files import PREFIX, SETTINGS, WEIGHTS
 from talker_rl.speech.lora import load_lora, resolve_adapter
 from talker_rl.speech.qwen2_5_omni.adapters import check_adapter_of
-from talker_rl.speech.qwen2_5_omni.merge import merged_tensors
+from talker_rl.speech.qwen2_5_omni.merge import MERGE
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -146,7 +146,7 @@ def test_merging_leaves_the_bases_tensors_out(tmp_path: Path) -> None:
     from talker_rl.speech.config import ModelConfig
 
     folder, _ = saved(tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
-    names = merged_tensors(tmp_path, folder, ModelConfig())
+    names = MERGE.merged_tensors(tmp_path, folder, ModelConfig())
     assert "talker.model.embed_tokens.weight" in names and not any("base_layer" in name for name in names)
 
 

@@ -23,10 +23,10 @@ from talker_rl.base.errors import TalkerRLError
 from talker_rl.base.figures import span
 from talker_rl.planning.command import size
 from talker_rl.records.candidate import Candidate
+from talker_rl.speech import merging
 from talker_rl.speech.cache import ConditioningCache
 from talker_rl.speech.config import SPEECH_SYSTEM_PROMPT, ModelConfig
 from talker_rl.speech.lora import load_lora
-from talker_rl.speech.qwen2_5_omni import merge
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni, quiet_transformers
 from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
@@ -308,7 +308,7 @@ def test_a_full_disk_is_told(world: Path, tmp_path: Path, monkeypatch: Any, caps
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(merge.shutil, "copyfile", full)
+    monkeypatch.setattr(merging.shutil, "copyfile", full)
     assert cli.main(options) == 1
     assert "The disk is full" in capsys.readouterr().err and not list(tmp_path.iterdir())
 

@@ -18,8 +18,8 @@ from talker_rl.speech import adapter_check
 from talker_rl.speech.config import LoraSettings, ModelConfig
 from talker_rl.speech.files import read_spans
 from talker_rl.speech.lora import attach_lora, save_lora
-from talker_rl.speech.qwen2_5_omni import merge
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
+from talker_rl.speech.qwen2_5_omni.merge import MERGE as merge
 
 
 @pytest.fixture(scope="module")

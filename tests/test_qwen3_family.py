@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from pipeline_helpers import write_world
-from qwen3_factory import GROUPS, MARK_IDS, SPEAKERS, tiny_qwen3, tokenizer, write_checkpoint
+from qwen3_factory import GROUPS, MARK_IDS, SPEAKERS, random_conditionings, tiny_qwen3, tokenizer, write_checkpoint
+from transformers import Qwen3OmniMoeForConditionalGeneration
 
 import talker_rl
 from talker_rl import cli
@@ -27,6 +28,7 @@ from talker_rl.speech.qwen3_omni.code2wav import decode, frames_before, samples_
 from talker_rl.speech.qwen3_omni.codec import CODEC, codec_of, of_size
 from talker_rl.speech.qwen3_omni.conditioning import user_turns
 from talker_rl.speech.qwen3_omni.layout import talker_inputs
+from talker_rl.speech.qwen3_omni.policy import TalkerPolicy
 from talker_rl.speech.registry import codec_of as codec_of_model
 from talker_rl.speech.registry import family_of
 from talker_rl.store.shards import ShardFolder
@@ -235,7 +237,17 @@ def test_the_same_run(folder: Path, tmp_path: Path, capsys: Any) -> None:
     for verb in (["diagnose", "--run-dir", str(run)], ["parity", "-c", str(config), "prompts.speaker=ann"],
                  ["doctor", "--model", str(folder)]):
         assert cli.main(verb) == 0, verb
-    assert "2 layers with 8 experts, 16 codebooks of 2048 codes, speakers ann, bob" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert cli.main(["export", "--run-dir", str(run), "--merge", str(tmp_path / "merged")]) == 0
+    whole = Qwen3OmniMoeForConditionalGeneration.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    settings = ModelConfig(path=str(folder), device="cpu")
+    with talker_rl.load(settings, parts=("talker",)).policy(run / "train/default") as policy:
+        by_hand = family_of(folder).exporter().merged_talker(run / "train/default", settings).state_dict()
+        batch = policy.collate([TalkerSequence(one, pairs[0].chosen) for one in random_conditionings([(5, 3)])])
+        adapted, merged = policy.logps(batch), TalkerPolicy(whole.talker).logps(batch)
+    assert all(torch.equal(value, by_hand[name]) for name, value in whole.talker.state_dict().items())
+    assert float((adapted - merged).detach().abs().max()) <= 1e-5
+    assert "2 layers with 8 experts, 16 codebooks of 2048 codes, speakers ann, bob" in told
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])

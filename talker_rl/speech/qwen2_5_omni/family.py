@@ -181,6 +181,6 @@ def speaking_code(usage: Usage, *, adapter: bool) -> str:
 
 def exporter() -> Exporter:
     """What puts a trained Talker back into its checkpoint."""
-    from talker_rl.speech.qwen2_5_omni import merge
+    from talker_rl.speech.qwen2_5_omni.merge import MERGE
 
-    return merge
+    return MERGE

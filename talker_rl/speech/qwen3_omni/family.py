@@ -179,8 +179,9 @@ def speaking_code(usage: Usage, *, adapter: bool) -> str:
 
 def exporter() -> Exporter:
     """What puts a trained Talker back into its checkpoint."""
-    raise ConfigError("this version does not export Qwen3-Omni's Talker", where="talker-rl export",
-                      fix="use the adapter with peft")
+    from talker_rl.speech.qwen3_omni.merge import MERGE
+
+    return MERGE
 
 
 def _config(settings: ModelConfig) -> Any:
