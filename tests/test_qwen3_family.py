@@ -23,14 +23,14 @@ from talker_rl.records.pair import Pair
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import LoraSettings, ModelConfig, SamplingConfig
 from talker_rl.speech.protocol import SampleRequest, TalkerSequence, Utterance
-from talker_rl.speech.qwen3_omni import checkpoint
+from talker_rl.speech.qwen3_omni import checkpoint, shapes
 from talker_rl.speech.qwen3_omni.code2wav import decode, frames_before, samples_trimmed
 from talker_rl.speech.qwen3_omni.codec import CODEC, codec_of, of_size
 from talker_rl.speech.qwen3_omni.conditioning import user_turns
 from talker_rl.speech.qwen3_omni.layout import talker_inputs
 from talker_rl.speech.qwen3_omni.policy import TalkerPolicy
 from talker_rl.speech.registry import codec_of as codec_of_model
-from talker_rl.speech.registry import family_of
+from talker_rl.speech.registry import family_of, read_geometry
 from talker_rl.store.shards import ShardFolder
 
 
@@ -269,3 +269,26 @@ def test_sampled_log_probs_are_the_policys_own(folder: Path, weight: float) -> N
     plain = settings.model_copy(update={"residual_weight": 0.0})
     assert (family_of(folder).identity(plain, "talker") == generator.identity("talker")) == (not weight)
     assert SPEAKERS["bob"] in {one.speaker_id for one in seen} and MARK_IDS["assistant"] == 13
+
+
+# The published geometry
+
+
+def test_the_published_model_has_as_many_parameters() -> None:
+    """On the meta device: to the unit, of its parts, and of all."""
+    config = shapes.shipped_config()
+    found = {part: sum(p.numel() for p in shapes.meta_part(config, part).parameters())
+             for part in ("thinker", "talker", "code2wav")}
+    assert found == {"thinker": 31_719_205_488, "talker": 3_324_596_480, "code2wav": 216_016_577}
+    assert sum(found.values()) == 35_259_818_545
+
+
+def test_what_it_costs_is_counted_from_its_classes() -> None:
+    geometry = read_geometry("Qwen/Qwen3-Omni-30B-A3B-Instruct")
+    assert geometry.parameters["talker"] == 3_324_596_480 and geometry.codec == CODEC
+    per_second = 12.5 / 1e9
+    assert geometry.talker.weights * per_second == pytest.approx(3.6, rel=0.05)  # by hand
+    assert geometry.frame_macs * per_second == pytest.approx(16.1, rel=0.03)
+    assert geometry.vocoder.macs * per_second == pytest.approx(32.0, rel=0.1)
+    adapters = geometry.adapters(LoraSettings(r=16))
+    assert adapters == pytest.approx((2.79 + 1.72) * 1e6, rel=0.01), "attention and shared experts"

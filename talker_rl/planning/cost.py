@@ -84,9 +84,9 @@ def rollouts(geo: Geometry, prompts: float, candidates: int, at: Lengths, rows: 
     said = prompts * candidates * at.codes
     read = prompts * candidates * tail(at.prefix, at.codes)
     steps = said / rows
-    flops = said * 2 * (per_position + geo.head) + attention(talker, read)
+    flops = said * 2 * (per_position + geo.head + geo.frame_macs) + attention(talker, read)
     moved = (steps * (per_position + geo.head) + read * talker.kv_width) * BYTES[dtype]
-    return [prefill, Work(flops, dtype, moved, steps * talker.layers)]
+    return [prefill, Work(flops, dtype, moved, steps * (talker.layers + geo.frame_layers))]
 
 
 def reference(geo: Geometry, pairs: float, at: Lengths, batch: int, dtype: str, sides: int = 2) -> list[Work]:

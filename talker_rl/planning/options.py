@@ -26,7 +26,8 @@ def add_doctor_options(doctor: argparse.ArgumentParser) -> None:
 
 def add_plan_options(plan: argparse.ArgumentParser) -> None:
     """All but the configuration's."""
-    plan.add_argument("--geometry", metavar="NAME", help="qwen2.5-omni-7b, qwen2.5-omni-3b, micro, or a folder or hub "
+    plan.add_argument("--geometry", metavar="NAME", help="qwen2.5-omni-7b, qwen2.5-omni-3b, "
+                      "qwen3-omni-30b-a3b, micro, or a folder or hub "
                       "name with a config.json (default: model.path)")
     plan.add_argument("--prompts", type=int, metavar="N", help="train prompts (default: those of the configuration)")
     plan.add_argument("--candidates", type=int, metavar="N", help="candidates per prompt")

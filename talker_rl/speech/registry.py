@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MODEL_TYPES = {"qwen2_5_omni": "qwen2_5_omni", "qwen3_omni_moe": "qwen3_omni"}
 """model_type -> family."""
+_PUBLISHED = {"qwen3-omni": "qwen3_omni"}
+"""What names of published models begin with -> family, before a folder or a config.json is at hand."""
 
 
 def family_named(name: str) -> Family:
@@ -74,17 +76,26 @@ def read_geometry(name: str) -> Geometry:
         ConfigError: none of these.
         CheckpointError: no such folder or hub name, or its config.json cannot be used.
     """
-    local = name == "micro" or Path(name).expanduser().is_dir()
-    found: Geometry = family_named(_family_name(resolve_model_path(name)) if local else FIRST).read_geometry(name)
+    if name == "micro" or Path(name).expanduser().is_dir():
+        family = _family_name(resolve_model_path(name))
+    else:
+        family = _published_family(name)
+    found: Geometry = family_named(family).read_geometry(name)
     return found
+
+
+def _published_family(name: str) -> str:
+    """By a hub name alone; the first family's where it tells nothing."""
+    short = name.lower().rpartition("/")[2]
+    return next((family for start, family in _PUBLISHED.items() if short.startswith(start)), FIRST)
 
 
 def codec_of(model: ModelConfig) -> Codec:
     """The codec of a model as its settings name it, before anything is loaded or fetched: where the folder is not on
-    this machine yet, that of the first family."""
+    this machine yet, that of the family that its name tells of."""
     folder = Path(model.path).expanduser()
     if model.path != "micro" and not (folder / "config.json").is_file():
-        return codec_named(FIRST)
+        return codec_named(_published_family(model.path))
     try:
         found = resolve_model_path(model.path)
         codec: Codec = import_module(f"talker_rl.speech.{_family_name(found)}.codec").codec_of(_config_json(found))

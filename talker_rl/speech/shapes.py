@@ -110,6 +110,12 @@ class Geometry:
     vocoder: Vocoder
     codec: Codec
     batching: Batching
+    frame_macs: float = 0.0
+    """Multiply-adds of a sampled frame beside the Talker's own position: a code predictor's, of all its codes."""
+    frame_layers: int = 0
+    """Layers that run one after the other for it."""
+    targets: str | None = None
+    """What an adapter is put on whose settings name what every transformer has; None: just that."""
 
     @property
     def head(self) -> int:
@@ -128,6 +134,8 @@ class Geometry:
     def adapted(self, settings: LoraSettings) -> list[Linear]:
         """The Talker's linear layers that get an adapter."""
         targets = settings.target_modules
+        if self.targets is not None and targets == LoraSettings().target_modules:
+            targets = self.targets
         return [x for x in self.adaptable if _is_target(x.name, targets)]
 
 

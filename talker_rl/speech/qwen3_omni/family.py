@@ -152,8 +152,9 @@ def check_lora(settings: ModelConfig, lora: LoraSettings) -> None:
 
 def read_geometry(name: str) -> Geometry:
     """Shapes of a model: as :func:`talker_rl.speech.registry.read_geometry`."""
-    raise ConfigError("this version cannot forecast the cost of a Qwen3-Omni", where=name,
-                      fix="run a small part and extrapolate")
+    from talker_rl.speech.qwen3_omni import shapes
+
+    return shapes.read_geometry(name)
 
 
 def check_model(folder: Path) -> Iterator[Finding]:
