@@ -75,7 +75,7 @@ def test_no_other_parts_files_are_read(folder: Path, tmp_path: Path) -> None:
     for file in set(names.values()) - needed:
         (partial / file).unlink()
     found = talker_rl.load(ModelConfig(path=str(partial), device="cpu"), parts=("conditioner", "talker"))
-    assert found.condition([Prompt("stop, go.", speaker="ann")])[0].rows == (9 + 9, 4)
+    assert found.condition([Prompt("stop, go.", speaker="Ann")])[0].rows == (9 + 9, 4)
     with pytest.raises(CheckpointError):
         talker_rl.load(ModelConfig(path=str(partial), device="cpu"), parts=("decoder",))
 
@@ -140,14 +140,14 @@ def test_the_talker_reads_what_upstream_gives_it(model: Any, generator: Any) -> 
     """Behind a system turn and an earlier answer, which never reach it."""
     messages = [{"role": "system", "content": "three four"}, {"role": "user", "content": "stop, go"},
                 {"role": "assistant", "content": "left"}, {"role": "user", "content": "right. red"}]
-    [seen] = generator.condition([Prompt("blue green.", speaker="bob", messages=messages)])
+    [seen] = generator.condition([Prompt("blue green.", speaker="Bob", messages=messages)])
     ids = tokenizer().apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",
                                           return_dict=True)["input_ids"]
     given: list[torch.Tensor] = []
     generate = model.talker.generate
     model.talker.generate = lambda **options: given.append(options["inputs_embeds"]) or generate(**options)
     try:
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), speaker="bob", thinker_max_new_tokens=4,
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), speaker="Bob", thinker_max_new_tokens=4,
                        thinker_eos_token_id=199, thinker_pad_token_id=0, talker_max_new_tokens=3)
     finally:
         model.talker.generate = generate
@@ -161,22 +161,22 @@ def test_the_talker_reads_what_upstream_gives_it(model: Any, generator: Any) -> 
 
 
 @pytest.mark.parametrize(("prompt", "message"), [
-    (Prompt("", speaker="ann"), "empty"), (Prompt("stop.", speaker="cid"), "unknown speaker 'cid'"),
-    (Prompt("stop nobody.", speaker="ann"), "vocabulary does not cover"),
-    (Prompt("stop.", speaker="ann", messages=[{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}]),
+    (Prompt("", speaker="Ann"), "empty"), (Prompt("stop.", speaker="cid"), "unknown speaker 'cid'"),
+    (Prompt("stop nobody.", speaker="Ann"), "vocabulary does not cover"),
+    (Prompt("stop.", speaker="Ann", messages=[{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}]),
      "not read for this family"),
 ])
 def test_what_cannot_be_spoken_is_told(generator: Any, prompt: Prompt, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         generator.condition([prompt])
     errors: dict[str, Any] = {}
-    assert len(generator.condition([prompt, Prompt("go.", speaker="ann")], errors=errors)) == 1 and len(errors) == 1
+    assert len(generator.condition([prompt, Prompt("go.", speaker="Ann")], errors=errors)) == 1 and len(errors) == 1
 
 
 def test_the_key_of_a_conditioning_knows_what_it_depends_on(generator: Any) -> None:
     cfg = talker_rl.speech.config.ConditioningConfig()
-    prompts = [Prompt("stop.", speaker="ann"), Prompt("go.", speaker="ann"), Prompt("stop.", speaker="bob"),
-               Prompt("stop.", speaker="ann", messages=[{"role": "user", "content": "go"}])]
+    prompts = [Prompt("stop.", speaker="Ann"), Prompt("go.", speaker="Ann"), Prompt("stop.", speaker="Bob"),
+               Prompt("stop.", speaker="Ann", messages=[{"role": "user", "content": "go"}])]
     assert len({generator.conditioning_key(p, cfg) for p in prompts}) == 4
 
 
@@ -201,7 +201,7 @@ def test_pieces_and_batches_are_the_whole(model: Any, generator: Any) -> None:
 def test_codes_that_are_none_are_refused_before_they_are_looked_up(generator: Any) -> None:
     for codes, message in (([], "no codes"), ([0] * 17, "no whole frames"), ([2150] + [0] * 15, "invalid code 2150")):
         with pytest.raises(DataError, match=message):
-            generator.decode([Utterance(codes, "ann")])
+            generator.decode([Utterance(codes, "Ann")])
     with pytest.raises(CheckpointError, match="unknown speaker"):
         generator.decode([Utterance([0] * 16, "cid")])
 
@@ -221,7 +221,7 @@ def test_the_same_run(folder: Path, tmp_path: Path, capsys: Any) -> None:
                "args": {"max_steps": 4, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-3,
                         "per_device_train_batch_size": 2}})
     run = tmp_path / "run"
-    assert cli.main(["run", "-c", str(config), "--run-dir", str(run), "-q", "--debug", "prompts.speaker=ann"]) == 0
+    assert cli.main(["run", "-c", str(config), "--run-dir", str(run), "-q", "--debug", "prompts.speaker=Ann"]) == 0
     candidates = ShardFolder(run / "rollouts").read_all(Candidate)
     assert {c.codec for c in candidates} == {"qwen3_omni"} and all(len(c.codes) % 16 == 0 for c in candidates)
     pairs = ShardFolder(run / "pairs").read_all(Pair)
@@ -234,7 +234,7 @@ def test_the_same_run(folder: Path, tmp_path: Path, capsys: Any) -> None:
     card = (run / "train/default/README.md").read_text()
     assert "- qwen3_omni\n" in card and "the Talker of Qwen3-Omni" in card
     capsys.readouterr()
-    for verb in (["diagnose", "--run-dir", str(run)], ["parity", "-c", str(config), "prompts.speaker=ann"],
+    for verb in (["diagnose", "--run-dir", str(run)], ["parity", "-c", str(config), "prompts.speaker=Ann"],
                  ["doctor", "--model", str(folder)]):
         assert cli.main(verb) == 0, verb
     told = capsys.readouterr().out
@@ -247,14 +247,14 @@ def test_the_same_run(folder: Path, tmp_path: Path, capsys: Any) -> None:
         adapted, merged = policy.logps(batch), TalkerPolicy(whole.talker).logps(batch)
     assert all(torch.equal(value, by_hand[name]) for name, value in whole.talker.state_dict().items())
     assert float((adapted - merged).detach().abs().max()) <= 1e-5
-    assert "2 layers with 8 experts, 16 codebooks of 2048 codes, speakers ann, bob" in told
+    assert "2 layers with 8 experts, 16 codebooks of 2048 codes, speakers Ann, Bob" in told
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
 def test_sampled_log_probs_are_the_policys_own(folder: Path, weight: float) -> None:
     settings = ModelConfig(path=str(folder), device="cpu", system_prompt="", residual_weight=weight)
     generator: Any = talker_rl.load(settings)
-    prompts = [Prompt("stop, go left.", speaker="ann"), Prompt("blue.", speaker="bob")]
+    prompts = [Prompt("stop, go left.", speaker="Ann"), Prompt("blue.", speaker="Bob")]
     seen = generator.condition(prompts)
     with generator.policy(train=LoraSettings(r=2)) as policy:
         names = [name for name, value in policy.module.named_parameters() if value.requires_grad]

@@ -10,6 +10,8 @@ import re
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from talker_rl.base.places import SHIPPED_MODELS
+
 _FREE_TEXT = {"instruction", "system_prompt", "title", "text", "content"}
 """Keys whose values are what somebody wrote, never a path."""
 
@@ -24,9 +26,9 @@ def hub_name(path: str) -> str | None:
 
 
 def model_name(path: str | Path) -> str:
-    """What a model is called: ``micro``, its name on the hub, or its folder's name."""
+    """What a model is called: ``micro`` and its like, its name on the hub, or its folder's name."""
     given = str(path)
-    return given if given == "micro" else hub_name(given) or folder_name(given)
+    return given if given in SHIPPED_MODELS else hub_name(given) or folder_name(given)
 
 
 def folder_name(path: str | Path) -> str:

@@ -221,8 +221,12 @@ def unwritable(error: BaseException) -> StageError | None:
                       fix="name another place, or make this one accessible")
 
 
+SHIPPED_MODELS = {"micro": "omni", "micro-qwen3": "qwen3"}
+"""Name of a model that ships -> its folder in :func:`micro_dir`."""
+
+
 def micro_dir() -> Path:
-    """The folder that holds the shipped model: ``omni/``, ``asr/reward``, ``asr/eval`` and ``prompts/``.
+    """The folder that holds the shipped models: ``omni/``, ``qwen3/``, ``asr/reward``, ``asr/eval`` and ``prompts/``.
 
     The environment variable ``TALKER_RL_MICRO_DIR`` names another one (for instance a fresh ``talker-rl micro build``).
     """

@@ -58,7 +58,23 @@ def steps(work: Path, seed: int) -> list[Step]:
     ]
 
 
-def build(out: Path, seed: int = 0, quick: bool = False, work: Path = BUILD_DIR) -> Path:
+def qwen3_steps(work: Path, seed: int) -> list[Step]:
+    """Likewise of the second model: sound, text and Talker. Recognizers and prompts are the first one's."""
+    here, w, s = "talker_rl.micro.qwen3", ("--build", str(work)), ("--seed", str(seed))
+    few, small = ("--steps", "4"), ("--sentences", "60")
+    return [
+        Step("books", "books.json", (f"{here}.codes", *w, *s), small),
+        Step("code2wav", "code2wav.json", (f"{here}.sound", *w, *s), few),
+        Step("Thinker", "thinker.json", (f"{here}.thinker", *w, *s), few),
+        Step("sentences", "talker_data.json", (f"{here}.talker", "data", *w, *s), small),
+        Step("Talker, clean", "talker_clean.json", (f"{here}.talker", "clean", *w, *s), few),
+        Step("Talker, base", "talker_base.json", (f"{here}.talker", "base", *w, *s), few),
+    ]
+
+
+def build(
+    out: Path, seed: int = 0, quick: bool = False, work: Path = BUILD_DIR, family: str = "qwen2_5_omni"
+) -> Path:
     """Train what is missing in ``work``, then write the checkpoint folder ``out``.
 
     Raises:
@@ -67,7 +83,7 @@ def build(out: Path, seed: int = 0, quick: bool = False, work: Path = BUILD_DIR)
     from talker_rl.micro.prompts import write_prompts
 
     work.mkdir(parents=True, exist_ok=True)
-    todo = steps(work, seed)
+    todo = FAMILIES[family](work, seed)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TALKER_RL_CACHE": str(work / "cache")}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in [str(Path.cwd()), *sys.path] if p)
     for number, step in enumerate(todo, 1):
@@ -86,16 +102,27 @@ def build(out: Path, seed: int = 0, quick: bool = False, work: Path = BUILD_DIR)
                 fix="see the output above; the same command goes on from here",
             )
         print(f"{label}: {time.time() - began:.0f} s", flush=True)
-    if not (work / "prompts" / "eval.jsonl").exists():
+    if family == "qwen2_5_omni" and not (work / "prompts" / "eval.jsonl").exists():
         write_prompts(work / "prompts")
-    return collect(out, work, seed)
+    return collect(out, work, seed, family)
 
 
-def collect(out: Path, work: Path = BUILD_DIR, seed: int = 0) -> Path:
-    """Copy the finished parts of ``work`` into the checkpoint folder ``out``: omni/, asr/, prompts/, the codec."""
+FAMILIES = {"qwen2_5_omni": steps, "qwen3_omni": qwen3_steps}
+
+
+def collect(out: Path, work: Path = BUILD_DIR, seed: int = 0, family: str = "qwen2_5_omni") -> Path:
+    """Copy the finished parts of ``work`` into the checkpoint folder ``out``: omni/, asr/, prompts/, the codec; of the
+    second model qwen3/ and its books."""
+    out.mkdir(parents=True, exist_ok=True)
+    if family == "qwen3_omni":
+        from talker_rl.micro.qwen3.assemble import assemble as assemble_qwen3
+
+        assemble_qwen3(out / "qwen3", work, seed)
+        shutil.copyfile(work / "books.safetensors", out / "qwen3-books.safetensors")
+        print(f"{out / 'qwen3'}: {sum(f.stat().st_size for f in (out / 'qwen3').rglob('*')) / 2**20:.1f} MiB")
+        return out
     from talker_rl.micro.assemble import assemble
 
-    out.mkdir(parents=True, exist_ok=True)
     assemble(out / "omni", work, seed)
     for name in ("asr/reward", "asr/eval", "prompts"):
         if (work / name).is_dir():
@@ -109,6 +136,7 @@ def collect(out: Path, work: Path = BUILD_DIR, seed: int = 0) -> Path:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Its options, and what it does."""
     parser.description = __doc__
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="qwen2_5_omni", help="which model")
     parser.add_argument("--out", type=Path, default=BUILD_DIR / "checkpoint", help="folder of the finished checkpoint")
     parser.add_argument("--work", type=Path, default=BUILD_DIR, help="folder of the parts")
     parser.add_argument("--seed", type=int, default=0)
@@ -121,8 +149,8 @@ def verb(args: argparse.Namespace) -> int:
     for folder in (args.out, args.work):
         check_writable_folder(folder)
     if args.collect:
-        collect(args.out, args.work, args.seed)
+        collect(args.out, args.work, args.seed, args.family)
     else:
-        build(args.out, args.seed, args.quick, args.work)
+        build(args.out, args.seed, args.quick, args.work, args.family)
     print(f"use it with TALKER_RL_MICRO_DIR={args.out}; check it with talker-rl micro check --folder {args.out}")
     return 0

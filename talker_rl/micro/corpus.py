@@ -130,15 +130,16 @@ class Renderer:
 
     Args:
         source: what speaks a clause (``say(voice, rate, words) -> Speech``); None starts espeak-ng.
+        grid: samples on whose multiples clauses begin and silences end; a multiple of a code's.
     """
 
-    def __init__(self, source: Any = None) -> None:
+    def __init__(self, source: Any = None, grid: int = CODE_SAMPLES) -> None:
         from talker_rl.micro.espeak import Espeak
 
         self._espeak = Espeak() if source is None else source
         self._pieces: dict[tuple, tuple[np.ndarray, list[float]]] = {}
         self._gains: dict[tuple[str, str], float] = {}
-        self._dither = dither_tile()
+        self._dither, self._grid = dither_tile(), grid
 
     def _speak(self, voice: str, rate: int, words: tuple[str, ...]) -> tuple[np.ndarray, list[float]]:
         """24 kHz float32 without the silence around it, and the word onsets in seconds."""
@@ -178,7 +179,7 @@ class Renderer:
         lead = LEAD_SECONDS if request.lead is None else request.lead
         tail = TAIL_SECONDS if request.tail is None else request.tail
 
-        cursor = _to_grid(lead)
+        cursor = _to_grid(lead, self._grid)
         placed: list[tuple[int, np.ndarray]] = []
         words: list[WordSpan] = []
         pauses: list[tuple[int, float]] = []
@@ -193,7 +194,7 @@ class Renderer:
             ]
             last = number == len(pieces) - 1
             silence = tail if last else pause
-            cursor = _to_grid(end + silence)
+            cursor = _to_grid(end + silence, self._grid)
             if not last:
                 pauses.append((len(words) - 1, cursor / SAMPLE_RATE - end))
         full = np.tile(self._dither, cursor // CODE_SAMPLES)
@@ -203,12 +204,14 @@ class Renderer:
         return Rendered(full, words, text, lang, request.speaker, pauses)
 
 
-def _to_grid(seconds: float) -> int:
-    """Samples of ``seconds``, rounded up to a whole number of codes."""
-    return -(-round(seconds * SAMPLE_RATE) // CODE_SAMPLES) * CODE_SAMPLES
+def _to_grid(seconds: float, grid: int) -> int:
+    """Samples of ``seconds``, rounded up to the grid."""
+    return -(-round(seconds * SAMPLE_RATE) // grid) * grid
 
 
-def render_all(requests: list[RenderRequest], progress: bool = True) -> list[Rendered]:
+def render_all(
+    requests: list[RenderRequest], progress: bool = True, grid: int = CODE_SAMPLES
+) -> list[Rendered]:
     """Render in a fresh process (no threads, no torch: espeak is forked there). Audio is 16-bit quantized.
 
     Raises RuntimeError with espeak's message if the process fails.
@@ -217,7 +220,7 @@ def render_all(requests: list[RenderRequest], progress: bool = True) -> list[Ren
         here = Path(folder)
         (here / "requests.json").write_text(json.dumps([asdict(r) for r in requests], ensure_ascii=False), "utf-8")
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "talker_rl.micro.corpus", folder, str(int(progress))]
+        command = [sys.executable, "-m", "talker_rl.micro.corpus", folder, str(int(progress)), str(grid)]
         done = subprocess.run(command, env=environment, stderr=None if progress else subprocess.PIPE, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"rendering failed (exit {done.returncode}): {(done.stderr or '')[-2000:]}")
@@ -240,12 +243,12 @@ def _request_from_dict(row: dict) -> RenderRequest:
     return RenderRequest(clauses, extra_pauses=extra and {int(k): v for k, v in extra.items()}, **row)
 
 
-def _main(folder: str, progress: bool) -> None:
+def _main(folder: str, progress: bool, grid: int) -> None:
     from talker_rl.base.progress import bar
 
     here = Path(folder)
     rows = json.loads((here / "requests.json").read_text("utf-8"))
-    renderer = Renderer()
+    renderer = Renderer(grid=grid)
     with open(here / "audio.i16", "wb") as audio, open(here / "rendered.jsonl", "w", encoding="utf-8") as out:
         for row in bar(rows, desc="espeak", disable=not progress, mininterval=2.0):
             r = renderer.render(_request_from_dict(row))
@@ -256,4 +259,4 @@ def _main(folder: str, progress: bool) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], sys.argv[2] == "1")
+    _main(sys.argv[1], sys.argv[2] == "1", int(sys.argv[3]))

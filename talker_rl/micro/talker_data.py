@@ -143,10 +143,12 @@ class PieceBank:
         return Speech(np.frombuffer(self._data, np.int16, samples, start + 8 * count), onsets)
 
 
-def encode_requests(requests: list[RenderRequest], bank: PieceBank, codec) -> list[list[int]]:
+def encode_requests(
+    requests: list[RenderRequest], bank: PieceBank, codec, grid: int = CODE_SAMPLES
+) -> list[list[int]]:
     """Codes of each request."""
     bank.add({key for r in requests for key in piece_keys(r)})
-    renderer = Renderer(bank)
+    renderer = Renderer(bank, grid)
     codes, began = [], time.time()
     for i, request in enumerate(requests):
         audio = renderer.render(request).audio
@@ -159,12 +161,12 @@ def encode_requests(requests: list[RenderRequest], bank: PieceBank, codec) -> li
     return codes
 
 
-def word_starts(requests: list[RenderRequest], bank: PieceBank) -> list[list[int]]:
-    """The code at which each spoken word begins."""
-    renderer = Renderer(bank)
+def word_starts(requests: list[RenderRequest], bank: PieceBank, grid: int = CODE_SAMPLES) -> list[list[int]]:
+    """The code (of several books: the frame) at which each spoken word begins."""
+    renderer = Renderer(bank, grid)
     starts = []
     for request in requests:
-        starts.append([int(w.start * SAMPLE_RATE / CODE_SAMPLES) for w in renderer.render(request).words])
+        starts.append([int(w.start * SAMPLE_RATE / grid) for w in renderer.render(request).words])
         renderer._pieces.clear()
     return starts
 
@@ -194,10 +196,16 @@ def make_data(
     sentences: int = SENTENCES,
     only_speak: bool = False,
     parts: Sequence[str] = PARTS,
+    codec: Any = None,
+    grid: int = CODE_SAMPLES,
+    groups: int = 1,
 ) -> None:
-    """Write clean, held-out and noisy examples. ``only_speak`` fills the piece bank (it needs no codec)."""
-    from talker_rl.micro.codec import Codec
+    """Write clean, held-out and noisy examples. ``only_speak`` fills the piece bank (it needs no codec).
 
+    Args:
+        codec: what encodes; None is the build's own of one book.
+        grid, groups: samples of a frame, and its codes.
+    """
     taken: set[str] = set()
     train = make_sentences(sentences, seed, taken)
     held_out: list[tuple[list[Clause], str]] = []
@@ -219,11 +227,14 @@ def make_data(
             print(f"{len(keys)} pieces", flush=True)
             bank.add(keys)
         return
-    codec = Codec.load(build / "codec.safetensors")
+    if codec is None:
+        from talker_rl.micro.codec import Codec
+
+        codec = Codec.load(build / "codec.safetensors")
     for which, requests, rows in (("clean", clean, train), ("held_out", fresh, held_out)):
         if which in parts and not data_path(build, which).exists():
-            codes = encode_requests(requests, bank, codec)
-            starts = word_starts(requests, bank)
+            codes = encode_requests(requests, bank, codec, grid)
+            starts = word_starts(requests, bank, grid)
             spoken_words = [[w for clause in c for w in clause.words] for c, _ in rows]
             examples = [
                 Example(sentence_text(c), s, k, w, at)
@@ -231,11 +242,11 @@ def make_data(
             ]
             _write(data_path(build, which), examples)
     if "noisy" in parts and not data_path(build, "noisy").exists():
-        codes = encode_requests([s.request for s in spoken], bank, codec)
-        starts = word_starts([s.request for s in spoken], bank)
+        codes = encode_requests([s.request for s in spoken], bank, codec, grid)
+        starts = word_starts([s.request for s in spoken], bank, grid)
         examples = []
         for (clauses, speaker), s, k, at in zip(train, spoken, codes, starts, strict=True):
-            cut = round(s.cut_seconds * SAMPLE_RATE / CODE_SAMPLES)
+            cut = round(s.cut_seconds * SAMPLE_RATE / grid) * groups
             said = [w for clause in s.request.clauses for w in clause.words]
             examples.append(Example(sentence_text(clauses), speaker, k[: len(k) - cut], said, at))
         _write(data_path(build, "noisy"), examples)

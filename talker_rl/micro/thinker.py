@@ -10,7 +10,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,8 +64,15 @@ def cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.02) -> flo
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def train(build: Path = BUILD_DIR, seed: int = 0, steps: int = 2500, batch_size: int = 48) -> Path:
-    """Train on fresh random sentences; returns the weights' path. Loss: cross-entropy on the reply and its end."""
+def train(
+    build: Path = BUILD_DIR, seed: int = 0, steps: int = 2500, batch_size: int = 48,
+    new: Callable[[Path], Any] = new_thinker,
+) -> Path:
+    """Train on fresh random sentences; returns the weights' path. Loss: cross-entropy on the reply and its end.
+
+    Args:
+        new: an untrained Thinker.
+    """
     import torch
     from torch.nn import functional as F
 
@@ -73,7 +80,7 @@ def train(build: Path = BUILD_DIR, seed: int = 0, steps: int = 2500, batch_size:
     rng = random.Random(seed)
     tokenizer, ids = load_tokenizer(build), text_ids()
     end, pad = ids.added["<|im_end|>"], ids.added["<|endoftext|>"]
-    model: Any = new_thinker(build)
+    model: Any = new(build)
     text_parameters = [p for n, p in model.named_parameters() if "visual" not in n and "audio_tower" not in n]
     optimizer = torch.optim.AdamW(text_parameters, lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
     start = time.time()
@@ -159,13 +166,13 @@ def read_aloud(
     return replies
 
 
-def main() -> None:
+def main(new: Callable[[Path], Any] = new_thinker, build: Path = BUILD_DIR) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--build", type=Path, default=BUILD_DIR)
+    parser.add_argument("--build", type=Path, default=build)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2500)
     args = parser.parse_args()
-    train(args.build, args.seed, args.steps)
+    train(args.build, args.seed, args.steps, new=new)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.base.errors import ConfigError
+from talker_rl.base.places import SHIPPED_MODELS
 from talker_rl.config import RunConfig
 from talker_rl.planning.cost import Lengths
 from talker_rl.planning.forecast import Count, Job, Line, forecast, rates_of
@@ -41,7 +42,7 @@ def verb(args: argparse.Namespace, config: RunConfig, count: Count, kinds: Mappi
         config = config.model_copy(update={"rollouts": rollouts})
     geometry = read_geometry(args.geometry or config.model.path)
     rates = _rates(args, geometry, count, kinds)
-    usual = rates.hardware if rates else "cpu" if geometry.name == "micro" else "h200"
+    usual = rates.hardware if rates else "cpu" if geometry.name in SHIPPED_MODELS else "h200"
     machine = hardware(args.hardware or usual, args.tflops, args.bandwidth)
     if rates and (rates.hardware != machine.name or args.tflops or args.bandwidth):
         raise ConfigError(f"These rates were measured on {rates.hardware}", where="--rates",

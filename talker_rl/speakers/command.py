@@ -12,6 +12,7 @@ from pathlib import Path
 from talker_rl.base.errors import StageError
 from talker_rl.base.figures import count
 from talker_rl.base.findings import Finding
+from talker_rl.base.places import SHIPPED_MODELS
 from talker_rl.config import RunConfig, load_config
 from talker_rl.records.prompt import Prompt
 from talker_rl.shipped import split
@@ -117,7 +118,7 @@ def _prompts(args: argparse.Namespace, config: RunConfig, sayer: str) -> list[Pr
     from talker_rl.data.prompts import read_prompts
     from talker_rl.speakers.sound import prompts_for
 
-    if config.model.path == "micro" and not args.say:  # its Talker knows 30 words
+    if config.model.path in SHIPPED_MODELS and not args.say:  # its Talker knows 30 words
         own = read_prompts("micro:dev", limit=HEARD_PROMPTS).prompts
         return [replace(p, speaker=sayer, prompt_id="") for p in own]
     return prompts_for(sayer, args.say)
@@ -125,7 +126,7 @@ def _prompts(args: argparse.Namespace, config: RunConfig, sayer: str) -> list[Pr
 
 def _has_recognizer(config: RunConfig) -> bool:
     """A real checkpoint is not judged by the micro world's recognizer, which is only there by default."""
-    return config.model.path == "micro" or "recognizer" in config.reward.model_fields_set
+    return config.model.path in SHIPPED_MODELS or "recognizer" in config.reward.model_fields_set
 
 
 def _keep(heard: Heard, folder: Path, name: str, sayer: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from talker_rl.base.errors import CheckpointError, ConfigError
-from talker_rl.base.places import micro_dir
+from talker_rl.base.places import SHIPPED_MODELS, micro_dir
 from talker_rl.base.processes import device_name
 from talker_rl.speech.other_folders import refuse_other
 
@@ -19,7 +19,8 @@ HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "spk_dict.pt"]
 
 
 def resolve_model_path(path: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
-    """``"micro"`` -> the shipped model; a folder -> itself; ``owner/name`` -> its hub snapshot (downloaded).
+    """``"micro"``, ``"micro-qwen3"`` -> a shipped model; a folder -> itself; ``owner/name`` -> its hub snapshot
+    (downloaded).
 
     Args:
         patterns: the files of a snapshot that are needed.
@@ -27,10 +28,12 @@ def resolve_model_path(path: str, patterns: Sequence[str] = HUB_PATTERNS) -> Pat
     Raises:
         CheckpointError: there is none.
     """
-    if path == "micro":
-        folder = micro_dir() / "omni"
+    if path in SHIPPED_MODELS:
+        folder = micro_dir() / SHIPPED_MODELS[path]
         if not (folder / "config.json").is_file():
-            raise CheckpointError("the micro model is not there", where=str(folder), fix="run `talker-rl micro build`")
+            which = "" if path == "micro" else " --family qwen3_omni"
+            raise CheckpointError(f"the model {path} is not there", where=str(folder),
+                                  fix=f"run `talker-rl micro build{which}`")
         return folder
     if not path.strip():  # pathlib takes it for the working directory
         raise CheckpointError("the model's path is empty", where="model.path",

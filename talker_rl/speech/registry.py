@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talker_rl.base.errors import CheckpointError
+from talker_rl.base.places import SHIPPED_MODELS
 from talker_rl.records.codec import FIRST, Codec, codec_named
 from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.locate import resolve_model_path
@@ -76,7 +77,7 @@ def read_geometry(name: str) -> Geometry:
         ConfigError: none of these.
         CheckpointError: no such folder or hub name, or its config.json cannot be used.
     """
-    if name == "micro" or Path(name).expanduser().is_dir():
+    if name in SHIPPED_MODELS or Path(name).expanduser().is_dir():
         family = _family_name(resolve_model_path(name))
     else:
         family = _published_family(name)
@@ -94,7 +95,7 @@ def codec_of(model: ModelConfig) -> Codec:
     """The codec of a model as its settings name it, before anything is loaded or fetched: where the folder is not on
     this machine yet, that of the family that its name tells of."""
     folder = Path(model.path).expanduser()
-    if model.path != "micro" and not (folder / "config.json").is_file():
+    if model.path not in SHIPPED_MODELS and not (folder / "config.json").is_file():
         return codec_named(_published_family(model.path))
     try:
         found = resolve_model_path(model.path)

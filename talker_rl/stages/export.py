@@ -17,7 +17,7 @@ from talker_rl.base.errors import CheckpointError, ConfigError, StageError, is_d
 from talker_rl.base.figures import count
 from talker_rl.base.ids import stable_hash
 from talker_rl.base.names import hub_name, model_name
-from talker_rl.base.places import check_writable_folder
+from talker_rl.base.places import SHIPPED_MODELS, check_writable_folder
 from talker_rl.planning.command import size
 from talker_rl.speech.adapter_check import adapter_settings, check_finite
 from talker_rl.speech.adapter_files import adapter_weights, is_adapter
@@ -111,7 +111,7 @@ def verb(args: argparse.Namespace) -> int:
 def _base_name(source: Source) -> str:
     """The base's name on the hub, or its folder's: what is exported is for other machines."""
     named = model_name(source.model.path)
-    return named if named == "micro" else hub_name(str(source.base)) or named
+    return named if named in SHIPPED_MODELS else hub_name(str(source.base)) or named
 
 
 def _source(args: argparse.Namespace) -> Source:
@@ -139,7 +139,7 @@ def _base_of(weights: Path) -> str:
             path = read_manifest(above).get("config", {}).get("model", {}).get("path")
             if isinstance(path, str) and model_name(path) == named:
                 return path
-    if named != "micro" and not hub_name(named) and not Path(named).expanduser().is_dir():
+    if named not in SHIPPED_MODELS and not hub_name(named) and not Path(named).expanduser().is_dir():
         raise ConfigError(f"The adapter names its base {named!r}, and not where it is", where=str(weights),
                           fix="name its folder: --model PATH")
     return named

@@ -62,7 +62,7 @@ class Qwen3:
     @property
     def speakers(self) -> dict[str, int]:
         """Name -> row of the codec embedding."""
-        return dict(self.config.talker_config.speaker_id)
+        return speaker_rows(self.config)
 
     def speaker(self, name: str) -> int:
         """A speaker's row; CheckpointError with the known names otherwise."""
@@ -87,6 +87,12 @@ class Qwen3:
         if self.thinker is None:
             self.thinker = _load_part("thinker", self)
         return self.thinker
+
+
+def speaker_rows(config: Any) -> dict[str, int]:
+    """Name -> row of the codec embedding. Upstream takes a name in any case; it is written as one here, so that prompts
+    for a Qwen2.5-Omni name the same speakers."""
+    return {name[:1].upper() + name[1:]: int(row) for name, row in config.talker_config.speaker_id.items()}
 
 
 def part_hash(model: ModelConfig, part: str) -> str:

@@ -91,7 +91,9 @@ def files_identity(settings: ModelConfig, *parts: str) -> str:
 
 def speakers(settings: ModelConfig) -> list[str]:
     """Names of the speakers, sorted, without loading anything else."""
-    return sorted(_config(settings).talker_config.speaker_id)
+    from talker_rl.speech.qwen3_omni.checkpoint import speaker_rows as rows
+
+    return sorted(rows(_config(settings)))
 
 
 def own_speakers(settings: ModelConfig) -> list[str]:
@@ -101,8 +103,9 @@ def own_speakers(settings: ModelConfig) -> list[str]:
 
 def speaker_rows(settings: ModelConfig) -> list[dict[str, Any]]:
     """What ``speaker list`` shows of each speaker."""
-    rows = _config(settings).talker_config.speaker_id
-    return [{"speaker": name, "codec_row": rows[name]} for name in sorted(rows)]
+    from talker_rl.speech.qwen3_omni.checkpoint import speaker_rows as rows
+
+    return [{"speaker": name, "codec_row": row} for name, row in sorted(rows(_config(settings)).items())]
 
 
 def check_speakers_target(settings: ModelConfig, out: Path, overwrite: bool) -> None:

@@ -28,13 +28,14 @@ def check_loading(settings: ModelConfig, *, load: bool) -> Iterator[Finding]:
 
 
 def _config(folder: Path) -> Iterator[Finding]:
+    from talker_rl.speech.qwen3_omni.checkpoint import speaker_rows
     from talker_rl.speech.qwen3_omni.config_json import read_config
 
     config = read_config(folder)
     talker = config.talker_config
     yield "ok", (f"config.json: Talker of {talker.text_config.num_hidden_layers} layers with "
                  f"{talker.text_config.num_experts} experts, {talker.num_code_groups} codebooks of "
-                 f"{talker.code_predictor_config.vocab_size} codes, speakers {', '.join(sorted(talker.speaker_id))}")
+                 f"{talker.code_predictor_config.vocab_size} codes, speakers {', '.join(sorted(speaker_rows(config)))}")
 
 
 def _weights(folder: Path) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from talker_rl.base.errors import CheckpointError, ConfigError, told
+from talker_rl.base.places import SHIPPED_MODELS
 from talker_rl.speech.locate import resolve_model_path
 from talker_rl.speech.quiet import quiet_transformers
 from talker_rl.speech.qwen3_omni.checkpoint import part_class
@@ -37,7 +38,7 @@ def read_geometry(name: str) -> Geometry:
     """
     short = name.lower().removeprefix("qwen/")
     short = NAMES.get(short, short)
-    if Path(name).expanduser().is_dir() or ("/" in name and short not in SHIPPED):
+    if name in SHIPPED_MODELS or Path(name).expanduser().is_dir() or ("/" in name and short not in SHIPPED):
         return measure(name, read_config(resolve_model_path(name, ["config.json"])))
     if short not in SHIPPED:
         raise ConfigError(f"There is no geometry {name!r}", where="--geometry",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from talker_rl.base.places import SHIPPED_MODELS
 from talker_rl.speech.qwen3_omni.codec import CODEC
 from talker_rl.speech.usage import Usage
 
@@ -29,7 +30,11 @@ def speaking_code(usage: Usage, *, adapter: bool) -> str:
     """Python that speaks with plain transformers, from a whole checkpoint or from the base and an adapter's folder."""
     quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in vars(usage).items()}
     quoted["dtype"] = usage.dtype
+    imports = "from peft import PeftModel\n" * adapter
     if not adapter:
         quoted["base"] = quoted["folder"]
+    elif usage.base in SHIPPED_MODELS:
+        quoted["base"] = f'str(checkpoint_dir() / "{SHIPPED_MODELS[usage.base]}")'
+        imports += "from talker_rl.micro import checkpoint_dir\n"
     own = _LOAD_ADAPTER.format(**quoted) if adapter else ""
-    return _CODE.format(rate=CODEC.sample_rate, imports="from peft import PeftModel\n" * adapter, adapter=own, **quoted)
+    return _CODE.format(rate=CODEC.sample_rate, imports=imports, adapter=own, **quoted)
