@@ -91,6 +91,10 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
 
         print(checkpoint_dir())
         return 0 if checkpoint_dir().is_dir() else 1
+    if args.verb == "encode":
+        from talker_rl.stages.encode import verb as encode
+
+        return encode(args)
     if args.verb == "wer":
         from talker_rl.evaluation.wer_verb import verb as wer
 

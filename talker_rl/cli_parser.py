@@ -17,6 +17,10 @@ from talker_rl.planning.options import DOCTOR_EXAMPLES, PLAN_EXAMPLES, add_docto
 from talker_rl.shipped import CONFIGS_EXAMPLES, add_configs_options, names
 from talker_rl.speakers.options import SPEAKER_EXAMPLES, add_speaker_options
 from talker_rl.stages.anatomy import ANATOMY_EXAMPLES, ANATOMY_HELP, add_anatomy_options
+from talker_rl.stages.encode import EXAMPLES as ENCODE_EXAMPLES
+from talker_rl.stages.encode import HELP as ENCODE_HELP
+from talker_rl.stages.encode import TEXT as ENCODE_TEXT
+from talker_rl.stages.encode import add_options as add_encode_options
 from talker_rl.stages.export_options import EXPORT_EXAMPLES, EXPORT_HELP, add_export_options
 from talker_rl.stages.job_scripts import EXAMPLES as JOBS_EXAMPLES
 from talker_rl.stages.job_scripts import TEXT as JOBS_TEXT
@@ -72,7 +76,8 @@ eval "$(talker-rl completion bash)"          in ~/.bashrc; of zsh in ~/.zshrc, a
 def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The argument parser; verbs below verbs that import more than the others have options where they are called."""
     top = Parser(
-        prog="talker-rl", description="Preference training of the Qwen2.5-Omni Talker: from prompts to a better voice.",
+        prog="talker-rl",
+        description="Preference training of Qwen2.5-Omni's and Qwen3-Omni's Talkers: from prompts to a better voice.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"talker-rl {__version__}")
@@ -143,6 +148,9 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     add_jobs_options(render)
 
     add_anatomy_options(add_verb(verbs, "anatomy", ANATOMY_HELP, ANATOMY_EXAMPLES))
+    encode = add_verb(verbs, "encode", ENCODE_HELP, ENCODE_EXAMPLES)
+    encode.description = ENCODE_TEXT
+    add_encode_options(encode)
     add_export_options(add_verb(verbs, "export", EXPORT_HELP, EXPORT_EXAMPLES))
     add_speaker_options(add_verb(verbs, "speaker", "list speakers, add one, tell them apart", SPEAKER_EXAMPLES))
 

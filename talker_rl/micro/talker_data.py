@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ class PieceBank:
 
 
 def encode_requests(
-    requests: list[RenderRequest], bank: PieceBank, codec, grid: int = CODE_SAMPLES
+    requests: list[RenderRequest], bank: PieceBank, encode: Callable[[np.ndarray], list[int]], grid: int = CODE_SAMPLES
 ) -> list[list[int]]:
     """Codes of each request."""
     bank.add({key for r in requests for key in piece_keys(r)})
@@ -154,7 +154,7 @@ def encode_requests(
         audio = renderer.render(request).audio
         # Quantized as files and other rooms' renderings are.
         audio = (np.clip(audio, -1, 1) * 32767).round().astype(np.int16).astype(np.float32) / 32768
-        codes.append(codec.encode(audio))
+        codes.append(encode(audio))
         renderer._pieces.clear()
         if i % 2000 == 1999:
             print(f"codes {i + 1}/{len(requests)} {time.time() - began:.0f} s", flush=True)
@@ -196,14 +196,14 @@ def make_data(
     sentences: int = SENTENCES,
     only_speak: bool = False,
     parts: Sequence[str] = PARTS,
-    codec: Any = None,
+    encode: Callable[[np.ndarray], list[int]] | None = None,
     grid: int = CODE_SAMPLES,
     groups: int = 1,
 ) -> None:
     """Write clean, held-out and noisy examples. ``only_speak`` fills the piece bank (it needs no codec).
 
     Args:
-        codec: what encodes; None is the build's own of one book.
+        encode: codes of 24 kHz audio; None is the build's own codec's, of one book.
         grid, groups: samples of a frame, and its codes.
     """
     taken: set[str] = set()
@@ -227,13 +227,13 @@ def make_data(
             print(f"{len(keys)} pieces", flush=True)
             bank.add(keys)
         return
-    if codec is None:
+    if encode is None:
         from talker_rl.micro.codec import Codec
 
-        codec = Codec.load(build / "codec.safetensors")
+        encode = Codec.load(build / "codec.safetensors").encode
     for which, requests, rows in (("clean", clean, train), ("held_out", fresh, held_out)):
         if which in parts and not data_path(build, which).exists():
-            codes = encode_requests(requests, bank, codec, grid)
+            codes = encode_requests(requests, bank, encode, grid)
             starts = word_starts(requests, bank, grid)
             spoken_words = [[w for clause in c for w in clause.words] for c, _ in rows]
             examples = [
@@ -242,7 +242,7 @@ def make_data(
             ]
             _write(data_path(build, which), examples)
     if "noisy" in parts and not data_path(build, "noisy").exists():
-        codes = encode_requests([s.request for s in spoken], bank, codec, grid)
+        codes = encode_requests([s.request for s in spoken], bank, encode, grid)
         starts = word_starts([s.request for s in spoken], bank, grid)
         examples = []
         for (clauses, speaker), s, k, at in zip(train, spoken, codes, starts, strict=True):

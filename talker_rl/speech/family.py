@@ -18,7 +18,17 @@ from talker_rl.speech.shapes import Geometry
 from talker_rl.speech.usage import Usage
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+
+class Encoder(Protocol):
+    """What gives codes of sound."""
+
+    def encode(self, sounds: Sequence[np.ndarray]) -> list[list[int]]:
+        """Flat codes of each sound (float32 at the codec's rate), frame by frame; what is left of a frame at the end is
+        dropped."""
+        ...
 
 
 class Family(Protocol):
@@ -67,6 +77,10 @@ class Family(Protocol):
 
     def new_speaker(self, settings: ModelConfig, options: argparse.Namespace) -> NewSpeaker:
         """The speaker that the options of ``speaker add`` ask for."""
+        ...
+
+    def encoder(self, settings: ModelConfig, path: str | None) -> Encoder:
+        """What gives codes of recordings; None is the family's usual one. ConfigError where there is none."""
         ...
 
     def check_adapter(self, settings: ModelConfig, folder: Path) -> None:

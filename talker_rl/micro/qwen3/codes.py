@@ -16,40 +16,28 @@ from torch import Tensor
 from talker_rl.base.errors import CheckpointError
 from talker_rl.micro.codec import _assign
 from talker_rl.micro.files import save_json, save_tensors
-from talker_rl.micro.mel import HOP, log_mel
 from talker_rl.micro.qwen3.config import BOOKS, BUILD_DIR, CODES, FRAME
+from talker_rl.speech.mel import HOP, log_mel
+from talker_rl.speech.qwen3_omni.encoder import FLOOR, Residual
 
-FLOOR = -9.0
-"""Log amplitudes below this are equally silent."""
 SENTENCES, HELD_OUT = 900, 20
 _ITERATIONS = 12
 
 
-class Books:
+class Books(Residual):
     """``centroids`` (books, codes, 640): each book takes what the ones before have left."""
 
-    def __init__(self, centroids: Tensor) -> None:
-        self.centroids = centroids.float()
-
-    def encode(self, audio: np.ndarray | Tensor) -> list[int]:
-        """Flat codes, frame by frame, of 24 kHz audio; a remainder shorter than 80 ms is dropped."""
-        audio = torch.as_tensor(audio, dtype=torch.float32)
-        return self.encode_mel(log_mel(audio[: len(audio) // FRAME * FRAME])).flatten().tolist()
-
-    def encode_mel(self, mel: Tensor) -> Tensor:
-        """(T, 80) log mel -> (T / 8, books)."""
-        left, out = features(mel), []
-        for book in self.centroids:
-            nearest, _ = _assign(left, book)
-            out.append(nearest)
-            left = left - book[nearest]
-        return torch.stack(out, dim=1)
+    def encode_one(self, audio: np.ndarray | Tensor) -> list[int]:
+        """Flat codes, frame by frame, of 24 kHz audio."""
+        return self.encode([np.asarray(audio, dtype=np.float32)])[0]
 
     def save(self, path: Path) -> None:
-        save_tensors({"centroids": self.centroids}, path)
+        """As the family's encoder reads it."""
+        save_tensors({"centroids": self.centroids.half()}, path)
 
     @classmethod
     def load(cls, path: Path) -> Books:
+        """What :meth:`save` wrote."""
         if not path.is_file():
             raise CheckpointError("no books", where=str(path), fix="run: talker-rl micro build --family qwen3_omni")
         return cls(load_file(str(path))["centroids"])
@@ -83,7 +71,7 @@ def fit(mels: list[Tensor], seed: int = 0) -> tuple[Books, list[float]]:
         books.append(book)
         errors.append(round(float(left.abs().mean()), 4))
         print(f"book {number + 1}/{BOOKS}: {errors[-1]:.3f} nats left", flush=True)
-    return Books(torch.stack(books)), errors
+    return Books(torch.stack(books).half()), errors  # as they are stored
 
 
 def sounds(count: int = SENTENCES, seed: int = 1) -> list[Tensor]:

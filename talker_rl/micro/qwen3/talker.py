@@ -38,8 +38,8 @@ def load_examples(build: Path, which: str, sentences: int = SENTENCES) -> list[E
     """``clean``, ``noisy`` or ``held_out`` examples; made first if the file is not there."""
     path = data_path(build, which)
     if not path.exists():
-        make_data(build, sentences=sentences, parts=PARTS, codec=Books.load(build / "books.safetensors"), grid=FRAME,
-                  groups=BOOKS)
+        books = Books.load(build / "books.safetensors")
+        make_data(build, sentences=sentences, parts=PARTS, encode=books.encode_one, grid=FRAME, groups=BOOKS)
     return [Example(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.speech.config import LoraSettings, ModelConfig
@@ -91,6 +91,12 @@ def speakers(settings: ModelConfig) -> list[str]:
     from talker_rl.speech.qwen2_5_omni.checkpoint import speakers_of
 
     return sorted(speakers_of(settings))
+
+
+def encoder(settings: ModelConfig, path: str | None) -> NoReturn:
+    """What gives codes of recordings."""
+    raise ConfigError("no encoder of Qwen2.5-Omni's codec was released", where="talker-rl encode",
+                      fix="imitate the model's own best samples: train.data: best_of_n")
 
 
 def check_adapter(settings: ModelConfig, folder: Path) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from talker_rl.base.findings import Finding
     from talker_rl.speech.exporting import Exporter
+    from talker_rl.speech.family import Encoder
     from talker_rl.speech.protocol import NewSpeaker
     from talker_rl.speech.qwen3_omni.conditioning import Conditioning
     from talker_rl.speech.qwen3_omni.generator import Qwen3Generator
@@ -121,6 +122,21 @@ def new_speaker(settings: ModelConfig, options: argparse.Namespace) -> NewSpeake
 def _no_files_of_speakers() -> NoReturn:
     raise ConfigError("a voice of this family is a row of the Talker's codec embedding, which is not added here yet",
                       where="speaker add", fix="use a speaker of the checkpoint: talker-rl speaker list --model PATH")
+
+
+def encoder(settings: ModelConfig, path: str | None) -> Encoder:
+    """What gives codes of recordings: a Mimi, or a file of books; None is the model's usual one.
+
+    Raises:
+        CheckpointError: it is not there, or of another codec.
+    """
+    from talker_rl.base.places import micro_dir
+    from talker_rl.speech.qwen3_omni.encoder import load_encoder
+    from talker_rl.speech.registry import codec_of
+
+    if path is None and settings.path == "micro-qwen3":
+        path = str(micro_dir() / "qwen3-books.safetensors")
+    return load_encoder(settings, codec_of(settings), path)
 
 
 def check_adapter(settings: ModelConfig, folder: Path) -> None:
