@@ -107,7 +107,7 @@ def test_residual_books_take_what_the_ones_before_have_left(tmp_path: Path) -> N
         left = again.features(log_mel(sounds[0])) - sum(again.centroids[j][codes[:, j]] for j in range(k))
         apart = torch.cdist(left, again.centroids[k])
         assert float((apart.gather(1, codes[:, k : k + 1])[:, 0] - apart.min(1).values).max()) < 1e-3
-    assert float((spoken - again.features(log_mel(sounds[0]))).abs().mean()) < 1.5 * errors[-1]
+    assert float((spoken - again.features(log_mel(sounds[0]))).abs().mean()) < errors[-1] + 2e-3  # stored in halves
     assert again.encode([sounds[0].numpy()])[0] == codes.flatten().tolist()
     save_file({"centroids": torch.zeros(2, 3, 640)}, tmp_path / "other.safetensors")
     for file, message in (("other", "holds no 8 books of 256"), ("nobody", "no such file of books")):

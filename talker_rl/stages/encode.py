@@ -134,7 +134,7 @@ def _listed(file: Path, speaker: str | None, speakers: Sequence[str]) -> Iterato
 
 
 def _speaker(name: str | None, speakers: Sequence[str], where: str) -> str:
-    if name not in speakers:
+    if name is None or name not in speakers:
         raise DataError(f"Who speaks? {name!r} is no speaker of the model" if name else "Who speaks?", where=where,
                         fix=f"--speaker, one of: {', '.join(speakers)}")
     return name
