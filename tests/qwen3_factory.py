@@ -74,6 +74,7 @@ def _random(model: Any, seed: int, spread: float, stop: float) -> Any:
         talker.codec_head.weight[STOP] *= stop
         if hasattr(model, "code2wav"):
             _audible(model.code2wav)
+            model.thinker.lm_head.weight[195:] = 0  # its answers hold no tokens that stand for media
     return model.eval().requires_grad_(False)
 
 

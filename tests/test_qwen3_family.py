@@ -160,6 +160,26 @@ def test_the_talker_reads_what_upstream_gives_it(model: Any, generator: Any) -> 
     assert "three" not in text and "left" not in text and "stop" in text and "red" in text
 
 
+def test_the_thinkers_own_replies_are_upstreams(model: Any, folder: Path) -> None:
+    """Read from its files when it is first asked; a reply that was cut loses its last token, as upstream's does."""
+    settings = ModelConfig(path=str(folder), device="cpu", system_prompt="")
+    generator: Any = talker_rl.load(settings, parts=("conditioner",))
+    prompts = [Prompt("stop, go.", speaker="Ann"), Prompt("blue.", speaker="Bob")]
+    assert generator.model.thinker is None
+    cfg = talker_rl.speech.config.ConditioningConfig(mode="generate", max_reply_tokens=5, max_reply_wer=None)
+    seen = generator.condition(prompts, cfg)
+    table = model.thinker.get_input_embeddings().weight
+    for one, prompt in zip(seen, prompts, strict=True):
+        ids = tokenizer().apply_chat_template([{"role": "user", "content": prompt.text}], add_generation_prompt=True,
+                                              return_tensors="pt", return_dict=True)["input_ids"]
+        said = model.thinker.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False,
+                                      eos_token_id=MARK_IDS["im_end"], pad_token_id=0)[0, ids.shape[1] :].tolist()
+        end = said.index(MARK_IDS["im_end"]) if MARK_IDS["im_end"] in said else len(said) - 1
+        assert torch.equal(one.reply, table[torch.tensor(said[:end])]) and one.reply_text
+    with pytest.raises(PromptError, match="does not read the text aloud"):
+        generator.condition(prompts, cfg.model_copy(update={"max_reply_wer": 0.0}))
+
+
 @pytest.mark.parametrize(("prompt", "message"), [
     (Prompt("", speaker="Ann"), "empty"), (Prompt("stop.", speaker="cid"), "unknown speaker 'cid'"),
     (Prompt("stop nobody.", speaker="Ann"), "vocabulary does not cover"),

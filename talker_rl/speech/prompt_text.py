@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,3 +78,66 @@ def reply_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
             fix="use words the model knows (the micro model's are in omni/words.txt)",
         )
     return ids
+
+
+def checked_reply(
+    tokenizer: Any, prompt: Prompt, reply: list[int], max_wer: float | None, media: Collection[int]
+) -> list[int]:
+    """A Thinker's reply.
+
+    Raises:
+        PromptError: it is empty, holds tokens that stand for media, or says something else than the text that it will
+            be judged by.
+    """
+    where = f"prompt {prompt.prompt_id}"
+    if not reply:
+        raise PromptError("the Thinker answered nothing", where=where, fix="use mode teacher_forced")
+    if set(media) & set(reply):
+        raise PromptError("the Thinker answered with tokens that stand for media",
+                          where=f"{where}: {tokenizer.decode(reply)[:80]!r}", fix="use mode teacher_forced")
+    if max_wer is None:
+        return reply
+    from talker_rl.base.text.alignment import align  # jiwer, which a machine that only samples and trains may lack
+    from talker_rl.base.text.tokens import tokens_of
+
+    said = tokenizer.decode(reply, skip_special_tokens=True)
+    rate = align(tokens_of(prompt.text), tokens_of(said)).counts.rate
+    if rate is None or rate > max_wer:
+        raise PromptError(
+            "the Thinker does not read the text aloud, it says something else", where=f"{where}: {said[:80]!r}",
+            fix="ask for reading (model.instruction: 'Read this aloud: {text}'), use conditioning.mode: "
+            "teacher_forced, or raise conditioning.max_reply_wer",
+        )  # fmt: skip
+    return reply
+
+
+def greedy_replies(
+    thinker: Any, contexts: Sequence[Sequence[int]], max_new_tokens: int, ends: Sequence[int], pad: int, device: Any,
+    **inputs: Any,
+) -> list[list[int]]:
+    """Greedy answers of a Thinker: the token ids it was fed back, so without its end token (or the last id, if cut).
+
+    Rows are left-padded; the attention mask keeps padding out.
+
+    Args:
+        contexts: token ids up to where each reply begins.
+        inputs: what ``generate`` is given besides.
+    """
+    import torch
+
+    width = max(map(len, contexts))
+    ids = torch.full((len(contexts), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, context in enumerate(contexts):
+        start = width - len(context)
+        ids[i, start:], mask[i, start:] = torch.tensor(context), 1
+    with torch.no_grad():
+        out = thinker.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens, do_sample=False,
+            eos_token_id=list(ends), pad_token_id=pad, **inputs,
+        )[:, width:].tolist()
+    replies = []
+    for row in out:
+        end = next((k for k, token in enumerate(row) if token in ends), len(row) - 1)
+        replies.append(row[:end])
+    return replies

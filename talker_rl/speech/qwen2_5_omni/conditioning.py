@@ -24,11 +24,17 @@ import torch
 
 from talker_rl.base.errors import PromptError, TalkerRLError
 from talker_rl.base.ids import stable_hash
-from talker_rl.base.text.tokens import tokens_of
 from talker_rl.records.messages import check_messages, files_are_noted, identity, resolve_media
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ConditioningConfig
-from talker_rl.speech.prompt_text import check_prompt, noting, prompt_messages, reply_ids
+from talker_rl.speech.prompt_text import (
+    check_prompt,
+    checked_reply,
+    greedy_replies,
+    noting,
+    prompt_messages,
+    reply_ids,
+)
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
 from talker_rl.speech.qwen2_5_omni.context import Dialogue, encode, merge_media, position_ids, thinker_inputs
 
@@ -115,7 +121,8 @@ def compute_conditioning(
             answered, chunk = chunk, []
             for (prompt, context, _), reply in zip(answered, replies, strict=True):
                 with noting(prompt, errors):
-                    chunk.append((prompt, context, _checked_reply(omni, prompt, reply, cfg.max_reply_wer)))
+                    said = checked_reply(tokenizer, prompt, reply, cfg.max_reply_wer, _media(omni))
+                    chunk.append((prompt, context, said))
         if chunk:
             sums = _hidden_plus_embedding(omni, [context.extended(reply) for _, context, reply in chunk])
             for (prompt, context, reply), total in zip(chunk, sums, strict=True):
@@ -127,62 +134,18 @@ def compute_conditioning(
     return out
 
 
-def _checked_reply(omni: Omni, prompt: Prompt, reply: list[int], max_wer: float | None) -> list[int]:
-    """The reply, or a PromptError: it is empty, holds placeholders of media that there are not, or says something else
-    than the text that it will be judged by.
-    """
-    where = f"prompt {prompt.prompt_id}"
-    tokenizer, config = omni.need("tokenizer"), omni.config.thinker_config
-    if not reply:
-        raise PromptError("the Thinker answered nothing", where=where, fix="use mode teacher_forced")
-    media = {getattr(config, name) for name in ("audio_token_index", "image_token_index", "video_token_index",
-                                                "audio_start_token_id", "vision_start_token_id")}  # fmt: skip
-    if media & set(reply):
-        raise PromptError("the Thinker answered with tokens that stand for media",
-                          where=f"{where}: {tokenizer.decode(reply)[:80]!r}", fix="use mode teacher_forced")
-    if max_wer is None:
-        return reply
-    from talker_rl.base.text.alignment import align  # jiwer, which a machine that only samples and trains may lack
-
-    said = tokenizer.decode(reply, skip_special_tokens=True)
-    rate = align(tokens_of(prompt.text), tokens_of(said)).counts.rate
-    if rate is None or rate > max_wer:
-        raise PromptError(
-            "the Thinker does not read the text aloud, it says something else", where=f"{where}: {said[:80]!r}",
-            fix="ask for reading (model.instruction: 'Read this aloud: {text}'), use conditioning.mode: "
-            "teacher_forced, or raise conditioning.max_reply_wer",
-        )  # fmt: skip
-    return reply
+def _media(omni: Omni) -> set[int]:
+    """Tokens that stand for media."""
+    config = omni.config.thinker_config
+    return {getattr(config, name) for name in ("audio_token_index", "image_token_index", "video_token_index",
+                                               "audio_start_token_id", "vision_start_token_id")}  # fmt: skip
 
 
 @torch.no_grad()
 def generate_replies(omni: Omni, contexts: list[Dialogue], max_new_tokens: int) -> list[list[int]]:
-    """Greedy answers of the Thinker: the token ids it was fed back, so without its end token (or the last id, if cut).
-
-    Rows are left-padded; the attention mask keeps padding out.
-    """
-    thinker = omni.need("thinker")
-    width = max(len(c.ids) for c in contexts)
-    ids = torch.full((len(contexts), width), _pad_id(omni), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, context in enumerate(contexts):
-        start = width - len(context.ids)
-        ids[i, start:], mask[i, start:] = torch.tensor(context.ids), 1
-    ends = _end_ids(omni)
-    out = thinker.generate(
-        input_ids=ids.to(omni.device),
-        attention_mask=mask.to(omni.device),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=ends,
-        pad_token_id=_pad_id(omni),
-        **thinker_inputs(contexts, omni.device),
-    )[:, width:].tolist()
-    replies = []
-    for row in out:
-        end = next((k for k, token in enumerate(row) if token in ends), len(row) - 1)
-        replies.append(row[:end])
-    return replies
+    """Greedy answers of the Thinker (:func:`greedy_replies`)."""
+    return greedy_replies(omni.need("thinker"), [c.ids for c in contexts], max_new_tokens, _end_ids(omni),
+                          _pad_id(omni), omni.device, **thinker_inputs(contexts, omni.device))
 
 
 def _end_ids(omni: Omni) -> list[int]:

@@ -17,7 +17,14 @@ from talker_rl.base.ids import stable_hash
 from talker_rl.records.messages import check_messages, identity
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ConditioningConfig
-from talker_rl.speech.prompt_text import check_prompt, noting, prompt_messages, reply_ids
+from talker_rl.speech.prompt_text import (
+    check_prompt,
+    checked_reply,
+    greedy_replies,
+    noting,
+    prompt_messages,
+    reply_ids,
+)
 from talker_rl.speech.protocol import Progress
 from talker_rl.speech.qwen3_omni.codec import CODEC
 
@@ -84,15 +91,24 @@ def compute_conditioning(
         PromptError: a prompt that cannot be spoken.
     """
     cfg = cfg or ConditioningConfig()
-    tokenizer, out = model.need("tokenizer"), []
+    tokenizer = model.need("tokenizer")
+    out: list[Conditioning] = []
     for start in range(0, len(prompts), cfg.batch_size):
+        chunk: list[tuple[Prompt, list[int], list[int]]] = []
         for prompt in prompts[start : start + cfg.batch_size]:
             with noting(prompt, errors):
                 check_prompt(prompt, list(model.speakers))
+                reply = [] if cfg.mode == "generate" else reply_ids(tokenizer, prompt)
+                chunk.append((prompt, _dialogue(model, prompt), reply))
+        if cfg.mode == "generate" and chunk:
+            chunk = [(prompt, ids, reply) for (prompt, ids, _), reply
+                     in zip(chunk, _replies(model, [ids for _, ids, _ in chunk], cfg.max_reply_tokens), strict=True)]
+        for prompt, ids, reply in chunk:
+            with noting(prompt, errors):
+                text = prompt.text
                 if cfg.mode == "generate":
-                    raise PromptError("this family's Thinker is not asked for replies here", where="conditioning.mode",
-                                      fix="use mode teacher_forced")
-                out.append(_conditioning(model, prompt, _dialogue(model, prompt), reply_ids(tokenizer, prompt)))
+                    text = tokenizer.decode(checked_reply(tokenizer, prompt, reply, cfg.max_reply_wer, _media(model)))
+                out.append(_conditioning(model, prompt, ids, reply, text))
         if progress:
             progress(min(start + cfg.batch_size, len(prompts)), len(prompts))
     return out
@@ -105,6 +121,20 @@ def conditioning_key(model: Qwen3, prompt: Prompt, cfg: ConditioningConfig) -> s
         cfg.max_reply_tokens if cfg.mode == "generate" else None, identity(prompt_messages(model.settings, prompt)),
         prompt.text, prompt.speaker, model.speakers.get(prompt.speaker),
     )
+
+
+def _replies(model: Qwen3, contexts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """What the Thinker answers, which is read from its files when it is first asked."""
+    tokenizer = model.need("tokenizer")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else model.config.im_end_token_id
+    return greedy_replies(model.read_thinker(), contexts, most, [model.config.im_end_token_id], pad, model.device)
+
+
+def _media(model: Qwen3) -> set[int]:
+    """Tokens that stand for media."""
+    config = model.config.thinker_config
+    names = ("audio_token_id", "image_token_id", "video_token_id", "audio_start_token_id", "vision_start_token_id")
+    return {token for name in names if isinstance(token := getattr(config, name, None), int)}
 
 
 def _dialogue(model: Qwen3, prompt: Prompt) -> list[int]:
@@ -143,7 +173,7 @@ def user_turns(ids: Sequence[int], config: Any) -> list[int]:
     return out
 
 
-def _conditioning(model: Qwen3, prompt: Prompt, ids: list[int], reply: list[int]) -> Conditioning:
+def _conditioning(model: Qwen3, prompt: Prompt, ids: list[int], reply: list[int], text: str) -> Conditioning:
     config, table = model.config, model.need("table")
     marks = [*ids[-3:], config.tts_pad_token_id, config.tts_bos_token_id, config.tts_eos_token_id]
     user = user_turns(ids, config)
@@ -156,4 +186,4 @@ def _conditioning(model: Qwen3, prompt: Prompt, ids: list[int], reply: list[int]
         return table[torch.tensor(tokens, dtype=torch.long)]
 
     return Conditioning(prompt.prompt_id, rows(marks), rows(user), rows(reply), prompt.speaker,
-                        model.speaker(prompt.speaker), prompt.text, model.codec.name)
+                        model.speaker(prompt.speaker), text, model.codec.name)
