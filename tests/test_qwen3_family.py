@@ -22,6 +22,7 @@ from talker_rl.records.codec import codec_named
 from talker_rl.records.pair import Pair
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import LoraSettings, ModelConfig, SamplingConfig
+from talker_rl.speech.prompt_text import prompt_messages
 from talker_rl.speech.protocol import SampleRequest, TalkerSequence, Utterance
 from talker_rl.speech.qwen3_omni import checkpoint, shapes
 from talker_rl.speech.qwen3_omni.code2wav import decode, frames_before, samples_trimmed
@@ -170,7 +171,7 @@ def test_the_thinkers_own_replies_are_upstreams(model: Any, folder: Path) -> Non
     seen = generator.condition(prompts, cfg)
     table = model.thinker.get_input_embeddings().weight
     for one, prompt in zip(seen, prompts, strict=True):
-        ids = tokenizer().apply_chat_template([{"role": "user", "content": prompt.text}], add_generation_prompt=True,
+        ids = tokenizer().apply_chat_template(prompt_messages(settings, prompt), add_generation_prompt=True,
                                               return_tensors="pt", return_dict=True)["input_ids"]
         said = model.thinker.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False,
                                       eos_token_id=MARK_IDS["im_end"], pad_token_id=0)[0, ids.shape[1] :].tolist()
