@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 import torch
@@ -92,7 +92,7 @@ def goal(words: str, met: bool, models: Models) -> str:
 def counted(**parts: Any) -> Geometry:
     """The geometry of a ``talker`` or a ``token2wav``; the other part's fields are None."""
     known = {"talker": of_talker, "token2wav": of_token2wav}
-    found = dict.fromkeys(field.name for field in fields(Geometry))
+    found = dict.fromkeys(field.name for field in fields(Geometry) if field.default is MISSING)
     for name, module in parts.items():
         found |= known[name](module)
     return Geometry(**found)

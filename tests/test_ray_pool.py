@@ -29,7 +29,7 @@ ray = pytest.importorskip("ray", reason="talker-rl[ray] is not installed")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    ray.init(include_dashboard=False, num_cpus=4, log_to_driver=False, logging_level="ERROR",
+    ray.init(address="local", include_dashboard=False, num_cpus=4, log_to_driver=False, logging_level="ERROR",
              runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}})
     yield
     ray.shutdown()

@@ -127,8 +127,8 @@ class RayPool(WorkerPool):
             paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
             cores = max(os.cpu_count() or 1, math.ceil(self.workers * self._takes["num_cpus"]))
             own: dict[str, Any] = {"include_dashboard": False, "num_cpus": cores} if self._address is None else {}
-            try:
-                ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **own,
+            try:  # "local": not whatever cluster happens to run here
+                ray.init(address=self._address or "local", log_to_driver=False, logging_level=logging.ERROR, **own,
                          runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}})
             except ConnectionError as error:
                 raise ConfigError(f"No Ray cluster lets us in at {self._address or 'this machine'} ({error})",

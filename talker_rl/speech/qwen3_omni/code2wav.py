@@ -34,7 +34,7 @@ def decode(
     Args:
         code2wav: transformers' Qwen3OmniMoeCode2Wav.
         codes: flat, frame by frame, no stop among them.
-        batch_size: utterances a forward; alike lengths share one.
+        batch_size: utterances that go through together, alike in length.
         piece: frames that the convolutions make at a time.
         progress: called with (done, total).
 
