@@ -15,6 +15,7 @@ from talker_rl.base.findings import Finding
 from talker_rl.base.places import SHIPPED_MODELS
 from talker_rl.config import RunConfig, load_config
 from talker_rl.records.prompt import Prompt
+from talker_rl.report.columns import columns
 from talker_rl.shipped import split
 from talker_rl.speakers.sound import Heard
 from talker_rl.speech.protocol import NewSpeaker
@@ -48,6 +49,9 @@ def _list(args: argparse.Namespace, config: RunConfig) -> int:
     rows = family_of(config.model.path).speaker_rows(config.model)
     if args.json:
         print(json.dumps(rows, indent=1))
+        return 0
+    if "bos_token" not in rows[0]:  # a family whose speakers are told in a few words
+        print("\n".join(columns([tuple(rows[0]), *(tuple(map(str, row.values())) for row in rows)])))
         return 0
     print(f"{'name':16} {'bos_token':>9}  {'cond':>9} {'norm':>7}  {'ref_mel':>13} {'seconds':>8}")
     for r in rows:

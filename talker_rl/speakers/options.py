@@ -25,7 +25,10 @@ stages/3-speakers. --bos-from SPEAKER takes an old speaker's instead: that one's
 timbre, and no training.
 
 The checkpoint is not written to. -o FILE.pt is used with model.speakers=FILE.pt, or by transformers' load_speakers;
--o DIR is a checkpoint folder that shares the weights by links and has the speaker in it."""
+-o DIR is a checkpoint folder that shares the weights by links and has the speaker in it.
+
+Of a Qwen3-Omni a speaker is a row of the Talker's codec embedding: --cond-from mixes it of old ones,
+-o FILE.safetensors holds it, and it speaks like them until the Talker is trained on it."""
 ADD_EXAMPLES = """\
 talker-rl speaker add --model micro --name Nova --wav nova.wav --cond-from Chelsie Ethan -o nova/spk_dict.pt
   talker-rl speaker add -c my.yaml --name Ann --wav ann.flac --cond-from Ethan:0.7 Chelsie:0.3 -o my-checkpoint
@@ -42,13 +45,14 @@ def add_speaker_options(speaker: argparse.ArgumentParser) -> None:
     add = _command(what, "add", "a new speaker, from a recording", ADD_EXAMPLES)
     add.description = ADD_TEXT
     add.add_argument("--name", required=True, help="the new speaker's")
-    sound = add.add_mutually_exclusive_group(required=True)
+    sound = add.add_mutually_exclusive_group()
     sound.add_argument("--wav", metavar="FILE", help="recording of one voice, 3 s or more, any rate: gives ref_mel "
                        "(24 kHz, 80 bins, hop 240, natural-log amplitude; at the level of the model's own references)")
     sound.add_argument("--ref-mel", metavar="FILE", help="safetensors file with a ref_mel, (1, frames, 80)")
     add.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of the recording at most (default 10)")
-    cond = add.add_mutually_exclusive_group(required=True)
-    cond.add_argument("--cond-from", nargs="+", metavar="SPEAKER[:WEIGHT]", help="an old speaker's cond, or a mix")
+    cond = add.add_mutually_exclusive_group()
+    cond.add_argument("--cond-from", nargs="+", metavar="SPEAKER[:WEIGHT]",
+                      help="an old speaker's cond (Qwen3-Omni: its row), or a mix")
     cond.add_argument("--cond", metavar="FILE|zero", help="safetensors file with a cond, (1, 192); or zero")
     bos = add.add_mutually_exclusive_group()
     bos.add_argument("--bos-token", type=int, metavar="ID", help="text id that announces the speaker (default: the "

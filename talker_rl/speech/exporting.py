@@ -49,8 +49,6 @@ class Entry:
 class Exporter(Protocol):
     """A family's way back into the published layout."""
 
-    SPEAKERS: str
-    """Name of the file of speakers."""
     LOADS_WITH: str
     """What loads the written checkpoint."""
 
@@ -83,4 +81,8 @@ class Exporter(Protocol):
         link: bool, widen: bool = False,
     ) -> Rounding:
         """Write the files."""
+        ...
+
+    def add_speakers(self, file: Path, folder: Path) -> None:
+        """Put speakers of one's own, ``model.speakers``, into an exported folder: a checkpoint's or an adapter's."""
         ...

@@ -48,8 +48,7 @@ class Merge:
         stored: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]] = dict,
     ) -> None:
         self._load, self._stored = load, stored
-        self.LOADS_WITH, self.SPEAKERS = loads_with, speakers or ""
-        self._kept = {speakers}
+        self.LOADS_WITH, self._speakers = loads_with, speakers or ""
 
     def merged_tensors(self, base: Path, weights: Path, model: ModelConfig) -> set[str]:
         """Names, as stored, of the tensors that merging may change; only headers are read.
@@ -108,7 +107,7 @@ class Merge:
                                   where=str(base), fix="export onto the model that was trained (--model)")
         shards = {entry.name for entry in found}
         for file in sorted(base.iterdir()):
-            if file.is_file() and file.name not in shards and (file.name in self._kept or _is_kept(file.name)):
+            if file.is_file() and file.name not in shards and (file.name == self._speakers or _is_kept(file.name)):
                 found.append(Entry(file.name, "copy", file.stat().st_size))
         return found
 
@@ -162,6 +161,10 @@ class Merge:
         if added:
             _grow_index(target / INDEX, added)
         return rounding
+
+    def add_speakers(self, file: Path, folder: Path) -> None:
+        """Put speakers of one's own into an exported folder, in the place of the checkpoint's."""
+        shutil.copyfile(file, folder / self._speakers)
 
 
 def merge_adapter(model: Any, weights: Path) -> torch.nn.Module:

@@ -257,7 +257,7 @@ def _finish(
     model, run = source.model, source.run
     speakers = source.family.speakers(model)
     if model.speakers:
-        shutil.copyfile(Path(model.speakers).expanduser(), folder / source.family.exporter().SPEAKERS)
+        source.family.exporter().add_speakers(Path(model.speakers).expanduser(), folder)
     lineage = {
         "format": 1, "kind": "checkpoint" if merged else "adapter", "variant": source.name, "base": base_name,
         "base_hash": base_hash, "weights_hash": stable_hash(

@@ -110,6 +110,10 @@ def new_entry(
     args: argparse.Namespace, folder: Path, speakers: dict[str, Entry]
 ) -> tuple[Entry, Reference, BosChoice | None]:
     """The entry that the options ask for; the look of its bos token, where that is not an old speaker's."""
+    for options, what in ((("wav", "ref_mel"), "a recording"), (("cond_from", "cond"), "a cond")):
+        if not any(getattr(args, option) for option in options):
+            names = " or ".join(f"--{option.replace('_', '-')}" for option in options)
+            raise ConfigError(f"A speaker needs {what}", where=names, fix="see talker-rl speaker add --help")
     reference = (reference_from_wav(args.wav, list(speakers.values()), args.seconds) if args.wav
                  else reference_from_file(args.ref_mel))
     old = next(iter(speakers.values()))["cond"]

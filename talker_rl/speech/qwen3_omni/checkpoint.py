@@ -25,6 +25,7 @@ from talker_rl.speech.part_files import PartFiles
 from talker_rl.speech.quiet import quiet_transformers
 from talker_rl.speech.qwen3_omni.codec import of_size
 from talker_rl.speech.qwen3_omni.config_json import read_config
+from talker_rl.speech.qwen3_omni.voices import Voice, read_voices
 from talker_rl.speech.text_tokenizer import load_tokenizer
 
 TABLE = "thinker.model.embed_tokens.weight"
@@ -46,6 +47,8 @@ class Qwen3:
     device: torch.device
     hashes: dict[str, str] = field(default_factory=dict)
     """Loaded part -> hash of what it was loaded from (:func:`part_hash`)."""
+    voices: dict[str, Voice] = field(default_factory=dict)
+    """Those that ``model.speakers`` adds."""
     table: torch.Tensor | None = None
     """(text vocabulary, E), on the CPU."""
     thinker: Any = None
@@ -62,7 +65,7 @@ class Qwen3:
     @property
     def speakers(self) -> dict[str, int]:
         """Name -> row of the codec embedding."""
-        return speaker_rows(self.config)
+        return speaker_rows(self.config) | {name: voice.row for name, voice in self.voices.items()}
 
     def speaker(self, name: str) -> int:
         """A speaker's row; CheckpointError with the known names otherwise."""
@@ -111,6 +114,8 @@ def part_hash(model: ModelConfig, part: str) -> str:
         found = stable_hash("table", found, others)
     if model.talker and part == "talker":
         found = stable_hash("model", found, content_hash(Path(model.talker).expanduser()))
+    if model.speakers and part == "talker":
+        found = stable_hash("speakers", found, content_hash(Path(model.speakers).expanduser()))
     if model.residual_weight and part == "talker":  # its log-probs are others
         found = stable_hash("residual", found, model.residual_weight)
     return found
@@ -130,14 +135,13 @@ def load_qwen3(model: ModelConfig, parts: Sequence[str], *, tokenizer: bool | No
     unknown = set(parts) - set(PARTS)
     if unknown:
         raise ConfigError(f"unknown model part {sorted(unknown)[0]!r}", fix=f"use any of {', '.join(PARTS)}")
-    if model.speakers:
-        raise ConfigError("this family's voices are rows of the Talker, not files", where="model.speakers",
-                          fix="leave it null; the checkpoint's config.json names its speakers")
     if model.thinker_quantization:
         raise ConfigError("the Thinker of this family is not quantized here", where="model.thinker_quantization",
                           fix="leave it null: text prompts need its embedding table alone")
     folder = resolve_model_path(model.path)
-    found = Qwen3(settings=model, path=folder, config=read_config(folder), device=pick_device(model.device))
+    config = read_config(folder)
+    voices = read_voices(Path(model.speakers).expanduser(), config) if model.speakers else {}
+    found = Qwen3(settings=model, path=folder, config=config, device=pick_device(model.device), voices=voices)
     for part in parts:
         found.hashes[part] = part_hash(model, part)  # before it is read: what is written meanwhile is told later
         setattr(found, part, _read_table(found) if part == "table" else _load_part(part, found))
@@ -192,6 +196,10 @@ def _load_part(part: str, model: Qwen3) -> Any:
         module = files.load(
             cls, getattr(model.config, attribute), fused(state, dtype), settings, dtype=dtype,
             attn_implementation="sdpa" if sound else settings.attn_implementation)
+    if part == "talker":
+        with torch.no_grad():
+            for voice in model.voices.values():
+                module.model.codec_embedding.weight[voice.row] = voice.values.to(dtype)
     return module.to(model.device).eval().requires_grad_(False)
 
 

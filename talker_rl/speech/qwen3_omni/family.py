@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.speech.config import LoraSettings, ModelConfig
@@ -92,36 +92,54 @@ def files_identity(settings: ModelConfig, *parts: str) -> str:
 
 def speakers(settings: ModelConfig) -> list[str]:
     """Names of the speakers, sorted, without loading anything else."""
-    from talker_rl.speech.qwen3_omni.checkpoint import speaker_rows as rows
-
-    return sorted(rows(_config(settings)))
+    return sorted({*own_speakers(settings), *_added(settings)})
 
 
 def own_speakers(settings: ModelConfig) -> list[str]:
-    """Names of the speakers of the checkpoint itself."""
-    return speakers(settings)
+    """Names of the speakers of the checkpoint itself, whatever ``settings.speakers`` adds."""
+    from talker_rl.speech.qwen3_omni.checkpoint import speaker_rows as rows
+
+    return sorted(rows(_config(settings)))
 
 
 def speaker_rows(settings: ModelConfig) -> list[dict[str, Any]]:
     """What ``speaker list`` shows of each speaker."""
     from talker_rl.speech.qwen3_omni.checkpoint import speaker_rows as rows
 
-    return [{"speaker": name, "codec_row": row} for name, row in sorted(rows(_config(settings)).items())]
+    own = rows(_config(settings)).items()
+    added = ((name, voice.row) for name, voice in _added(settings).items())
+    return [{"name": name, "codec_row": row, "from": place} for place, found in (("checkpoint", own), ("file", added))
+            for name, row in sorted(found)]
+
+
+def _added(settings: ModelConfig) -> dict[str, Any]:
+    if not settings.speakers:
+        return {}
+    from talker_rl.speech.qwen3_omni.voices import read_voices
+
+    return dict(read_voices(Path(settings.speakers).expanduser(), _config(settings)))
 
 
 def check_speakers_target(settings: ModelConfig, out: Path, overwrite: bool) -> None:
-    """Refuse a place where no speakers may be written."""
-    _no_files_of_speakers()
+    """Refuse, before any work, a place where no speakers may be written.
+
+    Raises:
+        ConfigError, StageError: it lies in the checkpoint, is there already, or cannot be written.
+    """
+    from talker_rl.speech.qwen3_omni.voices import check_target
+
+    check_target(out, resolve_model_path(settings.path), overwrite)
 
 
 def new_speaker(settings: ModelConfig, options: argparse.Namespace) -> NewSpeaker:
-    """The speaker that the options of ``speaker add`` ask for."""
-    _no_files_of_speakers()
+    """The speaker that the options of ``speaker add`` ask for.
 
+    Raises:
+        ConfigError: an option does not fit.
+    """
+    from talker_rl.speech.qwen3_omni.voices import NewSpeaker
 
-def _no_files_of_speakers() -> NoReturn:
-    raise ConfigError("a voice of this family is a row of the Talker's codec embedding, which is not added here yet",
-                      where="speaker add", fix="use a speaker of the checkpoint: talker-rl speaker list --model PATH")
+    return NewSpeaker.of(settings, options)
 
 
 def encoder(settings: ModelConfig, path: str | None) -> Encoder:

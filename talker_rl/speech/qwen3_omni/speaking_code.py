@@ -9,9 +9,16 @@ from talker_rl.speech.qwen3_omni.codec import CODEC
 from talker_rl.speech.usage import Usage
 
 _LOAD_ADAPTER = "model.talker = PeftModel.from_pretrained(model.talker, {folder}).merge_and_unload()\n"
+_LOAD_VOICES = """\
+with safe_open(cached_file({folder}, "voices.safetensors"), "pt") as file:
+    added, table = json.loads(file.metadata()["voices"]), model.talker.model.codec_embedding.weight
+    table.data[list(added.values())] = file.get_tensor("rows").to(table)
+model.config.talker_config.speaker_id.update({{name.lower(): row for name, row in added.items()}})
+"""
+_IMPORT_VOICES = "from safetensors import safe_open\nfrom transformers.utils import cached_file\n"
 
 _CODE = """\
-import soundfile
+{first}import soundfile
 {imports}from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration
 
 base = {base}  # a folder, or a name on the hub
@@ -36,5 +43,9 @@ def speaking_code(usage: Usage, *, adapter: bool) -> str:
     elif usage.base in SHIPPED_MODELS:
         quoted["base"] = f'str(checkpoint_dir() / "{SHIPPED_MODELS[usage.base]}")'
         imports += "from talker_rl.micro import checkpoint_dir\n"
-    own = _LOAD_ADAPTER.format(**quoted) if adapter else ""
-    return _CODE.format(rate=CODEC.sample_rate, imports=imports, adapter=own, **quoted)
+    voices = adapter and usage.own_speakers
+    imports += _IMPORT_VOICES * voices
+    # (voices first: a merged adapter keeps the Talker's table)
+    own = (_LOAD_VOICES * voices + _LOAD_ADAPTER).format(**quoted) if adapter else ""
+    return _CODE.format(rate=CODEC.sample_rate, imports=imports, adapter=own, **quoted,
+                        first="import json\n\n" * voices)
