@@ -34,11 +34,13 @@ class Candidate:
     """Log-probs under the processed sampling distribution, same length."""
     codec: str = FIRST
     """Name of the codec that the ids are of."""
+    experts: bytes | None = field(default=None, repr=False)
+    """See :class:`talker_rl.records.speech.Speech`."""
 
     @property
     def speech(self) -> Speech:
         """What was said."""
-        return Speech(self.codes, self.stop_id, codec_named(self.codec))
+        return Speech(self.codes, self.stop_id, codec_named(self.codec), self.experts)
 
     @property
     def duration(self) -> float:

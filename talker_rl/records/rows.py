@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from copy import deepcopy
 from dataclasses import Field, fields
@@ -13,7 +14,7 @@ from talker_rl.records.speech import Speech
 JSON_FIELDS = ("messages", "components", "spans", "provenance")
 """Fields that are JSON text in a table."""
 
-_LATER_FIELDS = ("max_seconds", "category", "provenance", "chosen_classes", "rejected_classes")
+_LATER_FIELDS = ("max_seconds", "category", "provenance", "chosen_classes", "rejected_classes", "experts")
 """Optional fields that came later: absent from a row where they are null, so that it hashes as it did."""
 
 
@@ -56,4 +57,5 @@ def column_of(f: Field[Any]) -> str:
 
 def hashed(row: dict[str, Any]) -> dict[str, Any]:
     """What a row's content hash depends on: the first codec is not told, so that rows hash as they did without it."""
-    return {k: v for k, v in row.items() if k != "codec"} if row.get("codec") in (FIRST, None) else row
+    told = {k: hashlib.sha256(v).hexdigest() if isinstance(v, bytes) else v for k, v in row.items()}
+    return {k: v for k, v in told.items() if k != "codec"} if row.get("codec") in (FIRST, None) else told

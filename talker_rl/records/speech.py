@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from talker_rl.records.codec import Codec
 
@@ -19,6 +19,9 @@ class Speech:
     stop_id: int | None
     """The stop that was said; None if the sequence was cut."""
     codec: Codec
+    experts: bytes | None = field(default=None, repr=False, compare=False)
+    """Which experts routers chose while it was sampled, as the family writes it down; None where nobody did. Pairs and
+    files do not keep it."""
 
     @property
     def ids(self) -> list[int]:

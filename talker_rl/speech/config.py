@@ -69,6 +69,11 @@ class ModelConfig(Settings):
         "several codebooks (Qwen3-Omni). 0: the first code alone is the policy, which decides words and length; the "
         "others are acoustic detail that would drown it."
     )
+    replay_experts: bool = Field(
+        default=False, description="For families whose Talker is a mixture of experts (Qwen3-Omni): write down which "
+        "experts a rollout went through, and take the same in online training. In bfloat16 it takes the largest "
+        "differences away between the log-probs of both; in float32 there are none. A byte a frame, layer and expert."
+    )
     system_prompt: str = Field(
         default=SPEECH_SYSTEM_PROMPT, description="System message of prompts that carry none; empty leaves it out."
     )

@@ -41,6 +41,9 @@ class PolicyWeights:
         with reference_logps(self.module):
             yield
 
+    def rerouted(self) -> float | None:
+        return None
+
     def require_reference(self) -> None:
         """ConfigError where full weights are trained, or loaded in the base's place: nothing is left to compare with.
         """

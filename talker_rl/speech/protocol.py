@@ -170,6 +170,11 @@ class Policy(Protocol):
         """``logps``, and the raw log-prob of stopping at each step; both (S, T)."""
         ...
 
+    def rerouted(self) -> float | None:
+        """Share of (position, layer) of the last forward in which routers would have chosen other experts than the
+        rollout's, which they were given; None where none were given."""
+        ...
+
     def compared(self, batch: PolicyBatch) -> Compared:
         """The policy beside its reference (:meth:`as_reference`) on a batch, without gradient.
 

@@ -40,6 +40,8 @@ class Sampled:
     processed: list[float] = field(default_factory=list)
     invalid: bool = False
     """Whether an id ended it that is neither a code nor a stop; that one is not written down."""
+    experts: list[bytes] = field(default_factory=list)
+    """What routers chose, for families that write it down."""
 
     def say(self, raw: float, processed: float) -> None:
         """Write down the log-probs of a step.
@@ -81,6 +83,7 @@ class Sampled:
             token_logps=self.raw,
             processed_logps=self.processed,
             codec=codec.name,
+            experts=b"".join(self.experts) or None,
         )
 
 

@@ -114,7 +114,11 @@ class Report:
 
     def text(self) -> str:
         """For a terminal."""
-        lines = [", ".join(f"{k} {v}" for k, v in self.facts.items()), f"bound: {self.bound}", "",
+        told = {k: v for k, v in self.facts.items() if k != "rerouted"}
+        lines = [", ".join(f"{k} {v}" for k, v in told.items()), f"bound: {self.bound}"]
+        if (share := self.facts.get("rerouted")) is not None:
+            lines.append(f"experts: the rollouts' are taken; {share:.1%} of routers' choices would be others")
+        lines += ["",
                  f"{'':12} {'':15} {'largest':>9} {'mean':>9} {'pearson':>9} {'k3':>9} {'beyond':>7}"]
         for row in self.rows:
             f = row.figures
@@ -209,6 +213,8 @@ def _all_shapes(
     sequences, names = sequences_of(kept, conditionings), [c.candidate_id for c in kept]
     recorded = [np.array(c.token_logps) for c in kept]
     by_shape = {shape: scored(policy, sequences, shape) for shape in SHAPES}
+    if (share := policy.rerouted()) is not None:
+        report.facts["rerouted"] = max(round(share, 4), report.facts.get("rerouted", 0.0))
     bound = report.bound.times(MERGED) if state == "merged" else report.bound
     rows = [report.add(state, shape, recorded, found, sequences, names, bound) for shape, found in by_shape.items()]
     if all(row.kept for row in rows):

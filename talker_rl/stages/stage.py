@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from talker_rl.rounds import Round
     from talker_rl.store.run_dir import RunDir
 
-MODEL = ("model.path", "model.talker", "model.speakers", "model.residual_weight")
+MODEL = ("model.path", "model.talker", "model.speakers", "model.residual_weight", "model.replay_experts")
 """What comes into a key by the model's content."""
 REWARD = ("reward.recognizer", "reward.pauses", "reward.stability", "reward.rate", "reward.weights", "reward.wer_scale",
           "reward.gates", "reward.clip", "reward.components")

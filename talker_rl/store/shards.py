@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ARROW: dict[Any, pa.DataType] = {
-    str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(),
+    str: pa.string(), bytes: pa.binary(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(),
     list[int]: pa.list_(pa.int32()), Speech: pa.list_(pa.int32()),
     list[float]: pa.list_(pa.float32()), list[str]: pa.list_(pa.string()),
 }

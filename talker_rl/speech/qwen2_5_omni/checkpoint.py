@@ -112,6 +112,8 @@ def load_omni(model: ModelConfig, parts: Sequence[str] = PARTS, *, tokenizer: bo
     if model.residual_weight:
         raise ConfigError("this family says one code a frame, there are no residual ones to weigh",
                           where="model.residual_weight", fix="leave it 0")
+    if model.replay_experts:
+        raise ConfigError("this family's Talker has no experts", where="model.replay_experts", fix="leave it false")
     folder = resolve_model_path(model.path)
     config = read_config(folder)
     device = pick_device(model.device)

@@ -118,6 +118,8 @@ def part_hash(model: ModelConfig, part: str) -> str:
         found = stable_hash("speakers", found, content_hash(Path(model.speakers).expanduser()))
     if model.residual_weight and part == "talker":  # its log-probs are others
         found = stable_hash("residual", found, model.residual_weight)
+    if model.replay_experts and part == "talker":  # rollouts hold more, and training goes by it
+        found = stable_hash("experts", found)
     return found
 
 

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from talker_rl.speech.packing import refuse_sliding_window
 from talker_rl.speech.qwen3_omni.conditioning import EOS, PAD, Conditioning
+from talker_rl.speech.qwen3_omni.experts import Recorder
 from talker_rl.speech.qwen3_omni.layout import (
     Specials,
     code_embeddings,
@@ -36,6 +38,8 @@ class _Prefix:
     length: int
     stream: torch.Tensor
     """(R, H) projected rows of the reply from its second token on, then tts_eos, then tts_pad, which repeats."""
+    experts: bytes = b""
+    """What the routers chose, where that is written down."""
 
 
 class Decoder:
@@ -45,9 +49,12 @@ class Decoder:
         inner: the transformers Talker (LoRA layers may be in it).
         conditionings: of all prompts; rows name them by index.
         rows: most rows at a time.
+        recorder: of what the routers choose.
     """
 
-    def __init__(self, inner: Any, conditionings: Sequence[Conditioning], rows: int) -> None:
+    def __init__(
+        self, inner: Any, conditionings: Sequence[Conditioning], rows: int, recorder: Recorder | None = None
+    ) -> None:
         refuse_sliding_window(inner)
         self.inner, self.conditionings, self.specials = inner, conditionings, Specials.of(inner)
         weight = inner.codec_head.weight
@@ -61,6 +68,8 @@ class Decoder:
         self.slots = torch.zeros(rows, dtype=torch.long, device=self.device)  # of the next input
         self.lengths: list[int] = []  # the same of the rows that are there, known without asking the device
         self.hidden = weight.new_zeros(0, weight.shape[1])
+        self.recorder = recorder
+        self.experts: Sequence[np.ndarray] = ()  # (layers, k) of each row's last frame
 
     def logits(self) -> torch.Tensor:
         """(n, V) float32 of each row's next first code."""
@@ -86,10 +95,12 @@ class Decoder:
         cache = DynamicCache()
         hidden = self.inner.model(inputs_embeds=padded, attention_mask=None, position_ids=positions,
                                   past_key_values=cache, use_cache=True).last_hidden_state
+        chosen = self.recorder.taken().reshape(len(inputs), padded.shape[1], -1) if self.recorder else None
         for row, (i, prefix, stream) in enumerate(zip(prompts, inputs, streams, strict=True)):
             length = len(prefix)
             layers = [(layer.keys[row, :, :length], layer.values[row, :, :length]) for layer in cache.layers]
-            self.prefixes[i] = _Prefix(layers, hidden[row, length - 1], length, stream)
+            self.prefixes[i] = _Prefix(layers, hidden[row, length - 1], length, stream,
+                                       b"" if chosen is None else chosen[row, :length].tobytes())
 
     def join(self, prompts: Sequence[int]) -> None:
         """Append a row for each of these prompts (prefilled before), at its first frame."""
@@ -122,6 +133,7 @@ class Decoder:
             inputs_embeds=inputs[:, None], attention_mask=mask, position_ids=at[:, None].expand(3, n, 1),
             past_key_values=self.cache, use_cache=True,
         ).last_hidden_state[:, -1]
+        self.experts = list(self.recorder.taken()) if self.recorder else ()
         self.steps[:n] += 1
         self.slots[:n] += 1
 

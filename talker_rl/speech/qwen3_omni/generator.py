@@ -49,7 +49,8 @@ class Qwen3Generator(Policies[TalkerPolicy]):
         return conditioning_key(self.model, prompt, cfg)
 
     def policy_of(self, module: Any) -> TalkerPolicy:
-        return TalkerPolicy(module, residual_weight=self.settings.residual_weight)
+        return TalkerPolicy(module, residual_weight=self.settings.residual_weight,
+                            replay_experts=self.settings.replay_experts)
 
     def adapted(self, settings: LoraSettings) -> LoraSettings:
         return adapted(settings, self.settings.residual_weight)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -71,6 +72,9 @@ class TalkerBatch:
     """Position in L whose output predicts the step; 0 at padding."""
     frames_NG: torch.Tensor
     """All codes."""
+    experts_LC: torch.Tensor | None = None
+    """Experts that the rollout went through at each position, layer by layer, to be taken again (:mod:`.experts`); -1
+    where nobody wrote them down."""
 
     def to(self, device: torch.device | str) -> TalkerBatch:
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
@@ -140,8 +144,11 @@ def stream_text(conditioning: Conditioning, steps: int) -> torch.Tensor:
     return torch.tensor(rows + [PAD] * (steps - len(rows)), dtype=torch.long)
 
 
-def collate(examples: Sequence[TalkerSequence], specials: Specials) -> TalkerBatch:
+def collate(examples: Sequence[TalkerSequence], specials: Specials, *, experts: bool = False) -> TalkerBatch:
     """Pack sequences into one row; those with the same conditioning share its prefix.
+
+    Args:
+        experts: take along which experts the rollouts went through.
 
     Raises:
         DataError: a sequence without ids or with another codec's, or a reply without tokens.
@@ -158,6 +165,7 @@ def collate(examples: Sequence[TalkerSequence], specials: Specials) -> TalkerBat
     codec: list[torch.Tensor] = []
     positions: list[torch.Tensor] = []
     predictors: dict[int, torch.Tensor] = {}
+    chosen: list[tuple[int, bytes | None]] = []
     prompts, at, row = [], 0, 0
     for members in by_conditioning(examples):
         spoken = examples[members[0]].conditioning
@@ -168,6 +176,7 @@ def collate(examples: Sequence[TalkerSequence], specials: Specials) -> TalkerBat
         positions.append(torch.arange(width))
         last, at = at + width - 1, at + width
         fed = [len(first[s]) - 1 for s in members]  # a frame is read where a step follows
+        chosen += _chosen(width, fed, [examples[s].speech.experts for s in members]) if experts else []
         for s, steps in zip(members, fed, strict=True):
             text.append(stream_text(spoken, steps) + row)
             codec.append(frames[s][:steps])
@@ -188,7 +197,36 @@ def collate(examples: Sequence[TalkerSequence], specials: Specials) -> TalkerBat
         framed_ST=_mask([len(f) for f in frames], max(len(f) for f in first)),
         predictor_ST=pad_sequence([predictors[s] for s in range(len(examples))], batch_first=True),
         frames_NG=torch.cat(frames),
+        experts_LC=_together(chosen),
     )
+
+
+def _chosen(width: int, fed: Sequence[int], told: Sequence[bytes | None]) -> list[tuple[int, bytes | None]]:
+    """Positions of a prefix and of each sequence behind it, with the experts that were chosen there: those of the
+    prefix are in every sequence's record, and the first that has one says them for all."""
+    found: list[tuple[int, bytes | None]] = [(width, None)]
+    for steps, one in zip(fed, told, strict=True):
+        if one is None:
+            found.append((steps, None))
+            continue
+        each, rest = divmod(len(one), width + steps)
+        if rest or not each:
+            raise DataError(f"the record of experts is of {len(one)} bytes, for {width + steps} positions",
+                            fix="these rollouts are of another model: sample them again")
+        if found[0][1] is None:
+            found[0] = (width, one[: width * each])
+        found.append((steps, one[width * each :]))
+    return found
+
+
+def _together(parts: Sequence[tuple[int, bytes | None]]) -> torch.Tensor | None:
+    each = max((len(told) // positions for positions, told in parts if told), default=0)
+    if not each:
+        return None
+    rows = [torch.full((positions, each), -1, dtype=torch.int16) if told is None else
+            torch.from_numpy(np.frombuffer(told, np.uint8).reshape(positions, each).astype(np.int16))
+            for positions, told in parts]
+    return torch.cat(rows)
 
 
 def _stop(example: TalkerSequence) -> torch.Tensor:

@@ -13,6 +13,7 @@ from talker_rl.speech import head
 from talker_rl.speech.head import kl_divergence, selective_logps
 from talker_rl.speech.policy_weights import PolicyWeights
 from talker_rl.speech.protocol import Compared
+from talker_rl.speech.qwen3_omni.experts import replay
 from talker_rl.speech.qwen3_omni.layout import TalkerBatch, talker_inputs
 from talker_rl.speech.unwrap import unwrap_talker
 
@@ -23,6 +24,7 @@ def forced(talker: Any, batch: TalkerBatch) -> tuple[torch.Tensor, torch.Tensor,
     """
     inner = unwrap_talker(talker)
     batch = batch.to(inner.codec_head.weight.device)
+    replay(inner, batch.experts_LC)
     logits_MV, hidden_MH = head.forced(talker, talker_inputs(inner, batch), batch.position_ids_3L, batch.packing,
                                        batch.predictor_ST[batch.mask_ST])
     return logits_MV, hidden_MH, batch

@@ -15,10 +15,12 @@ from talker_rl.speech.config import LoraSettings, SamplingConfig
 from talker_rl.speech.policy_weights import PolicyWeights
 from talker_rl.speech.protocol import Compared, Ended, Progress, SampleRequest, TalkerSequence
 from talker_rl.speech.qwen3_omni.config import ResidualSampling
+from talker_rl.speech.qwen3_omni.experts import rerouted
 from talker_rl.speech.qwen3_omni.layout import Specials, TalkerBatch, codec_of, collate
 from talker_rl.speech.qwen3_omni.logps import code_logps, compared, step_and_stop_logps, step_logps
 from talker_rl.speech.qwen3_omni.processed import processed_logps
 from talker_rl.speech.qwen3_omni.rollouts import sample_candidates
+from talker_rl.speech.unwrap import unwrap_talker
 
 TALKER = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.shared_expert\.(gate|up|down)_proj)"
 PREDICTOR = r"code_predictor\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -46,6 +48,7 @@ class TalkerPolicy(PolicyWeights):
         residual_weight: of the fifteen residual codes in a frame's log-prob, 0 to 1. With 0 a frame is its first code:
             words and length are decided there, and fifteen terms of acoustic detail would drown it.
         residual: how residual codes are drawn.
+        replay_experts: whether rollouts write down which experts they went through, and scoring takes the same.
     """
 
     sparse = True
@@ -57,12 +60,17 @@ class TalkerPolicy(PolicyWeights):
                               where="train.engine.sequence_parallel", fix="leave it 1")
 
     def __init__(
-        self, module: Any, *, residual_weight: float = 0.0, residual: ResidualSampling | None = None
+        self, module: Any, *, residual_weight: float = 0.0, residual: ResidualSampling | None = None,
+        replay_experts: bool = False,
     ) -> None:
         super().__init__(module)
         self.codec = codec_of(module)
         self.residual_weight, self.residual = residual_weight, residual or ResidualSampling()
+        self.replay_experts = replay_experts
         self.terms = self.codec.groups if residual_weight else 1
+
+    def rerouted(self) -> float | None:
+        return rerouted(unwrap_talker(self.module))
 
     def reference_identity(self) -> str:
         found = super().reference_identity()
@@ -74,10 +82,10 @@ class TalkerPolicy(PolicyWeights):
     ) -> list[Candidate]:
         return sample_candidates(self.module, [r.conditioning for r in requests], [r.seeds for r in requests], sampling,
                                  self.residual, residual_weight=self.residual_weight, batch_size=batch_size,
-                                 progress=progress, ended=ended)
+                                 record_experts=self.replay_experts, progress=progress, ended=ended)
 
     def collate(self, sequences: Sequence[TalkerSequence]) -> TalkerBatch:
-        return collate(sequences, Specials.of(self.module))
+        return collate(sequences, Specials.of(self.module), experts=self.replay_experts)
 
     def logps(self, batch: TalkerBatch, module: nn.Module | None = None) -> Tensor:
         return step_logps(module if module is not None else self.module, batch, self.residual_weight)

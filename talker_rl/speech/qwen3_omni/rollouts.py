@@ -8,6 +8,7 @@ stops earlier than its neighbors has the stream that it has alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from talker_rl.speech.head import selective_logps
 from talker_rl.speech.qwen3_omni.conditioning import Conditioning
 from talker_rl.speech.qwen3_omni.config import ResidualSampling
 from talker_rl.speech.qwen3_omni.decoder import Decoder, FramePredictor
+from talker_rl.speech.qwen3_omni.experts import recording, replay
 from talker_rl.speech.qwen3_omni.layout import code_ids, codec_of
 from talker_rl.speech.qwen3_omni.sampling import FrameUniforms, ResidualSampler
 from talker_rl.speech.rows import Rows, Sampled, sample_all
 from talker_rl.speech.sampling import CodeSampler
+from talker_rl.speech.unwrap import unwrap_talker
 
 
 def sample_candidates(
@@ -32,6 +35,7 @@ def sample_candidates(
     residual: ResidualSampling | None = None,
     *,
     residual_weight: float = 0.0,
+    record_experts: bool = False,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
     ended: Callable[[list[Candidate]], None] | None = None,
@@ -45,6 +49,7 @@ def sample_candidates(
         sampling: options of codebook 0; ``max_new_tokens`` counts frames, the stop included.
         residual: options of the other codebooks.
         residual_weight: of their log-probs in a frame's.
+        record_experts: write down in each candidate which experts it went through (:mod:`.experts`).
         batch_size: candidates decoded together.
         progress: called with (candidates done, total).
         ended: called with candidates as they end.
@@ -53,11 +58,15 @@ def sample_candidates(
         DataError: numbers of conditionings and seed lists differ.
         StageError: the Talker gives logits that are not finite.
     """
-    def rows_of(inner: Any, queue: list[Sampled], count: int) -> Rows:
-        return _FrameRows(inner, Decoder(inner, conditionings, count), queue, sampling,
-                          residual or ResidualSampling(), count, residual_weight)
+    bare = unwrap_talker(talker)
+    replay(bare, None)
+    with recording(bare) if record_experts else nullcontext() as recorder:
 
-    return sample_all(talker, conditionings, seeds, batch_size, codec_of(talker), progress, ended, rows_of)
+        def rows_of(inner: Any, queue: list[Sampled], count: int) -> Rows:
+            return _FrameRows(inner, Decoder(inner, conditionings, count, recorder), queue, sampling,
+                              residual or ResidualSampling(), count, residual_weight)
+
+        return sample_all(talker, conditionings, seeds, batch_size, codec_of(talker), progress, ended, rows_of)
 
 
 class _FrameRows(Rows):
@@ -77,6 +86,8 @@ class _FrameRows(Rows):
     def begin(self, new: Sequence[Sampled]) -> None:
         super().begin(new)
         self.uniforms.join(len(self.here), [s.seed for s in new])
+        for sequence in new:
+            sequence.experts = [self.decoder.prefixes[sequence.prompt].experts]
 
     def move(self, moves: Sequence[tuple[int, int]], left: int) -> None:
         super().move(moves, left)
@@ -103,6 +114,8 @@ class _FrameRows(Rows):
         frames_nG = self.pass_on(ended, frames_nG)
         if self.here:
             self.decoder.feed(frames_nG)
+            for sequence, chosen in zip(self.here, self.decoder.experts, strict=False):
+                sequence.experts.append(chosen.tobytes())
         self.fill()
         return over
 
