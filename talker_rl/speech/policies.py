@@ -4,7 +4,7 @@ share it."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -85,6 +85,19 @@ class Policies(Generic[P]):
         self, talker: Any, weights: str | Path | None, reference: str | Path | None, train: Training | None, seed: int
     ) -> Iterator[P]:
         """The Talker with an adapter around it, taken off again at the end."""
+        policy, take_off = self._wrapped(talker, weights, reference, train, seed)
+        try:
+            yield policy
+        finally:
+            take_off()
+
+    def wear(self, weights: Path) -> tuple[P, Callable[[], None]]:
+        return self._wrapped(self.part("talker"), weights, None, None, 0)
+
+    def _wrapped(
+        self, talker: Any, weights: str | Path | None, reference: str | Path | None, train: Training | None, seed: int
+    ) -> tuple[P, Callable[[], None]]:
+        """The Talker with an adapter around it, and what takes it off again."""
         use_cache = getattr(talker.config, "use_cache", None)
         recompute = {m: m.gradient_checkpointing for m in talker.modules() if hasattr(m, "gradient_checkpointing")}
         if weights is not None:
@@ -92,15 +105,16 @@ class Policies(Generic[P]):
         else:
             assert train is not None and train != "full"
             model = attach_lora(talker, self.adapted(train), base_model=str(self.settings.path), seed=seed)
-        try:
-            yield self.policy_of(model)
-        finally:
+
+        def take_off() -> None:
             model.unload()
             talker.eval().requires_grad_(False)
             for module, flag in recompute.items():
                 module.gradient_checkpointing = flag
             if use_cache is not None:
                 talker.config.use_cache = use_cache
+
+        return self.policy_of(model), take_off
 
 
 def _is_adapter(weights: str | Path | None) -> bool:

@@ -209,6 +209,14 @@ class Policy(Protocol):
         """
         ...
 
+    def exchange(self, folder: Path) -> None:
+        """Put an adapter of the same settings into the place of the one that the policy was loaded with.
+
+        Raises:
+            CheckpointError: it is missing, damaged, not finite, or of another geometry; the policy is as it was.
+        """
+        ...
+
     def load(self, folder: str | Path) -> None:
         """Put weights that ``save`` wrote into the policy that is there.
 
@@ -296,6 +304,10 @@ class Generator(Protocol):
             train: what is trained; None: nothing. With an adapter as ``weights`` that one is trained on.
             seed: of a new adapter's initialization.
         """
+        ...
+
+    def wear(self, weights: Path) -> tuple[Policy, Callable[[], None]]:
+        """The Talker with an adapter that stays on, and what takes it off: until then ``policy`` must not be called."""
         ...
 
     def decode(

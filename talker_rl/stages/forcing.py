@@ -12,6 +12,7 @@ from talker_rl.records.codec import codec_named
 from talker_rl.records.speech import Speech
 from talker_rl.speech.config import ModelConfig
 from talker_rl.stages.worker import generator_of
+from talker_rl.stages.worn import policy_with
 
 if TYPE_CHECKING:
     from talker_rl.speech.protocol import Policy, TalkerSequence
@@ -65,7 +66,7 @@ def force(task: ForceTask) -> list[list[Forced]]:
     found = []
     for weights in task.policies:
         reference = task.reference if task.beside and weights is not None else None
-        with one_thread(), generator.policy(weights, reference=reference) as policy:
+        with one_thread(), policy_with(generator, weights, reference) as policy:
             found.append(_force(policy, examples, task.batch_size, task.beside))
     return found
 

@@ -24,6 +24,7 @@ from talker_rl.records.score import ScoreRow
 from talker_rl.reward.config import RecognizerConfig, RewardConfig
 from talker_rl.speech.config import ModelConfig, SamplingConfig, Token2WavConfig
 from talker_rl.stages.inputs import SPEAKING
+from talker_rl.stages.worn import policy_with
 
 if TYPE_CHECKING:
     from talker_rl.speech.protocol import Generator
@@ -142,7 +143,7 @@ def _sample(model: ModelConfig, asked: Sampling) -> list[Candidate]:
     generator = generator_of(model)
     stored = ConditioningCache.opened(asked.conditioning).load(asked.prompt_ids)
     requests = [SampleRequest(stored[p], seeds) for p, seeds in zip(asked.prompt_ids, asked.seeds, strict=True)]
-    with one_thread(), generator.policy(asked.policy) as policy:
+    with one_thread(), policy_with(generator, asked.policy) as policy:
         candidates = policy.sample(requests, asked.settings, batch_size=asked.batch_size)
     ids = [f"{p}-{asked.maker}{k}" for p, seeds in zip(asked.prompt_ids, asked.seeds, strict=True)
            for k in range(len(seeds))]
