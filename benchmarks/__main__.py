@@ -17,6 +17,7 @@ SPEED = {
     "token2wav_long": "benchmarks.token2wav_long",
     "token2wav_reward": "benchmarks.token2wav_reward",
     "vocoder": "benchmarks.vocoder",
+    "code2wav": "benchmarks.code2wav",
     "rollouts": "benchmarks.rollouts",
     "train": "benchmarks.train",
     "train_precomputed": "benchmarks.train_precomputed",
@@ -25,8 +26,8 @@ SPEED = {
     "online": "benchmarks.online",
 }
 """Ours against upstream's way; `all` runs these in this order."""
-MICRO = {"score", "online"}
-"""Of these the ones that measure the trained micro model and its recognizers, whatever the geometry: not in `all` of
+MICRO = {"score", "online", "code2wav"}
+"""Of these the ones that measure one model whatever the geometry, trained micro ones and Qwen3-Omni's: not in `all` of
 another geometry than mid."""
 OTHER = {"service": "benchmarks.service", "driver_memory": "benchmarks.driver_memory"}
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from talker_rl.base.errors import DataError
 from talker_rl.records.codec import Codec
@@ -66,7 +67,9 @@ def _check(codes: Sequence[int], codec: Codec, where: str) -> None:
 
 
 def _sounds(code2wav: Any, frames: Sequence[torch.Tensor], piece: int) -> list[torch.Tensor]:
-    """Of (T_b, G) frames each: padded behind, which nothing before sees."""
+    """Of (T_b, G) frames each. The transformer has them side by side, padded behind, which nothing before sees; the
+    convolutions, which are nearly all the work, have pieces without padding, on a GPU as many at a time as utterances.
+    """
     device = code2wav.code_embedding.weight.device
     longest = max(map(len, frames))
     codes_BGT = torch.zeros(len(frames), frames[0].shape[1], longest, dtype=torch.long, device=device)
@@ -76,15 +79,23 @@ def _sounds(code2wav: Any, frames: Sequence[torch.Tensor], piece: int) -> list[t
     hidden_BHT = code2wav.pre_transformer(inputs_embeds=hidden_BTH).last_hidden_state.transpose(1, 2)
     per_frame, before, trimmed = int(code2wav.total_upsample), frames_before(code2wav), samples_trimmed(code2wav)
     after = -(-trimmed // per_frame)
-    parts = []
-    for start in range(0, longest, piece):
-        end = min(start + piece, longest)
-        first = max(0, start - before)
-        made = _convolved(code2wav, hidden_BHT[..., first : min(end + after, longest)])
-        wanted = (end - first) * per_frame - (trimmed if end == longest else 0)
-        parts.append(made[:, 0, (start - first) * per_frame : wanted])
-    sound_BN = torch.cat(parts, dim=-1)
-    return [sound_BN[b, : len(mine) * per_frame - trimmed] for b, mine in enumerate(frames)]
+    sounds = [hidden_BHT.new_zeros(len(mine) * per_frame - trimmed) for mine in frames]
+    pieces = [(b, start, min(start + piece, len(mine))) for b, mine in enumerate(frames)
+              for start in range(0, len(mine), piece)]
+
+    def seen(b: int, start: int, end: int) -> torch.Tensor:
+        return hidden_BHT[b, :, max(0, start - before) : min(end + after, len(frames[b]))].T
+
+    pieces.sort(key=lambda one: len(seen(*one)))
+    together = 1 if device.type == "cpu" else len(frames)  # a CPU is busy with one, and its cache holds no more
+    for at in range(0, len(pieces), together):
+        group = pieces[at : at + together]
+        made = _convolved(code2wav, pad_sequence([seen(*one) for one in group], batch_first=True).transpose(1, 2))
+        for (b, start, end), sound in zip(group, made[:, 0], strict=True):
+            into = sounds[b][start * per_frame : end * per_frame]
+            skipped = (start - max(0, start - before)) * per_frame
+            into.copy_(sound[skipped : skipped + len(into)])
+    return sounds
 
 
 def _convolved(code2wav: Any, hidden_BHT: torch.Tensor) -> torch.Tensor:
