@@ -20,6 +20,7 @@ from talker_rl.records.messages import check_messages, identity, resolve_media
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.cache import ConditioningCache
 from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingConfig
+from talker_rl.speech.media import processor as processor_part
 from talker_rl.speech.prompt_text import prompt_messages
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 from talker_rl.speech.qwen2_5_omni.conditioning import (
@@ -27,7 +28,7 @@ from talker_rl.speech.qwen2_5_omni.conditioning import (
     compute_conditioning,
     conditioning_key,
 )
-from talker_rl.speech.qwen2_5_omni.context import _processor, encode, thinker_inputs
+from talker_rl.speech.qwen2_5_omni.context import encode, thinker_inputs
 from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
@@ -85,7 +86,7 @@ def processor(omni: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(ProcessorMixin, "check_argument_for_proper_class", lambda *_: None)
     video = SimpleNamespace(merge_size=2, temporal_patch_size=2, model_input_names=["pixel_values_videos"])
-    image, audio = (_processor(kind, omni.path) for kind in ("image", "audio"))
+    image, audio = (processor_part(kind, omni.path) for kind in ("image", "audio"))
     return Qwen2_5OmniProcessor(image, video, audio, omni.tokenizer, chat_template=omni.tokenizer.chat_template)
 
 

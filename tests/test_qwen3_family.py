@@ -156,7 +156,7 @@ def test_the_talker_reads_what_upstream_gives_it(model: Any, generator: Any) -> 
         ours = talker_inputs(policy.module, batch)[0]
     assert ours.shape[0] == given[0].shape[1] == seen.rows[0]
     torch.testing.assert_close(ours[:-1], given[0][0, :-1], atol=1e-6, rtol=0)  # the last is the reply's first token
-    text = tokenizer().decode(user_turns(ids[0].tolist(), model.config))
+    text = tokenizer().decode(ids[0][user_turns(ids[0].tolist(), model.config)])
     assert "three" not in text and "left" not in text and "stop" in text and "red" in text
 
 
@@ -184,7 +184,9 @@ def test_the_thinkers_own_replies_are_upstreams(model: Any, folder: Path) -> Non
     (Prompt("", speaker="Ann"), "empty"), (Prompt("stop.", speaker="cid"), "unknown speaker 'cid'"),
     (Prompt("stop nobody.", speaker="Ann"), "vocabulary does not cover"),
     (Prompt("stop.", speaker="Ann", messages=[{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}]),
-     "not read for this family"),
+     "a.wav"),
+    (Prompt("stop.", speaker="Ann", messages=[{"role": "user", "content": [{"type": "image", "image": __file__}]}]),
+     "images and video are not read for this family"),
 ])
 def test_what_cannot_be_spoken_is_told(generator: Any, prompt: Prompt, message: str) -> None:
     with pytest.raises(PromptError, match=message):

@@ -14,18 +14,16 @@ frame share a time and differ in height and width, and what follows goes on from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from talker_rl.base.errors import CheckpointError, ConfigError, PromptError, TalkerRLError, told
+from talker_rl.base.errors import CheckpointError, ConfigError, PromptError, told
 from talker_rl.records.messages import Message, check_messages, resolve_media
-from talker_rl.speech.files import require_file
+from talker_rl.speech.media import processor, read_sound, reading, sound_inputs
 
 if TYPE_CHECKING:
     from talker_rl.speech.qwen2_5_omni.checkpoint import Omni
@@ -34,10 +32,6 @@ SECONDS_PER_GRID = 1.0
 """Of a hand-made video that does not say: two frames a patch at the processor's 2 frames per second."""
 MAX_SECONDS_PER_GRID = 3600.0
 """Positions count 1/25 s as integers: what a file says by mistake (1e30) would overflow them."""
-MIN_AUDIO_SECONDS = 0.1
-MAX_SAMPLE_RATE = 768_000
-"""The highest that is recorded. The resampler's filter has 20 taps a hertz of a rate that shares no factor with 16 kHz:
-what a damaged header says (2 GHz) would need hundreds of gigabytes."""
 
 _SHARED = (
     "audio_token_index", "image_token_index", "video_token_index", "audio_start_token_id", "vision_start_token_id",
@@ -100,74 +94,10 @@ def encode(omni: Omni, messages: list[Message], where: str) -> Dialogue:
 # -- what the parts hold -----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=8)
-def _processor(name: str, folder: Path) -> Any:
-    """A part of the processor, as the checkpoint's preprocessor_config.json configures it."""
-    from transformers import Qwen2VLImageProcessorPil, WhisperFeatureExtractor
-
-    require_file(folder, "preprocessor_config.json", "the processor of sound and images")
-    cls = {"image": Qwen2VLImageProcessorPil, "audio": WhisperFeatureExtractor}[name]
-    try:
-        return cls.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"preprocessor_config.json cannot be used: {error}", where=str(folder),
-                              fix="restore the original file") from error
-
-
-@contextmanager
-def _reading(kind: str, file: Path, where: str) -> Iterator[None]:
-    """Whatever a decoder raises, as a PromptError that names the file.
-
-    All exceptions: for damaged files the decoders raise SyntaxError (Pillow's PNG), TypeError (soundfile's RAW),
-    MemoryError (what a header asks for) and others besides their own, and one file must not stop all prompts.
-    """
-    try:
-        yield
-    except TalkerRLError:
-        raise
-    except Exception as error:
-        raise PromptError(f"The {kind} cannot be read: {told(error)}", where=f"{where}: {file}",
-                          fix="give another file") from error
-
-
 def _read_audio(omni: Omni, files: list[Path], out: Dialogue, where: str) -> list[int]:
-    import soundfile
-
-    from talker_rl.base.sound import resample
-
-    extractor = _processor("audio", omni.path)
-    counts = []
-    for file in files:
-        here = f"{where}: {file}"
-        with _reading("sound", file, where), soundfile.SoundFile(file) as reader:
-            rate = reader.samplerate
-            if rate > MAX_SAMPLE_RATE:
-                raise PromptError(f"The sound's sample rate is {rate} Hz", where=here,
-                                  fix=f"resample it; at most {MAX_SAMPLE_RATE} Hz")
-            seconds = reader.frames / rate
-            # one sample more than is taken: hours of sound are refused without being read
-            samples = reader.read(extractor.n_samples * rate // extractor.sampling_rate + 1, "float32", always_2d=True)
-        if not torch.from_numpy(samples).isfinite().all():
-            raise PromptError("The sound holds samples that are NaN or infinite", where=here,
-                              fix="write it again, with samples from -1 to 1")
-        sound = resample(samples.mean(axis=1), rate, extractor.sampling_rate)
-        if not MIN_AUDIO_SECONDS * extractor.sampling_rate <= len(sound) <= extractor.n_samples:
-            raise PromptError(
-                f"The sound lasts {seconds:.2f} s", where=here,
-                fix=f"give {MIN_AUDIO_SECONDS} to {extractor.n_samples / extractor.sampling_rate:g} s",
-            )  # fmt: skip
-        # The processor pads to the longest sound there can be (300 s), and frames at the edge hear the padding: one
-        # window of it is enough, in whole hops so that frames begin where they would.
-        padded = -(-(len(sound) + extractor.n_fft) // extractor.hop_length) * extractor.hop_length
-        got = extractor(sound, sampling_rate=extractor.sampling_rate, padding="max_length", return_attention_mask=True,
-                        max_length=min(padded, extractor.n_samples), return_tensors="pt")
-        mel = got["input_features"][0][:, got["attention_mask"][0].bool()].clone()
-        if not mel.isfinite().all():  # finite samples of 1e25, squared
-            raise PromptError("The sound is too loud for its spectrum to be finite", where=here,
-                              fix="write it again, with samples from -1 to 1")
-        out.audio.append(mel)
-        counts.append(((mel.shape[1] - 1) // 2 + 1 - 2) // 2 + 1)
-    return counts
+    found = [read_sound(omni.path, file, where, padded=True) for file in files]
+    out.audio += found
+    return [((mel.shape[1] - 1) // 2 + 1 - 2) // 2 + 1 for mel in found]
 
 
 def _read_images(omni: Omni, files: list[Path], out: Dialogue, where: str) -> list[int]:
@@ -176,13 +106,13 @@ def _read_images(omni: Omni, files: list[Path], out: Dialogue, where: str) -> li
     except ImportError as error:
         raise ConfigError("Images need Pillow, which is not installed here", where=where,
                           fix="pip install 'talker-rl[images]'") from error
-    processor = _processor("image", omni.path)
+    images = processor("image", omni.path)
     found = []
     for file in files:
-        with _reading("image", file, where), Image.open(file) as image:
+        with reading("image", file, where), Image.open(file) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")  # as transformers' load_image
         try:
-            found.append(processor(images=[upright], return_tensors="pt"))
+            found.append(images(images=[upright], return_tensors="pt"))
         except ValueError as error:  # a side 200 times the other
             raise PromptError(f"The image cannot be used: {error}", where=f"{where}: {file}",
                               fix="give another image") from error
@@ -204,7 +134,7 @@ def _read_tensors(omni: Omni, file: Path, where: str) -> dict[str, torch.Tensor]
     """A video that a processor made before, perhaps elsewhere."""
     from safetensors.torch import load_file
 
-    with _reading("video", file, where):
+    with reading("video", file, where):
         return load_file(str(file))
 
 
@@ -218,9 +148,9 @@ def _read_film(omni: Omni, file: Path, where: str) -> dict[str, torch.Tensor]:
                           "(pixel_values_videos, video_grid_thw) as a .safetensors file")
     from transformers import Qwen2_5OmniProcessor
 
-    processor = Qwen2_5OmniProcessor.from_pretrained(str(omni.path), local_files_only=True)
-    with _reading("video", file, where):
-        got = processor(text=processor.video_token, videos=[str(file)], return_tensors="pt")
+    whole = Qwen2_5OmniProcessor.from_pretrained(str(omni.path), local_files_only=True)
+    with reading("video", file, where):
+        got = whole(text=whole.video_token, videos=[str(file)], return_tensors="pt")
         return {n: torch.as_tensor(got[n]) for n in ("pixel_values_videos", "video_grid_thw", "video_second_per_grid")}
 
 
@@ -290,14 +220,7 @@ def thinker_inputs(contexts: Sequence[Dialogue], device: torch.device | str) -> 
         name: torch.cat([c.media[name] for c in contexts if name in c.media]).to(device)
         for name in dict.fromkeys(name for c in contexts for name in c.media)
     }
-    sounds = [mel for c in contexts for mel in c.audio]
-    if sounds:
-        frames = max(mel.shape[1] for mel in sounds)
-        features = torch.stack([torch.nn.functional.pad(mel, (0, frames - mel.shape[1])) for mel in sounds])
-        lengths = torch.tensor([mel.shape[1] for mel in sounds])
-        out["input_features"] = features.to(device)
-        out["feature_attention_mask"] = (torch.arange(frames) < lengths[:, None]).long().to(device)
-    return out
+    return out | sound_inputs([mel for c in contexts for mel in c.audio], device)
 
 
 def position_ids(omni: Omni, context: Dialogue) -> torch.Tensor:

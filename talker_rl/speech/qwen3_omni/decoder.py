@@ -19,8 +19,10 @@ from talker_rl.speech.qwen3_omni.experts import Recorder
 from talker_rl.speech.qwen3_omni.layout import (
     Specials,
     code_embeddings,
+    heard_rows,
     prefix_codec,
     prefix_text,
+    projected,
     stream_text,
     text_rows,
 )
@@ -85,7 +87,7 @@ class Decoder:
         inputs, streams = [], []
         for i in prompts:
             spoken = self.conditionings[i]
-            text_RH = self.inner.text_projection(text_rows(spoken).to(self.device, self.dtype))
+            text_RH = projected(self.inner, text_rows(spoken), None if spoken.heard is None else heard_rows(spoken))
             codec = prefix_codec(spoken, self.specials).to(self.device)
             inputs.append(code_embeddings(self.inner, codec[:, None]) + text_RH[prefix_text(spoken)])
             streams.append(text_RH[stream_text(spoken, len(spoken.reply) + 1)])

@@ -56,6 +56,8 @@ class TalkerBatch:
     """Text rows of the prompts, each once, before the projection."""
     text_L: torch.Tensor
     """Which of them stands at a position."""
+    heard_R: torch.Tensor | None
+    """Which of the rows are hidden states of sound, which have a projection of their own; None: none are."""
     codec_LG: torch.Tensor
     """Codec side: ids of each table; NO_CODE where there is none."""
     position_ids_3L: torch.Tensor
@@ -123,6 +125,23 @@ def text_rows(conditioning: Conditioning) -> torch.Tensor:
     return torch.cat([conditioning.marks, conditioning.user, conditioning.reply])
 
 
+def heard_rows(conditioning: Conditioning) -> torch.Tensor:
+    """(6 + U + R,) bool: which of them are hidden states."""
+    out = torch.zeros(len(MARKS) + len(conditioning.user) + len(conditioning.reply), dtype=torch.bool)
+    if conditioning.heard is not None:
+        out[len(MARKS) : len(MARKS) + len(conditioning.user)] = conditioning.heard
+    return out
+
+
+def projected(inner: Any, rows_RE: torch.Tensor, heard_R: torch.Tensor | None) -> torch.Tensor:
+    """(R, H): text rows, and hidden states of sound, in the Talker's width."""
+    rows_RE = rows_RE.to(inner.codec_head.weight)
+    out: torch.Tensor = inner.text_projection(rows_RE)
+    if heard_R is None:
+        return out
+    return torch.where(heard_R.to(out.device)[:, None], inner.hidden_projection(rows_RE), out)
+
+
 def prefix_text(conditioning: Conditioning) -> torch.Tensor:
     """Text rows of the prefix: (P,) indices."""
     user, first = len(conditioning.user), len(MARKS)
@@ -161,6 +180,7 @@ def collate(examples: Sequence[TalkerSequence], specials: Specials, *, experts: 
     frames = [torch.tensor(e.speech.codes, dtype=torch.long).view(-1, groups) for e in examples]
     first = [torch.cat([f[:, 0], _stop(e)]) for f, e in zip(frames, examples, strict=True)]
     rows: list[torch.Tensor] = []
+    heard: list[torch.Tensor] = []
     text: list[torch.Tensor] = []
     codec: list[torch.Tensor] = []
     positions: list[torch.Tensor] = []
@@ -184,11 +204,13 @@ def collate(examples: Sequence[TalkerSequence], specials: Specials, *, experts: 
             predictors[s] = torch.cat([torch.tensor([last]), torch.arange(at, at + steps)])
             at += steps
         rows.append(here)
+        heard.append(heard_rows(spoken))
         row += len(here)
         prompts.append((width, fed))
     return TalkerBatch(
         text_RE=torch.cat(rows),
         text_L=torch.cat(text),
+        heard_R=torch.cat(heard) if any(e.conditioning.heard is not None for e in examples) else None,
         codec_LG=torch.cat(codec),
         position_ids_3L=torch.cat(positions).expand(3, -1),
         packing=Packing(prompts),
@@ -262,5 +284,5 @@ def code_embeddings(talker: Any, codec_LG: torch.Tensor) -> torch.Tensor:
 def talker_inputs(talker: Any, batch: TalkerBatch) -> torch.Tensor:
     """The summed inputs (1, L, H) in the Talker's dtype."""
     inner = unwrap_talker(talker)
-    text_RH = inner.text_projection(batch.text_RE.to(inner.codec_head.weight.dtype))
+    text_RH = projected(inner, batch.text_RE, batch.heard_R)
     return (code_embeddings(inner, batch.codec_LG) + text_RH[batch.text_L])[None]

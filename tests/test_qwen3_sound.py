@@ -1,0 +1,143 @@
+"""Sound in a user's turn: the Talker of a Qwen3-Omni reads what upstream gives it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from qwen3_factory import tiny_qwen3, tokenizer, write_checkpoint
+from torch.nn.utils.rnn import pad_sequence
+from transformers import WhisperFeatureExtractor
+from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as qwen
+
+import talker_rl
+from talker_rl.base.errors import PromptError
+from talker_rl.records.prompt import Prompt
+from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingConfig
+from talker_rl.speech.protocol import SampleRequest, TalkerSequence
+from talker_rl.speech.qwen3_omni.codec import CODEC
+from talker_rl.speech.qwen3_omni.family import conditioning
+from talker_rl.speech.qwen3_omni.layout import talker_inputs
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_qwen3()
+
+
+@pytest.fixture(scope="module")
+def generator(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = write_checkpoint(tmp_path_factory.mktemp("qwen3"), model)
+    WhisperFeatureExtractor(feature_size=16).save_pretrained(folder)
+    return talker_rl.load(ModelConfig(path=str(folder), device="cpu", system_prompt="", instruction="{text}"))
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder, rng = tmp_path_factory.mktemp("sound"), np.random.default_rng(0)
+    files = [folder / f"{i}.wav" for i in range(3)]
+    for file, seconds in zip(files, (0.9, 2.3, 0.4), strict=True):
+        soundfile.write(file, rng.normal(0, 0.1, int(seconds * RATE)), RATE)
+    return files
+
+
+def asked(*parts: Path | str, earlier: Path | None = None) -> list[dict[str, Any]]:
+    content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "audio", "audio": str(part)}
+               for part in parts]
+    before = [] if earlier is None else [*asked(earlier), {"role": "assistant", "content": "left"}]
+    return [*before, {"role": "user", "content": content}]
+
+
+def upstreams(model: Any, generator: Any, messages: list[dict[str, Any]], files: list[Path]) -> dict[str, Any]:
+    """What generate gives the Talker, and what the Thinker answered."""
+    # each sound alone: upstream's processor pads the shorter ones of a call, whose ends then hear the silence
+    extractor = WhisperFeatureExtractor(feature_size=16)
+    each = [extractor(soundfile.read(file, dtype="float32")[0], sampling_rate=RATE, padding=True, truncation=False,
+                      return_attention_mask=True, return_tensors="pt") for file in files]
+    frames = torch.cat([one["attention_mask"].sum(1) for one in each])
+    features = pad_sequence([one["input_features"][0].T for one in each], batch_first=True)
+    mask = pad_sequence([one["attention_mask"][0] for one in each], batch_first=True)
+    text = tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    for length in qwen._get_feat_extract_output_lengths(frames, model.config.thinker_config.audio_config.n_window):
+        text = text.replace("<|audio_pad|>", "<|heard|>" * int(length), 1)
+    ids = torch.tensor([tokenizer()(text.replace("<|heard|>", "<|audio_pad|>"))["input_ids"]])
+    given: dict[str, Any] = {}
+    generate = model.talker.generate
+
+    def talked(**options: Any) -> Any:
+        given["inputs"] = options["inputs_embeds"]
+        return generate(**options)
+
+    model.talker.generate = talked
+    try:
+        sequences, _ = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), input_features=features.transpose(1, 2),
+            feature_attention_mask=mask, speaker="Bob", thinker_max_new_tokens=5,
+            thinker_eos_token_id=15, thinker_pad_token_id=0, thinker_do_sample=False, talker_max_new_tokens=3)
+    finally:
+        model.talker.generate = generate
+    return given | {"reply": sequences[0, ids.shape[1] :]}
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_the_talker_reads_what_upstream_gives_it(
+    model: Any, generator: Any, sounds: list[Path], earlier: bool
+) -> None:
+    messages = asked("stop, ", sounds[0], "go", sounds[1], earlier=sounds[2] if earlier else None)
+    files = [*([sounds[2]] if earlier else []), sounds[0], sounds[1]]
+    given = upstreams(model, generator, messages, files)
+    prompt = Prompt("blue green.", speaker="Bob", messages=messages)
+    [seen] = generator.condition([prompt])
+    assert seen.heard is not None and 0 < int(seen.heard.sum()) < len(seen.heard)
+    with generator.policy() as policy:
+        batch = policy.collate([TalkerSequence(seen, CODEC.speech([2150]))])
+        ours = talker_inputs(policy.module, batch)[0]
+    assert ours.shape[0] == given["inputs"].shape[1] == seen.rows[0]
+    torch.testing.assert_close(ours[:-1], given["inputs"][0, :-1], atol=2e-5, rtol=0)  # the last is the reply's first
+    cfg = ConditioningConfig(mode="generate", max_reply_tokens=5, max_reply_wer=None)
+    [answered] = generator.condition([prompt], cfg)
+    end = len(answered.reply)
+    table = model.thinker.get_input_embeddings().weight
+    assert torch.equal(answered.reply, table[given["reply"][:end]])
+
+
+def test_sampled_log_probs_are_the_policys_own(generator: Any, sounds: list[Path]) -> None:
+    """With and without sound, in one batch; and as they are stored."""
+    prompts = [Prompt("stop.", speaker="Ann", messages=asked(sounds[0])), Prompt("go left.", speaker="Bob"),
+               Prompt("red.", speaker="Bob", messages=asked("blue", sounds[1]))]
+    seen = generator.condition(prompts)
+    stored = [conditioning(s.prompt_id, s.speaker, s.reply_text, s.tensors()) for s in seen]
+    assert [s.heard is None for s in seen] == [False, True, False]
+    with generator.policy() as policy:
+        said = policy.sample([SampleRequest(s, [1, 2]) for s in seen],
+                             SamplingConfig(max_new_tokens=8, top_k=0, top_p=1.0, temperature=1.0))
+        by_id = {s.prompt_id: s for s in stored}
+        batch = policy.collate([TalkerSequence(by_id[c.prompt_id], c.speech) for c in said])
+        with torch.no_grad():
+            rows = policy.logps(batch)
+    for row, one in zip(rows, said, strict=True):
+        assert float((row[: one.speech.steps] - torch.tensor(one.token_logps)).abs().max()) <= 1e-5
+    assert batch.heard_R is not None and len(batch.heard_R) == len(batch.text_RE)
+
+
+def test_the_key_knows_the_sound(generator: Any, sounds: list[Path], tmp_path: Path) -> None:
+    cfg = ConditioningConfig()
+    (copy := tmp_path / "copy.wav").write_bytes(sounds[0].read_bytes())
+    keys = [generator.conditioning_key(Prompt("stop.", speaker="Ann", messages=asked(file)), cfg)
+            for file in (sounds[0], sounds[1], copy)]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_what_cannot_be_heard_is_told(generator: Any, sounds: list[Path], tmp_path: Path) -> None:
+    (damaged := tmp_path / "damaged.wav").write_bytes(b"RIFF0000WAVE")
+    twice = asked("<|audio_pad|>", sounds[0])
+    for messages, told in ((asked(damaged), "damaged.wav"), (twice, "2 audio placeholders")):
+        with pytest.raises(PromptError) as caught:
+            generator.condition([Prompt("stop.", speaker="Ann", messages=messages)])
+        assert told in str(caught.value)
