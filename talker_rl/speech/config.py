@@ -30,6 +30,9 @@ REFUSED_SEARCHES = {
 }
 """transformers' options whose sequences are no samples of the policy, and what each asks for."""
 
+DeviceMap = Literal["auto"] | dict[str, str | int]
+"""Module -> device: "cpu", "cuda:1" or a GPU's number."""
+
 
 class ModelConfig(Settings):
     """Which checkpoint, and how it is loaded.
@@ -63,6 +66,11 @@ class ModelConfig(Settings):
     thinker_quantization: Literal["4bit"] | None = Field(
         default=None,
         description='"4bit": the Thinker\'s language model in nf4 (needs "talker-rl[4bit]" and CUDA); null: in dtype.',
+    )
+    thinker_device_map: DeviceMap | None = Field(
+        default=None,
+        description="Where the parts of a Thinker lie that does not fit one GPU (accelerate's device_map): auto shares "
+        "it out over all GPUs, what does not fit waits in memory; or module -> device. null: all of it on device.",
     )
     residual_weight: float = Field(
         default=0.0, ge=0, le=1, description="Of a frame's codes behind the first in its log-prob, for families of "

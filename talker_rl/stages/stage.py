@@ -30,6 +30,7 @@ CHANGES_NOTHING = {
     "train.engine": "as devices",
     "variants.*.engine": "as devices",
     "model.device": "results of another device differ in the last bits, as those of another machine do",
+    "model.thinker_device_map": "as model.device",
     "conditioning.batch_size": "sums differ by 1e-7 with a batch's width; what is stored stays as it was made",
     "reward.batch_size": "utterances that are given to a recognizer at a time; it has a batch size of its own",
     "reward.max_failure_rate": "when a stage stops; the scores that there are stay as they are",

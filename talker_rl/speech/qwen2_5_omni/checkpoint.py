@@ -20,6 +20,7 @@ from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.files import content_hash, open_tensors, shards_of
 from talker_rl.speech.locate import pick_device, resolve_model_path
 from talker_rl.speech.part_files import PartFiles
+from talker_rl.speech.placing import WHERE, place
 from talker_rl.speech.quantization import four_bit
 from talker_rl.speech.quiet import quiet_transformers
 from talker_rl.speech.qwen2_5_omni.config_json import read_config
@@ -158,6 +159,8 @@ def _load_part(
     speech = part == "token2wav"
     options: dict[str, Any] = {}
     if part == "thinker" and model.thinker_quantization:
+        if model.thinker_device_map is not None:
+            raise ConfigError("a 4-bit Thinker lies on one GPU", where=WHERE, fix="leave it null: it needs 8 GiB")
         options = {"quantization_config": four_bit(model, device), "device_map": {"": device}}
     source = replaced or folder
     shards = talker_shards(source) if replaced else shards_of(folder, f"{part}.")
@@ -172,7 +175,7 @@ def _load_part(
             dtype=torch.float32 if speech else getattr(torch, model.dtype),
             attn_implementation="sdpa" if speech else model.attn_implementation, **options)
     if not options:
-        module = module.to(device)
+        module = place(module, model.thinker_device_map if part == "thinker" else None, device)
     return module.eval().requires_grad_(False)
 
 

@@ -27,6 +27,7 @@ from talker_rl.base.ids import stable_hash
 from talker_rl.records.messages import check_messages, files_are_noted, identity, resolve_media
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ConditioningConfig
+from talker_rl.speech.placing import input_device
 from talker_rl.speech.prompt_text import (
     check_prompt,
     checked_reply,
@@ -169,7 +170,7 @@ def text_model(thinker: Any) -> Any:
 def _hidden_plus_embedding(omni: Omni, sequences: list[Dialogue]) -> list[torch.Tensor]:
     """h(x) + e(x) of every token: one (len, E) a sequence. Right-padded, so causal attention needs no mask."""
     thinker = omni.need("thinker")
-    device = thinker.get_input_embeddings().weight.device
+    device = input_device(thinker.get_input_embeddings())
     width = max(len(s.ids) for s in sequences)
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     positions = torch.arange(width).repeat(3, len(sequences), 1)
@@ -190,7 +191,7 @@ def _split(omni: Omni, prompt: Prompt, total: torch.Tensor, before: Dialogue, re
     tokens = [omni.speaker(prompt.speaker)["bos_token"], talker.tts_text_end_token_id, talker.tts_text_pad_token_id]
     embed = omni.need("thinker").get_input_embeddings()
     context = len(before.ids)
-    bos, eos, pad = embed(torch.tensor(tokens, device=embed.weight.device)).detach().cpu()
+    bos, eos, pad = embed(torch.tensor(tokens, device=input_device(embed))).detach().cpu()
     return Conditioning(
         prompt_id=prompt.prompt_id,
         prefix=torch.cat([total[:context], bos[None], total[context : context + 1]]).contiguous(),

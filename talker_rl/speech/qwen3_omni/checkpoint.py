@@ -22,6 +22,7 @@ from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.files import content_hash, open_tensors, shards_of
 from talker_rl.speech.locate import pick_device, resolve_model_path
 from talker_rl.speech.part_files import PartFiles
+from talker_rl.speech.placing import place
 from talker_rl.speech.quiet import quiet_transformers
 from talker_rl.speech.qwen3_omni.codec import of_size
 from talker_rl.speech.qwen3_omni.config_json import read_config
@@ -202,7 +203,8 @@ def _load_part(part: str, model: Qwen3) -> Any:
         with torch.no_grad():
             for voice in model.voices.values():
                 module.model.codec_embedding.weight[voice.row] = voice.values.to(dtype)
-    return module.to(model.device).eval().requires_grad_(False)
+    module = place(module, settings.thinker_device_map if part == "thinker" else None, model.device)
+    return module.eval().requires_grad_(False)
 
 
 def fused(state: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
