@@ -9,7 +9,8 @@ import torch
 WIDTH = 32
 TEXT_WIDTH = 24
 MARK_IDS = dict(im_start=10, system=11, user=12, assistant=13, newline=14, im_end=15, pad=16, bos=17, eos=18)
-SOUND_IDS = {"<|audio_end|>": 194, "<|audio_pad|>": 195, "<|audio_start|>": 199}
+MEDIA_IDS = {"<|audio_end|>": 194, "<|audio_pad|>": 195, "<|audio_start|>": 199, "<|vision_start|>": 198,
+             "<|image_pad|>": 196, "<|video_pad|>": 197, "<|vision_end|>": 193}
 SPEAKERS = {"ann": 2301, "bob": 2302}
 GROUPS, CODES, VOCABULARY, STOP = 16, 2048, 3072, 2150
 
@@ -108,7 +109,8 @@ def tiny_qwen3(seed: int = 0, *, spread: float = 3.0, stop: float = 2.0) -> Any:
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for part in m['content'] %}{% if part['type'] == 'audio' %}<|audio_start|><|audio_pad|><|audio_end|>{% else %}"
+    "{% for part in m['content'] %}{% if part['type'] == 'audio' %}<|audio_start|><|audio_pad|><|audio_end|>"
+    "{% elif part['type'] in ('image', 'video') %}<|vision_start|><|{{ part['type'] }}_pad|><|vision_end|>{% else %}"
     "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -122,7 +124,7 @@ def tokenizer() -> Any:
 
     named = {"im_start": "<|im_start|>", "system": "system", "user": "user", "assistant": "assistant", "newline": "\n",
              "im_end": "<|im_end|>", "pad": "<tts_pad>", "bos": "<tts_bos>", "eos": "<tts_eos>"}
-    ids = {"<|endoftext|>": 0, "<unk>": 1, **SOUND_IDS, **{text: MARK_IDS[name] for name, text in named.items()}}
+    ids = {"<|endoftext|>": 0, "<unk>": 1, **MEDIA_IDS, **{text: MARK_IDS[name] for name, text in named.items()}}
     for i, word in enumerate([",", ".", *WORDS]):
         ids[word] = 20 + i
     core = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
@@ -130,7 +132,7 @@ def tokenizer() -> Any:
         [pre_tokenizers.Split(" ", "removed"), *(pre_tokenizers.Split(mark, "isolated") for mark in ("\n", ",", "."))])
     out = PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", pad_token="<|endoftext|>", eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>", *SOUND_IDS],
+        additional_special_tokens=["<|im_start|>", *MEDIA_IDS],
     )  # fmt: skip
     out.chat_template = CHAT_TEMPLATE
     return out

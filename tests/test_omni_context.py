@@ -20,7 +20,7 @@ from talker_rl.records.messages import check_messages, identity, resolve_media
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.cache import ConditioningCache
 from talker_rl.speech.config import ConditioningConfig, ModelConfig, SamplingConfig
-from talker_rl.speech.media import processor as processor_part
+from talker_rl.speech.media import thinker_inputs
 from talker_rl.speech.prompt_text import prompt_messages
 from talker_rl.speech.qwen2_5_omni.checkpoint import load_omni
 from talker_rl.speech.qwen2_5_omni.conditioning import (
@@ -28,10 +28,11 @@ from talker_rl.speech.qwen2_5_omni.conditioning import (
     compute_conditioning,
     conditioning_key,
 )
-from talker_rl.speech.qwen2_5_omni.context import encode, thinker_inputs
+from talker_rl.speech.qwen2_5_omni.context import encode
 from talker_rl.speech.qwen2_5_omni.layout import collate
 from talker_rl.speech.qwen2_5_omni.logps import token_logps
 from talker_rl.speech.qwen2_5_omni.rollouts import sample_candidates
+from talker_rl.speech.sound_files import processor as processor_part
 
 TOLERANCE = 1e-4
 GENERATE = ConditioningConfig(mode="generate", max_reply_tokens=10, max_reply_wer=None)

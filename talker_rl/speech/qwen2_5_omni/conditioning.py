@@ -27,6 +27,7 @@ from talker_rl.base.ids import stable_hash
 from talker_rl.records.messages import check_messages, files_are_noted, identity, resolve_media
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ConditioningConfig
+from talker_rl.speech.media import Dialogue, thinker_inputs
 from talker_rl.speech.placing import input_device
 from talker_rl.speech.prompt_text import (
     check_prompt,
@@ -37,7 +38,7 @@ from talker_rl.speech.prompt_text import (
     reply_ids,
 )
 from talker_rl.speech.qwen2_5_omni.codec import CODEC
-from talker_rl.speech.qwen2_5_omni.context import Dialogue, encode, merge_media, position_ids, thinker_inputs
+from talker_rl.speech.qwen2_5_omni.context import encode, merge_media, position_ids
 
 if TYPE_CHECKING:
     from talker_rl.speech.qwen2_5_omni.checkpoint import Omni

@@ -3,7 +3,7 @@
 They are stored before that projection, whose weights are the Talker's own. A text prompt needs no forward of the
 Thinker: only the user's turns and the reply reach the Talker, and of both no more than the embeddings. Where a user's
 turn holds sound, the Talker reads what a middle layer of the Thinker made of it (``accept_hidden_layer``, 24 as
-published), through another projection: those prompts are given to the Thinker. Positions are 0, 1, 2, ... all the same.
+published), through another projection: those prompts are given to the Thinker.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from talker_rl.base.ids import stable_hash
 from talker_rl.records.messages import check_messages, files_are_noted, identity, resolve_media
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ConditioningConfig
-from talker_rl.speech.media import read_sound, sound_inputs
+from talker_rl.speech.media import Dialogue, Media, encode, positions, thinker_inputs
 from talker_rl.speech.prompt_text import (
     check_prompt,
     checked_reply,
@@ -39,7 +39,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Part of every cache key; raise it when the tensors' meaning changes."""
 MEDIA_FORMAT = 1
-"""Likewise, of prompts with sound alone."""
+"""Likewise, of prompts with sound, images or video alone."""
+MEDIA = ("audio", "image", "video")
+_SHARED = (*(f"{kind}_token_id" for kind in MEDIA), "audio_start_token_id", "vision_start_token_id",
+           "position_id_per_seconds")
+"""What positions depend on and both Thinker and Talker configure."""
 MARKS = ("<|im_start|>", "assistant", "\n", "tts_pad", "tts_bos", "tts_eos")
 """Rows of :attr:`Conditioning.marks`."""
 FIXED = 9
@@ -65,7 +69,9 @@ class Conditioning:
     codec: str = CODEC.name
     """Name of the codec."""
     heard: torch.Tensor | None = None
-    """(U,) bool: rows of ``user`` that are hidden states, of sound; None: there are none."""
+    """(U,) bool: rows of ``user`` that are hidden states, of sound, images and video; None: there are none."""
+    position_ids: torch.Tensor | None = None
+    """(3, P) rotary positions of the prefix where it holds images or video; None: 0, 1, ..., P-1 on each axis."""
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -74,18 +80,15 @@ class Conditioning:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is stored and hashed, by name."""
-        heard = {} if self.heard is None else {"heard": self.heard}
+        more = {"heard": self.heard, "position_ids": self.position_ids}
         return {"marks": self.marks, "user": self.user, "reply": self.reply,
-                "speaker_id": torch.tensor(self.speaker_id), **heard}
+                "speaker_id": torch.tensor(self.speaker_id),
+                **{name: value for name, value in more.items() if value is not None}}
 
-
-@dataclass
-class _Dialogue:
-    """Tokens of the messages, up to where the reply begins, and the sound that stands in them."""
-
-    ids: list[int]
-    sounds: list[torch.Tensor]
-    """(mel bins, frames) each."""
+    @property
+    def next_position(self) -> float:
+        """Position of the first frame, on each axis."""
+        return self.rows[0] if self.position_ids is None else float(self.position_ids.max()) + 1
 
 
 def compute_conditioning(
@@ -99,7 +102,7 @@ def compute_conditioning(
     """Conditioning of every prompt, in order.
 
     Args:
-        model: with table and tokenizer loaded; in mode generate, and for sound, its Thinker is read as well.
+        model: with table and tokenizer loaded; in mode generate, and for media, its Thinker is read as well.
         prompts: what to speak.
         cfg: mode and batch size.
         errors: where given, prompts that cannot be used are left out and noted here by prompt id;
@@ -113,7 +116,7 @@ def compute_conditioning(
     tokenizer = model.need("tokenizer")
     out: list[Conditioning] = []
     for start in range(0, len(prompts), cfg.batch_size):
-        chunk: list[tuple[Prompt, _Dialogue, list[int]]] = []
+        chunk: list[tuple[Prompt, Dialogue, list[int]]] = []
         for prompt in prompts[start : start + cfg.batch_size]:
             with noting(prompt, errors):
                 check_prompt(prompt, list(model.speakers))
@@ -135,7 +138,7 @@ def compute_conditioning(
 
 def conditioning_key(model: Qwen3, prompt: Prompt, cfg: ConditioningConfig) -> str:
     """What the tensors depend on: text, context, speaker, table, precision and mode (not the Talker, not the batch);
-    with sound the Thinker and the files' content, too."""
+    with media the Thinker and the files' content, too."""
     messages, thinker = prompt_messages(model.settings, prompt), []
     with suppress(PromptError):  # told where it is computed
         checked = check_messages(messages, "")
@@ -150,73 +153,57 @@ def conditioning_key(model: Qwen3, prompt: Prompt, cfg: ConditioningConfig) -> s
     )
 
 
-def _replies(model: Qwen3, contexts: Sequence[_Dialogue], most: int) -> list[list[int]]:
+def _replies(model: Qwen3, contexts: Sequence[Dialogue], most: int) -> list[list[int]]:
     """What the Thinker answers, which is read from its files when it is first asked."""
     tokenizer = model.need("tokenizer")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else model.config.im_end_token_id
-    sounds = [sound for context in contexts for sound in context.sounds]
     return greedy_replies(model.read_thinker(), [context.ids for context in contexts], most,
-                          [model.config.im_end_token_id], pad, model.device, **sound_inputs(sounds, model.device))
+                          [model.config.im_end_token_id], pad, model.device, **thinker_inputs(contexts, model.device))
 
 
 def _media(model: Qwen3) -> set[int]:
-    """Tokens that stand for media."""
+    """Tokens that stand for media, and that begin it."""
     config = model.config.thinker_config
-    names = ("audio_token_id", "image_token_id", "video_token_id", "audio_start_token_id", "vision_start_token_id")
+    names = (*(f"{kind}_token_id" for kind in MEDIA), "audio_start_token_id", "vision_start_token_id")
     return {token for name in names if isinstance(token := getattr(config, name, None), int)}
 
 
-def _dialogue(model: Qwen3, prompt: Prompt) -> _Dialogue:
-    """Tokens of the messages, up to where the reply begins, and their sound.
+def _dialogue(model: Qwen3, prompt: Prompt) -> Dialogue:
+    """Tokens of the messages, up to where the reply begins, and what their placeholders stand for.
 
     Raises:
-        PromptError: messages that are none, or that hold images or video; sound that cannot be read.
+        PromptError: messages that are none, or whose files cannot be read; images in other turns than the user's.
         CheckpointError: the chat template does not end with the assistant's turn.
     """
-    where = f"prompt {prompt.prompt_id}"
-    messages = resolve_media(check_messages(prompt_messages(model.settings, prompt), where), Path.cwd(), where)
-    parts = [p for m in messages if not isinstance(m["content"], str) for p in m["content"] if p["type"] != "text"]
-    if any(part["type"] != "audio" for part in parts):
-        raise PromptError("images and video are not read for this family", where=where,
-                          fix="give messages of text and sound alone")
-    tokenizer, config = model.need("tokenizer"), model.config
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # jinja's, and what a template raises on purpose
-        raise PromptError(f"the checkpoint's chat template refuses the messages: {error}", where=where,
-                          fix="change the messages or model.system_prompt, or restore the template") from error
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if ids[-3:-1] != [config.im_start_token_id, config.assistant_token_id]:
-        raise CheckpointError("the chat template does not end with the beginning of the assistant's turn",
-                              where=str(model.path), fix="restore it: upstream's Talker reads its last three tokens")
-    return _with_sound(model, ids, [Path(part["audio"]) for part in parts], where)
-
-
-def _with_sound(model: Qwen3, ids: list[int], files: list[Path], where: str) -> _Dialogue:
-    """Each sound's placeholder becomes as many as its tower gives vectors."""
     from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as qwen
 
-    config = model.config.thinker_config
-    if ids.count(config.audio_token_id) != len(files):
-        raise PromptError(f"{ids.count(config.audio_token_id)} audio placeholders for {len(files)} audio parts",
-                          where=where, fix="remove the placeholder's token from the text")
-    sounds = [read_sound(model.path, file, where, padded=False) for file in files]
-    counts = [int(qwen._get_feat_extract_output_lengths(sound.shape[1], config.audio_config.n_window))
-              for sound in sounds]
-    out: list[int] = []
-    for token in ids:
-        out += [token] * counts.pop(0) if token == config.audio_token_id else [token]
-    return _Dialogue(out, sounds)
+    where, config = f"prompt {prompt.prompt_id}", model.config.thinker_config
+
+    def steps(frames: int) -> int:
+        return int(qwen._get_feat_extract_output_lengths(frames, config.audio_config.n_window))
+
+    tokens = {kind: getattr(config, f"{kind}_token_id") for kind in MEDIA}
+    media = Media(model.path, config, tokens, steps, padded=False, whole="Qwen3OmniMoeProcessor")
+    messages = prompt_messages(model.settings, prompt)
+    context = encode(media, model.need("tokenizer"), messages, where)
+    if context.ids[-3:-1] != [model.config.im_start_token_id, model.config.assistant_token_id]:
+        raise CheckpointError("the chat template does not end with the beginning of the assistant's turn",
+                              where=str(model.path), fix="restore it: upstream's Talker reads its last three tokens")
+    others = [m["role"] for m in messages if m["role"] != "user" and not isinstance(m["content"], str)
+              and any(part["type"] != "text" for part in m["content"])]
+    if context.media and others:  # upstream's Talker, which reads the user's turns alone, would take them for those
+        raise PromptError(f"With images or video, no other turn than the user's may hold media: there is one of role "
+                          f"{others[0]}", where=where, fix="move it into a user's message")
+    return context
 
 
 @torch.no_grad()
-def _hidden(model: Qwen3, context: _Dialogue) -> torch.Tensor:
-    """(L, E) on the CPU: what the layer that the Talker listens to made of the tokens up to the last of sound."""
-    end = max(i for i, token in enumerate(context.ids) if token == model.config.thinker_config.audio_token_id) + 1
-    ids = torch.tensor([context.ids[:end]], device=model.device)
+def _hidden(model: Qwen3, context: Dialogue) -> torch.Tensor:
+    """(L, E) on the CPU: what the layer that the Talker listens to made of the tokens."""
+    ids = torch.tensor([context.ids], device=model.device)
     out = model.read_thinker().model(
         input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, use_cache=False,
-        **sound_inputs(context.sounds, model.device))
+        **thinker_inputs([context], model.device))
     found: torch.Tensor = out.hidden_states[model.config.talker_config.accept_hidden_layer][0]
     return found.cpu()
 
@@ -233,7 +220,7 @@ def user_turns(ids: Sequence[int], config: Any) -> list[int]:
 
 
 def _conditioning(
-    model: Qwen3, prompt: Prompt, context: _Dialogue, reply: list[int], text: str
+    model: Qwen3, prompt: Prompt, context: Dialogue, reply: list[int], text: str
 ) -> Conditioning:
     config, table = model.config, model.need("table")
     marks = [*context.ids[-3:], config.tts_pad_token_id, config.tts_bos_token_id, config.tts_eos_token_id]
@@ -249,11 +236,16 @@ def _conditioning(
 
     made = Conditioning(prompt.prompt_id, rows(marks), rows(user), rows(reply), prompt.speaker,
                         model.speaker(prompt.speaker), text, model.codec.name)
-    heard = torch.tensor(user) == config.thinker_config.audio_token_id
+    tokens = torch.tensor([getattr(config.thinker_config, f"{kind}_token_id") for kind in MEDIA])
+    heard = torch.isin(torch.tensor(user), tokens)
     if heard.any():
         hidden = _hidden(model, context)
         made.user[heard], made.heard = hidden[torch.tensor(places)[heard]].to(made.user.dtype), heard
         if not made.user.isfinite().all():
-            raise PromptError("what the Thinker made of the sound is not finite", where=f"prompt {prompt.prompt_id}",
-                              fix="look at the file; where it is so for all, use a model.dtype of wider range")
+            raise PromptError("what the Thinker made of the media is not finite", where=f"prompt {prompt.prompt_id}",
+                              fix="look at the files; where it is so for all, use a model.dtype of wider range")
+    if context.media:
+        read = [*user, *[config.tts_pad_token_id] * FIXED]
+        made.position_ids = positions(model.read_thinker(), read, context, config.talker_config, _SHARED,
+                                      str(model.path / "config.json")).float()
     return made

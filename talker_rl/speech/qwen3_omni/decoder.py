@@ -38,6 +38,8 @@ class _Prefix:
     hidden: torch.Tensor
     """(H,) last hidden state at the last position, which predicts the first code."""
     length: int
+    ahead: float
+    """Position of the first frame, less ``length``: with images positions are fewer than rows."""
     stream: torch.Tensor
     """(R, H) projected rows of the reply from its second token on, then tts_eos, then tts_pad, which repeats."""
     experts: bytes = b""
@@ -68,6 +70,7 @@ class Decoder:
         self.stream_last = torch.zeros(rows, dtype=torch.long, device=self.device)
         self.steps = torch.zeros(rows, dtype=torch.long, device=self.device)  # frames fed
         self.slots = torch.zeros(rows, dtype=torch.long, device=self.device)  # of the next input
+        self.ahead = torch.zeros(rows, device=self.device)  # of positions before slots
         self.lengths: list[int] = []  # the same of the rows that are there, known without asking the device
         self.hidden = weight.new_zeros(0, weight.shape[1])
         self.recorder = recorder
@@ -93,7 +96,12 @@ class Decoder:
             streams.append(text_RH[stream_text(spoken, len(spoken.reply) + 1)])
             assert PAD != EOS  # the stream's last row is the pad that repeats
         padded = pad_sequence(inputs, batch_first=True)
-        positions = torch.arange(padded.shape[1], device=self.device).expand(3, len(inputs), -1)
+        positions = torch.arange(padded.shape[1], device=self.device).repeat(3, len(inputs), 1)
+        if any(self.conditionings[i].position_ids is not None for i in prompts):
+            positions = positions.float()
+            for row, i in enumerate(prompts):
+                if (placed := self.conditionings[i].position_ids) is not None:
+                    positions[:, row, : placed.shape[1]] = placed.to(self.device)
         cache = DynamicCache()
         hidden = self.inner.model(inputs_embeds=padded, attention_mask=None, position_ids=positions,
                                   past_key_values=cache, use_cache=True).last_hidden_state
@@ -101,7 +109,8 @@ class Decoder:
         for row, (i, prefix, stream) in enumerate(zip(prompts, inputs, streams, strict=True)):
             length = len(prefix)
             layers = [(layer.keys[row, :, :length], layer.values[row, :, :length]) for layer in cache.layers]
-            self.prefixes[i] = _Prefix(layers, hidden[row, length - 1], length, stream,
+            self.prefixes[i] = _Prefix(layers, hidden[row, length - 1], length,
+                                       self.conditionings[i].next_position - length, stream,
                                        b"" if chosen is None else chosen[row, :length].tobytes())
 
     def join(self, prompts: Sequence[int]) -> None:
@@ -114,7 +123,7 @@ class Decoder:
             self.cache.fill(rows, prefix.layers)
             self.stream[index, : len(prefix.stream)] = prefix.stream
             self.stream_last[index], self.steps[index] = len(prefix.stream) - 1, 0
-            self.slots[index] = prefix.length
+            self.slots[index], self.ahead[index] = prefix.length, prefix.ahead
         self.lengths += [self.prefixes[i].length for i in prompts]
         self.hidden = torch.cat([self.hidden, *(self.prefixes[i].hidden[None] for i in prompts)])
 
@@ -131,8 +140,9 @@ class Decoder:
         unseen = torch.arange(length, device=self.device) > at[:, None]
         mask = torch.zeros(unseen.shape, dtype=self.dtype, device=self.device)
         mask = mask.masked_fill_(unseen, torch.finfo(self.dtype).min)[:, None, None]  # added to the scores
+        positions = (at + self.ahead[:n])[:, None].expand(3, n, 1)
         self.hidden = self.inner.model(
-            inputs_embeds=inputs[:, None], attention_mask=mask, position_ids=at[:, None].expand(3, n, 1),
+            inputs_embeds=inputs[:, None], attention_mask=mask, position_ids=positions,
             past_key_values=self.cache, use_cache=True,
         ).last_hidden_state[:, -1]
         self.experts = list(self.recorder.taken()) if self.recorder else ()
@@ -144,7 +154,7 @@ class Decoder:
         if moves:
             source, target = (torch.tensor(x, device=self.device) for x in zip(*moves, strict=True))
             self.cache.move(source, target, max(self.lengths))
-            for tensor in (self.stream, self.stream_last, self.steps, self.slots, self.hidden):
+            for tensor in (self.stream, self.stream_last, self.steps, self.slots, self.ahead, self.hidden):
                 tensor[target] = tensor[source]
         for a, b in moves:
             self.lengths[b] = self.lengths[a]

@@ -66,7 +66,8 @@ def conditioning(
     from talker_rl.speech.qwen3_omni.conditioning import Conditioning
 
     return Conditioning(prompt_id, tensors["marks"], tensors["user"], tensors["reply"], speaker,
-                        int(tensors["speaker_id"]), reply_text, codec, tensors.get("heard"))
+                        int(tensors["speaker_id"]), reply_text, codec, tensors.get("heard"),
+                        tensors.get("position_ids"))
 
 
 def identity(settings: ModelConfig, part: str) -> str:

@@ -61,7 +61,7 @@ class TalkerBatch:
     codec_LG: torch.Tensor
     """Codec side: ids of each table; NO_CODE where there is none."""
     position_ids_3L: torch.Tensor
-    """Rotary positions, equal on each axis; each sequence's go on from its prefix."""
+    """Rotary positions, equal on each axis but for images and video; each sequence's go on from its prefix."""
     packing: Packing
     """Which positions belong together."""
     first_ST: torch.Tensor
@@ -193,14 +193,15 @@ def collate(examples: Sequence[TalkerSequence], specials: Specials, *, experts: 
         width, blank = len(ids), torch.full((len(ids), groups), NO_CODE)
         blank[:, 0] = ids
         text, codec = [*text, prefix_text(spoken) + row], [*codec, blank]
-        positions.append(torch.arange(width))
+        placed = torch.arange(width).expand(3, -1) if spoken.position_ids is None else spoken.position_ids
+        positions.append(placed)
         last, at = at + width - 1, at + width
         fed = [len(first[s]) - 1 for s in members]  # a frame is read where a step follows
         chosen += _chosen(width, fed, [examples[s].speech.experts for s in members]) if experts else []
         for s, steps in zip(members, fed, strict=True):
             text.append(stream_text(spoken, steps) + row)
             codec.append(frames[s][:steps])
-            positions.append(torch.arange(width, width + steps))
+            positions.append((torch.arange(steps) + spoken.next_position).expand(3, -1))
             predictors[s] = torch.cat([torch.tensor([last]), torch.arange(at, at + steps)])
             at += steps
         rows.append(here)
@@ -212,7 +213,7 @@ def collate(examples: Sequence[TalkerSequence], specials: Specials, *, experts: 
         text_L=torch.cat(text),
         heard_R=torch.cat(heard) if any(e.conditioning.heard is not None for e in examples) else None,
         codec_LG=torch.cat(codec),
-        position_ids_3L=torch.cat(positions).expand(3, -1),
+        position_ids_3L=torch.cat(positions, dim=1),
         packing=Packing(prompts),
         first_ST=pad_sequence(first, batch_first=True),
         mask_ST=_mask([len(f) for f in first]),
