@@ -129,7 +129,7 @@ def _dispatch(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.verb == "anatomy":
         from talker_rl.stages import anatomy
 
-        return anatomy.verb(args)
+        return anatomy.verb(args, _config(args))
     if args.verb == "export":
         from talker_rl.stages import export
 

@@ -147,7 +147,9 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     _add_config(render)
     add_jobs_options(render)
 
-    add_anatomy_options(add_verb(verbs, "anatomy", ANATOMY_HELP, ANATOMY_EXAMPLES))
+    anatomy = add_verb(verbs, "anatomy", ANATOMY_HELP, ANATOMY_EXAMPLES)
+    _add_config(anatomy)
+    add_anatomy_options(anatomy)
     encode = add_verb(verbs, "encode", ENCODE_HELP, ENCODE_EXAMPLES)
     encode.description = ENCODE_TEXT
     add_encode_options(encode)

@@ -316,6 +316,33 @@ def test_anatomy_tells_what_the_runs_losses_push_on(
     assert table.splitlines()[1].startswith("ld_dpo alpha=0") and f"Means over {told['pairs']} pairs" in table
 
 
+def test_anatomy_of_a_configurations_losses_in_a_runs_pairs(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run = finished
+    file = tmp_path / "mine.yaml"  # of no run: other variants, another model
+    file.write_text("name: mine\nmodel: {path: /nowhere}\nvariants: {a: {}, b: {loss: {type: dpo, stop: drop}}}\n")
+
+    def told(*arguments: str) -> dict[str, Any]:
+        capsys.readouterr()
+        assert cli.main(["anatomy", *arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    own, mine = told("--run-dir", str(run)), told("-c", str(file), "--run-dir", str(run))
+    assert set(mine["losses"]) == {"a", "b"} and mine["pairs"] == own["pairs"]
+    drop = mine["losses"]["b"]
+    assert drop["push"]["chosen"].get("stop", 0) == 0 == drop["push"]["rejected"].get("stop", 0)
+    changed = told("--run-dir", str(run), "variants.plain.loss={type: hinge}")["losses"]["plain"]
+    assert changed["per_token"] == pytest.approx(2 * own["losses"]["plain"]["per_token"])  # SLiC's slope at 0, by DPO's
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["anatomy", "-c", str(file)]) == 1
+    assert "runs/mine" in (error := capsys.readouterr().err) and "talker-rl pair" in error
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mine").symlink_to(run)
+    assert told("-c", str(file)) == mine
+    assert cli.main(["anatomy"]) == 2 and "No run is named" in capsys.readouterr().err
+
+
 def test_anatomy_at_a_checkpoint_is_of_its_log_probs(
     finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,7 +36,9 @@ ANATOMY_EXAMPLES = """\
 talker-rl anatomy --run-dir runs/demo                                  the losses of the run's variants
   talker-rl anatomy --run-dir runs/demo --loss all                       the usual ones, side by side
   talker-rl anatomy --run-dir runs/demo --loss '{type: ld_dpo, alpha: 0}' --loss '{type: dpo, stop: drop}'
-  talker-rl anatomy --run-dir runs/demo --step 30                        after 30 steps of training"""
+  talker-rl anatomy --run-dir runs/demo --step 30                        after 30 steps of training
+  talker-rl anatomy -c my.yaml train.loss.beta=0.5                       those of a configuration, in its run's pairs
+  talker-rl anatomy -c my.yaml --run-dir runs/demo                       the same, in the pairs of another run"""
 USUAL = ({"type": "dpo"}, {"type": "dpo", "stop": "drop"}, {"type": "dpo_norm"}, {"type": "ipo"}, {"type": "hinge"},
          {"type": "r_dpo"}, {"type": "sampo", "mode": "random"}, {"type": "sampo", "mode": "top_k"},
          {"type": "ld_dpo", "alpha": 0.0}, {"type": "ld_dpo", "alpha": 0.5}, {"type": "simpo"})
@@ -53,9 +55,10 @@ _MENDS = "stop: keep or stop: drop in the loss mends that"
 
 def add_anatomy_options(anatomy: argparse.ArgumentParser) -> None:
     """All of them."""
-    anatomy.add_argument("--run-dir", metavar="DIR", required=True, help="folder of a run that has pairs and scores")
+    anatomy.add_argument("--run-dir", metavar="DIR", help="folder of a run that has pairs and scores (default: "
+                         "runs/<name>); without a configuration that of the run there is used")
     anatomy.add_argument("--loss", action="append", default=[], metavar="LOSS", help="a loss as in a configuration, "
-                         "{type: ld_dpo, alpha: 0}; or `all`: the usual ones. Default: those of the run's variants")
+                         "{type: ld_dpo, alpha: 0}; or `all`: the usual ones. Default: those of the variants")
     anatomy.add_argument("--step", type=int, metavar="N", help="at this checkpoint of --variant, in place of before "
                          "training; needs the model")
     anatomy.add_argument("--variant", metavar="NAME", help="of which training (default: the only one)")
@@ -63,8 +66,11 @@ def add_anatomy_options(anatomy: argparse.ArgumentParser) -> None:
     anatomy.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
 
-def verb(args: argparse.Namespace) -> int:
+def verb(args: argparse.Namespace, config: RunConfig) -> int:
     """Measure and print.
+
+    Args:
+        config: whose variants' losses are asked of; the pairs, what is heard in them and the model are the run's.
 
     Raises:
         StageError: no run, no pairs, no such checkpoint; or no pair has times that can be used.
@@ -76,13 +82,13 @@ def verb(args: argparse.Namespace) -> int:
     from talker_rl.records.token_classes import MEANING
     from talker_rl.store.run_dir import MANIFEST, read_manifest, stored_config
 
-    folder = Path(args.run_dir)
-    require_run(folder)
-    config = load_data(stored_config(folder), where=str(folder / MANIFEST))
+    folder = Path(args.run_dir or Path("runs") / config.name)
+    require_run(folder, fix="make its pairs first: talker-rl pair")
+    run = load_data(stored_config(folder), where=str(folder / MANIFEST))
     losses = _losses(args.loss, config, read_manifest(folder).get("trainings", {}))
-    pairs, left_out = read_pairs(folder, config)
+    pairs, left_out = read_pairs(folder, run)
     if args.step is not None:
-        pairs = _at_checkpoint(folder, config, pairs, args.variant, args.step)
+        pairs = _at_checkpoint(folder, run, pairs, args.variant, args.step)
     sides = [both for _, both in pairs]
     found = {name: anatomy(loss, sides) for name, loss in losses.items()}
     if args.json:
@@ -290,7 +296,7 @@ def _losses(
     for name, loss in named.items():
         parse_loss(loss, where=f"--loss {name}")
     if not named:
-        raise ConfigError("The run's variants learn from completions, which are compared with nothing",
+        raise ConfigError("The variants learn from completions, which are compared with nothing",
                           where="train.data", fix="name a loss: --loss '{type: dpo}'")
     return named
 
