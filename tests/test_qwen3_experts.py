@@ -20,6 +20,7 @@ from talker_rl.speech.lora import attach_lora
 from talker_rl.speech.protocol import SampleRequest, TalkerSequence
 from talker_rl.speech.qwen3_omni.checkpoint import part_hash
 from talker_rl.speech.qwen3_omni.policy import TalkerPolicy, lora_targets
+from talker_rl.stages.parity_scoring import views_of
 from talker_rl.store.shards import ShardFolder
 
 LAYERS, TOP = 4, 6
@@ -94,6 +95,31 @@ def test_what_was_chosen_is_taken_and_nothing_else(exact: Spoken) -> None:
     assert spoken(policy)[0] == said  # sampling follows nobody
 
 
+def test_a_reference_goes_through_its_own_experts(exact: Spoken) -> None:
+    """A record is of the policy that sampled: another policy forced through it would be a model that is not there."""
+    policy, said, sequences = exact
+    other = [replace(s, speech=replace(s.speech, experts=bytes((v + 1) % 64 for v in s.speech.experts or b"")))
+             for s in sequences]
+    assert float(apart(policy, said, other).max()) > 0.05
+    with policy.as_reference():
+        assert float(apart(policy, said, other).max()) <= 1e-5
+    found = policy.compared(policy.collate(other))
+    assert float(found.kl_ST.abs().max()) <= 1e-6
+    steps = torch.cat([row[: len(c.token_logps)] - torch.tensor(c.token_logps)
+                       for row, c in zip(found.logps_ST, said, strict=True)])
+    assert float(steps.abs().max()) <= 1e-5
+    assert float(apart(policy, said, other).max()) > 0.05  # and the policy goes through the given ones again
+
+
+def test_parity_seeks_the_cause_of_a_bound_that_is_not_kept(exact: Spoken) -> None:
+    """Under another prompt's conditioning a record of experts has no meaning."""
+    policy, _, sequences = exact
+    conditionings = list({s.conditioning.prompt_id: s.conditioning for s in sequences}.values())
+    assert len({c.rows[0] for c in conditionings}) > 1
+    views = views_of(policy, sequences, conditionings)
+    assert "another prompt" in views and all(len(rows) == len(sequences) for rows in views.values())
+
+
 def test_gradients_are_those_of_the_same_experts() -> None:
     """With gradient checkpointing a layer is computed again in the backward pass, behind the forward's end."""
     talker = tiny_talker(layers=LAYERS, experts=64, top_k=TOP)
@@ -136,6 +162,6 @@ def test_as_a_setting(tmp_path: Path, capsys: Any) -> None:
     assert cli.main(["parity", "--prompts", "2", "--candidates", "2", f"model.path={folder}", "model.device=cpu",
                      "model.replay_experts=true", f"prompts.eval={texts}", "prompts.speaker=Ann",
                      "rollouts.sampling.max_new_tokens=20"]) == 0
-    assert "experts: the rollouts' are taken; 0.0% of routers' choices" in capsys.readouterr().out
+    assert "experts: the rollouts' are taken; 0.0% of routers' choices in a row" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="has no experts"):
         talker_rl.load(ModelConfig(path="micro", replay_experts=True), parts=("talker",))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pipeline_helpers import write_world
 from qwen3_factory import SPEAKERS, tiny_qwen3, write_checkpoint
+from safetensors.torch import save_file
 from transformers import Qwen3OmniMoeForConditionalGeneration
 
 import talker_rl
@@ -18,6 +19,7 @@ from talker_rl.base.errors import CheckpointError
 from talker_rl.records.prompt import Prompt
 from talker_rl.speech.config import ModelConfig
 from talker_rl.speech.qwen3_omni.checkpoint import part_hash
+from talker_rl.speech.qwen3_omni.merge import MERGE
 from talker_rl.speech.qwen3_omni.speaking_code import speaking_code
 from talker_rl.speech.qwen3_omni.voices import Voice, read_voices, write_voices
 from talker_rl.speech.registry import family_of
@@ -68,9 +70,11 @@ def test_a_voice_is_mixed_and_spoken_with(folder: Path, tmp_path: Path, add: Any
         (("--wav", __file__), ("Ann",), "Nova", "row of the Talker"),
         (("--bos-token", "7"), ("Ann",), "Nova", "--bos-token"),
         ((), (), "Nova", "Whose voice"),
-        ((), ("Ann", "Carl"), "Nova", "Unknown speaker 'Carl'"),
-        ((), ("Ann:much",), "Nova", "'much' is no weight"),
-        ((), ("Ann:0",), "Nova", "add up to nothing"),
+        ((), ("Ann", "Carl"), "Nova", "'Carl' is no speaker"),
+        ((), ("Ann:much",), "Nova", "'Ann:much' is no speaker and no NAME:WEIGHT"),
+        ((), ("Ann:nan", "Bob"), "Nova", "'Ann:nan' is no speaker"),
+        ((), ("Ann:inf", "Bob"), "Nova", "'Ann:inf' is no speaker"),
+        ((), ("Ann:0",), "Nova", "add up to 0"),
         ((), ("Ann",), "Bob", "There is a speaker 'Bob' already"),
         ((), ("Ann",), "McAdam", "write Mcadam"),
     ],
@@ -91,16 +95,58 @@ def test_where_it_may_be_written(folder: Path, tmp_path: Path, add: Any, capsys:
     assert add(there, "--overwrite") == 0 and there.stat().st_size > 0
 
 
-@pytest.mark.parametrize("content", ["garbage", "width", "row"])
-def test_a_file_of_other_voices_is_refused(folder: Path, tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(("content", "told"), [
+    (b"spk_dict", "no file of voices"), ('["Nova"]', "no file of voices"), ('{"Nova": "3000"}', "no file of voices"),
+    ('{"Nova": 3000.5}', "no file of voices"), ('{"Nova": true}', "no file of voices"),
+    ({"Nova": (3000, 7)}, "of another Talker"), ({"Nova": (9999, 32)}, "row 9999, which is none for voices"),
+    ({"Nova": (5, 32)}, "row 5, which"), ({"Nova": (-1, 32)}, "row -1, which"),
+    ({"Nova": (2150, 32)}, "row 2150, which"),
+    ({"Nova": (SPEAKERS["ann"], 32)}, "none for voices"), ({"Ann": (3000, 32)}, "has the name of the checkpoint's own"),
+    ({"Nova": (3000, 32), "Zed": (3000, 32)}, "the voice Nova is on row 3000, as Zed is"),
+    ({"Nova": (3000, -32)}, "has values that are not finite"),
+])
+def test_a_file_of_other_voices_is_refused(folder: Path, tmp_path: Path, content: Any, told: str) -> None:
     file = tmp_path / "nova.safetensors"
-    if content == "garbage":
-        file.write_bytes(b"spk_dict")
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif isinstance(content, str):
+        save_file({"rows": torch.zeros(1, 32)}, str(file), metadata={"voices": content})
     else:
-        row, width = (3000, 7) if content == "width" else (9999, 32)
-        write_voices({"Nova": Voice(row, torch.zeros(width))}, file)
-    with pytest.raises(CheckpointError, match="no file of voices" if content == "garbage" else "of another Talker"):
+        values = {name: torch.full((abs(width),), 0.0 if width > 0 else torch.nan)
+                  for name, (_, width) in content.items()}
+        write_voices({name: Voice(row, values[name]) for name, (row, _) in content.items()}, file)
+    with pytest.raises(CheckpointError, match=told):
         talker_rl.load(ModelConfig(path=str(folder), device="cpu", speakers=str(file)), parts=("talker",))
+
+
+def test_a_voice_that_is_another_is_warned_of(tmp_path: Path, add: Any, capsys: Any) -> None:
+    assert add(tmp_path / "one.safetensors", mix=("Ann",)) == 0
+    assert "cannot tell Nova from Ann" in capsys.readouterr().out
+    assert add(tmp_path / "two.safetensors", mix=("Ann:0.5", "Ann:0.5", "Bob")) == 0
+    assert "cannot tell" not in capsys.readouterr().out
+
+
+def test_what_was_trained_of_a_voice_stands(folder: Path, tmp_path: Path, add: Any) -> None:
+    """Full weights that were trained with it hold its row: the file's, which it began with, does not go over it."""
+    file, trained = tmp_path / "nova.safetensors", tmp_path / "trained"
+    assert add(file) == 0
+    settings = ModelConfig(path=str(folder), device="cpu", speakers=str(file))
+    generator: Any = talker_rl.load(settings, parts=("talker",))
+    with generator.policy(train="full") as policy:
+        with torch.no_grad():
+            policy.module.model.codec_embedding.weight[3000] = 7.0
+        policy.save(trained)
+    rows = MERGE.merged_talker(trained, settings).model.codec_embedding.weight
+    assert bool((rows[3000] == 7).all())
+    again: Any = talker_rl.load(settings.model_copy(update={"talker": str(trained)}), parts=("talker",))
+    assert bool((again.part("talker").model.codec_embedding.weight[3000] == 7).all())
+    # (a Talker that was trained before there was the voice gets it)
+    plain: Any = talker_rl.load(settings.model_copy(update={"speakers": None}), parts=("talker",))
+    with plain.policy(train="full") as policy:
+        policy.save(tmp_path / "before")
+    later: Any = talker_rl.load(settings.model_copy(update={"talker": str(tmp_path / "before")}), parts=("talker",))
+    held = generator.part("talker").model.codec_embedding.weight[3000]
+    assert torch.equal(later.part("talker").model.codec_embedding.weight[3000], held)
 
 
 def test_exports_have_the_voice(folder: Path, tmp_path: Path, add: Any, capsys: Any) -> None:

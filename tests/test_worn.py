@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import talker_rl
 from talker_rl.base.errors import CheckpointError
+from talker_rl.speech.adapter_check import PREFIX
 from talker_rl.speech.config import LoraSettings, ModelConfig
 from talker_rl.stages.worn import policy_with, take_off
 
@@ -40,6 +42,35 @@ def weights_of(policy: Any) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_an_adapter_of_another_base_is_refused_whether_one_is_worn_or_not(
+    generator: Any, tmp_path: Path
+) -> None:
+    """peft saves the base's embedding beside an adapter of it: put into the Talker, it would stay there."""
+    folders = [tmp_path / "mine", tmp_path / "other"]
+    bare = {name: value.clone() for name, value in generator.part("talker").state_dict().items()}
+    for folder, values in zip(folders, (0, 1), strict=True):
+        with generator.policy(train=LoraSettings(r=2, target_modules=["embed_tokens", "q_proj"])) as policy:
+            policy.save(folder)
+        file = folder / "adapter_model.safetensors"
+        embedding = {f"{PREFIX}model.embed_tokens.base_layer.weight": bare["model.embed_tokens.weight"] + values}
+        save_file(load_file(file) | embedding, file, metadata={"format": "pt"})
+    file = folders[0] / "adapter_model.safetensors"
+    held = load_file(file)
+    save_file({name: value.bfloat16() if "base_layer" in name else value for name, value in held.items()}, file)
+    again = shutil.copytree(folders[0], tmp_path / "again")  # the next version of it
+    save_file({name: value * 2 if "lora_A" in name else value for name, value in load_file(file).items()},
+              again / "adapter_model.safetensors")
+    for first in ((), (folders[0],), (folders[0], again)):
+        for folder in first:
+            with policy_with(generator, folder) as policy:
+                inner = policy.module.get_base_model().model.embed_tokens.base_layer.weight
+                assert torch.equal(inner, bare["model.embed_tokens.weight"])  # not the file's, rounded to 16 bits
+        with pytest.raises(CheckpointError, match="a weight of its base"), policy_with(generator, folders[1]):
+            pass
+        take_off(generator)
+        assert same(generator.part("talker").state_dict(), bare)
 
 
 def test_whatever_came_before_it_is_the_adapter_that_was_asked_for(generator: Any, adapters: list[Path]) -> None:

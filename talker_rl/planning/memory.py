@@ -187,7 +187,8 @@ def stage_peaks(geo: Geometry, config: RunConfig, at: Lengths, on_cpu: bool) -> 
     sampled = "lower rollouts.batch_size, rollouts.sampling.max_new_tokens or workers"
     return {
         "conditioning": (process("conditioning") + conditioning(geo, config, at, on_cpu),
-                         "lower conditioning.batch_size; set model.dtype: bfloat16, thinker_quantization: 4bit"),
+                         "lower conditioning.batch_size; set model.dtype: bfloat16, thinker_quantization: 4bit; "
+                         "of several GPUs, thinker_device_map: auto"),
         "rollouts": (spread(speaking(cfg.num_candidates), workers), sampled),
         "scores": (spread(scored, workers), "lower token2wav.batch_size or workers"),
         "choice": (spread(max(speaking(config.checkpoint.num_candidates), scored), workers), sampled),

@@ -13,7 +13,8 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from reprlib import repr  # a damaged file's values may be long
 from typing import Any
@@ -31,7 +32,7 @@ from talker_rl.speech.files import read_headers, read_tensors, require_file, sto
 from talker_rl.speech.quiet import quiet_transformers
 from talker_rl.speech.unwrap import unwrap_talker
 
-__all__ = ["PREFIX", "SETTINGS", "WEIGHTS", "adapter_settings", "adapter_weights", "check_adapter",
+__all__ = ["PREFIX", "SETTINGS", "WEIGHTS", "adapter_settings", "adapter_weights", "base_kept", "check_adapter",
            "check_adapter_of_class", "check_base_tensors", "check_finite", "on_meta", "target_problem"]
 
 FREE = {"alpha_pattern", "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules",
@@ -139,7 +140,7 @@ def check_base_tensors(talker: Any, folder: Path) -> None:
     Raises:
         CheckpointError: one is not; it is named.
     """
-    own = dict(unwrap_talker(talker).named_parameters())
+    own = {_base_tensor(name): value for name, value in unwrap_talker(talker).named_parameters()}  # wrapped or bare
     weights = adapter_weights(folder)
     names = {name: own[base] for name in read_headers(weights) if (base := _base_tensor(name)) in own}
     if not names:
@@ -153,6 +154,20 @@ def check_base_tensors(talker: Any, folder: Path) -> None:
                 f"{WEIGHTS} brings {name}, a weight of its base, with other values than this Talker's",
                 where=str(weights), fix="name the model that it was trained on as model.path: "
                 f"{adapter_settings(folder).get('base_model_name_or_path') or 'it names none'}")
+
+
+@contextmanager
+def base_kept(talker: Any, folder: Path) -> Iterator[None]:
+    """The Talker's own weights stay as they are while an adapter is loaded that has some of them beside it, which may
+    be in less precision."""
+    beside = {_base_tensor(name) for name in read_headers(adapter_weights(folder))}
+    held = [(value, value.detach().clone()) for name, value in unwrap_talker(talker).named_parameters()
+            if _base_tensor(name) in beside]
+    try:
+        yield
+    finally:
+        for value, before in held:
+            value.data.copy_(before)
 
 
 def _is_base_layer(name: str, folder: Path) -> bool:

@@ -17,7 +17,7 @@ import torch
 from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.base.names import model_name
 from talker_rl.speech import adapter_files
-from talker_rl.speech.adapter_check import check_adapter, check_base_tensors, check_finite, target_problem
+from talker_rl.speech.adapter_check import base_kept, check_adapter, check_base_tensors, check_finite, target_problem
 from talker_rl.speech.config import LoraSettings
 from talker_rl.speech.unwrap import unwrap_talker
 
@@ -89,10 +89,11 @@ def load_lora(
         check_adapter(talker, adapter)
         check_finite(adapter)
         check_base_tensors(talker, adapter)
-    with _peft_alone():
+    with _peft_alone(), base_kept(talker, Path(folder)):
         model = PeftModel.from_pretrained(talker, str(folder), adapter_name=POLICY, is_trainable=trainable)
     if reference is not None:
-        model.load_adapter(str(reference), adapter_name=REFERENCE, is_trainable=False)
+        with base_kept(talker, Path(reference)):
+            model.load_adapter(str(reference), adapter_name=REFERENCE, is_trainable=False)
         model.set_adapter(POLICY)
     return model
 

@@ -19,8 +19,6 @@ from talker_rl.base.errors import CheckpointError, ConfigError, PromptError, tol
 from talker_rl.records.messages import Message, check_messages, resolve_media
 from talker_rl.speech.sound_files import processor, read_sound, reading, sound_inputs
 
-SECONDS_PER_GRID = 1.0
-"""Of a hand-made video that does not say: two frames a patch at the processor's 2 frames per second."""
 MAX_SECONDS_PER_GRID = 3600.0
 """Positions count 1/25 s as integers: what a file says by mistake (1e30) would overflow them."""
 
@@ -57,6 +55,8 @@ class Media:
     """Whether silence follows a sound (:func:`talker_rl.speech.sound_files.read_sound`)."""
     whole: str
     """transformers' class of the whole processor, for video files."""
+    fps: float
+    """Frames per second that this processor takes of a video: of a hand-made one that does not say."""
 
 
 def encode(media: Media, tokenizer: Any, messages: list[Message], where: str) -> Dialogue:
@@ -168,7 +168,7 @@ def _checked_video(media: Media, found: Mapping[str, torch.Tensor], where: str) 
         raise PromptError(f"The tensors are not those of one video: {fault}", where=where,
                           fix=f"needed: pixel_values_videos (t*h*w, {values}), floats; video_grid_thw (1, 3) of t, h, "
                           f"w, integers, h and w multiples of {merge}; if any, video_second_per_grid (1,), > 0")
-    seconds = found.get("video_second_per_grid", torch.tensor([SECONDS_PER_GRID]))
+    seconds = found.get("video_second_per_grid", torch.tensor([vision.temporal_patch_size / media.fps]))
     return {"pixel_values_videos": found["pixel_values_videos"].float(),
             "video_grid_thw": found["video_grid_thw"].long(), "video_second_per_grid": seconds.float()}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -41,8 +42,11 @@ def place(module: Any, device_map: DeviceMap | None, device: torch.device) -> An
                               fix="use a larger machine for the conditioning, and copy its folder")
     else:
         _check(module, device_map)
-        found = device_map
-    return dispatch_model(module, device_map=dict(found), force_hooks=True)
+        found = _disjoint(module, {name: device if device == "cpu" else _gpu(device)
+                                   for name, device in device_map.items()})
+    # What waits in memory computes on the first GPU; accelerate would take one at random.
+    main = next((found[name] for name, _ in _parts(module, found) if found[name] != "cpu"), "cpu")
+    return dispatch_model(module, device_map=dict(found), main_device=main, force_hooks=True)
 
 
 def input_device(module: Any) -> torch.device:
@@ -52,6 +56,42 @@ def input_device(module: Any) -> torch.device:
         return device
     execution = module._hf_hook.execution_device
     return torch.device(execution if not isinstance(execution, int) else f"cuda:{execution}")
+
+
+def _parts(module: Any, names: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """The named modules, in the module's own order."""
+    return ((name, part) for name, part in module.named_modules() if name in names)
+
+
+def _disjoint(module: Any, device_map: Mapping[str, str | int]) -> dict[str, str | int]:
+    """The same places with no module inside another: accelerate would first put all of the outer one on its device.
+
+    Raises:
+        ConfigError: a module that is to be divided has weights of its own, which go with nobody.
+    """
+    found = dict(device_map)
+    for outer, part in _parts(module, device_map):  # (an outer one comes first)
+        start = f"{outer}." if outer else ""
+        if not any(name != outer and name.startswith(start) for name in found):
+            continue
+        if own := [name for name, _ in part.named_parameters(recurse=False)]:
+            raise ConfigError(f"{outer!r} has weights of its own ({own[0]}), and parts of it are placed elsewhere",
+                              where=WHERE, fix="name a device for the whole of it")
+        device = found.pop(outer)
+        _fill(part, start, device, found)
+    return found
+
+
+def _fill(outer: Any, start: str, device: str | int, found: dict[str, str | int]) -> None:
+    """A device for each part of a module that has none and holds none that has one."""
+    for name, part in outer.named_children():
+        path = f"{start}{name}"
+        if path in found:
+            continue
+        if any(other.startswith(f"{path}.") for other in found):
+            _fill(part, f"{path}.", device, found)
+        else:
+            found[path] = device
 
 
 def _check(module: Any, device_map: Mapping[str, str | int]) -> None:
@@ -69,7 +109,14 @@ def _check(module: Any, device_map: Mapping[str, str | int]) -> None:
         if device == "disk":
             raise ConfigError("weights are not read from the disk at every forward", where=WHERE,
                               fix="name a GPU, or cpu for what waits in memory")
-        index = device if isinstance(device, int) else torch.device(device).index
-        if device != "cpu" and not (index or 0) < torch.cuda.device_count():
+        if device != "cpu" and not 0 <= _gpu(device) < torch.cuda.device_count():
             raise ConfigError(f"there is no device {device!r}: {torch.cuda.device_count()} GPUs are there", where=WHERE,
-                              fix="name those that are there, or cpu")
+                              fix="name those that are there (0, cuda:0), or cpu")
+
+
+def _gpu(device: str | int) -> int:
+    """The number of a GPU; -1 for anything else."""
+    if isinstance(device, int):
+        return device
+    named = re.fullmatch(r"cuda(?::(\d+))?", device)
+    return int(named[1] or 0) if named else -1

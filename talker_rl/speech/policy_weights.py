@@ -12,7 +12,7 @@ from torch import Tensor
 
 from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.base.ids import stable_hash
-from talker_rl.speech.adapter_check import check_adapter, check_base_tensors, check_finite
+from talker_rl.speech.adapter_check import base_kept, check_adapter, check_base_tensors, check_finite
 from talker_rl.speech.hashes import tensor_hash
 from talker_rl.speech.lora import POLICY, REFERENCE, reference_logps, save_lora
 from talker_rl.speech.unwrap import unwrap_talker
@@ -73,7 +73,8 @@ class PolicyWeights:
         for check in (check_adapter, check_base_tensors):
             check(self.module, folder)
         check_finite(folder)
-        self.load(folder)
+        with base_kept(self.module, folder):
+            self.load(folder)
 
     def load(self, folder: str | Path) -> None:
         folder = Path(folder)

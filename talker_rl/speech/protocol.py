@@ -213,7 +213,8 @@ class Policy(Protocol):
         """Put an adapter of the same settings into the place of the one that the policy was loaded with.
 
         Raises:
-            CheckpointError: it is missing, damaged, not finite, or of another geometry; the policy is as it was.
+            CheckpointError: it is missing, damaged, not finite, of another geometry or trained on another base; the
+                policy is as it was.
         """
         ...
 

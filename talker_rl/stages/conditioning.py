@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -135,6 +136,7 @@ def _made(ctx: Context, tasks: list[Shard]) -> Iterator[Made]:
         yield from map(condition, tasks)
     finally:
         _conditioner.cache_clear()
+        gc.collect()  # hooks of a Thinker over several GPUs hold it in cycles, and the Talker needs the memory
 
 
 def _note(told: TalkerRLError | Note | str) -> Note:

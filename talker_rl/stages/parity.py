@@ -117,7 +117,7 @@ class Report:
         told = {k: v for k, v in self.facts.items() if k != "rerouted"}
         lines = [", ".join(f"{k} {v}" for k, v in told.items()), f"bound: {self.bound}"]
         if (share := self.facts.get("rerouted")) is not None:
-            lines.append(f"experts: the rollouts' are taken; {share:.1%} of routers' choices would be others")
+            lines.append(f"experts: the rollouts' are taken; {share:.1%} of routers' choices in a row would be others")
         lines += ["",
                  f"{'':12} {'':15} {'largest':>9} {'mean':>9} {'pearson':>9} {'k3':>9} {'beyond':>7}"]
         for row in self.rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def _probed(
 
 
 def _swapped(policy: Policy, sequences: Sequence[TalkerSequence], conditionings: Sequence[Any]) -> list[Logps]:
-    """Under the conditioning of the prompt before it, round the end."""
+    """Under the conditioning of the prompt before it, round the end; a record of experts is of its own positions."""
     place = {c.prompt_id: i for i, c in enumerate(conditionings)}
-    return scored(policy, [TalkerSequence(conditionings[place[s.conditioning.prompt_id] - 1], s.speech)
-                           for s in sequences])
+    return scored(policy, [TalkerSequence(conditionings[place[s.conditioning.prompt_id] - 1],
+                                          replace(s.speech, experts=None)) for s in sequences])

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -76,6 +77,8 @@ class CheckUps:
         found: dict[str, float] = {}
         with self._sampler.speaking(policy):
             for part in self._sampler.batches(ended):
-                logps: torch.Tensor = policy.logps(policy.collate(self._sampler.sequences(part)))
+                told = [replace(s, speech=replace(s.speech, experts=None))  # of who said it, not of this policy
+                        for s in self._sampler.sequences(part)]
+                logps: torch.Tensor = policy.logps(policy.collate(told))
                 found |= {c.prompt_id: float(row[c.speech.steps - 1]) for c, row in zip(part, logps, strict=True)}
         return found

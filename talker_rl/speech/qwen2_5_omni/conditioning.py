@@ -183,7 +183,7 @@ def _hidden_plus_embedding(omni: Omni, sequences: list[Dialogue]) -> list[torch.
     hidden = text_model(thinker)(
         inputs_embeds=read, attention_mask=None, position_ids=positions.to(device), use_cache=False
     ).last_hidden_state
-    total = (hidden + kept).cpu()
+    total = (hidden.to(kept.device) + kept).cpu()  # a Thinker in parts may end elsewhere than it begins
     return [total[i, : len(sequence.ids)] for i, sequence in enumerate(sequences)]
 
 

@@ -25,7 +25,7 @@ def encode(omni: Omni, messages: list[Message], where: str) -> Dialogue:
     """Tokens and tensors of the messages (:func:`talker_rl.speech.media.encode`)."""
     config = omni.config.thinker_config
     tokens = {kind: getattr(config, f"{kind}_token_index") for kind in ("audio", "image", "video")}
-    media = Media(omni.path, config, tokens, _steps, padded=True, whole="Qwen2_5OmniProcessor")
+    media = Media(omni.path, config, tokens, _steps, padded=True, whole="Qwen2_5OmniProcessor", fps=2.0)
     return media_encode(media, omni.need("tokenizer"), messages, where)
 
 
@@ -65,7 +65,7 @@ def merge_media(
         features["video"] = _flat(seen.pooler_output)
     for kind, vectors in features.items():
         places = (ids_BL == getattr(thinker.config, f"{kind}_token_index"))[..., None]
-        read = read.masked_scatter(places, vectors.to(read.dtype))
+        read = read.masked_scatter(places, vectors.to(read.device, read.dtype))
         kept = kept.masked_fill(places, 0.0)
     return read, kept
 

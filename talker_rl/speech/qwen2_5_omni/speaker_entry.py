@@ -15,6 +15,7 @@ import torch
 from talker_rl.base.errors import CheckpointError, ConfigError, DataError
 from talker_rl.speech.files import open_tensors, read_tensors, shards_of
 from talker_rl.speech.mel import DB_PER_NAT, FLOOR, HOP, N_MELS, SAMPLE_RATE, log_mel, speech_frames
+from talker_rl.speech.speaker_mix import mix_of
 
 Entry = dict[str, Any]
 """``bos_token`` (int), ``cond`` (1, 192), ``ref_mel`` (1, frames, 80); float32."""
@@ -122,20 +123,8 @@ def mixed_cond(speakers: dict[str, Entry], parts: Sequence[str]) -> torch.Tensor
     Args:
         parts: ``NAME`` or ``NAME:WEIGHT``; weights are divided by their sum.
     """
-    total, weights = torch.zeros_like(next(iter(speakers.values()))["cond"]), 0.0
-    for part in parts:
-        name, _, text = part.rpartition(":") if ":" in part and part not in speakers else (part, "", "1")
-        try:
-            weight = float(text)
-        except ValueError:
-            weight = math.nan
-        if name not in speakers or not math.isfinite(weight):
-            raise ConfigError(f"{part!r} is no speaker and no NAME:WEIGHT", where="--cond-from",
-                              fix=f"this checkpoint has: {', '.join(sorted(speakers))}")
-        total, weights = total + weight * speakers[name]["cond"], weights + weight
-    if abs(weights) < 1e-6:
-        raise ConfigError("The weights add up to 0", where="--cond-from", fix="write e.g. --cond-from A:0.7 B:0.3")
-    return total / weights
+    shares = [weight * speakers[name]["cond"] for name, weight in mix_of(speakers, parts).items()]
+    return torch.stack(shares).sum(0)
 
 
 @dataclass(frozen=True)

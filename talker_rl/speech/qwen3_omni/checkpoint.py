@@ -26,7 +26,7 @@ from talker_rl.speech.placing import place
 from talker_rl.speech.quiet import quiet_transformers
 from talker_rl.speech.qwen3_omni.codec import of_size
 from talker_rl.speech.qwen3_omni.config_json import read_config
-from talker_rl.speech.qwen3_omni.voices import Voice, read_voices
+from talker_rl.speech.qwen3_omni.voices import ROWS, Voice, read_voices
 from talker_rl.speech.text_tokenizer import load_tokenizer
 
 TABLE = "thinker.model.embed_tokens.weight"
@@ -100,9 +100,9 @@ def speaker_rows(config: Any) -> dict[str, int]:
 
 
 def part_hash(model: ModelConfig, part: str) -> str:
-    """Hash of what a part depends on: the small files, its own shards and, for the Talker, ``model.talker`` and
-    ``model.residual_weight``. Of the table it is its own shard, with names and sizes of the Thinker's others, which
-    answer where a reply is generated.
+    """Hash of what a part depends on: the small files, its own shards and, for the Talker, ``model.talker``,
+    ``model.speakers``, ``model.residual_weight`` and ``model.replay_experts``. Of the table it is its own
+    shard, with names and sizes of the Thinker's others, which answer where a reply is generated.
 
     Raises:
         CheckpointError: the model or a file of it is not there.
@@ -200,11 +200,25 @@ def _load_part(part: str, model: Qwen3) -> Any:
             cls, getattr(model.config, attribute), fused(state, dtype), settings, dtype=dtype,
             attn_implementation="sdpa" if sound else settings.attn_implementation)
     if part == "talker":
-        with torch.no_grad():
-            for voice in model.voices.values():
-                module.model.codec_embedding.weight[voice.row] = voice.values.to(dtype)
+        _add_voices(module.model.codec_embedding.weight, model, replaced=replaced is not None)
     module = place(module, settings.thinker_device_map if part == "thinker" else None, model.device)
     return module.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _add_voices(rows: torch.Tensor, model: Qwen3, *, replaced: bool) -> None:
+    """Rows of voices of one's own, but for those that training has written: a checkpoint that names a voice has its
+    row, and so has a Talker that was trained with it, whose row is not the checkpoint's any more."""
+    own = speaker_rows(model.config)
+    added = {name: voice for name, voice in model.voices.items() if name not in own}
+    base = {}
+    if replaced and added:
+        with open_tensors(shards_of(model.path, ROWS), ROWS) as found:
+            table = found[""]
+            base = {name: table[voice.row : voice.row + 1][0].to(rows.dtype) for name, voice in added.items()}
+    for name, voice in added.items():
+        if name not in base or torch.equal(rows[voice.row].cpu(), base[name]):
+            rows[voice.row] = voice.values.to(rows.dtype)
 
 
 def fused(state: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

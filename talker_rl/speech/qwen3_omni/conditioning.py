@@ -183,7 +183,7 @@ def _dialogue(model: Qwen3, prompt: Prompt) -> Dialogue:
         return int(qwen._get_feat_extract_output_lengths(frames, config.audio_config.n_window))
 
     tokens = {kind: getattr(config, f"{kind}_token_id") for kind in MEDIA}
-    media = Media(model.path, config, tokens, steps, padded=False, whole="Qwen3OmniMoeProcessor")
+    media = Media(model.path, config, tokens, steps, padded=False, whole="Qwen3OmniMoeProcessor", fps=1.0)
     messages = prompt_messages(model.settings, prompt)
     context = encode(media, model.need("tokenizer"), messages, where)
     if context.ids[-3:-1] != [model.config.im_start_token_id, model.config.assistant_token_id]:

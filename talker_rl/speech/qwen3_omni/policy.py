@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,6 +70,18 @@ class TalkerPolicy(PolicyWeights):
         self.residual_weight, self.residual = residual_weight, residual or ResidualSampling()
         self.replay_experts = replay_experts
         self.terms = self.codec.groups if residual_weight else 1
+        self._free = False
+        """Whether routers choose for themselves, whatever a batch says."""
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Through its own experts: a record is of who sampled, whose rounding it takes out."""
+        before, self._free = self._free, True
+        try:
+            with super().as_reference():
+                yield
+        finally:
+            self._free = before
 
     def rerouted(self) -> float | None:
         return rerouted(unwrap_talker(self.module))
@@ -88,14 +102,14 @@ class TalkerPolicy(PolicyWeights):
         return collate(sequences, Specials.of(self.module), experts=self.replay_experts)
 
     def logps(self, batch: TalkerBatch, module: nn.Module | None = None) -> Tensor:
-        return step_logps(module if module is not None else self.module, batch, self.residual_weight)
+        return step_logps(module if module is not None else self.module, self._routed(batch), self.residual_weight)
 
     def logps_and_stops(self, batch: TalkerBatch) -> tuple[Tensor, Tensor]:
-        return step_and_stop_logps(self.module, batch, self.residual_weight)
+        return step_and_stop_logps(self.module, self._routed(batch), self.residual_weight)
 
     def compared(self, batch: TalkerBatch) -> Compared:
         self.require_reference()
-        return compared(self, batch, self.residual_weight)
+        return compared(self, replace(batch, experts_LC=None), self.residual_weight)
 
     @torch.no_grad()
     def code_logps(self, batch: TalkerBatch) -> Tensor:
@@ -104,3 +118,6 @@ class TalkerPolicy(PolicyWeights):
     @torch.no_grad()
     def processed_logps(self, batch: TalkerBatch, sampling: SamplingConfig) -> Tensor:
         return processed_logps(self.module, batch, sampling, self.residual, self.residual_weight)
+
+    def _routed(self, batch: TalkerBatch) -> TalkerBatch:
+        return replace(batch, experts_LC=None) if self._free else batch

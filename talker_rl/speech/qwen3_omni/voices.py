@@ -19,11 +19,14 @@ import torch
 from talker_rl.base.errors import CheckpointError, ConfigError
 from talker_rl.base.findings import Finding
 from talker_rl.speech.config import ModelConfig
+from talker_rl.speech.speaker_mix import mix_of
 
 ROWS = "talker.model.codec_embedding.weight"
 FILE = "voices.safetensors"
 FROM_THE_END = 72
 """New rows lie from so many before the vocabulary's end on: at 3000 of the published 3072, where others put theirs."""
+SAME = 0.9999
+"""Cosine of two rows above which they are one to the Talker."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +42,36 @@ def read_voices(file: Path, config: Any) -> dict[str, Voice]:
     """The voices that a file adds to a checkpoint.
 
     Raises:
-        CheckpointError: it is no such file, or of a Talker of another width.
+        CheckpointError: it is no such file, of a Talker of another width, or a row is not finite, is no row for voices,
+            or is another speaker's.
     """
     from safetensors import SafetensorError, safe_open
 
+    from talker_rl.speech.qwen3_omni.checkpoint import speaker_rows
+
     try:
         with safe_open(str(file), framework="pt") as reader:
-            places: dict[str, int] = json.loads((reader.metadata() or {})["voices"])
+            places = json.loads((reader.metadata() or {})["voices"])
             values = reader.get_tensor("rows").float()
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"this is no file of voices ({error})", where=str(file),
                               fix="give one that `talker-rl speaker add` wrote") from error
-    text = config.talker_config.text_config
-    if values.shape != (len(places), text.hidden_size) or any(row >= text.vocab_size for row in places.values()):
+    if not isinstance(places, dict) or not all(type(row) is int for row in places.values()):
+        raise CheckpointError("this is no file of voices (its rows are no numbers by name)", where=str(file),
+                              fix="give one that `talker-rl speaker add` wrote")
+    if values.shape != (len(places), config.talker_config.text_config.hidden_size):
         raise CheckpointError(f"these voices are of another Talker: {len(places)} of shape {tuple(values.shape)[1:]}",
                               where=str(file), fix="add the speaker to this model")
+    own, room = speaker_rows(config), _rows_for_voices(config)
+    for (name, row), value in zip(places.items(), values, strict=True):
+        others = [other for other, at in (own | places).items() if at == row and other != name]
+        fault = (f"is on row {row}, which is none for voices" if row not in room else
+                 f"is on row {row}, as {others[0]} is" if others else
+                 f"has the name of the checkpoint's own on row {own[name]}" if own.get(name, row) != row else
+                 "has values that are not finite" if not bool(torch.isfinite(value).all()) else None)
+        if fault:
+            raise CheckpointError(f"the voice {name} {fault}", where=str(file),
+                                  fix="these voices are of another model: add the speaker to this one")
     return {name: Voice(row, one) for (name, row), one in zip(places.items(), values, strict=True)}
 
 
@@ -139,6 +157,9 @@ class NewSpeaker:
         yield ("ok" if usual else "warn"), (
             f"row {new.row} of the codec embedding: norm {norm:.2f}, the model's own {norms[0]:.2f} to {norms[-1]:.2f};"
             f" nearest is {nearest} (cosine {alike[nearest]:.2f}), whom it speaks like until it is trained")
+        if alike[nearest] > SAME:
+            yield "warn", (f"the Talker cannot tell {self.name} from {nearest}: an adapter leaves rows as they are, so "
+                           "what is trained for one changes the other; mix of two or more, or train full weights")
 
     def decoder(self) -> Any:
         """The loaded decoder, which knows the new speaker as well."""
@@ -179,29 +200,22 @@ def check_target(out: Path, folder: Path, overwrite: bool) -> None:
         raise ConfigError("This is there already", where=str(out), fix="name another, or add --overwrite")
 
 
-def _free_row(config: Any, taken: set[int]) -> int:
+def _rows_for_voices(config: Any) -> list[int]:
+    """Rows at the vocabulary's end that are no mark."""
     talker = config.talker_config
     marks = {value for name, value in vars(talker).items() if name.startswith("codec_") and isinstance(value, int)}
     size = talker.text_config.vocab_size
-    for row in range(max(0, size - FROM_THE_END), size):
-        if row not in taken | marks:
+    return [row for row in range(max(0, size - FROM_THE_END), size) if row not in marks]
+
+
+def _free_row(config: Any, taken: set[int]) -> int:
+    for row in _rows_for_voices(config):
+        if row not in taken:
             return row
     raise ConfigError("No row of the codec embedding is free", where="speaker add", fix="start from fewer speakers")
 
 
 def _mixed(old: Mapping[str, Voice], parts: Sequence[str]) -> torch.Tensor:
     """The weighted mean of old speakers' rows."""
-    weights: dict[str, float] = {}
-    for part in parts:
-        name, _, weight = (part, "", "") if part in old else part.rpartition(":")
-        if name not in old:
-            raise ConfigError(f"Unknown speaker {name or part!r}", where="--cond-from",
-                              fix=f"this checkpoint has: {', '.join(sorted(old))}")
-        try:
-            weights[name] = float(weight or 1.0)
-        except ValueError:
-            raise ConfigError(f"{weight!r} is no weight", where="--cond-from", fix="write SPEAKER:0.7") from None
-    total = sum(weights.values())
-    if total <= 0:
-        raise ConfigError("the weights add up to nothing", where="--cond-from", fix="write SPEAKER:0.7")
-    return torch.stack([old[name].values * (weight / total) for name, weight in weights.items()]).sum(0)
+    weights = mix_of(old, parts)
+    return torch.stack([old[name].values * weight for name, weight in weights.items()]).sum(0)
