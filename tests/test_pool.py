@@ -21,6 +21,23 @@ def _report(task: tuple[str, float]) -> int:
     return os.getpid()
 
 
+def _variable(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def test_workers_keep_freed_memory_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith(("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD"))]:
+        monkeypatch.delenv(name)
+
+    def seen() -> dict[int, str | None]:
+        with WorkerPool(2) as pool:
+            return dict(pool.imap(_variable, ["GLIBC_TUNABLES", "OMP_NUM_THREADS"]))
+
+    assert "trim_threshold=8589934592" in (seen()[0] or "") and os.environ.get("GLIBC_TUNABLES") is None
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    assert seen() == {0: None, 1: "1"}
+
+
 def test_an_interruption_ends_running_tasks(tmp_path: os.PathLike[str]) -> None:
     file = f"{tmp_path}/pids"
     with pytest.raises(KeyboardInterrupt), WorkerPool(2) as pool:

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from talker_rl.base.errors import ConfigError, StageError
-from talker_rl.base.processes import WorkerPool
+from talker_rl.base.processes import WorkerPool, worker_environment
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -129,7 +129,7 @@ class RayPool(WorkerPool):
             own: dict[str, Any] = {"include_dashboard": False, "num_cpus": cores} if self._address is None else {}
             try:  # "local": not whatever cluster happens to run here
                 ray.init(address=self._address or "local", log_to_driver=False, logging_level=logging.ERROR, **own,
-                         runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}})
+                         runtime_env={"env_vars": {"PYTHONPATH": paths, **worker_environment()}})
             except ConnectionError as error:
                 raise ConfigError(f"No Ray cluster lets us in at {self._address or 'this machine'} ({error})",
                                   where="executor.address", fix="check that it runs; one with tokens (Ray's default) "

@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from talker_rl.base.errors import CheckpointError, TalkerRLError
+from talker_rl.base.processes import worker_environment
 from talker_rl.reward.service import frames
 from talker_rl.reward.service.metrics import Metrics
 from talker_rl.reward.service.queues import Job, JobQueue
 
 log = logging.getLogger("talker_rl.service")
 
-_ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _LONGEST_PAUSE = 10.0
 """Seconds between two starts of a worker that will not start."""
 
@@ -43,13 +43,12 @@ class WorkerProcess:
     async def start(cls) -> WorkerProcess:
         """Start the process; it waits for its specification."""
         ours, theirs = socket.socketpair()
-        threads = dict.fromkeys(_ONE_THREAD, "1")
         path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "talker_rl.reward.service.worker", str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
-                env=os.environ | threads | path,
+                env=os.environ | worker_environment() | path,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is the service's business
