@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 
 import pytest
@@ -23,6 +24,32 @@ def _report(task: tuple[str, float]) -> int:
 
 def _variable(name: str) -> str | None:
     return os.environ.get(name)
+
+
+def _resident(_: int = 0) -> float:
+    """MiB of this process."""
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS:")) / 1024
+
+
+def _take(size: int) -> float:
+    """Hold so many MiB in arrays for a while, and a small one between them that stays."""
+    held = [bytes([1]) * 2**20 for _ in range(size)]
+    _stay.append(held[-1])
+    return _resident()
+
+
+_stay: list[bytes] = []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_a_worker_keeps_is_given_back_before_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith(("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD"))]:
+        monkeypatch.delenv(name)
+    with WorkerPool(2) as pool:
+        before = max(found for _, found in pool.imap(_resident, range(4)))
+        high = [pool.submit(_take, 300).result() for _ in range(4)]
+        after = max(found for _, found in pool.imap(_resident, range(4)))
+    assert min(high) > before + 250 and after < before + 50
 
 
 def test_workers_keep_freed_memory_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ What a task returns does not depend on where it ran, so the number of workers ne
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -130,6 +131,21 @@ def _start(parent: int, number: Any, devices: Sequence[str]) -> None:
         _pin_next(number, devices)
 
 
+_last_work: list[object] = []
+"""What this worker did last."""
+
+
+def _worked(function: Callable[[T], R], task: T) -> R:
+    """In a worker: the task's result. What was freed is kept for more of the same; arrays of other work have other sizes,
+    and would be laid beside it."""
+    if _last_work != [function]:
+        _last_work[:] = [function]
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
+    return function(task)
+
+
 def _pin_next(number: Any, devices: Sequence[str]) -> None:
     """Take a number, and the device that is its turn."""
     with number.get_lock():
@@ -193,7 +209,7 @@ class WorkerPool:
 
     def submit(self, function: Callable[[T], R], task: T) -> Future[R]:
         """The task's result, some time; with one worker it is worked out at once, and what it raises is raised here."""
-        return self._start().submit(function, task) if self.workers > 1 else self.at_once(function, task)
+        return self._start().submit(_worked, function, task) if self.workers > 1 else self.at_once(function, task)
 
     def at_once(self, function: Callable[[T], R], task: T) -> Future[R]:
         """The task's result, worked out in this process, on its device."""
