@@ -136,7 +136,7 @@ _last_work: list[object] = []
 
 
 def _worked(function: Callable[[T], R], task: T) -> R:
-    """In a worker: the task's result. What was freed is kept for more of the same; arrays of other work have other sizes,
+    """In a worker: the task's result. What was freed is kept for more of the same; other work's arrays have other sizes,
     and would be laid beside it."""
     if _last_work != [function]:
         _last_work[:] = [function]
