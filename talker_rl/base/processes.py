@@ -136,8 +136,8 @@ _last_work: list[object] = []
 
 
 def _worked(function: Callable[[T], R], task: T) -> R:
-    """In a worker: the task's result. What was freed is kept for more of the same; other work's arrays have other sizes,
-    and would be laid beside it."""
+    """In a worker: the task's result. What was freed is kept for more of the same; arrays of other work would be laid
+    beside it, for their sizes are others."""
     if _last_work != [function]:
         _last_work[:] = [function]
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
