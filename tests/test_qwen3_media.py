@@ -181,7 +181,7 @@ def test_images_stand_where_upstream_puts_them(
     [seen] = generator.condition([prompt])
     media = Media(Path(generator.settings.path), model.config.thinker_config,
                   {"audio": 195, "image": 196, "video": 197},
-                  lambda n: int(qwen._get_feat_extract_output_lengths(n, 50)), False, "")
+                  lambda n: int(qwen._get_feat_extract_output_lengths(n, 50)), False, "", 1.0)
     context = encode(media, tokenizer(), messages, "here")
     ids, heard, calls = torch.tensor([context.ids]), {}, []
     generate = model.talker.generate

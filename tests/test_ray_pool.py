@@ -111,7 +111,7 @@ def test_a_run_whose_own_process_is_killed_goes_on_from_what_was_finished(tmp_pa
     command = [sys.executable, "-m", "talker_rl", "run", "-c", str(config), "-q", "--run-dir", str(run),
                "executor=ray", "workers=2"]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment())
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list(run.glob("rollouts/shard-*"))) < 2:
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
