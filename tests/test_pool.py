@@ -11,6 +11,13 @@ import pytest
 from talker_rl.base.processes import WorkerPool
 
 
+@pytest.fixture
+def plain_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of the caller's says how memory is kept."""
+    for name in [n for n in os.environ if n.startswith(("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD"))]:
+        monkeypatch.delenv(name)
+
+
 def _report(task: tuple[str, float]) -> int:
     """Leave this process's id in a file, then work for a while."""
     file, seconds = task
@@ -26,8 +33,9 @@ def _variable(name: str) -> str | None:
     return os.environ.get(name)
 
 
-def _resident(_: int = 0) -> float:
-    """MiB of this process."""
+def _resident(seconds: float = 0) -> float:
+    """MiB of this process; where it takes a while, every worker gets such a task."""
+    time.sleep(seconds)
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS:")) / 1024
 
 
@@ -42,20 +50,17 @@ _stay: list[bytes] = []
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_what_a_worker_keeps_is_given_back_before_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith(("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD"))]:
-        monkeypatch.delenv(name)
+@pytest.mark.usefixtures("plain_allocator")
+def test_what_a_worker_keeps_is_given_back_before_other_work() -> None:
     with WorkerPool(2) as pool:
-        before = max(found for _, found in pool.imap(_resident, range(4)))
+        before = max(found for _, found in pool.imap(_resident, [0.5] * 4))
         high = [pool.submit(_take, 300).result() for _ in range(4)]
-        after = max(found for _, found in pool.imap(_resident, range(4)))
+        after = max(found for _, found in pool.imap(_resident, [0.5] * 4))
     assert min(high) > before + 250 and after < before + 50
 
 
+@pytest.mark.usefixtures("plain_allocator")
 def test_workers_keep_freed_memory_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith(("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD"))]:
-        monkeypatch.delenv(name)
-
     def seen() -> dict[int, str | None]:
         with WorkerPool(2) as pool:
             return dict(pool.imap(_variable, ["GLIBC_TUNABLES", "OMP_NUM_THREADS"]))

@@ -135,7 +135,7 @@ _last_work: list[object] = []
 """What this worker did last."""
 
 
-def _worked(function: Callable[[T], R], task: T) -> R:
+def worked(function: Callable[[T], R], task: T) -> R:
     """In a worker: the task's result. What was freed is kept for more of the same; arrays of other work would be laid
     beside it, for their sizes are others."""
     if _last_work != [function]:
@@ -209,7 +209,7 @@ class WorkerPool:
 
     def submit(self, function: Callable[[T], R], task: T) -> Future[R]:
         """The task's result, some time; with one worker it is worked out at once, and what it raises is raised here."""
-        return self._start().submit(_worked, function, task) if self.workers > 1 else self.at_once(function, task)
+        return self._start().submit(worked, function, task) if self.workers > 1 else self.at_once(function, task)
 
     def at_once(self, function: Callable[[T], R], task: T) -> Future[R]:
         """The task's result, worked out in this process, on its device."""

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from talker_rl.base.errors import ConfigError, StageError
-from talker_rl.base.processes import WorkerPool, worker_environment
+from talker_rl.base.processes import WorkerPool, worked, worker_environment
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,7 +40,7 @@ class _Worker:
         return os.getpid()
 
     def run(self, function: Callable[[T], R], task: T) -> R:
-        return function(task)
+        return worked(function, task)
 
 
 class RayPool(WorkerPool):
