@@ -31,7 +31,8 @@ def read(files: list[Path], arms: list[str]) -> list[CurveRow]:
     """The rows of all files, each training once.
 
     Raises:
-        DataError: a file is not there, or two sweeps did not begin with the same base, or the same training differs.
+        DataError: a file is not there, or none has an arm; two sweeps did not begin with the same base, or the same
+            training differs.
     """
     found: dict[tuple[str, str, int], list[CurveRow]] = {}
     for file in files:
@@ -49,11 +50,17 @@ def read(files: list[Path], arms: list[str]) -> list[CurveRow]:
                 raise DataError(f"The {what} of arm {name[0]} is another one in this file", where=str(file),
                                 fix="join sweeps of the same model, prompts and sampling, each training once")
             found[name] = rows
+    if missing := sorted(set(arms) - {arm for arm, _, _ in found}):
+        raise DataError(f"No file has the arm {missing[0]}", where="--arm", fix="leave --arm out to see what there is")
     return [row for rows in found.values() for row in rows]
 
 
 def tables(rows: list[CurveRow], baseline: str, at_kl: list[float], axis: equal_drift.Axis) -> dict[str, Any]:
-    """What ``ablation.json`` holds, of these rows."""
+    """What ``ablation.json`` holds, of these rows.
+
+    Raises:
+        DataError: an arm has no such baseline.
+    """
     by_arm: dict[str, dict[tuple[str, int], list[CurveRow]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         by_arm[row.arm][row.variant, row.train_seed].append(row)
@@ -61,11 +68,16 @@ def tables(rows: list[CurveRow], baseline: str, at_kl: list[float], axis: equal_
     notes: list[str] = []
     for arm, trainings in by_arm.items():
         base = [_eval_row(row) for row in trainings.pop(("base", -1))]
-        seeds = set.intersection(*({s for v, s in trainings if v == variant} for variant, _ in trainings))
+        if baseline not in (known := dict.fromkeys(variant for variant, _ in trainings)):
+            raise DataError(f"There is no {baseline} in arm {arm}", where="--baseline",
+                            fix=f"it has {', '.join(known) or 'no training'}")
+        seeds = set.intersection(*({s for v, s in trainings if v == variant} for variant in known))
         if left_out := sorted({(v, s) for v, s in trainings if s not in seeds}):
             common = ", ".join(map(str, sorted(seeds))) or "(none)"
             notes.append(f"{arm}: at equal steps only training seeds {common} are compared, which all variants have; "
                          f"{count(len(left_out), 'training')} of others left out")
+        if not seeds:
+            continue
         trained = [ablation.Trained(variant, seed, [_eval_row(r) for r in mine if r.step == max(r.step for r in mine)],
                                     max(r.step for r in mine), {}, 0.0)
                    for (variant, seed), mine in sorted(trainings.items(), key=lambda item: item[0][0] != baseline)
@@ -74,10 +86,12 @@ def tables(rows: list[CurveRow], baseline: str, at_kl: list[float], axis: equal_
     made = ablation.corrected(made)
     claims = ablation.claims(made, baseline)
     curves = equal_drift.curves(rows, axis)
+    drifted = equal_drift.table(curves, baseline, at_kl=at_kl, resamples=2000)
+    notes += [*ablation.notes(made, claims, baseline), *ablation.of_failures(made), *ablation.of_trainings(made),
+              ablation.of_intervals(made), *equal_drift.left_out(rows, curves, drifted, at_kl)]
     return {"baseline": baseline, "rows": made, "claims": claims, "pareto": ablation.pareto(made),
-            "notes": [*notes, *ablation.notes(made, claims, baseline)], "axis": axis,
-            "frontiers": equal_drift.frontiers(curves),
-            "equal_kl": equal_drift.corrected(equal_drift.table(curves, baseline, at_kl=at_kl, resamples=2000))}
+            "notes": notes, "axis": axis, "frontiers": equal_drift.frontiers(curves),
+            "equal_kl": equal_drift.corrected(drifted)}
 
 
 def _eval_row(row: CurveRow) -> dict[str, Any]:

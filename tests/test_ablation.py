@@ -15,6 +15,7 @@ from talker_rl.evaluation.ablation import (
     claims,
     corrected,
     notes,
+    of_failures,
     of_intervals,
     of_trainings,
     pareto,
@@ -227,3 +228,21 @@ def test_failed_utterances_leave_the_pairs_and_one_prompt_has_no_interval() -> N
     assert "1 text: too few for an interval" in says(claims(lone, "dpo"), "dpo", "lower wer than base")["why"]
     with pytest.raises(DataError, match="scored for both"):
         arm_table("a", rows(0.3, 1.0)[:30], [Trained("dpo", 0, rows(0.2, 1.1)[30:], 1, {}, 0.0)], "dpo")
+
+
+def test_no_claim_is_made_of_a_variant_of_which_too_little_was_scored() -> None:
+    """What fails is not just any: here all utterances with errors are gone, and WER looks like 0."""
+    def deaf(seed: int) -> Trained:
+        one = trained("deaf", seed, 0.2, 1.0)
+        return replace(one, rows=[row | {"status": "ok" if row["substitutions"] == 0 or row["prompt_id"] in ("p0", "p1")
+                                         else "failed"} for row in one.rows])
+
+    found = table(*(trained("dpo", s, 0.2, 1.10) for s in SEEDS), *(deaf(s) for s in SEEDS))
+    assert pick(found, "deaf", None)["wer"] < 0.15
+    for claim in ("lower wer than base", "wer not worse than dpo", "drifts less than dpo"):
+        told = says(claims(found, "dpo"), "deaf", claim)
+        assert not told["holds"] and "of too few utterances" in told["why"]
+    assert of_failures(found)[0].startswith("biased: of deaf, seed 0, only ") and len(of_failures(found)) == 3
+    assert says(claims(found, "dpo"), "dpo", "lower wer than base")["holds"]
+    against = table(*(trained("dpo", s, 0.2, 1.10) for s in SEEDS), *(deaf(s) for s in SEEDS), baseline="deaf")
+    assert not says(claims(against, "deaf"), "dpo", "wer not worse than deaf")["holds"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -129,3 +130,22 @@ def test_equal_losses_are_told_once_by_the_variant_that_they_are_of() -> None:
     assert list(losses_of(config, ["own", "plain"], {}, own=True)) == ["own", "plain"]
     (told,) = findings(config)
     assert "ld-s0 (as ld-s1, ld-s2) will push the stop down" in told
+
+
+def test_the_unit_of_a_mixture_is_the_push_of_its_dpo() -> None:
+    for weight in (1.0, 0.5):
+        dpo: dict[str, Any] = {"weight": weight, "loss": {"type": "dpo", "beta": 0.3}}
+        assert told({"type": "mix", "terms": [dpo]}).push == told({"type": "dpo"}).push
+        # SFT gives each of the chosen's four tokens 1/4, which is 1/4 / (weight * .15) of the unit
+        both = told({"type": "mix", "terms": [dpo, {"weight": 1.0, "loss": {"type": "sft"}}]})
+        assert both.push["chosen"]["stop"] == pytest.approx(1 + 1 / 4 / (weight * 0.15))
+        assert both.push["rejected"]["stop"] == pytest.approx(-1)
+
+
+def test_lengths_in_seconds_are_those_of_the_pairs_codec() -> None:
+    """R-DPO's margin of 2 a second on 2 s more: the pair pulls as if it were won by 4, at 1 frame a second as at 50."""
+    for rate in (1, 50):
+        chosen, rejected = (Side([-1.0] * (n * rate + 1), ["right"] * n * rate + ["stop"], seconds=float(n))
+                            for n in (3, 1))
+        found = told({"type": "r_dpo", "alpha": 2.0, "alpha_unit": "second"}, (chosen, rejected))
+        assert found.push["rejected"]["stop"] == pytest.approx(-2 / (1 + math.exp(4.0)))

@@ -313,7 +313,11 @@ def test_anatomy_tells_what_the_runs_losses_push_on(
     assert sum(plain["push"]["chosen"].values()) == pytest.approx(codes)  # DPO before training: one a token
     assert cli.main(["anatomy", "--run-dir", str(run), "--loss", "{type: ld_dpo, alpha: 0}", "--loss", "all"]) == 0
     table = capsys.readouterr().out
-    assert table.splitlines()[1].startswith("ld_dpo alpha=0") and f"Means over {told['pairs']} pairs" in table
+    assert table.splitlines()[1].startswith("ld_dpo alpha=0")
+    assert f"Means over {told['pairs']} pairs, before training, both sides" in table
+    for mistake, what in ((["--variant", "plain"], "add --step N"), (["--loss", "{type: dpoo}"], "did you mean"),
+                          (["--loss", "{type: grpo}"], "grpo learns from samples")):
+        assert cli.main(["anatomy", "--run-dir", str(run), *mistake]) != 0 and what in capsys.readouterr().err
 
 
 def test_anatomy_of_a_configurations_losses_in_a_runs_pairs(

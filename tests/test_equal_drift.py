@@ -198,3 +198,36 @@ def test_the_page_draws_figures_on_a_scale_of_the_root_of_kl() -> None:
     assert [row[1].text for row in rows] == ["dpo", "other", "other"]
     assert sections({"frontiers": []}, {}) == []
     assert "at equal drift" in text_table(made) and text_table({}) == ""
+
+
+def test_a_slow_baseline_is_compared_where_it_came_and_not_left_out_without_a_word() -> None:
+    quick = [replace(row, variant=f"quick{i}", kl=row.kl * 2 if row.kl else row.kl)
+             for i in range(6) for row in two() if row.variant == "dpo"]
+    slow = [replace(row, kl=row.kl / 9 if row.kl else row.kl) for row in two() if row.variant in ("base", "dpo")]
+    found = curves([*slow, *quick])
+    made = [row for row in table(found, "dpo", resamples=100) if row["target"] == "arm"]
+    assert [row["kl"] for row in made] == pytest.approx([0.01] * 7)
+    assert left_out([*slow, *quick], found, made) == []
+
+
+def test_resamples_that_came_less_far_are_counted_and_told() -> None:
+    """Two of ten texts carry all of the KL, and the last piece is short: a resample without them falls behind it."""
+    def at(step: int, kl: float) -> list[CurveRow]:
+        wide = [replace(row, prompt_id=f"{row.prompt_id}-{i}", text=f"{row.text} {i}")
+                for i in range(4) for row in spoken("dpo", 0, step, kl, (1, 0, 1))]
+        return [row if row.prompt_id in ("p0-0", "p1-1") else replace(row, kl=0.0) for row in wide]
+
+    start = [replace(row, variant="base", train_seed=-1, kl=0.0) for row in at(0, 0.0)]
+    rows = [*start, *at(10, 0.95), *at(20, 1.0)]
+    found = curves(rows)
+    made = table(found, "dpo", resamples=400)
+    assert 0.3 < made[0]["lost"] < 0.7
+    (told,) = left_out(rows, found, made)
+    assert f"dpo {made[0]['lost']:.0%} have none" in told
+    assert {row["lost"] for row in table(curves(two()), "other", resamples=100)} == {0.0}
+
+
+def test_a_first_checkpoint_that_has_not_moved_keeps_the_figures_of_the_base() -> None:
+    still = [replace(row, step=1, kl=0.0) for row in two() if row.variant == "dpo" and row.step == 10]
+    found = curves([*two(), *still])["biased"]["dpo", 0]
+    assert found.at("wer", 0.0, np.ones((1, 3)))[0] == pytest.approx(3 / 6)

@@ -42,7 +42,7 @@ IMPOSSIBLE = [
     (["pairs.reward_key=nothing_like_it"], "no score has such a component", "one of"),
     (["pairs.reward_key=ref_words"], "which the text decides", "e.g. reward"),
     (["pairs.chosen_longer_by=1023"], "longer than its rejected by 1023", "max_new_tokens"),
-    ([S + "min_new_tokens=900", "pairs.chosen_longer_by=200"], "900 to 1023 codes", "lower it below 124"),
+    ([S + "min_new_tokens=900", "pairs.chosen_longer_by=200"], "900 to 1023 frames", "lower it below 124"),
     (["pairs.min_chosen_reward=1.2"], "reward is 1 at the most", "lower it to 1"),
     (["pairs.min_chosen_reward=0.1", "pairs.reward_key=-wer"], "-wer is 0 at the most", "negative else"),
     (["train.data=best_of_n", "completions.min_reward=2"], "completions.min_reward 2", "lower it to 1"),

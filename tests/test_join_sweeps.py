@@ -52,3 +52,12 @@ def test_what_cannot_be_joined_is_refused(script: ModuleType, tmp_path: Path,
         told = capsys.readouterr().err
         assert f"{tmp_path / who}" in told and who in told
     assert script.main([str(tmp_path / "none")]) == 1 and "no such file" in capsys.readouterr().err
+    for mistake, told in ((["--baseline", "dop"], "no dop in arm biased"), (["--arm", "baised"], "the arm baised")):
+        assert script.main([str(whole), *mistake]) == 1 and told in capsys.readouterr().err
+
+
+def test_what_the_tables_leave_out_is_told(script: ModuleType, tmp_path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [replace(r, kl=None) if r.variant == "other" else r for r in two()]
+    assert script.main([str(write(tmp_path / "whole", rows))]) == 0
+    assert "other, seed 0, is left out: its KL is not known" in capsys.readouterr().out

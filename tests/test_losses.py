@@ -11,6 +11,7 @@ from losses_helpers import ALL_LOSSES, make_batch
 
 from talker_rl.base.errors import ConfigError, DataError
 from talker_rl.losses import LossOutput, PairBatch, build_loss, parse_loss
+from talker_rl.losses.config import filled, parts_of
 from talker_rl.records.token_classes import CLASSES
 
 # Two pairs. Log-ratios (policy - reference), per token:
@@ -386,3 +387,24 @@ def test_a_watched_term_that_overflows_does_not_spoil_the_sum():
     terms = [{"weight": 0.0, "loss": {"type": "ipo"}}, {"weight": 1.0, "loss": {"type": "hinge", "beta": 1.0}}]
     out = build_loss({"type": "mix", "terms": terms})(make_batch([[1e30]], [[0.0]], [[0.0]], [[0.0]]))
     assert out.metrics["loss/ipo"].item() == math.inf and out.loss.item() == 0.0
+
+
+def test_which_tokens_sampo_keeps_does_not_hang_on_their_weights():
+    """What counts nothing has a weighted log-prob of 0, the largest there is: ranked so, only such tokens were kept."""
+    right, substituted, stop = (CLASSES.index(name) for name in ("right", "substituted", "stop"))
+    told = replace(batch(), chosen_classes=torch.tensor([[right, right, stop], [right, stop, 0]]),
+                   rejected_classes=torch.tensor([[stop, 0, 0, 0], [right, substituted, substituted, stop]]))
+    for by in ("ratio", "logp"):  # pair 1 keeps the rejected's tokens 0 and 2, of which the substituted one counts
+        out = build_loss({"type": "sampo", "beta": 0.4, "mode": "top_k", "by": by,
+                          "token_weights": {"others": 0, "substituted": 1}})(told)
+        check(out, [0.0, -0.8], [math.log(2), softplus(0.8)])
+
+
+def test_a_code_rate_that_is_not_said_is_the_models():
+    terms = ({"type": "r_dpo", "alpha_unit": "second"}, {"type": "r_dpo", "code_rate": 7}, {"type": "sft"})
+    loss = parse_loss({"type": "mix", "terms": [{"loss": term} for term in terms]})
+    assert [getattr(part, "code_rate", "-") for part in parts_of(filled(loss, code_rate=12.5))] == ["-", 12.5, 7, "-"]
+    args = ([[-1.0] * 5], [[-1.0]], [[-1.0] * 5], [[-1.0]])
+    for rate, margin in ((None, 4 / 50), (12.5, 4 / 12.5)):
+        r_dpo = parse_loss({"type": "r_dpo", "alpha": 1.0, "alpha_unit": "second"})
+        assert build_loss(filled(r_dpo, code_rate=rate))(make_batch(*args)).margin.item() == pytest.approx(margin)

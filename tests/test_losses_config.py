@@ -28,7 +28,7 @@ def test_defaults():
     simpo = parse_loss({"type": "simpo"})
     assert (simpo.beta, simpo.gamma) == (2.0, 0.5)
     r_dpo = parse_loss({"type": "r_dpo"})
-    assert (r_dpo.alpha, r_dpo.alpha_unit, r_dpo.code_rate) == (0.01, "token", 50.0)
+    assert (r_dpo.alpha, r_dpo.alpha_unit, r_dpo.code_rate) == (0.01, "token", None)
     assert parse_loss({"type": "ipo"}).normalize == "mean"
     assert parse_loss({"type": "ld_dpo"}).reference == "both"
 

@@ -219,3 +219,15 @@ def test_the_promised_power_is_met(simulation: ModuleType) -> None:
     tolerance = 0.05 + 2 * (0.8 * 0.2 / (2 * SWEEPS))**0.5
     assert simulation.found_share(found, slice(0, 2), 0.05) == pytest.approx(0.8, abs=tolerance)
     assert simulation.found_share(found, slice(2, 4), 0.05 / 8) == pytest.approx(0.8, abs=tolerance)
+
+
+def test_one_comparison_without_a_figure_says_nothing_of_the_others() -> None:
+    rng = np.random.default_rng(0)
+    good = [measure(mean_of(rng.normal(size=(40, 3)) + 0.2), 40, resamples=500) for _ in range(3)]
+    nothing = measure(lambda counts: np.full((len(counts), 3), np.nan), 40, resamples=500)
+    assert nothing.lost == 1.0 and interval(nothing).p is None
+    mixed = spreads([good[0], nothing, *good[1:]])
+    assert [mixed[0], *mixed[2:]] == spreads(good)
+    found = interval(good[0], mixed[0])
+    assert found.p is not None and 0 < found.p < 1 and found.ci95 is not None
+    assert interval(nothing, mixed[1]).ci95 is None

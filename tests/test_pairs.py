@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -11,8 +12,9 @@ from talker_rl.base.errors import DataError
 from talker_rl.data.config import PairsConfig
 from talker_rl.data.export import export_pairs
 from talker_rl.data.import_pairs import import_pairs
-from talker_rl.data.pairs import REASONS, explain_pairs, pairs_hash, select_pairs
+from talker_rl.data.pairs import REASONS, PairSelection, explain_pairs, pairs_hash, select_pairs
 from talker_rl.records.candidate import Candidate
+from talker_rl.records.codec import codec_named
 from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
 
@@ -413,3 +415,34 @@ def test_the_spelling_of_older_runs_is_read() -> None:
 
     config = load_data({"pairs": {"length_normalised": "residual", "margin": 0.2}})
     assert config.pairs.length_normalized == "residual" and "length_normalised" not in config.to_yaml()
+
+
+def test_lengths_are_frames_where_a_frame_is_many_codes():
+    """Four frames of 16 codes differ by 4, and not by 64."""
+    codec = codec_named("qwen3_omni")
+    frames = [20, 24, 30]
+    candidates = [replace(candidate("p", k, 0, codes=[k] * codec.groups * n), codec=codec.name, stop_id=codec.stop,
+                          token_logps=[-1.0] * (n + 1)) for k, n in enumerate(frames)]
+    scores = [score("p", k, reward) for k, reward in enumerate([0.1, 0.9, 0.2])]
+
+    def picked(**settings):
+        pairs, reasons = select_pairs([prompt("p")], candidates, scores, PairsConfig(**settings))
+        return [(p.chosen_id, p.rejected_id) for p in pairs], reasons
+
+    assert picked(length_match=4) == ([("p-1", "p-0")], {})
+    assert picked(length_match=3) == ([], {"length_mismatch": 1})
+    assert picked(chosen_longer_by=4) == ([("p-1", "p-0")], {})
+    assert picked(chosen_longer_by=11) == ([], {"not_longer": 1})
+
+
+def test_lengths_are_balanced_among_the_pairs_that_can_be_used():
+    """Four pairs, two each way; one of which it cannot be told what its tokens say takes its counterpart along."""
+    prompts, candidates, scores = [], [], []
+    for name, lengths in (("a", (100, 110)), ("b", (110, 100)), ("c", (100, 110)), ("d", (110, 100))):
+        prompts.append(prompt(name))
+        candidates += [candidate(name, k, n) for k, n in enumerate(lengths)]
+        scores += [score(name, 0, 0.9), score(name, 1, 0.1)]
+    selection = PairSelection(PairsConfig(balance_lengths=4))
+    chosen = selection.choose(prompts, candidates, scores, lambda pairs: [p for p in pairs if p.prompt_id != "a"])
+    kept = selection.finish(chosen)
+    assert len(chosen) == 3 and len(kept) == 2 and sum(p.chosen.frames - p.rejected.frames for p in kept) == 0

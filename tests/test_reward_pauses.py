@@ -6,8 +6,9 @@ import pytest
 from talker_rl.base.sound import frame_levels, resample
 from talker_rl.base.text.alignment import align
 from talker_rl.base.text.tokens import normalize
+from talker_rl.records.token_classes import timestamp_fault
 from talker_rl.reward.config import PauseConfig
-from talker_rl.reward.pauses import score_pauses, timestamp_fault
+from talker_rl.reward.pauses import score_pauses
 from talker_rl.reward.silences import find_silences, silence_threshold
 
 RATE = 24_000

@@ -22,6 +22,7 @@ from toy import digest
 from talker_rl import cli
 from talker_rl.base.disk import read_json
 from talker_rl.base.errors import ConfigError
+from talker_rl.config import load_config
 from talker_rl.evaluation.power import TYPICAL, smallest
 from talker_rl.report.sweep_table import text_table
 from talker_rl.stages import sweep
@@ -166,13 +167,13 @@ def test_the_dry_run_says_how_small_a_difference_is_found(
         out = capsys.readouterr().out
         return out, [(float(a), float(b)) for a, b in re.findall(
             r"a difference of ([\d.]+) points WER is found in 80 % of such sweeps, alone; ([\d.]+) points after Holm's "
-            r"correction over 6 comparisons", out)]
+            r"correction over 5 comparisons", out)]
 
     out, three = told("seeds=[0,1,2]")
     assert "arm biased: with 200 texts and 3 seeds" in out and "typical of the micro model" in out and len(three) == 2
     assert all(alone < after for alone, after in three)
     assert three[0][1] < three[1][1], "in a larger arm, seeds' spread is known better"
-    expected = [smallest(TYPICAL, 200, 3, comparisons=many, beside=5) for many in (1, 6)]
+    expected = [smallest(TYPICAL, 200, 3, comparisons=many, beside=4) for many in (1, 5)]
     assert three[0] == pytest.approx(tuple(100 * x for x in expected), abs=0.051)
     five = told("seeds=[0,1,2,3,4]")[1]
     assert five[0] < three[0] and five[1] < three[1]
@@ -183,6 +184,25 @@ def test_the_dry_run_says_how_small_a_difference_is_found(
     assert "as measured in" in out and known[0] < three[0]
     (tmp_path / "ablation.json").write_text(json.dumps({"rows": [{"wer": 0.2}], "baseline": "dpo"}))  # an older one
     assert told("seeds=[0,1,2]")[1] == three
+
+
+def test_what_it_can_find_is_of_texts_and_not_of_who_speaks_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Three speakers of one text are one text, whether a setting has them speak it or a file."""
+    def told(*more: str) -> str:
+        assert cli.main(["sweep", "losses", "--dry-run", "--run-dir", str(tmp_path), *more]) == 0
+        return capsys.readouterr().out
+
+    voices = "run.prompts.speaker_assignment={eval: all}"
+    told_all = told(voices)
+    number = int(re.search(r"(\d+) eval utterances of base", told_all)[1])
+    assert number in (400, 600, 800) and "arm biased: with 200 texts" in told_all
+    file = tmp_path / "eval.jsonl"
+    speakers = load_config(ROOT / "configs/demo.yaml").prompts.speaker
+    file.write_text("".join(json.dumps({"text": f"the river {word}.", "speaker": speakers}) + "\n"
+                            for word in ("runs", "stands", "runs", "stands", "sings", "sings")))
+    assert "arm biased: with 3 texts and 3 seeds" in told(f"run.prompts.eval={file}", "run.prompts.limit.eval=null")
 
 
 def test_the_folders_are_runs_and_the_samples_are_shared(finished: tuple[Path, Path]) -> None:

@@ -81,7 +81,19 @@ def test_every_class_has_a_meaning() -> None:
     assert tuple(MEANING) == CLASSES
 
 
-@pytest.mark.parametrize("spans", [[(0.0, 0.2)], [(0.2, 0.4), (0.0, 0.2)]])
-def test_times_that_do_not_fit_are_refused(spans: list[tuple[float, float]]) -> None:
-    with pytest.raises(ValueError, match="times in order are needed for 2 tokens"):
+def test_what_was_left_out_at_the_ends_is_shown_by_the_first_word_and_the_last() -> None:
+    assert of("oh one two three.", "one two", [(0.2, 0.4), (0.4, 0.6)], 40) == [
+        ("lead", 9), ("beside_deleted", 2), ("right", 18), ("beside_deleted", 2), ("tail", 9), ("stop", 1)]
+    # no silence beyond: the last frame alone; and what is wrong already stays what it is
+    assert of("one two three.", "one two", [(0.0, 0.2), (0.2, 0.4)], 20)[-2:] == [("beside_deleted", 1), ("stop", 1)]
+    assert of("one two three.", "one too", [(0.0, 0.2), (0.2, 0.4)], 20)[-2:] == [("substituted", 10), ("stop", 1)]
+
+
+@pytest.mark.parametrize(("spans", "fault"), [
+    ([(0.0, 200.0), (200.0, 400.0)], "outside the audio"),  # in ms
+    ([(0.0, float("nan")), (0.2, 0.4)], "not finite"), ([(0.2, 0.1), (0.2, 0.4)], "ends before it starts"),
+    ([(0.2, 0.3), (0.1, 0.4)], "starts before the one before"), ([(0.0, 0.2)], "1 times for 2 tokens"),
+])
+def test_times_that_cannot_be_true_give_no_classes(spans: list[tuple[float, float]], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
         of("one two.", "one two", spans)

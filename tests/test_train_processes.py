@@ -72,10 +72,12 @@ def ranks(function: Callable[[], Any], world: int = 2) -> list[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = []
+    stay, go = os.pipe()  # each stays until all have answered: one that left early may be who the others connect to
     for rank in range(world):
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
+            os.close(go)
             with os.fdopen(write, "wb") as out:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
@@ -88,16 +90,19 @@ def ranks(function: Callable[[], Any], world: int = 2) -> list[Any]:
                 except BaseException as error:
                     made = error if isinstance(error, StageError | ConfigError) else traceback.format_exc()
                 out.write(pickle.dumps(made))
-                out.flush()
-                os._exit(0)
+            os.read(stay, 1)
+            os._exit(0)
         os.close(write)
         children.append((pid, read))
     results = []
-    for pid, read in children:
+    for _, read in children:
         with os.fdopen(read, "rb") as source:
             content = source.read()
-        os.waitpid(pid, 0)
         results.append(pickle.loads(content) if content else "died")
+    os.close(go)
+    os.close(stay)
+    for pid, _ in children:
+        os.waitpid(pid, 0)
     return results
 
 

@@ -34,20 +34,20 @@ class PairsConfig(Settings):
     length_match: int | None = Field(
         None,
         ge=0,
-        description="Chosen and rejected differ by at most so many codes; null lets any lengths meet. "
+        description="Chosen and rejected differ by at most so many frames of the codec; null lets any lengths meet. "
         "Without it preference training learns `shorter` along with `better`.",
     )
     chosen_longer_by: int | None = Field(
         None,
         ge=1,
-        description="Keep only pairs whose chosen is longer than the rejected by at least so many codes. This plants a "
-        "length bias on purpose, for ablations that show which loss resists it; null is off.",
+        description="Keep only pairs whose chosen is longer than the rejected by at least so many frames. This plants "
+        "a length bias on purpose, for ablations that show which loss resists it; null is off.",
     )
     balance_lengths: int | None = Field(
         None,
         ge=1,
         description="Keep as many pairs whose chosen is longer as pairs whose chosen is shorter by as much, in bins of "
-        "so many codes: length then says nothing of who is chosen, and every difference is still there (length_match "
+        "so many frames: length then says nothing of who is chosen, and every difference is still there (length_match "
         "has small ones only). Over all prompts, after everything else here; null is off.",
     )
     mislabeled: float | None = Field(

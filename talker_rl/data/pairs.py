@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -73,8 +73,8 @@ class _Ranked:
 
     @property
     def length(self) -> int:
-        """Codes of speech, the stop not counted."""
-        return len(self.candidate.codes)
+        """Frames of speech, the stop not counted: of a codec of several codebooks each is many codes."""
+        return self.candidate.speech.frames
 
 
 def select_pairs(
@@ -128,9 +128,13 @@ class PairSelection:
                 self._sums[prompt_id] = sums
 
     def choose(
-        self, prompts: Iterable[Prompt], candidates: Iterable[Candidate], scores: Iterable[ScoreRow]
+        self, prompts: Iterable[Prompt], candidates: Iterable[Candidate], scores: Iterable[ScoreRow],
+        only: Callable[[list[Pair]], list[Pair]] = list,
     ) -> list[Pair]:
         """Pairs of some prompts, sorted by prompt id.
+
+        Args:
+            only: of the pairs that were chosen those that can be used, before lengths are balanced.
 
         Raises:
             DataError: a candidate or score id appears twice with different content.
@@ -143,6 +147,7 @@ class PairSelection:
             if reason is not None:
                 reasons[prompt_id] = reason
             pairs += [_make_pair(known[prompt_id], better, worse) for better, worse in chosen_rejected]
+        pairs = only(pairs)
         self.reason_of |= reasons
         if self._balance is not None:
             self._chosen |= {pair.prompt_id for pair in pairs}

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from talker_rl.base.ids import derive_seed
-from talker_rl.losses import PairBatch, build_loss
+from talker_rl.losses import LossConfig, PairBatch, build_loss, parse_loss
+from talker_rl.losses.config import MixLossConfig, filled
 from talker_rl.records.token_classes import CLASSES, TokenClass
 
 SIDES = ("chosen", "rejected")
@@ -35,11 +36,15 @@ class Side:
     def stopped(self) -> bool:
         return bool(self.classes) and self.classes[-1] == "stop"
 
+    @property
+    def frames(self) -> int:
+        return len(self.logps) - self.stopped
+
 
 @dataclass
 class Anatomy:
     """Means over pairs of what a loss pushes on, in units of the push that DPO with the same beta gives each token of a
-    pair that it has not learned (beta / 2): plain DPO before training gives +1 and -1."""
+    pair that it has not learned (beta / 2, in a mixture times its weight): plain DPO before training gives +1, -1."""
 
     pairs: int
     push: dict[str, dict[str, float]]
@@ -74,6 +79,14 @@ class Anatomy:
         return math.fsum(self.push[side].get(name, 0.0) for side in SIDES for name in classes)
 
 
+def _beta(loss: LossConfig) -> float | None:
+    """Beta of a loss, of a mixture the first one in it that compares two sides, times its weight."""
+    if isinstance(loss, MixLossConfig):
+        found = [(term.weight, _beta(term.loss)) for term in loss.terms if term.loss.needs_rejected]
+        return next((weight * beta for weight, beta in found if weight and beta), None)
+    return getattr(loss, "beta", None)
+
+
 def anatomy(loss: dict[str, Any], pairs: Sequence[tuple[Side, Side]]) -> Anatomy:
     """What a loss pushes on in these pairs.
 
@@ -87,8 +100,9 @@ def anatomy(loss: dict[str, Any], pairs: Sequence[tuple[Side, Side]]) -> Anatomy
     """
     import torch
 
-    built = build_loss(loss)
-    unit = float(getattr(built.config, "beta", 1.0)) / 2
+    rate = next((side.frames / side.seconds for both in pairs for side in both if side.seconds), None)
+    built = build_loss(filled(parse_loss(loss), code_rate=rate))
+    unit = (_beta(built.config) or 1.0) / 2
     push: dict[str, dict[str, float]] = {side: defaultdict(float) for side in SIDES}
     tokens: dict[str, dict[str, float]] = {side: defaultdict(float) for side in SIDES}
     past, stop, moment, down = dict.fromkeys(SIDES, 0.0), 0.0, 0.0, 0

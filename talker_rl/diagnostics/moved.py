@@ -19,12 +19,12 @@ CONDITIONS = {
     "kl_per_code": "tokens that the policy sampled itself",
     "kl_per_utterance": "utterances that the policy sampled itself",
     "k1_per_code": "tokens that the policy sampled itself; sampled log-ratio in place of the exact sum",
-    "kl_per_code_on_base": "tokens that the base sampled",
-    "p_stop_at_base_stops": "where the base stopped, after what the base said",
-    "p_stop_before_base_stops": "anywhere before the base stopped, after what the base said",
-    "hazard": "the last tokens of what the base said, its stop last",
+    "kl_per_code_on_base": "tokens that the start sampled",
+    "p_stop_at_base_stops": "where the start stopped, after what it said",
+    "p_stop_before_base_stops": "anywhere before the start stopped, after what it said",
+    "hazard": "the last tokens of what the start said, its stop last",
 }
-"""Figure -> what it is conditional on."""
+"""Figure -> what it is conditional on; the start is the policy that training began with: in a first round the base."""
 
 
 def moved(rows: Sequence[Row]) -> dict[int, Row]:

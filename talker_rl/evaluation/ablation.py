@@ -9,7 +9,7 @@ comparisons of its kind in the table (Holm). Claims are made of these alone.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,9 @@ Interval = tuple[float, float] | None
 KINDS = ("wer_diff_base", "wer_diff_baseline", "duration_ratio", "drift_vs_baseline")
 """What variants are compared by: each has an interval and p-values, and is corrected by itself."""
 _NULL = {"duration_ratio": 1.0}
+HEARD = 0.9
+"""Of the base's utterances, the share that must have been scored of a training: figures are of what was scored, and
+what fails (endless, silent, broken codes) is not just any."""
 SURE = 0.05
 """A claim holds below this p-value, after Holm's correction."""
 
@@ -248,20 +251,23 @@ def claims(rows: Sequence[Row], baseline: str) -> list[Row]:
     """What may be said of each variant: of its row over all training seeds, after Holm's correction (``corrected``).
 
     "wer not worse" is weaker than the others: it holds where the WER is not found to be higher, and ``why`` says how
-    far it may be.
+    far it may be. Nothing holds of a variant, or against a baseline, of which too little was scored (:data:`HEARD`).
     """
     found = []
+    unheard = {(row["arm"], row["variant"]) for row, _ in _unheard(rows)}
     for row in rows:
         if row["seed"] is not None or row["variant"] == "base":
             continue
+        deaf = not unheard.isdisjoint({(row["arm"], row["variant"]), (row["arm"], baseline)})
         seeds = [r["seed"] for r in rows if (r["arm"], r["variant"]) == (row["arm"], row["variant"])
                  and r["seed"] is not None]
 
         def add(claim: str, kind: str, sign: int, holds: bool | None = None, row: Row = row,
-                seeds: Sequence[int] = seeds) -> None:
+                seeds: Sequence[int] = seeds, deaf: bool = deaf) -> None:
+            why = _why(row, kind, len(seeds)) + (", of too few utterances: no claim" if deaf else "")
             found.append({"arm": row["arm"], "variant": row["variant"], "claim": claim,
-                          "holds": _found(row, kind, sign) if holds is None else holds, "seeds": seeds,
-                          "why": _why(row, kind, len(seeds))})
+                          "holds": not deaf and (_found(row, kind, sign) if holds is None else holds), "seeds": seeds,
+                          "why": why})
 
         add("lower wer than base", "wer_diff_base", -1)
         add("speaks longer than base", "duration_ratio", 1)
@@ -319,6 +325,20 @@ def notes(rows: Sequence[Row], found: Sequence[Row], baseline: str) -> list[str]
                    + (", ".join(v + (" (lower WER)" if (arm, v, f"lower wer than {baseline}") in held else "")
                                 for v in cured) or "none"))
     return out
+
+
+def _unheard(rows: Sequence[Row]) -> Iterator[tuple[Row, int]]:
+    """Trainings of which too little was scored, and how much was of the base."""
+    there = {row["arm"]: row["n"] for row in rows if row["variant"] == "base"}
+    for row in rows:
+        if row["seed"] is not None and row["n"] < HEARD * there[row["arm"]]:
+            yield row, there[row["arm"]]
+
+
+def of_failures(rows: Sequence[Row]) -> list[str]:
+    """Of which trainings too little was scored to say anything."""
+    return [f"{row['arm']}: of {row['variant']}, seed {row['seed']}, only {row['n']} of {of} utterances were scored; "
+            "its figures are of these, and no claim is made of it" for row, of in _unheard(rows)]
 
 
 def of_trainings(rows: Sequence[Row]) -> list[str]:

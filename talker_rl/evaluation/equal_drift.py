@@ -28,6 +28,8 @@ COMPARED = ("wer", "drift", "reward", "pause_error")
 _HEARD = 0.9
 """Of the base's utterances, the share that each checkpoint must have: all are compared on what all have said, so that
 one that fails more often would take the others' texts away, and those are not just any."""
+_LOST = 0.02
+"""Share of the resamples without a figure from which it is told: what is left out is not just any."""
 _BEYOND = 1.5
 """In a resample whose KL falls short of the target, the last piece of a curve is made so much longer at most."""
 
@@ -78,7 +80,7 @@ def _interpolated(x: np.ndarray, y: np.ndarray, at: float) -> np.ndarray:
     rows = np.arange(len(x))
     x0, x1, y0, y1 = x[rows, first], x[rows, first + 1], y[rows, first], y[rows, first + 1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(x1 > x0, (at - x0) / (x1 - x0), np.inf)
+        share = np.where(x1 > x0, (at - x0) / (x1 - x0), np.where(x0 >= at, 0.0, np.inf))
         return np.where(share <= _BEYOND, y0 + share * (y1 - y0), np.nan)
 
 
@@ -125,6 +127,10 @@ def left_out(rows: Iterable[CurveRow], found: Mapping[str, Mapping[tuple[str, in
             if far := sorted({variant for variant, _ in found[arm]} - there):
                 out.append(f"{told} of {kl:g} nats {', '.join(far)} cannot be compared: not every training of it and "
                            "of the baseline came so far")
+        if lost := {f"{row['variant']} {row['lost']:.0%}": None for row in made
+                    if row["arm"] == arm and row["lost"] > _LOST}:
+            out.append(f"{told} a resample of texts in which a policy has not come so far has no figure, and the "
+                       f"intervals are of the others: {', '.join(lost)} have none")
     return out
 
 
@@ -189,20 +195,20 @@ def table(
         found: of :func:`curves`.
         at_kl: where to compare, nats; a variant one of whose trainings (or of the baseline's) has not come so far is
             left out there. Empty: as far as four in five of the arm's variants came, so that one loss that hardly moves
-            does not hold back the others.
+            does not hold back the others, but no further than the baseline.
 
     Returns: rows by arm and variant with ``kl, target`` (``arm``: the same for all variants; ``pair``: as far as this
         variant and the baseline both came), ``seeds, texts, step`` (mean), the figures ``wer, duration_ratio, reward,
         pause_error`` with ``_ci95``; ``wer_diff_base`` and ``<name>_diff_baseline`` of :data:`COMPARED` with ``_ci95``
-        and ``_p``.
+        and ``_p``; ``lost``, the share of the resamples that did not come so far, at most, of its intervals.
     """
     rows: list[Row] = []
     for arm, trainings in found.items():
         variants = list(dict.fromkeys(variant for variant, _ in trainings))
         if baseline not in variants:
             continue
-        common = list(at_kl) or [_most(trainings)]
         pairs = {v: furthest(c for (name, _), c in trainings.items() if name in (v, baseline)) for v in variants}
+        common = list(at_kl) or [min(_most(trainings), pairs[baseline])]
         for target, kls in [*(("arm", dict.fromkeys(variants, kl)) for kl in common), ("pair", pairs)]:
             rows += _rows(arm, trainings, kls, baseline, target, resamples)
     return rows
@@ -240,7 +246,7 @@ def _rows(
             continue
         texts = mine[0].kl[0].shape[1]
         made[variant] = {"arm": arm, "variant": variant, "target": target, "kl": kl, "seeds": len(seeds),
-                         "texts": texts,
+                         "texts": texts, "lost": 0.0,
                          "step": float(np.mean([c.at("step", kl, np.ones((1, texts)))[0] for c in mine]))}
         for metric in METRICS:
             wanted[metric][variant] = _at(mine, metric, kl), NULL.get(metric, 0.0)
@@ -250,7 +256,10 @@ def _rows(
     for name, statistics in wanted.items():
         estimates = _estimates(statistics, {v: row["texts"] for v, row in made.items()}, resamples)
         for variant, one in estimates.items():
-            made[variant] |= {name: _known(one.value), f"{name}_ci95": one.ci95, f"{name}_p": one.p}
+            row = made[variant]
+            row |= {name: _known(one.value), f"{name}_ci95": one.ci95, f"{name}_p": one.p}
+            if row[name] is not None:
+                row["lost"] = max(row["lost"], one.lost)
     blank = {f"{metric}_diff_baseline{end}": None for metric in COMPARED for end in ("", "_ci95", "_p")}
     return [{**blank, **row} for row in made.values()]
 

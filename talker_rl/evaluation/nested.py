@@ -64,6 +64,8 @@ class Measured:
     """A; nan with fewer than 2 texts."""
     rest: float
     """E; 0 with one seed, where it cannot be told from the texts' part."""
+    lost: float = 0.0
+    """Share of the resamples that have no figure, which A and E are not of."""
 
     @property
     def between(self) -> float:
@@ -100,6 +102,8 @@ class Estimate:
     """Between training seeds; None with one."""
     sd_rest: float | None
     """Of one text under one seed, beyond both; None with one seed."""
+    lost: float = 0.0
+    """Share of the resamples that have no figure: the interval is of the others."""
 
     @property
     def ci95(self) -> tuple[float, float] | None:
@@ -147,15 +151,16 @@ def measure(statistic: Statistic, texts: int, *, resamples: int = 10_000, seed: 
         return Measured(found, texts, np.nan, 0.0)
     drawn = np.concatenate([statistic(counts) for counts in _draws(texts, resamples, seed)])
     drawn = drawn[np.isfinite(drawn).all(1)]
-    if len(drawn) < 2:
-        return Measured(found, texts, np.nan, 0.0)  # hardly a text has words: no resample has a figure
+    lost = 1 - len(drawn) / resamples
+    if len(drawn) < 2 or not np.isfinite(found).all():
+        return Measured(found, texts, np.nan, 0.0, lost)  # hardly a text has words: no resample has a figure
     unbiased = texts / (texts - 1)  # a resample's variance is that of T texts about their own mean
     over_texts = unbiased * float(drawn.mean(1).var(ddof=1))
     rest = 0.0
     if (seeds := len(found)) > 1:
         each = unbiased * float(drawn.var(0, ddof=1).mean())
         rest = min(max(0.0, (each - over_texts) / (seeds - 1)), over_texts)
-    return Measured(found, texts, over_texts, rest)
+    return Measured(found, texts, over_texts, rest, lost)
 
 
 def _draws(texts: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -195,11 +200,14 @@ def steady(own: np.ndarray, df: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spreads(found: Sequence[Measured]) -> list[Spread]:
-    """What :func:`steady` makes of the comparisons of a table; all have as many seeds."""
-    if not found or (df := len(found[0].seeds) - 1) == 0:
+    """What :func:`steady` makes of the comparisons of a table; all have as many seeds. One without a figure says
+    nothing of the others."""
+    known = [one for one in found if not np.isnan(one.over_texts)]
+    if not known or (df := len(found[0].seeds) - 1) == 0:
         return [Spread(0.0, 0.0) for _ in found]
-    variances, dfs = steady(np.array([one.between for one in found]), df)
-    return [Spread(float(v), float(d)) for v, d in zip(variances, dfs, strict=True)]
+    variances, dfs = steady(np.array([one.between for one in known]), df)
+    steadied = iter([Spread(float(v), float(d)) for v, d in zip(variances, dfs, strict=True)])
+    return [Spread(0.0, 0.0) if np.isnan(one.over_texts) else next(steadied) for one in found]
 
 
 def combined(
@@ -229,7 +237,7 @@ def interval(found: Measured, spread: Spread | None = None, *, null: float = 0.0
     seeds, texts, value = len(found.seeds), found.texts, float(found.seeds.mean())
     of: Literal["texts and seeds", "texts"] = "texts and seeds" if seeds > 1 else "texts"
     if np.isnan(found.over_texts):
-        return Estimate(value, None, None, None, None, of, texts, seeds, None, None, None)
+        return Estimate(value, None, None, None, None, of, texts, seeds, None, None, None, found.lost)
     spread = spread or Spread(found.between, seeds - 1)
     a, e, m, m_df = (np.array([x]) for x in (found.over_texts, found.rest, spread.variance, spread.df))
     variance, df = (float(x[0]) for x in combined(a, e, m, m_df, texts, seeds))
@@ -241,7 +249,7 @@ def interval(found: Measured, spread: Spread | None = None, *, null: float = 0.0
         value, value - half, value + half, p, df, of, texts, seeds,
         sd_text=(texts * (found.over_texts - found.rest))**0.5,
         sd_seed=max(0.0, seeds * (found.between - found.rest))**0.5 if seeds > 1 else None,
-        sd_rest=(seeds * texts * found.rest)**0.5 if seeds > 1 else None)
+        sd_rest=(seeds * texts * found.rest)**0.5 if seeds > 1 else None, lost=found.lost)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -140,15 +140,17 @@ def compare(
     """Trained against base on the same prompts and seeds, with paired-bootstrap 95 % intervals over texts.
 
     Returns:
-        ``base`` and ``trained`` (:func:`variant_summary`), ``wer_relative_reduction``, ``wer_diff`` and
-        ``*_diff_ci95`` (trained minus base), ``duration_ratio`` (trained over the clean renderings, or over base
-        where none is known: ``duration_ratio_to`` says which), ``n`` (utterances compared).
+        ``base`` and ``trained`` (:func:`variant_summary`, each of all that was scored of it); of the utterances that
+        were scored in both ``wer_relative_reduction``, ``wer_diff``, ``*_diff_ci95`` (trained minus base) and ``n``;
+        ``duration_ratio`` (trained over the clean renderings, or over base where none is known:
+        ``duration_ratio_to`` says which).
     """
     a, b = paired(base, trained)
     left = variant_summary(base, resamples=resamples, seed=seed)
     right = variant_summary(trained, resamples=resamples, seed=seed)
     to_base = sum(r["duration"] for r in b) / max(1e-9, sum(r["duration"] for r in a))
     known = right["duration_ratio"] is not None
+    wer_before, wer_after = (sum(map(word_errors, side)) / max(1, sum(r["ref_words"] for r in side)) for side in (a, b))
 
     def mean_ci(key: str) -> tuple[float, float] | None:
         both = [i for i, (x, y) in enumerate(zip(a, b, strict=True))
@@ -162,9 +164,9 @@ def compare(
         "trained": right,
         "n": len(a),
         "prompts": len({text_of(r) for r in a}),
-        "wer_diff": right["wer"] - left["wer"],
+        "wer_diff": wer_after - wer_before,
         "wer_diff_ci95": diff_ci(a, b, word_errors, lambda r: r["ref_words"], resamples, seed),
-        "wer_relative_reduction": 1 - right["wer"] / left["wer"] if left["wer"] > 0 else None,
+        "wer_relative_reduction": 1 - wer_after / wer_before if wer_before > 0 else None,
         "pause_error_diff_ci95": mean_ci("pause_error"),
         "pause_error_scorable_diff_ci95": mean_ci("pause_error_scorable"),
         "speaker_similarity_diff_ci95": mean_ci("speaker_similarity"),

@@ -23,7 +23,6 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_va
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.settings import Settings
-from talker_rl.records.codec import FIRST, codec_named
 from talker_rl.records.token_classes import CLASSES
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -184,9 +183,9 @@ class RDPOLossConfig(SigmoidConfig):
     beta: Beta = 0.1
     alpha: Finite = Field(0.01, ge=0, description="Margin per unit of length by which chosen exceeds rejected.")
     alpha_unit: Literal["token", "second"] = Field("token", description="What alpha is counted in.")
-    code_rate: Finite = Field(
-        default_factory=lambda: codec_named(FIRST).rate, gt=0,
-        description="Codes per second; used when alpha_unit is `second`.",
+    code_rate: Finite | None = Field(
+        None, gt=0, description="Tokens per second; used when alpha_unit is `second`. null: the frames per second of "
+        "the model's codec (of a call without a model, Qwen2.5-Omni's)."
     )
 
 
@@ -324,6 +323,16 @@ def parts_of(loss: LossConfig) -> list[LossConfig]:
     """A loss, and all those that it is mixed of."""
     terms = loss.terms if isinstance(loss, MixLossConfig) else []
     return [loss, *(part for term in terms for part in parts_of(term.loss))]
+
+
+def filled(loss: LossConfig, **values: Any) -> LossConfig:
+    """The loss with these values where it, or a part of it, has such a field and left it null."""
+    if isinstance(loss, MixLossConfig):
+        terms = [term.model_copy(update={"loss": filled(term.loss, **values)}) for term in loss.terms]
+        return loss.model_copy(update={"terms": terms})
+    open_ = {name: value for name, value in values.items()
+             if name in type(loss).model_fields and getattr(loss, name) is None}
+    return loss.model_copy(update=open_)
 
 
 def _suggest(word: str, known: Iterable[str], kind: str) -> str:

@@ -117,13 +117,3 @@ def learned_from(loss: LossConfig) -> Literal["samples", "pairs", "completions"]
                              "which then imitates the best candidate of each group")
         return "samples"
     return "pairs" if any(part.needs_rejected for part in parts) else "completions"
-
-
-def with_longest(loss: LossConfig, steps: int) -> LossConfig:
-    """The loss with ``max_completion_length`` where it, or a part of it, has none."""
-    if isinstance(loss, MixLossConfig):
-        terms = [term.model_copy(update={"loss": with_longest(term.loss, steps)}) for term in loss.terms]
-        return loss.model_copy(update={"terms": terms})
-    if isinstance(loss, PolicyLossConfig) and loss.max_completion_length is None:
-        return loss.model_copy(update={"max_completion_length": steps})
-    return loss

@@ -6,6 +6,7 @@ from talker_rl.losses.config import RDPOLossConfig
 from talker_rl.losses.dpo import sigmoid_loss
 from talker_rl.losses.ops import counted, finish, lengths, log_ratios, masks
 from talker_rl.losses.types import LossOutput, PairBatch
+from talker_rl.records.codec import FIRST, codec_named
 
 
 def r_dpo_loss(batch: PairBatch, config: RDPOLossConfig) -> LossOutput:
@@ -22,6 +23,6 @@ def r_dpo_loss(batch: PairBatch, config: RDPOLossConfig) -> LossOutput:
     mask_w, mask_l = masks(pairs)
     extra_length = (lengths(mask_w) - lengths(mask_l)).to(reward_w.dtype)
     if config.alpha_unit == "second":
-        extra_length = extra_length / config.code_rate
+        extra_length = extra_length / (config.code_rate or codec_named(FIRST).rate)
     margin = reward_w - reward_l + config.alpha * extra_length
     return finish(batch, sigmoid_loss(margin, config), margin, (reward_w, reward_l))

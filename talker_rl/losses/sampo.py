@@ -56,7 +56,7 @@ def sampo_loss(batch: PairBatch, config: SamPOLossConfig) -> LossOutput:
     if config.mode == "random":
         keys_w, keys_l = random_keys(batch)  # whatever counts of it: the draw is that of the paper's loss
     else:
-        scores = (ratios_w, ratios_l) if config.by == "ratio" else policy_logps(pairs)
+        scores = log_ratios(batch) if config.by == "ratio" else policy_logps(batch)  # likewise: before any weights
         keys_w, keys_l = (-score.detach() for score in scores)
     rewards = []
     for ratios, keys, mask, stop in ((ratios_w, keys_w, mask_w, stop_w), (ratios_l, keys_l, mask_l, stop_l)):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 from talker_rl.base.errors import TalkerRLError
 from talker_rl.config import RunConfig, SetLimits
 from talker_rl.data.prompt_files import count_rows, parse_source
+from talker_rl.data.prompts import read_prompts
 from talker_rl.speech.registry import family_of
 from talker_rl.train.config import CommonConfig
 
@@ -34,6 +36,15 @@ def set_sizes(config: RunConfig, given: Mapping[str, int] | None = None) -> dict
             raise TalkerRLError(f"Cannot count the {name} prompts", fix=f"check prompts.{name}, or set prompts.limit")
         counts[name] = found if name in (given or {}) else found * voices(config, name)
     return counts
+
+
+def count_texts(config: RunConfig, which: str, prompts: int) -> int:
+    """Texts among the prompts of a set, whoever speaks them: intervals are over texts. A local file is read for it."""
+    source = parse_source(getattr(config.prompts, which))
+    if source.path is not None and source.is_file:
+        with contextlib.suppress(TalkerRLError):  # who reads it for more will say what is wrong
+            return len({(p.text, p.lang) for p in read_prompts(**config.prompts.reading(which)).prompts})
+    return prompts // voices(config, which)
 
 
 def per_round(config: RunConfig, sizes: Mapping[str, int]) -> int:

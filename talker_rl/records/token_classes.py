@@ -7,6 +7,7 @@ on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -72,9 +73,27 @@ class Heard:
     """Tokens of the text that are missing before each word, and those after the last: one list more than words."""
 
 
+def timestamp_fault(spans: Sequence[tuple[float, float]], tokens: int, duration: float, tolerance: float) -> str | None:
+    """Why these (start, end) times cannot be used, or None."""
+    if len(spans) != tokens:
+        return f"{len(spans)} times for {tokens} tokens"
+    previous = -math.inf
+    for k, (start, end) in enumerate(spans):
+        if not (math.isfinite(start) and math.isfinite(end)):
+            return f"time of token {k} is not finite"
+        if end < start:
+            return f"token {k} ends before it starts"
+        if start < previous:
+            return f"token {k} starts before the one before it"
+        if start < -tolerance or end > duration + tolerance:
+            return f"time of token {k} lies outside the audio"
+        previous = start
+    return None
+
+
 def words_and_gaps(
     text: str, lang: str, transcript: Sequence[str], spans: Sequence[tuple[float, float]], *,
-    hit_seconds: float = 0.15, spurious_seconds: float = 0.25,
+    hit_seconds: float = 0.15, spurious_seconds: float = 0.25, seconds: float = math.inf, tolerance: float = 0.25,
 ) -> Heard:
     """What each token that was heard is to the text, and what lies between two.
 
@@ -85,15 +104,16 @@ def words_and_gaps(
         text, lang: what was to be said.
         transcript, spans: tokens that were heard, and the (start, end) of each in seconds.
         hit_seconds, spurious_seconds: what counts as a pause at a mark, and where there is none (``reward.pauses``).
+        seconds: how long it sounds; times may lie outside by the ``tolerance``.
 
     Raises:
-        ValueError: a time for each token is needed, in order.
+        ValueError: the times cannot be used (:func:`timestamp_fault`).
     """
     from talker_rl.base.text.alignment import align  # here: configurations know the classes' names
     from talker_rl.base.text.tokens import normalize
 
-    if len(spans) != len(transcript) or any(b[0] < a[0] for a, b in zip(spans, spans[1:], strict=False)):
-        raise ValueError(f"{len(spans)} times in order are needed for {len(transcript)} tokens")
+    if (fault := timestamp_fault(spans, len(transcript), seconds, tolerance)) is not None:
+        raise ValueError(fault)
     wanted = normalize(text, lang)
     words: list[Word] = []
     kinds = ["none"] * max(0, len(transcript) - 1)
@@ -120,7 +140,7 @@ def words_and_gaps(
 
 def token_classes(
     speech: Speech, text: str, lang: str, transcript: Sequence[str], spans: Sequence[tuple[float, float]], *,
-    hit_seconds: float = 0.15, spurious_seconds: float = 0.25,
+    hit_seconds: float = 0.15, spurious_seconds: float = 0.25, tolerance: float = 0.25,
 ) -> list[TokenClass]:
     """The class of each step of an utterance, the stop last where it was said.
 
@@ -132,10 +152,11 @@ def token_classes(
 
     Returns: ``speech.steps`` classes.
     """
-    said = words_and_gaps(text, lang, transcript, spans, hit_seconds=hit_seconds, spurious_seconds=spurious_seconds)
+    said = words_and_gaps(text, lang, transcript, spans, hit_seconds=hit_seconds, spurious_seconds=spurious_seconds,
+                          seconds=speech.seconds, tolerance=tolerance)
     seconds = 1 / float(speech.codec.frame_rate)
     found = [_at(said, (k + 0.5) * seconds) for k in range(speech.frames)]
-    _beside(found, said.gaps, seconds)
+    _beside(found, said, seconds)
     return [*found, "stop"] if speech.stopped else found
 
 
@@ -158,11 +179,14 @@ def _gap(kind: str, length: float, hit: float, spurious: float) -> TokenClass:
     return "pause_false" if kind == "none" and length >= spurious else "between"
 
 
-def _beside(found: list[TokenClass], gaps: Sequence[Gap], seconds: float) -> None:
-    """Where something is missing between two words, the last frame before and the first after it show it."""
-    for gap in gaps:
-        if gap.kind not in ("beside_deleted", "pause_missing"):
-            continue
-        for frame in (int(gap.start / seconds - 0.5), int(gap.end / seconds + 0.5)):
-            if 0 <= frame < len(found) and found[frame] in ("right", "between"):
-                found[frame] = gap.kind
+def _beside(found: list[TokenClass], said: Heard, seconds: float) -> None:
+    """Where something is missing between two words, before the first or after the last, the last frame before and the
+    first after it show it."""
+    places = [gap for gap in said.gaps if gap.kind in ("beside_deleted", "pause_missing")]
+    if said.words:
+        ends = ((said.words[0].start, said.left_out[0]), (said.words[-1].end, said.left_out[-1]))
+        places += [Gap(at, at, "beside_deleted") for at, missing in ends if missing]
+    for place in places:
+        for frame in (int(place.start / seconds - 0.5), int(place.end / seconds + 0.5)):
+            if 0 <= frame < len(found) and found[frame] in ("right", "between", "lead", "tail"):
+                found[frame] = place.kind

@@ -13,7 +13,6 @@ import numpy as np
 
 from talker_rl.records.token_classes import Heard, words_and_gaps
 from talker_rl.reward.config import PauseConfig
-from talker_rl.reward.pauses import timestamp_fault
 
 BINS = 240
 """Peaks of a waveform: one to two pixels each."""
@@ -76,10 +75,12 @@ def strip_of(
         pauses: what counts as a pause (``reward.pauses``).
     """
     times = [(float(start), float(end)) for start, end in spans]
-    if timestamp_fault(times, len(transcript), wave.seconds, pauses.time_tolerance):
+    try:
+        said = words_and_gaps(text, "mixed", transcript, times, hit_seconds=pauses.hit_seconds, seconds=wave.seconds,
+                              spurious_seconds=pauses.spurious_seconds, tolerance=pauses.time_tolerance)
+    except ValueError:
         return Strip(wave, [])
-    return Strip(wave, _marks(words_and_gaps(text, "mixed", transcript, times, hit_seconds=pauses.hit_seconds,
-                                             spurious_seconds=pauses.spurious_seconds)))
+    return Strip(wave, _marks(said))
 
 
 def _marks(said: Heard) -> list[Mark]:

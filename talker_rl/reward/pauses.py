@@ -14,11 +14,11 @@ hit nor false, unless it is longer than any mark allows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from talker_rl.base.text.marks import Mark
+from talker_rl.records.token_classes import timestamp_fault
 from talker_rl.reward.config import PauseConfig
 from talker_rl.reward.silences import Silences
 
@@ -75,24 +75,6 @@ class PauseScore:
         if self.hits is None or self.false_pauses is None or self.marks + self.false_pauses == 0:
             return None
         return 2 * self.hits / (self.hits + self.false_pauses + self.marks)
-
-
-def timestamp_fault(spans: Sequence[tuple[float, float]], tokens: int, duration: float, tolerance: float) -> str | None:
-    """Why these (start, end) times cannot be used, or None."""
-    if len(spans) != tokens:
-        return f"{len(spans)} times for {tokens} tokens"
-    previous = -math.inf
-    for k, (start, end) in enumerate(spans):
-        if not (math.isfinite(start) and math.isfinite(end)):
-            return f"time of token {k} is not finite"
-        if end < start:
-            return f"token {k} ends before it starts"
-        if start < previous:
-            return f"token {k} starts before the one before it"
-        if start < -tolerance or end > duration + tolerance:
-            return f"time of token {k} lies outside the audio"
-        previous = start
-    return None
 
 
 def score_pauses(

@@ -83,7 +83,8 @@ class ModelConfig(Settings):
         "differences away between the log-probs of both; in float32 there are none. A byte a frame, layer and expert."
     )
     system_prompt: str = Field(
-        default=SPEECH_SYSTEM_PROMPT, description="System message of prompts that carry none; empty leaves it out."
+        default=SPEECH_SYSTEM_PROMPT, description="System message of prompts that carry none. Empty: messages of a "
+        "prompt's own stay as they are, and others begin with an empty one (left out, a chat template may put its own)."
     )
     instruction: str = Field(
         default="{text}", description="User message of prompts that carry no messages; {text} is the prompt's text."

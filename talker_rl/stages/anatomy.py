@@ -82,6 +82,9 @@ def verb(args: argparse.Namespace, config: RunConfig) -> int:
     from talker_rl.records.token_classes import MEANING
     from talker_rl.store.run_dir import MANIFEST, read_manifest, stored_config
 
+    if args.variant is not None and args.step is None:
+        raise ConfigError("A variant's log-probs are asked for, and not after how many steps", where="--variant",
+                          fix="add --step N; whose losses are asked of, --loss says")
     folder = Path(args.run_dir or Path("runs") / config.name)
     require_run(folder, fix="make its pairs first: talker-rl pair")
     run = load_data(stored_config(folder), where=str(folder / MANIFEST))
@@ -96,7 +99,7 @@ def verb(args: argparse.Namespace, config: RunConfig) -> int:
                           "losses": {name: {"loss": losses[name], **asdict(one)} for name, one in found.items()}},
                          indent=1, ensure_ascii=False))
     else:
-        print(text(found, left_out))
+        print(text(found, left_out, f"after step {args.step}" if args.step else "before training"))
     return 0
 
 
@@ -127,7 +130,8 @@ class Heard:
         candidates, scores, langs = self._by_id
         candidate, score, pauses = candidates[candidate_id], scores[candidate_id], self.config.reward.pauses
         kinds = token_classes(candidate.speech, pair.text, langs[pair.prompt_id], score.transcript, score.spans,
-                              hit_seconds=pauses.hit_seconds, spurious_seconds=pauses.spurious_seconds)
+                              hit_seconds=pauses.hit_seconds, spurious_seconds=pauses.spurious_seconds,
+                              tolerance=pauses.time_tolerance)
         return Side(candidate.token_logps, kinds, seconds=candidate.duration)
 
     def sides(self, pairs: Sequence[Pair]) -> list[Both]:
@@ -287,14 +291,18 @@ def _losses(
 ) -> dict[str, dict[str, Any]]:
     """Name -> loss."""
     from talker_rl.config_files import parse_value
-    from talker_rl.losses.config import parse_loss
+    from talker_rl.losses.config import parse_loss, parts_of
+    from talker_rl.losses.policy_config import PolicyLossConfig, ReinforceLossConfig
 
     given: list[dict[str, Any]] = []
     for text_ in asked:
         given += USUAL if text_ == "all" else [parse_value(text_, f"--loss {text_}")]
     named = {_label(loss): loss for loss in given} if given else losses_of(config, config.variants, trainings, own=True)
     for name, loss in named.items():
-        parse_loss(loss, where=f"--loss {name}")
+        if any(isinstance(part, PolicyLossConfig | ReinforceLossConfig)
+               for part in parts_of(parse_loss(loss, where=f"--loss {name}"))):
+            raise ConfigError(f"{name} learns from samples with advantages, and these are pairs",
+                              where=f"--loss {name}", fix="name a loss of pairs, or --loss all")
     if not named:
         raise ConfigError("The variants learn from completions, which are compared with nothing",
                           where="train.data", fix="name a loss: --loss '{type: dpo}'")
@@ -340,8 +348,8 @@ def _at_checkpoint(
     return out
 
 
-def text(found: dict[str, Anatomy], left_out: int = 0) -> str:
-    """A table, a row a loss, and what to be warned of."""
+def text(found: dict[str, Anatomy], left_out: int = 0, when: str = "before training") -> str:
+    """A table, a row a loss, and what to be warned of; ``when`` says of which policy the log-probs are."""
     from talker_rl.records.token_classes import WRONG
     from talker_rl.report.columns import columns
 
@@ -357,9 +365,9 @@ def text(found: dict[str, Anatomy], left_out: int = 0) -> str:
             f"{one.past_common['chosen']:+.1f} / {one.past_common['rejected']:+.1f}"))
     lines = columns(rows)
     unusable = f" Left out, for want of usable times: {left_out}." if left_out else ""
-    lines += ["", f"Means over {count(first.pairs, 'pair')}, both sides together, in units of the push that DPO gives "
-              "a token before training. `a token`: what this loss gives one on average; `of its own`: the stop in "
-              f"units of that, which is what Adam makes of it.{unusable}"]
+    lines += ["", f"Means over {count(first.pairs, 'pair')}, {when}, both sides together, in units of the push "
+              "that DPO gives a token at the start. `a token`: what this loss gives one on average; `of its own`: the "
+              f"stop in units of that, which is what Adam makes of it.{unusable}"]
     return "\n".join([*lines, *warnings(found)])
 
 

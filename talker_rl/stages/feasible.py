@@ -170,8 +170,8 @@ def _check_pairs(config: RunConfig) -> None:
     longest = sampling.max_new_tokens - 1 - max(1, sampling.min_new_tokens or 0)
     if pairs.chosen_longer_by is not None and pairs.chosen_longer_by > longest:
         raise ConfigError(
-            f"No chosen can be longer than its rejected by {count(pairs.chosen_longer_by, 'code')}: candidates have "
-            f"{max(1, sampling.min_new_tokens or 0)} to {sampling.max_new_tokens - 1} codes",
+            f"No chosen can be longer than its rejected by {count(pairs.chosen_longer_by, 'frame')}: candidates have "
+            f"{max(1, sampling.min_new_tokens or 0)} to {sampling.max_new_tokens - 1} frames",
             where="pairs.chosen_longer_by", fix=f"lower it below {max(longest, 0) + 1}, or raise "
             "rollouts.sampling.max_new_tokens")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from talker_rl.base.errors import DataError, StageError
@@ -57,7 +57,7 @@ def make(ctx: Context, round_: Round) -> None:
         scored = Scored(ctx, round_)
         if votes is not None:
             pairs, reasons = import_votes(votes, scored.prompts, scored.candidates())
-            told = _with_classes(pairs, anatomy.heard_in(ctx.run.path, ctx.config, pairs, round_.prefix)) \
+            told = _WithClasses(anatomy.heard_in(ctx.run.path, ctx.config, pairs, round_.prefix))(pairs) \
                 if by_class else pairs
             _tell_classes(ctx, write(folder, [told], Pair), len(pairs) - len(told))
         else:
@@ -97,23 +97,32 @@ def _select(ctx: Context, scored: Scored, folder: ShardFolder, by_class: bool) -
     without = 0
     with Sorted(Pair, lambda pair: rank[pair.prompt_id], len(rank), folder.path) as chosen:
         for prompts, candidates, scores in scored:
-            pairs = selection.choose(prompts, candidates, scores)
-            if by_class:
-                chosen.add(told := _with_classes(pairs, anatomy.Heard(ctx.config, candidates, scores, prompts)))
-                without += len(pairs) - len(told)
-            else:
-                chosen.add(pairs)
+            if not by_class:
+                chosen.add(selection.choose(prompts, candidates, scores))
+                continue
+            told = _WithClasses(anatomy.Heard(ctx.config, candidates, scores, prompts))
+            chosen.add(selection.choose(prompts, candidates, scores, told))
+            without += told.without
         written = write(folder, (selection.finish(part) for part in chosen.parts()), Pair)
     if by_class:
         _tell_classes(ctx, written, without)
     return dict(sorted(Counter(selection.reason_of.values()).items()))
 
 
-def _with_classes(pairs: list[Pair], heard: anatomy.Heard) -> list[Pair]:
-    """Pairs that say what each of their tokens is, for losses with ``token_weights``: those of which it can be told."""
-    return [replace(pair, chosen_classes=[CLASSES.index(kind) for kind in chosen.classes],
-                    rejected_classes=[CLASSES.index(kind) for kind in rejected.classes])
-            for pair, (chosen, rejected) in heard.sides(pairs)]
+@dataclass
+class _WithClasses:
+    """Makes pairs say what each token is, for losses with ``token_weights``: those of which it can be told."""
+
+    heard: anatomy.Heard
+    without: int = 0
+    """Pairs of which it could not."""
+
+    def __call__(self, pairs: list[Pair]) -> list[Pair]:
+        told = [replace(pair, chosen_classes=[CLASSES.index(kind) for kind in chosen.classes],
+                        rejected_classes=[CLASSES.index(kind) for kind in rejected.classes])
+                for pair, (chosen, rejected) in self.heard.sides(pairs)]
+        self.without += len(pairs) - len(told)
+        return told
 
 
 def _tell_classes(ctx: Context, told: int, without: int) -> None:

@@ -11,7 +11,7 @@ from talker_rl.config import RunConfig
 from talker_rl.evaluation.ablation import read_table
 from talker_rl.evaluation.power import TYPICAL, measured, smallest
 from talker_rl.planning.forecast import Job, Part
-from talker_rl.planning.sizes import set_sizes
+from talker_rl.planning.sizes import count_texts, set_sizes
 from talker_rl.rounds import Round, rounds_of
 from talker_rl.stages import choice
 from talker_rl.stages.order import all_stages
@@ -130,15 +130,17 @@ def describe_sweep(config: SweepConfig, folder: Path | None = None) -> str:
     return "\n".join([*lines, *_power(config, counts["eval"], folder)])
 
 
-def _power(config: SweepConfig, texts: int, folder: Path | None) -> list[str]:
+def _power(config: SweepConfig, prompts: int, folder: Path | None) -> list[str]:
     """How small a difference of WER between a variant and the baseline is found, arm by arm."""
+    texts = count_texts(config.run, "eval", prompts)
     beside = {arm: len(cfg.variants) - 1 for arm, cfg in config.arms.items()}
     compared, seeds = sum(beside.values()) * (2 if config.tuning else 1), len(config.seeds)  # as published, and tuned
     if not compared or texts < 2:
         return []
     table = folder / "ablation.json" if folder else None
     known = measured(read_table(table)["rows"]) if table and table.is_file() else None
-    parts = known or replace(TYPICAL, rest=TYPICAL.rest / config.run.eval.seeds**0.5)
+    spoken = config.run.eval.seeds * max(1, prompts // max(1, texts))  # utterances of a text
+    parts = known or replace(TYPICAL, rest=TYPICAL.rest / spoken**0.5)
     lines = []
     for arm, others in beside.items():
         if others:

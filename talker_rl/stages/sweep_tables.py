@@ -54,7 +54,8 @@ def write(config: SweepConfig, folder: Path, arms: Mapping[str, Context], cells:
     found["prediction"] = {
         name: _prediction(ctx, _measured_against(config, config.baseline, cells(name)),
                           [row for row in rows if row["arm"] == name], resamples) for name, ctx in arms.items()}
-    found["notes"] += [*_of_tuning(config, folder), *ablation.of_trainings(rows), ablation.of_intervals(rows)]
+    found["notes"] += [*_of_tuning(config, folder), *ablation.of_failures(rows), *ablation.of_trainings(rows),
+                       ablation.of_intervals(rows)]
     found["notes"] += prediction.told(found["prediction"])
     if config.run.eval.checkpoints == "all":
         found |= _at_equal_drift(config, folder, arms, cells)
@@ -137,13 +138,16 @@ def _at_equal_drift(
     seal(folder, ["curves.parquet"])
     found = equal_drift.curves(rows, config.drift)
     table: list[dict[str, Any]] = []
+    left_out: list[str] = []
     for baseline in _baselines(config):
         mine = {arm: {name: one for name, one in trainings.items() if _own(config, baseline, name[0])}
                 for arm, trainings in found.items()}
-        table += equal_drift.table(mine, baseline, at_kl=config.at_kl or (),
-                                   resamples=config.run.eval.bootstrap_samples)
+        made = equal_drift.table(mine, baseline, at_kl=config.at_kl or (), resamples=config.run.eval.bootstrap_samples)
+        own = [row for row in rows if row.variant == "base" or _own(config, baseline, row.variant)]
+        left_out += equal_drift.left_out(own, mine, made, config.at_kl or ())
+        table += made
     return {"axis": config.drift, "frontiers": equal_drift.frontiers(found), "equal_kl": equal_drift.corrected(table),
-            "left_out": equal_drift.left_out(rows, found, table, config.at_kl or ())}
+            "left_out": list(dict.fromkeys(left_out))}
 
 
 def _curve_rows(arm: str, ctx: Context, cells: Sequence[tuple[str, int]]) -> Iterator[CurveRow]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -45,6 +45,8 @@ class Pauses:
 
     hit_seconds: float = 0.15
     spurious_seconds: float = 0.25
+    tolerance: float = 0.25
+    """Seconds by which a word's time may lie outside the sound."""
 
 
 def grouped(
@@ -84,8 +86,7 @@ def classes_of(group: Group, pauses: Pauses) -> dict[str, list[int]]:
         with suppress(ValueError):
             if score.status == "ok":
                 kinds = token_classes(candidate.speech, group.prompt.text, group.prompt.lang, score.transcript,
-                                      score.spans, hit_seconds=pauses.hit_seconds,
-                                      spurious_seconds=pauses.spurious_seconds)
+                                      score.spans, **asdict(pauses))
                 found[candidate.candidate_id] = [CLASSES.index(kind) for kind in kinds]
     return found
 
@@ -105,7 +106,7 @@ def _places(prompt: Prompt, candidate: Candidate, score: ScoreRow, pauses: Pause
     with suppress(ValueError):
         if score.status == "ok":
             heard = words_and_gaps(prompt.text, prompt.lang, score.transcript, score.spans,
-                                   hit_seconds=pauses.hit_seconds, spurious_seconds=pauses.spurious_seconds)
+                                   seconds=candidate.speech.seconds, **asdict(pauses))
             return slots(candidate.speech, heard)
     return {}
 

@@ -20,7 +20,7 @@ from talker_rl.base.progress import Pace
 from talker_rl.base.seals import LIST, seal, unseal
 from talker_rl.data.pairs import PAIRS_HASH, pairs_hash
 from talker_rl.losses import build_loss, parse_loss
-from talker_rl.losses.policy_config import with_longest
+from talker_rl.losses.config import filled
 from talker_rl.records.codec import FIRST
 from talker_rl.speech.protocol import Generator, Policy, TalkerSequence, Training
 from talker_rl.store.run_dir import config_diff
@@ -36,6 +36,7 @@ from talker_rl.train.checkpoints import (
     promote_checkpoint,
     strip_resume_state,
 )
+from talker_rl.train.classes import check_classes
 from talker_rl.train.config import TrainConfig
 from talker_rl.train.drift import SEQUENCES, KLTargets, mean_kl
 from talker_rl.train.guards import Guards, LiveMetrics
@@ -116,8 +117,10 @@ def train_variant(
             on_progress=_reference_line(output_dir.name) if progress else None,
         )
 
+    check_classes(parse_loss(cfg.loss), [source.records, source.held_out_records])
+    loss = build_loss(filled(parse_loss(cfg.loss), code_rate=generator.codec.rate))
     return _train(
-        generator, source, PairObjective(build_loss(cfg.loss)), cfg, args, output_dir, settings, prepare,
+        generator, source, PairObjective(loss), cfg, args, output_dir, settings, prepare,
         start_adapter=start_adapter, reference=reference_adapter, resume=resume, progress=progress,
         watching=lambda policy: _kl_targets(cfg, policy, source.some, 
                                              everywhere=cfg.engine.name == "fsdp2" or engines.zero_stage(args) == 3),
@@ -154,7 +157,8 @@ def train_online(
                       False)
     reference_adapter = {"start": start_adapter, "base": None}.get(str(reference), reference)
     settings = _settings(generator, cfg, args, start_adapter, reference_adapter) | dict(facts)
-    loss = build_loss(with_longest(parse_loss(cfg.loss), live.max_new_tokens))
+    loss = build_loss(filled(parse_loss(cfg.loss), max_completion_length=live.max_new_tokens,
+                             code_rate=generator.codec.rate))
     learn = PolicyObjective(loss) if cfg.learned == "samples" else PairObjective(loss)
     objective = OnPolicy(learn, exact=not args.bf16 and generator.settings.dtype == "float32")
     return _train(
