@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,11 @@ def omni_config() -> Any:
 
 def tiny_omni(seed: int = 0, spread: float = 3.0) -> Any:
     """A random model whose Talker is sure enough of itself to be sampled (``spread`` scales its head)."""
+    return copy.deepcopy(_tiny_omni(seed, spread))
+
+
+@lru_cache(maxsize=8)
+def _tiny_omni(seed: int, spread: float) -> Any:
     from transformers import Qwen2_5OmniForConditionalGeneration
 
     with torch.random.fork_rng():

@@ -41,8 +41,12 @@ def _checkpoint() -> Path:
     return write_checkpoint(Path(kept.name) / "omni")
 
 
-def write_world(folder: Path, **overrides: Any) -> Path:
-    """Model, prompts and ``config.yaml`` in a folder; returns the configuration file."""
+def write_world(folder: Path, quick: bool = False, **overrides: Any) -> Path:
+    """Model, prompts and ``config.yaml`` in a folder; returns the configuration file.
+
+    Args:
+        quick: fewer steps, checkpoints and utterances, for what does not hang on them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / "omni"
     if not model.exists():
@@ -75,6 +79,10 @@ def write_world(folder: Path, **overrides: Any) -> Path:
         "eval": {"seeds": 2, "bootstrap_samples": 200, "extras": 0},
         "report": {"before_after": 2, "pairs": 2},
     }
+    if quick:
+        config["train"]["args"] |= {"max_steps": 2}
+        config["checkpoint"]["tried"] = "last"
+        config["eval"] |= {"seeds": 1, "bootstrap_samples": 100}
     for key, value in overrides.items():
         merge = isinstance(config.get(key), dict) and isinstance(value, dict)
         config[key] = {**config[key], **value} if merge else value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -95,6 +97,11 @@ def _audible(code2wav: Any) -> None:
 
 def tiny_talker(seed: int = 0, *, spread: float = 3.0, stop: float = 2.0, **shape: int) -> Any:
     """The Talker with its code predictor alone."""
+    return copy.deepcopy(_tiny_talker(seed, spread, stop, **shape))
+
+
+@lru_cache(maxsize=8)
+def _tiny_talker(seed: int, spread: float, stop: float, **shape: int) -> Any:
     from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeTalkerForConditionalGeneration
 
     return _random(Qwen3OmniMoeTalkerForConditionalGeneration(qwen3_config(**shape).talker_config), seed, spread, stop)
@@ -102,6 +109,11 @@ def tiny_talker(seed: int = 0, *, spread: float = 3.0, stop: float = 2.0, **shap
 
 def tiny_qwen3(seed: int = 0, *, spread: float = 3.0, stop: float = 2.0) -> Any:
     """The whole model, for upstream's own ``generate``."""
+    return copy.deepcopy(_tiny_qwen3(seed, spread, stop))
+
+
+@lru_cache(maxsize=4)
+def _tiny_qwen3(seed: int, spread: float, stop: float) -> Any:
     from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeForConditionalGeneration
 
     return _random(Qwen3OmniMoeForConditionalGeneration(qwen3_config()), seed, spread, stop)

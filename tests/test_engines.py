@@ -20,12 +20,18 @@ from talker_rl.train.arguments import TalkerArguments
 from talker_rl.train.engine_config import EngineConfig
 from talker_rl.train.engines import deepspeed_settings, require
 
-pytest.importorskip("deepspeed", reason="talker-rl[deepspeed] is not installed")
+deepspeed = pytest.importorskip("deepspeed", reason="talker-rl[deepspeed] is not installed")
 
 ENGINES = ("zero2", "zero3", "fsdp2")
 IN_PARTS = ("zero3", "fsdp2")
 RUN = ("dpo", "full", "mix", "accumulation")
 GATHERED = "stage3_gather_16bit_weights_on_model_save"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _probed() -> None:
+    """What can be compiled here, which DeepSpeed finds out by compiling: once, and not in every process."""
+    assert deepspeed.ops.__compatible_ops__ is not None
 
 
 def engine_of(name: str) -> dict[str, Any]:

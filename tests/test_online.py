@@ -51,6 +51,14 @@ def run(config: Path, folder: Path) -> int:
     return cli.main(["run", "-c", str(config), "--run-dir", str(folder), "-q", "--debug"])
 
 
+def train(config: Path, folder: Path, *more: str) -> int:
+    """As far as its training and choice: neither evaluation nor pages."""
+    for verb in ("prompts", "condition", "train"):
+        if code := cli.main([verb, "-c", str(config), "--run-dir", str(folder), "-q", *more]):
+            return code
+    return 0
+
+
 def log(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "round1/train/default/log.jsonl").read_text().splitlines()
     return [row for line in lines if "loss" in (row := json.loads(line))]
@@ -103,7 +111,7 @@ def test_what_ends_early_is_judged_while_others_are_sampled(
         return submit(self, candidates)
 
     monkeypatch.setattr(PoolJudge, "submit", counted)
-    assert run(config, tmp_path / "run") == 0
+    assert train(config, tmp_path / "run") == 0
     one, other = (folder / "round1/train/default/online" for folder in (whole, tmp_path / "run"))
     candidates = ShardFolder(other / "rollouts").read_all(Candidate)
     assert len(asked) > 3 and sorted(i for part in asked for i in part) == sorted(c.candidate_id for c in candidates)
@@ -178,7 +186,7 @@ def test_the_time_of_training_is_not_that_of_starting_up(finished: tuple[Path, P
 def test_one_step_ahead_the_samples_are_of_the_policy_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling n + 1 is there before step n is taken, of the policy before it; killed then, it is taken from disk."""
     config = world(tmp_path, overlap=True)
-    assert run(config, tmp_path / "run") == 0
+    assert train(config, tmp_path / "run") == 0
     stage = tmp_path / "run/round1/train/default/online"
     rows = log(tmp_path / "run")
     assert [row["online/staleness"] for row in rows] == [0.0, 1.0, 1.0]
@@ -193,10 +201,10 @@ def test_one_step_ahead_the_samples_are_of_the_policy_before(tmp_path: Path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Live, "_collated", cut)
-        assert run(config, tmp_path / "cut") == 130
+        assert train(config, tmp_path / "cut") == 130
     half = tmp_path / "cut/round1/train/default/online"
     assert len(ShardFolder(half / "rollouts")) == 3 and len(ShardFolder(half / "scores")) == 2
-    assert run(config, tmp_path / "cut") == 0
+    assert train(config, tmp_path / "cut") == 0
     assert [[c.codes for c in ShardFolder(half / "rollouts").read(n, Candidate)] for n in range(3)] == drawn
     one, other = weights(tmp_path / "run"), weights(tmp_path / "cut")
     assert all(torch.equal(one[k], other[k]) for k in one)
@@ -204,7 +212,7 @@ def test_one_step_ahead_the_samples_are_of_the_policy_before(tmp_path: Path, mon
 
 def test_check_ups_are_heard_by_the_second_recognizer_and_end_it(tmp_path: Path) -> None:
     config = world(tmp_path, held_out={"every": 1, "prompts": 2, "patience": 1})
-    assert run(config, tmp_path / "run") == 0
+    assert train(config, tmp_path / "run") == 0
     rows = log(tmp_path / "run")
     heard = ShardFolder(tmp_path / "run/round1/train/default/online/held_out")
     assert len(heard) == len(rows) >= 2
@@ -236,8 +244,8 @@ def test_interrupted_it_goes_on_to_the_same_weights(
 
     with monkeypatch.context() as patch:
         patch.setattr(Live, "_make", cut)
-        assert run(config, tmp_path / "run") == 130
-    assert run(config, tmp_path / "run") == 0
+        assert train(config, tmp_path / "run") == 130
+    assert train(config, tmp_path / "run") == 0
     one, other = weights(folder), weights(tmp_path / "run")
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     assert [row["loss"] for row in log(folder)] == [row["loss"] for row in log(tmp_path / "run")]
@@ -245,13 +253,15 @@ def test_interrupted_it_goes_on_to_the_same_weights(
 
 def test_killed_at_any_moment_it_ends_with_the_same_weights(tmp_path: Path) -> None:
     config = world(tmp_path, overlap=True, held_out={"every": 2, "prompts": 2})
-    assert run(config, tmp_path / "calm") == 0
+    assert train(config, tmp_path / "calm") == 0
     folder, draw = tmp_path / "killed", random.Random(0)
+    for verb in ("prompts", "condition"):
+        assert cli.main([verb, "-c", str(config), "--run-dir", str(folder), "-q"]) == 0
     stage = folder / "round1/train/default"
     moments = [stage / "online/rollouts/shard-00000.parquet", stage / "checkpoint-1", stage / "checkpoint-2"]
     for moment in moments:
         process = subprocess.Popen(
-            [sys.executable, "-m", "talker_rl.cli", "run", "-c", str(config), "--run-dir", str(folder), "-q"],
+            [sys.executable, "-m", "talker_rl.cli", "train", "-c", str(config), "--run-dir", str(folder), "-q"],
             env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
             start_new_session=True)
         deadline = time.monotonic() + 900
@@ -261,7 +271,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(tmp_path: Path) -> N
         time.sleep(draw.random() * 0.3)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert run(config, folder) == 0
+    assert train(config, folder) == 0
     one, other = weights(tmp_path / "calm"), weights(folder)
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     assert [row["loss"] for row in log(tmp_path / "calm")] == [row["loss"] for row in log(folder)]
@@ -302,8 +312,8 @@ def test_a_step_is_the_same_however_many_forwards_it_takes(tmp_path: Path, loss:
     config, rows = world(tmp_path, loss, decodes=6, pairs={"margin": 0.0, "max_pairs_per_prompt": 3}), []
     for size in (6, 4, 1):  # six samples at once, in unequal parts, one by one
         folder = tmp_path / f"run{size}"
-        assert cli.main(["run", "-c", str(config), "--run-dir", str(folder), "-q",
-                         f"train.args.per_device_train_batch_size={size}", "train.args.optim=sgd"]) == 0
+        assert train(config, folder, f"train.args.per_device_train_batch_size={size}", "train.args.optim=sgd",
+                     "checkpoint.tried=last") == 0
         rows.append(log(folder)[0])
     for row in rows[1:]:
         assert [row[name] for name in ("loss", "grad_norm")] == pytest.approx(
@@ -343,7 +353,7 @@ def test_planted_mistakes_are_caught(
 
     monkeypatch.setattr(Live, "_of_samples", wrong)
     config = world(tmp_path, sampling=SAMPLING | ({"temperature": 0.7} if fault == "denominator" else {}))
-    code = cli.main(["run", "-c", str(config), "--run-dir", str(tmp_path / "run"), "-q"])
+    code = train(config, tmp_path / "run", "checkpoint.tried=last")
     told = capsys.readouterr().err
     if fault in ("shifted", "denominator"):
         assert code == 1 and "differ by" in told and "talker-rl parity" in told
@@ -369,7 +379,8 @@ def test_planted_mistakes_are_caught(
 ])
 def test_every_kind_trains(tmp_path: Path, loss: dict[str, Any], online: dict[str, Any]) -> None:
     config = world(tmp_path, loss, **online)
-    assert run(config, tmp_path / "run") == 0
+    whole = "pairs" in online or "advantages" in online  # whose pages say other things
+    assert (run if whole else train)(config, tmp_path / "run") == 0
     rows = log(tmp_path / "run")
     assert len(rows) == 3 * online.get("mini_batches", 1) * online.get("num_iterations", 1) or "refill" in online
     assert rows[-1]["online/decodes"] <= 20
@@ -394,7 +405,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: d
 
 def test_the_running_baseline_is_the_mean_of_the_samplings_before(tmp_path: Path) -> None:
     config = world(tmp_path, advantages={"baseline": "running", "scale_rewards": "none"})
-    assert run(config, tmp_path / "run") == 0
+    assert train(config, tmp_path / "run") == 0
     shards = ShardFolder(tmp_path / "run/round1/train/default/online/advantages")
     before: list[float] = []
     for number in range(3):

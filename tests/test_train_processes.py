@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -77,6 +78,7 @@ def ranks(function: Callable[[], Any], world: int = 2) -> list[Any]:
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
+            gc.freeze()  # or else the first collection copies all that came along
             os.close(go)
             with os.fdopen(write, "wb") as out:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
