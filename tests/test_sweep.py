@@ -170,10 +170,10 @@ def test_the_dry_run_says_how_small_a_difference_is_found(
             r"correction over 5 comparisons", out)]
 
     out, three = told("seeds=[0,1,2]")
-    assert "arm biased: with 200 texts and 3 seeds" in out and "typical of the micro model" in out and len(three) == 2
+    assert "arm biased: with 160 texts and 3 seeds" in out and "typical of the micro model" in out and len(three) == 2
     assert all(alone < after for alone, after in three)
     assert three[0][1] < three[1][1], "in a larger arm, seeds' spread is known better"
-    expected = [smallest(TYPICAL, 200, 3, comparisons=many, beside=4) for many in (1, 5)]
+    expected = [smallest(TYPICAL, 160, 3, comparisons=many, beside=4) for many in (1, 5)]
     assert three[0] == pytest.approx(tuple(100 * x for x in expected), abs=0.051)
     five = told("seeds=[0,1,2,3,4]")[1]
     assert five[0] < three[0] and five[1] < three[1]
@@ -197,7 +197,7 @@ def test_what_it_can_find_is_of_texts_and_not_of_who_speaks_them(
     voices = "run.prompts.speaker_assignment={eval: all}"
     told_all = told(voices)
     number = int(re.search(r"(\d+) eval utterances of base", told_all)[1])
-    assert number in (400, 600, 800) and "arm biased: with 200 texts" in told_all
+    assert number in (320, 480, 640) and "arm biased: with 160 texts" in told_all
     file = tmp_path / "eval.jsonl"
     speakers = load_config(ROOT / "configs/demo.yaml").prompts.speaker
     file.write_text("".join(json.dumps({"text": f"the river {word}.", "speaker": speakers}) + "\n"
