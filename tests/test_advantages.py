@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from said import said
 
+from talker_rl.records.candidate import Candidate
+from talker_rl.records.prompt import Prompt
+from talker_rl.records.score import ScoreRow
 from talker_rl.records.slots import slots
 from talker_rl.records.token_classes import words_and_gaps
 from talker_rl.train.advantages import AdvantageConfig, advantages, decoupled, says_something
 from talker_rl.train.credit import of_sequences, of_what_differs, of_words
+from talker_rl.train.groups import Group, Pauses, grouped, value
+from talker_rl.train.online_config import OnlineConfig
 
 GROUPS = [[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]
 
@@ -102,3 +109,70 @@ def test_each_word_has_an_advantage_of_its_own() -> None:
 def test_whole_sequences() -> None:
     found = of_sequences([0.5, -0.5], [3, 2])
     assert [a.tolist() for a in found] == [[0.5] * 3, [-0.5] * 2]
+
+
+def test_who_was_cut_is_wrong_behind_its_last_word_and_those_that_ended_are_right() -> None:
+    spans = [(0.1, 0.4), (0.5, 0.8), (1.2, 1.6)]
+    ended = places("one two three", spans)
+    cut = slots(said([1] * 140), words_and_gaps("one two, three", "en", "one two three".split(), spans))
+    assert not cut["between", 3].right and cut["between", 3].ranges == [(75, 140)]
+    good, bad = of_what_differs([1.0, -1.0], [101, 140], [ended, cut])
+    assert good[100] == 1.0 and not good[:75].any(), "the stop is what it did better"
+    assert set(bad[75:]) == {-1.0} and not bad[:75].any()
+
+
+def test_the_stop_is_not_of_a_word_that_lasts_to_the_end() -> None:
+    found = places("one two three", [(0.1, 0.4), (0.5, 0.8), (1.2, 2.1)])
+    assert found["word", 2].ranges == [(57, 100)] and found["between", 3].ranges[0][1] == 101
+
+
+def judged(rewards: list[float | None], seconds: list[float] | None = None, code: str | None = None,
+           cut: int | None = None, **settings: Any) -> Group:
+    """A group of two words, all said right; where there is no reward scoring failed."""
+    cfg = OnlineConfig(num_generations=len(rewards), **settings)
+    prompt = Prompt("one two", "Ann")
+    speech = [round(50 * (seconds or [1.0] * len(rewards))[k]) for k in range(len(rewards))]
+    candidates = [Candidate(prompt.prompt_id, f"c{k}", "Ann", k, [1] * n, None if k == cut else 8294,
+                            "max_tokens" if k == cut else "eos", [-1.0] * (n + (k != cut)))
+                  for k, n in enumerate(speech)]
+    scores = [ScoreRow(prompt.prompt_id, f"c{k}", "failed" if r is None else "ok", r, {},
+                       transcript=["one", "two"], spans=[(0.1, 0.3), (0.4, 0.6)], error_code=code if r is None else None)
+              for k, r in enumerate(rewards)]
+    (group,) = grouped({prompt.prompt_id: prompt}, candidates, scores, cfg)
+    value([group], cfg, Pauses())
+    return group
+
+
+def test_who_was_cut_is_below_others_that_are_all_alike() -> None:
+    assert judged([1.0, 1.0, 1.0], cut=1).rewards == [1.0, 0.0, 1.0]
+    assert judged([0.6, 1.0, 0.2], cut=1).rewards == [0.6, 0.2, 0.2], "as the worst, where there is one"
+    credited = judged([1.0, 1.0, 1.0], cut=1, advantages={"credit": "what_differs"})
+    assert credited.teaches and credited.advantages[1][-1] < 0 and credited.advantages[0][-1] > 0
+
+
+def test_what_the_machinery_failed_to_judge_says_nothing() -> None:
+    for code, reward in (("recognizer_error", 0.6), ("null_component", 0.6), ("empty", 0.4), ("hallucination", 0.4)):
+        group = judged([0.4, None, 0.8], code=code)
+        assert group.rewards == [0.4, pytest.approx(reward), 0.8]
+        assert (abs(group.values[1]) < 1e-9) == (reward == 0.6)
+
+
+def test_who_drags_is_to_blame_as_a_whole() -> None:
+    group = judged([0.9, 1.0, 0.8], seconds=[1.0, 3.0, 1.0], max_length_ratio=1.5, advantages={"credit": "what_differs"})
+    assert group.rewards[1] == 0.8 and group.values[1] < 0 and set(group.advantages[1]) == {np.float32(group.values[1])}
+
+
+@pytest.mark.parametrize("wrong", [{"baseline": "running"}, {"baseline": "running", "scale_rewards": "none",
+                                                             "rewards": {"reward": 1.0}}])
+def test_a_running_baseline_is_not_divided_by_a_spread_of_nothing(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="baseline: running"):
+        AdvantageConfig(**wrong)
+
+
+def test_a_group_whose_rewards_are_alike_teaches_against_what_came_before() -> None:
+    group = judged([0.9, 0.9, 0.9], advantages={"baseline": "running", "scale_rewards": "none"})
+    assert not group.teaches, "nothing came before"
+    value([group], OnlineConfig(num_generations=3, advantages=AdvantageConfig(baseline="running", scale_rewards="none")),
+          Pauses(), running=0.5)
+    assert group.teaches and group.values == pytest.approx([0.4] * 3)
+    assert not judged([0.7, 0.7, 0.7]).teaches

@@ -103,10 +103,22 @@ def test_ratios_of_sequences() -> None:
     assert narrow.loss.item() == pytest.approx((-r[0] + (1 - 3e-4) - 2) / 3, rel=1e-6)
 
 
+def test_a_ratio_of_a_sequence_leaves_each_step_its_own_advantage() -> None:
+    """GSPO-token, eq. 13: the sequence's ratio by value, each step's gradient by its own advantage; 0 stays 0."""
+    credit = [[0.0, 2.0, 0.0], [-1.0, 0.0], [0.0]]
+    samples = batch(logps=padded(OLD).requires_grad_(True), advantages=padded(credit))
+    loss({"type": "gspo"}, samples).loss.backward()
+    assert samples.logps.grad is not None and torch.allclose(samples.logps.grad, -padded(credit, 0.0) / 6)
+    same = batch()  # where all steps have the same advantage it is d/dlogp of -r A, r the root of the product
+    loss({"type": "gspo", "epsilon": 0.9, "epsilon_high": 0.9}, same).loss.backward()
+    r = padded([[0.75 ** (1 / 3)] * 3, [0.77 ** 0.5] * 2, [1.0]], 0.0)
+    assert same.logps.grad is not None and torch.allclose(same.logps.grad, -r * padded(ADVANTAGES, 0.0) / 6)
+
+
 def test_kl_to_the_reference() -> None:
     out = loss({"type": "grpo", "beta": 0.1})
     k3 = [[1 / q - math.log(1 / q) - 1 for q in row] for row in ([1.5, 1.0, 0.5], [1.1, 0.7], [1.0])]
-    assert out.metrics["kl"].item() == pytest.approx(sum(map(sum, k3)) / 6, rel=1e-5)
+    assert out.metrics["kl_k3"].item() == pytest.approx(sum(map(sum, k3)) / 6, rel=1e-5)
     assert out.loss.item() == pytest.approx((sum(map(sum, STEPS)) + 0.1 * sum(map(sum, k3))) / 6, rel=1e-5)
     with pytest.raises(ValueError, match="no reference"):
         loss({"type": "grpo", "beta": 0.1}, batch(ref_logps=None))

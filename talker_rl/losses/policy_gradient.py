@@ -19,7 +19,8 @@ def policy_gradient_loss(batch: SampleBatch, config: PolicyLossConfig) -> LossOu
     al. 2024, arXiv 2402.03300, eq. 3): -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta k3, where
     k3 = exp(log ref - log pi) - (log ref - log pi) - 1. With ``delta`` no r above it counts where A < 0 (dual clip, Ye
     et al. 2020). On sequence level r is the geometric mean of its steps' (GSPO, Zheng et al. 2025, arXiv 2507.18071,
-    eq. 5 and 7).
+    eq. 5 and 7), in the form that gives each step its own advantage (GSPO-token, eq. 13 and 14): where all steps have
+    the same it is the same.
 
     The mean is over a sequence's steps and then sequences (`grpo`), over steps (`bnpo`, `dapo`: Yu et al. 2025, arXiv
     2503.14476, eq. 8), or a sum over a constant (`dr_grpo`: Liu et al. 2025, arXiv 2503.20783).
@@ -29,7 +30,7 @@ def policy_gradient_loss(batch: SampleBatch, config: PolicyLossConfig) -> LossOu
     log_ratio = logps - old
     if config.importance_sampling_level == "sequence":
         mean = log_ratio.sum(dim=1, keepdim=True) / lengths(mask).clamp(min=1)[:, None]
-        log_ratio = mean.expand_as(mask)
+        log_ratio = mean.detach() + (logps - logps.detach())  # its value, and each step's own gradient
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - config.epsilon, 1 + config.high)
     bounded = ratio if config.delta is None else ratio.clamp(max=config.delta)
@@ -66,7 +67,7 @@ def _finish(
         apart = clean(batch.ref_logps.detach(), mask) - clean(batch.logps, mask)
         k3 = torch.where(mask, apart.exp() - apart - 1, 0.0)
         losses = losses + beta * k3
-        metrics["kl"] = (k3.detach().sum() / mask.sum().clamp(min=1))
+        metrics["kl_k3"] = (k3.detach().sum() / mask.sum().clamp(min=1))
     losses = torch.where(mask, losses, torch.zeros_like(losses))
     steps = lengths(mask)
     if loss_type == "grpo":

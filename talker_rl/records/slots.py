@@ -43,7 +43,7 @@ def slots(speech: Speech, heard: Heard) -> dict[Place, Slot]:
 
     def put(place: Place, right: bool, start: float | None, end: float | None) -> None:
         first = 0 if start is None else max(0, min(round(start * rate), steps - 1))
-        behind = steps if end is None else max(first + 1, min(round(end * rate), steps))
+        behind = steps if end is None else max(first + 1, min(round(end * rate), speech.frames))
         slot = found.setdefault(place, Slot(right))
         slot.right = slot.right and right
         slot.ranges.append((first, behind))
@@ -73,6 +73,6 @@ def slots(speech: Speech, heard: Heard) -> dict[Place, Slot]:
             put(("pause", at - 1), kind in ("pause", "between"), *turn(number))
         put(("word", at), word.kind == "right", *said)
         at, boundary_known = at + 1, True
-    if not words or words[-1].wanted:
-        put(("between", at), True, *turn(len(words)))
+    if not words or words[-1].wanted:  # who was cut had not come to an end behind its last word, though all were right
+        put(("between", at), speech.stopped, *turn(len(words)))
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from talker_rl.base.errors import ConfigError
 from talker_rl.base.figures import count
@@ -19,6 +19,7 @@ from talker_rl.records.prompt import Prompt
 from talker_rl.records.score import ScoreRow
 from talker_rl.reward.combine import BUILT_IN_COMPONENTS
 from talker_rl.reward.stability import speaking_units
+from talker_rl.speech.config import SamplingConfig
 from talker_rl.speech.registry import codec_of
 from talker_rl.stages import named
 from talker_rl.stages.order import VERBS
@@ -52,16 +53,35 @@ def check_config(config: RunConfig, verb: str = "run", *, here: bool = False, re
 def check_learning(config: RunConfig) -> None:
     """The first half of :func:`check_config`."""
     learns = {variant.data for variant in config.variants.values()}
+    for s, at in _of_online(config):
+        _check_differing(s, at, "what is learned lies in how they differ")
+        _check_ending(config, s, at)
+        if config.reward.remove_length:
+            raise ConfigError("reward.remove_length is fitted to all candidates there are, and an online training "
+                              "judges each sampling as it comes", where="reward.remove_length",
+                              fix="leave it out; online.max_length_ratio and a loss with stop: drop are against length")
     if not learns & {None, "best_of_n"}:
         return
     if None in learns and not config.pairs.votes:
-        _check_differing(config)
+        _check_differing(config.rollouts.sampling, "rollouts.sampling", "a pair needs two that differ")
         _check_key(config, "pairs")
         _check_pairs(config)
     if "best_of_n" in learns:
         _check_key(config, "completions")
         _check_minimum(config, "completions.min_reward", config.completions.reward_key, config.completions.min_reward)
-    _check_ending(config)
+    _check_ending(config, config.rollouts.sampling, "rollouts.sampling")
+
+
+def _of_online(config: RunConfig) -> Iterator[tuple[SamplingConfig, str]]:
+    """How candidates of online trainings are drawn, each way once, and the place where it says so."""
+    told = set()
+    for name, variant in config.variants.items():
+        if variant.data == "online" and variant.online is not None:
+            own = variant.online.sampling is not None
+            at = f"{config.place_of(name)}.online.sampling" if own else "rollouts.sampling"
+            if at not in told:
+                told.add(at)
+                yield variant.online.drawn(config.rollouts.sampling.max_new_tokens), at
 
 
 def check_texts(config: RunConfig, prompts: Sequence[Prompt]) -> str | None:
@@ -70,23 +90,28 @@ def check_texts(config: RunConfig, prompts: Sequence[Prompt]) -> str | None:
     Raises:
         ConfigError: names the limit that is needed.
     """
-    if not prompts or not {variant.data for variant in config.variants.values()} & {None, "best_of_n"}:
+    if not prompts:
         return None
-    limit = config.rollouts.sampling.max_new_tokens
+    found = [_check_text(config, prompts, s.max_new_tokens, at) for s, at in _of_online(config)]
+    if {variant.data for variant in config.variants.values()} & {None, "best_of_n"}:
+        found.append(_check_text(config, prompts, config.rollouts.sampling.max_new_tokens, "rollouts.sampling"))
+    return next((one for one in found if one is not None), None)
+
+
+def _check_text(config: RunConfig, prompts: Sequence[Prompt], limit: int, at: str) -> str | None:
     codec = codec_of(config.model)
     needed = sorted(codes_needed(prompt.text, codec.rate) for prompt in prompts)
     if needed[0] > limit:
         raise ConfigError(
             f"No train text can be said in {count(limit, 'code')} ({limit / codec.rate:.2g} s): the shortest needs "
             f"{needed[0]} even at {FASTEST:g} syllables per second, so every candidate would be cut",
-            where="rollouts.sampling.max_new_tokens",
+            where=f"{at}.max_new_tokens",
             fix=f"set max_new_tokens to {_usual(needed[-1])} or more (1024 is the default)")
     cut = sum(count > limit for count in needed)
     if not cut:
         return None
     return (f"{cut} of {count(len(needed), 'train text')} cannot be said in {count(limit, 'code')}, and give nothing: "
-            f"raise "
-            f"rollouts.sampling.max_new_tokens to {_usual(needed[-1])}")
+            f"raise {at}.max_new_tokens to {_usual(needed[-1])}")
 
 
 def codes_needed(text: str, rate: float) -> int:
@@ -99,9 +124,8 @@ def _usual(least: int) -> int:
     return 5 * least
 
 
-def _check_differing(config: RunConfig) -> None:
+def _check_differing(s: SamplingConfig, at: str, why: str) -> None:
     """Candidates of a prompt must differ, or there is nothing to prefer."""
-    s, at = config.rollouts.sampling, "rollouts.sampling"
     alike = {
         f"{at}.do_sample": not s.do_sample, f"{at}.top_k": s.top_k == 1, f"{at}.top_p": s.top_p <= ALIKE,
         f"{at}.temperature": s.temperature <= ALIKE, f"{at}.min_p": (s.min_p or 0) >= 1 - ALIKE,
@@ -112,9 +136,9 @@ def _check_differing(config: RunConfig) -> None:
             name = key.rpartition(".")[2]
             raise ConfigError(
                 f"All candidates of a text would be alike: {name} is {getattr(s, name)}, so every code is the most "
-                "probable one, and a pair needs two that differ", where=key,
-                fix="set rollouts.sampling.do_sample=true" if name == "do_sample" else
-                f"leave {name} out of rollouts.sampling (its default: {type(s).model_fields[name].default})")
+                f"probable one, and {why}", where=key,
+                fix=f"set {at}.do_sample=true" if name == "do_sample" else
+                f"leave {name} out of {at} (its default: {type(s).model_fields[name].default})")
 
 
 def _check_key(config: RunConfig, section: str) -> None:
@@ -184,13 +208,12 @@ def _check_minimum(config: RunConfig, where: str, key: str, least: float | None)
                               f" ({key} is 0 at its best, and negative else)" if key.startswith("-") else ""))
 
 
-def _check_ending(config: RunConfig) -> None:
+def _check_ending(config: RunConfig, s: SamplingConfig, at: str) -> None:
     """A candidate must be able to end by itself: one that is cut is never chosen."""
-    s, codec = config.rollouts.sampling, codec_of(config.model)
-    limit = "rollouts.sampling.max_new_tokens"
+    codec, limit = codec_of(config.model), f"{at}.max_new_tokens"
     if set(codec.stops) <= set(s.suppress_tokens or []):
         raise ConfigError("No candidate can end by itself: suppress_tokens holds both stop ids, so every one is cut",
-                          where="rollouts.sampling.suppress_tokens", fix=f"take {codec.stop} out of it")
+                          where=f"{at}.suppress_tokens", fix=f"take {codec.stop} out of it")
     if s.max_new_tokens <= (s.min_new_tokens or 0):
         raise ConfigError(
             f"No candidate can end by itself: min_new_tokens {s.min_new_tokens} forbids a stop before the limit of "

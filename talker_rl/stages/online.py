@@ -86,16 +86,20 @@ class ServiceJudge(PoolJudge):
         super().__init__(config, prompts, held_out, pool)
         self._remote = remote
         self._thread = ThreadPoolExecutor(1)  # the client's event loop lives in one thread
+        self._asked_for: list[Future[worker.Made]] = []
 
     def submit(self, candidates: Sequence[Candidate]) -> Callable[[], list[ScoreRow]]:
         """Ask the services; what is returned waits for their answers."""
         mine = list(candidates)
         task = worker.Task(self.config.model, candidates=mine, judging=self._asked(mine, "score"))
         waiting = self._thread.submit(self._remote, task)
+        self._asked_for = [one for one in self._asked_for if not one.done()] + [waiting]
         return lambda: waiting.result().scores
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; what still waits to be asked is not."""
+        for one in self._asked_for:
+            one.cancel()
         self._thread.submit(self._remote.close).result()
         self._thread.shutdown()
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from talker_rl.base.settings import Settings
 
@@ -40,6 +40,17 @@ class AdvantageConfig(Settings):
     sequence_share: float = Field(
         0.0, ge=0, description="With credit words: so much of the sequence's advantage on all steps besides."
     )
+
+    @model_validator(mode="after")
+    def _sound(self) -> AdvantageConfig:
+        if self.baseline == "running" and self.scale_rewards == "group":
+            raise ValueError("baseline: running measures groups against what came before, and scale_rewards: group "
+                             "divides by their own spread, which is 0 where all is right: set scale_rewards: none, or "
+                             "batch")
+        if self.baseline == "running" and self.rewards:
+            raise ValueError("baseline: running is of the combined reward, and rewards normalizes each by itself: "
+                             "leave one of both out")
+        return self
 
 
 def advantages(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from talker_rl.base.errors import ConfigError
-from talker_rl.losses.config import parse_loss
+from talker_rl.losses.config import parse_loss, parts_of
 from talker_rl.losses.policy_config import learned_from
 from talker_rl.speech.config import LoraSettings
 from talker_rl.train.engine_config import EngineConfig
@@ -162,6 +162,12 @@ class TrainConfig(CommonConfig):
                 f"the loss {self.loss['type']} learns from samples with advantages, and data is {self.data}",
                 where="train.loss", fix="data: online")
         refuse_loss_fields(self.args)
+        if self.data == "online" and self.lora is None and any(
+                (part.needs_rejected and part.needs_reference) or (not part.needs_rejected and getattr(part, "beta", 0))
+                for part in parts_of(parse_loss(self.loss)) if part.type not in ("mix", "custom")):
+            raise ConfigError("full weights leave no reference behind, which is needed live: samples are of the policy "
+                              "as it is", where="train.lora", fix="train LoRA, or a loss without a reference (grpo, "
+                              "gspo, rloo, sft)")
         if self.lora is None and (self.save_at_kl or self.stop_at_kl):
             raise ConfigError("full weights leave no reference behind, so their drift is not measured while they are "
                               "trained", where="checkpoint.save_at_kl, checkpoint.stop_at_kl",

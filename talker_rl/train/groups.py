@@ -15,7 +15,7 @@ from talker_rl.records.slots import Place, Slot, slots
 from talker_rl.records.token_classes import CLASSES, token_classes, words_and_gaps
 from talker_rl.records.valued import Valued
 from talker_rl.train import credit
-from talker_rl.train.advantages import AdvantageConfig, advantages, decoupled
+from talker_rl.train.advantages import SPREAD, AdvantageConfig, advantages, decoupled
 from talker_rl.train.online_config import OnlineConfig
 
 
@@ -31,6 +31,13 @@ class Group:
     """Advantage of each candidate."""
     advantages: list[np.ndarray] = field(default_factory=list)
     """The same on its steps."""
+    placed: int = 0
+    """Candidates of which it is known where their words lie, where credit asks for it."""
+
+    @property
+    def teaches(self) -> bool:
+        """Whether any step has an advantage."""
+        return any(bool((np.abs(steps) > SPREAD).any()) for steps in self.advantages)
 
     def rows(self) -> list[Valued]:
         """For the disk."""
@@ -75,7 +82,7 @@ def value(groups: Sequence[Group], cfg: OnlineConfig, pauses: Pauses, running: f
         values = advantages([group.rewards for group in groups], how, running)
     for group, each in zip(groups, values, strict=True):
         group.values = each.tolist()
-        group.advantages = _credited(group, how, pauses)
+        group.advantages = _credited(group, how, pauses, demoted(group.candidates, cfg))
 
 
 def classes_of(group: Group, pauses: Pauses) -> dict[str, list[int]]:
@@ -91,14 +98,23 @@ def classes_of(group: Group, pauses: Pauses) -> dict[str, list[int]]:
     return found
 
 
-def _credited(group: Group, cfg: AdvantageConfig, pauses: Pauses) -> list[np.ndarray]:
+def _credited(
+    group: Group, cfg: AdvantageConfig, pauses: Pauses, out_of_bounds: Sequence[bool]
+) -> list[np.ndarray]:
     steps = [c.speech.steps for c in group.candidates]
     if cfg.credit == "sequence":
         return credit.of_sequences(group.values, steps)
     places = [_places(group.prompt, c, s, pauses) for c, s in zip(group.candidates, group.scores, strict=True)]
+    group.placed = sum(map(bool, places))
     if cfg.credit == "what_differs":
-        return credit.of_what_differs(group.values, steps, places)
-    return credit.of_words(group.values, steps, places, cfg.sequence_share)
+        found = credit.of_what_differs(group.values, steps, places)
+    else:
+        found = credit.of_words(group.values, steps, places, cfg.sequence_share)
+    # Who was cut is wrong behind its last word. What else makes a candidate its group's worst, its length or what could
+    # not be decoded, is no word's doing: then all of it is to blame.
+    whole = credit.of_sequences(group.values, steps)
+    return [whole[k] if low and value < 0 and (group.candidates[k].end_reason != "max_tokens" or not places[k])
+            else found[k] for k, (low, value) in enumerate(zip(out_of_bounds, group.values, strict=True))]
 
 
 def _places(prompt: Prompt, candidate: Candidate, score: ScoreRow, pauses: Pauses) -> dict[Place, Slot]:
@@ -120,18 +136,33 @@ def demoted(candidates: Sequence[Candidate], cfg: OnlineConfig) -> list[bool]:
             for c in candidates]
 
 
+OWN_DOING = frozenset(("invalid_code", "empty", "too_long", "hallucination"))
+"""Failures of scoring that are the candidate's: codes that are no speech, and speech that no end is found of. Others
+are the machinery's, and say nothing of it."""
+
+
 def _rewards(candidates: Sequence[Candidate], scores: Sequence[ScoreRow], cfg: OnlineConfig) -> list[float]:
-    worst = min((s.reward for s in scores if s.reward is not None), default=0.0)
-    return [worst if s.reward is None or low else s.reward
-            for s, low in zip(scores, demoted(candidates, cfg), strict=True)]
+    """Of a failure that is its own doing, and demoted, a candidate has its group's worst reward, and less than all
+    others where these are alike. What the machinery failed to judge has their mean, so that nothing follows from it."""
+    low = [one or score.error_code in OWN_DOING for one, score in zip(demoted(candidates, cfg), scores, strict=True)]
+    known = [s.reward for s in scores if s.reward is not None]
+    judged = [s.reward for s, one in zip(scores, low, strict=True) if s.reward is not None and not one]
+    worst = min(known, default=0.0)
+    if judged and max(judged) - worst <= SPREAD:
+        worst = min(worst, 0.0)
+    mean = float(np.mean(judged)) if judged else worst
+    return [worst if one else mean if s.reward is None else s.reward for s, one in zip(scores, low, strict=True)]
 
 
 def _components(group: Group, names: Mapping[str, float], cfg: OnlineConfig) -> list[dict[str, float]]:
     """Components of a group; one that is null, of a failure or of a demoted candidate, is as the group's worst by the
-    sign of its weight."""
+    sign of its weight; of what the machinery failed to judge, as the mean."""
     table = [{name: score.reward if name == "reward" else score.components.get(name) for name in names}
              for score in group.scores]
     worst = {name: (min if weight > 0 else max)((v for row in table if (v := row[name]) is not None), default=0.0)
              for name, weight in names.items()}
-    return [{name: worst[name] if value is None or low else value for name, value in row.items()}
-            for low, row in zip(demoted(group.candidates, cfg), table, strict=True)]
+    mean = {name: float(np.mean([v for row in table if (v := row[name]) is not None] or [0.0])) for name in names}
+    unjudged = [s.status != "ok" and s.error_code not in OWN_DOING for s in group.scores]
+    return [{name: worst[name] if low or (value is None and not lost) else mean[name] if value is None else value
+             for name, value in row.items()}
+            for low, lost, row in zip(demoted(group.candidates, cfg), unjudged, table, strict=True)]

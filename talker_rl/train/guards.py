@@ -172,7 +172,7 @@ class Guards(TrainerCallback):
 
 
 class LiveMetrics(TrainerCallback):
-    """Puts the figures of the latest sampling into what is logged."""
+    """Puts the figures of the latest sampling into what is logged, and ends a training with its last decode."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
@@ -180,3 +180,9 @@ class LiveMetrics(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if logs is not None and "loss" in logs:
             logs.update(self._live.metrics)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Refills spend decodes faster than the steps were counted: the last step that there is is kept too."""
+        if state.global_step % self._live.cfg.steps_per_sampling == 0 and self._live.spent_all:
+            control.should_save = control.should_log = control.should_training_stop = True
+        return control

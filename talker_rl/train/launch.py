@@ -162,7 +162,8 @@ def _run_online(task: Task, cfg: Any, model: Any, callbacks: Sequence[Any]) -> d
                     sampling=cfg.online.drawn(run.rollouts.sampling.max_new_tokens), batch_size=run.rollouts.batch_size,
                     seed=int(cfg.args.get("seed", 42)), learned=cfg.learned, held_out=held_out, classes=weighted,
                     speaking=run.rollouts.sampling,
-                    pauses=Pauses(pauses.hit_seconds, pauses.spurious_seconds, pauses.time_tolerance))
+                    pauses=Pauses(pauses.hit_seconds, pauses.spurious_seconds, pauses.time_tolerance),
+                    max_failure_rate=run.reward.max_failure_rate)
         result = train_online(
             load(model, parts=("talker",)), live, cfg, task.output, facts={"live": task.live_key},
             start_adapter=task.start, reference=task.reference, progress=task.progress, extra_callbacks=callbacks)

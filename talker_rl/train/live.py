@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,7 @@ class Live:
         speaking: how they are spoken; None: as ``sampling``.
         pauses: which gaps of a transcript are pauses, for token credit.
         classes: whether the loss asks what each step says (token_weights).
+        max_failure_rate: of scores of a sampling; more end the training (``reward.max_failure_rate``).
 
     Raises:
         StageError: too few prompts.
@@ -87,6 +89,7 @@ class Live:
         judge: Judge, *, sampling: SamplingConfig, batch_size: int, seed: int,
         learned: Literal["samples", "pairs", "completions"] = "samples", held_out: Sequence[Prompt] = (),
         speaking: SamplingConfig | None = None, pauses: Pauses | None = None, classes: bool = False,
+        max_failure_rate: float = 1.0,
     ) -> None:
         if len(prompts) < cfg.prompts_per_step:
             raise StageError(f"a sampling takes {count(cfg.prompts_per_step, 'prompt')}, and there "
@@ -102,6 +105,7 @@ class Live:
         self.check_ups = CheckUps(cfg.held_out, held_out, self._sampler, speaking or sampling, judge.check_up, folder,
                                   key, seed)
         self._learned, self._classes, self._pauses = learned, classes, pauses or Pauses()
+        self._max_failure_rate = max_failure_rate
         self._groups: tuple[int, list[Group]] | None = None
         self._begun: dict[int, tuple[list[Candidate], Callable[[], list[ScoreRow]]]] = {}
         self._began: float | None = None
@@ -149,10 +153,11 @@ class Live:
 
     def _collated(self, groups: Sequence[Group], part: int, collate: Collator, *, fresh: bool
                   ) -> Iterator[dict[str, Any]]:
-        telling = [group for group in groups if says_something(group.rewards)]
+        telling = [group for group in groups if self._tells(group)]
         examples = self._examples(telling[part :: self.cfg.mini_batches])
-        if not examples and self._learned == "samples":  # their advantages are 0, their log-probs are looked at
-            examples = self._examples(groups[:1])
+        if not examples and self._learned == "samples":  # nothing is learned of them, their log-probs are looked at
+            nothing = [np.zeros_like(steps) for steps in groups[0].advantages]
+            examples = [replace(e, imitate=0.0) for e in self._examples([replace(groups[0], advantages=nothing)])]
         filler = examples[:1] or self._filler(groups[0])  # where nothing can be learned a step is still a step
         total = sum(e.sequences[0].speech.steps for e in examples)
         bounds = [round(i * len(examples) / self.micro_batches) for i in range(self.micro_batches + 1)]
@@ -162,6 +167,10 @@ class Live:
             made["batch"] = replace(made["batch"], weight=len(mine) * self.micro_batches / max(1, len(examples)),
                                     fresh=fresh and bool(mine), mean_steps=total / len(examples) if mine else None)
             yield made
+
+    def _tells(self, group: Group) -> bool:
+        """Whether something can be learned from a group: of samples, whether any step has an advantage."""
+        return group.teaches if self._learned == "samples" else says_something(group.rewards)
 
     def _examples(self, groups: Sequence[Group]) -> list[Example]:
         if self._learned == "samples":
@@ -240,9 +249,8 @@ class Live:
             candidates, scores, sampled = self._make(number, at, self.cfg.decodes - spent, policy)
             self._rollouts.write(number, candidates, Candidate)
             self._scores.write(number, scores, ScoreRow)
-        groups = grouped(self._by_id, candidates, scores, self.cfg)
-        running = self._mean_before(number) if self.cfg.advantages.baseline == "running" else None
-        value(groups, self.cfg, self._pauses, running)
+        groups = self._valued_groups(number, candidates, scores)
+        self._check(number, groups, scores)
         if not self._valued.has(number):
             self._valued.write(number, [row for group in groups for row in group.rows()], Valued)
         self.metrics = sampling_metrics(groups, spent + len(candidates)) | {
@@ -253,6 +261,42 @@ class Live:
         self._groups = number, groups
         self._began = time.monotonic()
         return groups
+
+    def _valued_groups(
+        self, number: int, candidates: Sequence[Candidate], scores: Sequence[ScoreRow]
+    ) -> list[Group]:
+        groups = grouped(self._by_id, candidates, scores, self.cfg)
+        running = self._mean_before(number) if self.cfg.advantages.baseline == "running" else None
+        value(groups, self.cfg, self._pauses, running)
+        return groups
+
+    def _check(self, number: int, groups: Sequence[Group], scores: Sequence[ScoreRow]) -> None:
+        """Refuse to spend decodes on what teaches nothing.
+
+        Raises:
+            StageError: too many candidates could not be scored; or credit is asked for, and no word has a time.
+        """
+        failed = [score for score in scores if score.status != "ok"]
+        if len(failed) > self._max_failure_rate * len(scores):
+            code, many = Counter(score.error_code for score in failed).most_common(1)[0]
+            first = next(score for score in failed if score.error_code == code)
+            raise StageError(
+                f"{len(failed)} of {count(len(scores), 'candidate')} of sampling {number + 1} could not be scored, "
+                f"{many} of them for {code}: {first.error_message}", where=f"{first.candidate_id}",
+                fix="mend the cause, or raise reward.max_failure_rate")
+        asked = self.cfg.advantages.credit
+        if self._learned == "samples" and asked != "sequence" and len(failed) < len(scores) and not any(
+                group.placed for group in groups):
+            raise StageError(
+                f"Credit {asked} falls on words, and no candidate of sampling {number + 1} has a time for each word "
+                "that was heard", where="train.online.advantages.credit",
+                fix="use a recognizer that gives times (docs/RECOGNIZERS.md), or credit: sequence")
+
+    @property
+    def spent_all(self) -> bool:
+        """Whether the decodes that are left are not enough for another sampling."""
+        each = self.cfg.prompts_per_step * self.cfg.num_generations
+        return self._before(self.number + 1)[0] + each > self.cfg.decodes
 
     def _before(self, number: int) -> tuple[int, int]:
         """Candidates of the samplings before, and prompts."""
@@ -277,7 +321,8 @@ class Live:
             self._begun[number] = candidates, self._judge.submit(candidates)
             return
         wanted = self.cfg.prompts_per_step
-        candidates, judged = self._sample(number, [self._drawn(number * wanted + i) for i in range(wanted)], policy)
+        prompts = [self._drawn(number * wanted + i) for i in range(wanted)]
+        candidates, judged = self._sample(number, prompts, policy, Counter())
         self._rollouts.write(number, candidates, Candidate)  # before the step that changes the policy
         self._begun[number] = candidates, judged
 
@@ -289,25 +334,37 @@ class Live:
         wanted, refills = self.cfg.prompts_per_step, self.cfg.refill
         candidates: list[Candidate] = []
         scores: list[ScoreRow] = []
+        drawn: Counter[str] = Counter()
         sampled = time.monotonic()
         while wanted and len(candidates) + wanted * each <= left:
             prompts = [self._drawn(at + i) for i in range(wanted)]
             at += wanted
-            made, judged = self._sample(number, prompts, policy)
+            made, judged = self._sample(number, prompts, policy, drawn)
             sampled = time.monotonic()
             candidates += made
             scores += judged()
-            flat = sum(not says_something(group.rewards)
-                       for group in grouped(self._by_id, candidates, scores, self.cfg))
-            wanted = min(flat, refills)
+            if not refills:
+                break
+            telling = sum(map(self._tells, self._valued_groups(number, candidates, scores)))
+            wanted = max(0, min(self.cfg.prompts_per_step - telling, refills))
             refills -= wanted
         return candidates, scores, sampled
 
-    def _sample(self, number: int, prompts: Sequence[Prompt], policy: Policy
+    def _sample(self, number: int, prompts: Sequence[Prompt], policy: Policy, drawn: Counter[str]
                 ) -> tuple[list[Candidate], Callable[[], list[ScoreRow]]]:
-        """Candidates, and what waits for their scores: those that end early are judged while others go on."""
-        seeds = [[derive_seed(self._seed, "online", number, p.prompt_id, k) for k in range(self.cfg.num_generations)]
-                 for p in prompts]
+        """Candidates, and what waits for their scores: those that end early are judged while others go on.
+
+        Args:
+            drawn: how often each prompt was in this sampling before; these are counted. A further time, at the seam of
+                two rounds or in place of another, it is said otherwise.
+        """
+        many = self.cfg.num_generations
+        seeds, first = [], []
+        for p in prompts:
+            again = [drawn[p.prompt_id]] if drawn[p.prompt_id] else []
+            seeds.append([derive_seed(self._seed, "online", number, p.prompt_id, k, *again) for k in range(many)])
+            first.append(drawn[p.prompt_id] * many)
+            drawn[p.prompt_id] += 1
         over: list[Candidate] = []
         asked: list[Callable[[], list[ScoreRow]]] = []
 
@@ -317,7 +374,7 @@ class Live:
                 asked.append(self._judge.submit(list(over)))
                 over.clear()
 
-        candidates = self._sampler.said(policy, prompts, seeds, f"{number}-", self._sampling, ended)
+        candidates = self._sampler.said(policy, prompts, seeds, f"{number}-", self._sampling, ended, first)
         ended([], least=1)
 
         def scores() -> list[ScoreRow]:

@@ -29,18 +29,22 @@ class LiveSampler:
 
     def said(
         self, policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], maker: str,
-        sampling: SamplingConfig, ended: Ended | None = None,
+        sampling: SamplingConfig, ended: Ended | None = None, first: Sequence[int] | None = None,
     ) -> list[Candidate]:
         """A candidate for each seed of each prompt, called ``<prompt>-<maker><number>``.
 
         Args:
             ended: called with candidates as they end.
+            first: number of each prompt's first candidate; None: 0.
         """
         requests = [SampleRequest(self._conditionings[p.prompt_id], list(s)) for p, s in zip(prompts, seeds,
                                                                                             strict=True)]
 
+        names = {(p.prompt_id, seed): f"{p.prompt_id}-{maker}{at + k}" for p, own, at in zip(
+            prompts, seeds, first or [0] * len(prompts), strict=True) for k, seed in enumerate(own)}
+
         def named(made: Sequence[Candidate]) -> list[Candidate]:
-            return [replace(c, candidate_id=f"{c.prompt_id}-{maker}{c.candidate_id.rpartition('-')[2]}") for c in made]
+            return [replace(c, candidate_id=names[c.prompt_id, c.seed]) for c in made]
 
         with self.speaking(policy):
             return named(policy.sample(requests, sampling, batch_size=self._batch_size,

@@ -12,6 +12,8 @@ from talker_rl.train.collate import Batch
 from talker_rl.train.rows import CHOSEN, REJECTED, Rows
 
 _LARGEST = "/max"
+_OF_STEPS = ("ratio/", "clip_ratio/", "kl_k3", "sampling/logp_difference/mean")
+"""Beginnings of the names of metrics that are means over steps."""
 
 
 class Window:
@@ -108,7 +110,7 @@ def batch_sums(batch: Batch, rows: Rows, out: LossOutput, beta: float) -> dict[s
             x, y = lengths.double(), reward.double()
             moments = {"n": torch.ones_like(x), "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}
         sums = {name: (float(v.double().sum()), float(v.numel())) for name, v in values.items()}
-        sums |= _loss_metrics(out.metrics.items(), n)
+        sums |= _loss_metrics(out.metrics.items(), n, int(mask.sum()))
         # The batch mean is what training sees; a loss that skips pairs does not divide by all of them.
         sums["loss"] = (float(out.loss.detach()) * n, float(n))
         for name, value in moments.items():
@@ -116,9 +118,11 @@ def batch_sums(batch: Batch, rows: Rows, out: LossOutput, beta: float) -> dict[s
     return sums
 
 
-def _loss_metrics(metrics: Iterable[tuple[str, Tensor]], n: int) -> dict[str, tuple[float, float]]:
-    """A loss's own metrics are batch means and weigh n pairs; counts and largest values stay what they are."""
-    return {
-        name: (float(value), 1.0) if name.endswith(("skipped_pairs", _LARGEST)) else (float(value) * n, float(n))
-        for name, value in metrics
-    }
+def _loss_metrics(metrics: Iterable[tuple[str, Tensor]], n: int, steps: int) -> dict[str, tuple[float, float]]:
+    """A loss's own metrics are batch means, and weigh as much as what they are means of, n pairs or all their steps;
+    counts and largest values stay what they are."""
+    found = {}
+    for name, value in metrics:
+        weight = 1.0 if name.endswith(("skipped_pairs", _LARGEST)) else steps if name.startswith(_OF_STEPS) else n
+        found[name] = float(value) * weight, float(weight)
+    return found
