@@ -135,9 +135,8 @@ def judged(rewards: list[float | None], seconds: list[float] | None = None, code
     candidates = [Candidate(prompt.prompt_id, f"c{k}", "Ann", k, [1] * n, None if k == cut else 8294,
                             "max_tokens" if k == cut else "eos", [-1.0] * (n + (k != cut)))
                   for k, n in enumerate(speech)]
-    scores = [ScoreRow(prompt.prompt_id, f"c{k}", "failed" if r is None else "ok", r, {},
-                       transcript=["one", "two"], spans=[(0.1, 0.3), (0.4, 0.6)], error_code=code if r is None else None)
-              for k, r in enumerate(rewards)]
+    scores = [ScoreRow(prompt.prompt_id, f"c{k}", "failed" if r is None else "ok", r, {}, ["one", "two"],
+                       [(0.1, 0.3), (0.4, 0.6)], error_code=code if r is None else None) for k, r in enumerate(rewards)]
     (group,) = grouped({prompt.prompt_id: prompt}, candidates, scores, cfg)
     value([group], cfg, Pauses())
     return group
@@ -158,7 +157,8 @@ def test_what_the_machinery_failed_to_judge_says_nothing() -> None:
 
 
 def test_who_drags_is_to_blame_as_a_whole() -> None:
-    group = judged([0.9, 1.0, 0.8], seconds=[1.0, 3.0, 1.0], max_length_ratio=1.5, advantages={"credit": "what_differs"})
+    group = judged([0.9, 1.0, 0.8], seconds=[1.0, 3.0, 1.0], max_length_ratio=1.5,
+                   advantages={"credit": "what_differs"})
     assert group.rewards[1] == 0.8 and group.values[1] < 0 and set(group.advantages[1]) == {np.float32(group.values[1])}
 
 
@@ -170,9 +170,9 @@ def test_a_running_baseline_is_not_divided_by_a_spread_of_nothing(wrong: dict[st
 
 
 def test_a_group_whose_rewards_are_alike_teaches_against_what_came_before() -> None:
-    group = judged([0.9, 0.9, 0.9], advantages={"baseline": "running", "scale_rewards": "none"})
+    cfg = OnlineConfig(num_generations=3, advantages=AdvantageConfig(baseline="running", scale_rewards="none"))
+    group = judged([0.9, 0.9, 0.9], advantages=cfg.advantages)
     assert not group.teaches, "nothing came before"
-    value([group], OnlineConfig(num_generations=3, advantages=AdvantageConfig(baseline="running", scale_rewards="none")),
-          Pauses(), running=0.5)
+    value([group], cfg, Pauses(), running=0.5)
     assert group.teaches and group.values == pytest.approx([0.4] * 3)
     assert not judged([0.7, 0.7, 0.7]).teaches

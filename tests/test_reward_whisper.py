@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from talker_rl.base.errors import CheckpointError, ConfigError, DataError
+from talker_rl.base.text.tokens import tokens_of
 from talker_rl.reward.asr.base import Failure, GuardedRecognizer, Transcript, is_transient
 from talker_rl.reward.asr.whisper_recognizer import WhisperRecognizer, parse, plausible
 from talker_rl.reward.recognizer_config import RecognizerConfig
@@ -84,6 +85,34 @@ def test_parse():
     lost = parse({"text": "a", "chunks": [{"text": "a", "timestamp": (None, 0.2)}]}, 1.0)
     assert lost.tokens == ["a"] and "no start time" in lost.spans_fault
     assert "alignment heads" in parse({"text": "river"}, 1.0, times=False).spans_fault
+
+
+def test_tokens_are_those_of_the_text_however_whisper_cuts_it():
+    """Its pieces end at marks: o'clock, 3.5 and 1,000 are one token each in a text, and so in what is heard."""
+    pieces = [(" at", 0.0, 0.2), (" ten", 0.2, 0.4), (" o", 0.4, 0.5), ("'", 0.5, 0.5), ("clock", 0.5, 0.8),
+              (" 1", 0.8, 1.0), (",", 1.0, 1.0), ("000", 1.0, 1.3), (",", 1.3, 1.3), (" yes.", 1.4, 1.6)]
+    chunks = [{"text": text, "timestamp": (start, end)} for text, start, end in pieces]
+    text = "".join(text for text, _, _ in pieces)
+    heard = parse({"text": text, "chunks": chunks}, 2.0)
+    assert heard.tokens == tokens_of("At ten o'clock 1,000, yes.") and heard.spans_fault is None
+    assert heard.spans[2] == pytest.approx((0.4, 0.8)) and heard.spans[-1] == pytest.approx((1.4, 1.6))
+    assert len(heard.spans) == len(heard.tokens)
+    other = parse({"text": "at noon", "chunks": chunks}, 2.0)
+    assert other.tokens == ["at", "noon"] and other.spans == [] and "letters" in other.spans_fault
+
+
+def test_chinese_is_timed_by_characters(tmp_path):
+    """What the pipeline makes of a sentence without spaces: a piece for each character and not one for all."""
+    recognizer = WhisperRecognizer(str(write_model(tmp_path / "w")))
+    tokenizer = recognizer._pipeline.tokenizer
+    ids = tokenizer("今天很好，我们去。", add_special_tokens=False)["input_ids"]
+    output = {"tokens": np.array([ids]), "token_timestamps": np.array([[0.1 * k for k in range(len(ids))]]),
+              "stride": (3.0, 0.0, 0.0)}
+    text, more = tokenizer._decode_asr([output], return_timestamps="word", return_language=None, time_precision=0.02)
+    heard = parse({"text": text, **more}, 3.0)
+    assert heard.tokens == list("今天很好我们去") and heard.spans_fault is None
+    starts = [start for start, _ in heard.spans]
+    assert starts == sorted(set(starts)) and len(starts) == 7
 
 
 def test_a_transcript_that_no_voice_could_speak_is_no_error_rate():

@@ -60,7 +60,7 @@ class _Endpoint:
 
     def rest(self, after: float = 0.0) -> None:
         self.failures += 1
-        self.rests_until = time.monotonic() + max(after, min(_LONGEST_PAUSE, 0.25 * 2**self.failures))
+        self.rests_until = time.monotonic() + max(after, min(_LONGEST_PAUSE, 0.25 * 2 ** min(self.failures, 10)))
 
     def well(self) -> None:
         self.failures, self.rests_until = 0, 0.0
@@ -76,7 +76,8 @@ class ScoreClient:
         fingerprint, parts: of the scorer that the run began with; None takes the first service's.
         concurrency: requests under way at once.
         request_items: items per request.
-        attempts, patience: a request is given up after so many tries, or when that many seconds have gone by.
+        attempts, patience: a request is given up after so many tries, or when that many seconds have gone by and each
+            service has been tried.
         item_retries: how often an item is sent again that failed by the machine's fault.
         hedge_after: after so many seconds without an answer a second service is asked as well; None never does.
         timeout: seconds without a sign of life from a connected service.
@@ -271,7 +272,9 @@ class ScoreClient:
             except _TryAgain as error:
                 last = str(error)
                 pause = error.after + _pause(attempt)
-                if time.monotonic() + pause - start > self.patience:
+                # One that stopped answering used up all patience by itself: then another is asked all the same.
+                others = attempt + 1 < len(self._endpoints)
+                if time.monotonic() + pause - start > self.patience and not others:
                     break
                 await asyncio.sleep(pause)
         raise ServiceError(f"Gave up on a scoring request after {time.monotonic() - start:.0f} s; last: {last}",

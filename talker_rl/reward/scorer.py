@@ -176,6 +176,8 @@ class Scorer:
         alignment = align(text.tokens, answer.tokens)
         silences = find_silences(audio, item.sample_rate, config.pauses, config.stability.silence_dbfs)
         aligned = self._aligned(item, text.tokens, answer)
+        if isinstance(aligned, Failure) and aligned.retryable:
+            return aligned  # the machine's fault of a moment is nothing to be remembered of the candidate
         fault = answer.spans_fault if aligned is None else aligned.message if isinstance(aligned, Failure) else None
         pauses = score_pauses(
             text.marks, alignment.hits, answer.spans, silences, config.pauses, len(answer.tokens), fault,

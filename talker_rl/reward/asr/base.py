@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -26,6 +27,8 @@ from talker_rl.reward.asr.names import hash_files
 from talker_rl.reward.recognizer_config import RecognizerSettings
 
 SAMPLE_RATE = 16_000
+Span = tuple[float, float]
+"""Start and end, seconds."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,30 @@ def transcript_of(pieces: Iterable[tuple[str, tuple[float, float]]]) -> Transcri
             tokens.append(part)
             spans.append((left, end if position == total else start + (end - start) * position / total))
     return Transcript(tokens, spans)
+
+
+def spans_of_characters(tokens: Sequence[str], pieces: Sequence[tuple[str, Span]]) -> list[Span] | None:
+    """Times of tokens whose letters and digits are those of timed pieces; a piece's characters share its time.
+
+    None where the letters differ. Marks, spaces and apostrophes are passed over on both sides.
+    """
+    letters: list[tuple[str, Span]] = []
+    for piece, (start, end) in pieces:
+        plain = _letters(unicodedata.normalize("NFKC", piece).lower())
+        step = (end - start) / max(1, len(plain))
+        letters += [(c, (start + k * step, start + (k + 1) * step)) for k, c in enumerate(plain)]
+    wanted = [_letters(token) for token in tokens]
+    if not all(wanted) or "".join(wanted) != "".join(c for c, _ in letters):
+        return None
+    spans, at = [], 0
+    for token in wanted:
+        spans.append((letters[at][1][0], letters[at + len(token) - 1][1][1]))
+        at += len(token)
+    return spans
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in text if c.isalnum())
 
 
 UNKNOWN = "<unk>"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import re
-import unicodedata
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -24,8 +23,10 @@ from talker_rl.reward.asr.base import (
     SAMPLE_RATE,
     UNKNOWN,
     GuardedRecognizer,
+    Span,
     Transcript,
     file_fingerprint,
+    spans_of_characters,
     transcript_of,
 )
 from talker_rl.reward.asr.funasr_loading import open_model
@@ -39,7 +40,6 @@ _LANGUAGES = {"zh": "zh", "en": "en"}
 """SenseVoice's names; it detects the language of a mixed text."""
 _QUERIES = 4
 """Frames that SenseVoice puts before the sound: language, event, mood, text norm. It answers them with the tags."""
-Span = tuple[float, float]
 
 
 class FunASRRecognizer(GuardedRecognizer):
@@ -153,30 +153,6 @@ def parse_rich(text: str, pieces: Sequence[tuple[str, Span]]) -> Transcript:
     if spans is None:
         return Transcript(tokens, [], "the times belong to another text", text)
     return Transcript(tokens, spans, text=text)
-
-
-def spans_of_characters(tokens: Sequence[str], pieces: Sequence[tuple[str, Span]]) -> list[Span] | None:
-    """Times of tokens whose letters and digits are those of timed pieces; a piece's characters share its time.
-
-    None where the letters differ. Marks, spaces and apostrophes are passed over on both sides.
-    """
-    letters: list[tuple[str, Span]] = []
-    for piece, (start, end) in pieces:
-        plain = _letters(unicodedata.normalize("NFKC", piece).lower())
-        step = (end - start) / max(1, len(plain))
-        letters += [(c, (start + k * step, start + (k + 1) * step)) for k, c in enumerate(plain)]
-    wanted = [_letters(token) for token in tokens]
-    if not all(wanted) or "".join(wanted) != "".join(c for c, _ in letters):
-        return None
-    spans, at = [], 0
-    for token in wanted:
-        spans.append((letters[at][1][0], letters[at + len(token) - 1][1][1]))
-        at += len(token)
-    return spans
-
-
-def _letters(text: str) -> str:
-    return "".join(c for c in text if c.isalnum())
 
 
 def _seconds(times: Sequence[Sequence[float]], time_scale: float) -> list[Span]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from talker_rl.base.errors import CheckpointError, ConfigError
+from talker_rl.base.text.tokens import tokens_of
 from talker_rl.reward.asr.base import (
     SAMPLE_RATE,
     Failure,
     GuardedRecognizer,
     Transcript,
     file_fingerprint,
-    transcript_of,
+    spans_of_characters,
 )
 from talker_rl.reward.asr.names import REQUIRED, model_folder
 from talker_rl.reward.recognizer_config import RecognizerConfig, RecognizerSettings
@@ -61,6 +61,9 @@ class WhisperRecognizer(GuardedRecognizer):
                 where=str(self.folder),
                 fix="use a folder written by save_pretrained, with weights, tokenizer and feature extractor",
             ) from error
+        # Asked for word times the pipeline splits at spaces and marks, unless its tokenizer is of a language without:
+        # a Chinese sentence is then one word, and o'clock two. In small pieces, parse puts them together by the text.
+        self._pipeline.tokenizer.language = "chinese"
         self._pipeline.model.eval()
         generation = self._pipeline.model.generation_config
         self._marks = getattr(generation, "no_timestamps_token_id", None) is not None
@@ -73,7 +76,7 @@ class WhisperRecognizer(GuardedRecognizer):
     def fingerprint(self) -> str:
         """Changes with model files, settings and the version of transformers."""
         if self._hash is None:
-            self._hash = file_fingerprint("whisper", self.folder, self.config.identity(path=False))
+            self._hash = file_fingerprint("whisper, times by letters", self.folder, self.config.identity(path=False))
         return self._hash
 
     def _is_multilingual(self, generation: Any) -> bool:
@@ -139,17 +142,20 @@ def plausible(heard: Transcript, seconds: float) -> Transcript | Failure:
 def parse(output: dict[str, Any], duration: float, times: bool = True) -> Transcript:
     """A transcript from one result of the pipeline: ``{"text", "chunks": [{"text", "timestamp": (start, end)}]}``.
 
-    The last word's end is None where Whisper was cut; it then ends with the audio.
+    Tokens are those of the whole text, whatever the pieces that have times; without times where their letters are
+    others. The last piece's end is None where Whisper was cut; it then ends with the audio.
     """
     text = str(output["text"])
+    tokens = tokens_of(text)
     if not times:
-        plain = transcript_of([(text, (0.0, 0.0))])
-        return Transcript(plain.tokens, [], "the model has no alignment heads" if plain.tokens else None, text)
+        return Transcript(tokens, [], "the model has no alignment heads" if tokens else None, text)
     pieces: list[tuple[str, tuple[float, float]]] = []
     for chunk in output["chunks"]:
         start, end = chunk["timestamp"]
         if start is None:
-            tokens = transcript_of([(c["text"], (0.0, 0.0)) for c in output["chunks"]]).tokens
             return Transcript(tokens, [], f"no start time for {chunk['text']!r}", text)
         pieces.append((chunk["text"], (float(start), float(end) if end is not None else max(float(start), duration))))
-    return replace(transcript_of(pieces), text=text)
+    spans = spans_of_characters(tokens, pieces)
+    if spans is None:
+        return Transcript(tokens, [], "the letters that have times are not those of the text", text)
+    return Transcript(tokens, spans, None, text)

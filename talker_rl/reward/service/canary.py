@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from talker_rl.base.settings import Settings
+from talker_rl.records.codec import Codec
 from talker_rl.reward.service.protocol import Item
 
 SOUND_TOLERANCE = 1e-3
@@ -23,10 +24,12 @@ class CanarySpec(Settings):
     reward: float | None = None
 
 
-def default_canary(speaker: str) -> CanarySpec:
+def default_canary(speaker: str, codec: Codec) -> CanarySpec:
     """Two seconds of fixed codes: whatever they sound like, it must stay the same."""
-    codes = np.random.default_rng(0).integers(0, 512, 100).tolist()
-    return CanarySpec(item=Item(id="canary", text="One, two.", speaker=speaker, seed=0, codes=codes))
+    rng, frames = np.random.default_rng(0), round(2 * codec.rate)
+    books = [rng.integers(0, min(512, size), frames).tolist() for size in codec.sizes]
+    codes = [code for frame in zip(*books, strict=True) for code in frame]
+    return CanarySpec(item=Item(id="canary", text="One, two.", speaker=speaker, seed=0, codes=codes, codec=codec.name))
 
 
 class Canary:

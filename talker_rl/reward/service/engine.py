@@ -247,7 +247,7 @@ class Engine:
             raise WorkerDied(f"{', '.join(changed)}: not what this service began with; restart it as a whole")
         canary = self.canary
         if kind == "decode":
-            canary.spec = canary.spec or default_canary(hello["speakers"][0])
+            canary.spec = canary.spec or default_canary(hello["speakers"][0], self.codec)
             job = self._canary_job()
             fault = canary.check_sound(*await worker.ask(*decode_question([job]), self.config.worker_timeout))
             self.speakers = hello["speakers"]

@@ -107,9 +107,15 @@ class Judge:
             "reward": self.parts["reward"],
             "code": self.parts["code"],
             "recognizer": self.scorer.hearing(),
-            "recognizer_libraries": libraries_part(self.reward.recognizer.device),
+            "recognizer_libraries": libraries_part(self._devices()),
         }
         return {"parts": parts}
+
+    def _devices(self) -> str:
+        """Kinds of the devices that speech is heard on, of every language and of the aligner: a comma between two."""
+        hearing = [*self.reward.recognizer.routes, *filter(None, [self.reward.pauses.aligner])]
+        kinds = {one.device.partition(":")[0] for one in hearing}
+        return ",".join(sorted(kinds)) or self.reward.recognizer.device
 
     def work(self, header: dict[str, Any], blobs: list[bytes]) -> frames.Frame:
         items: list[ScoreItem | Failure] = []
