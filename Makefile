@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --prefer-binary -c constraints.txt -e '.[micro,service,dev]'
 	@# As bytecode, on all cores: where PYTHONDONTWRITEBYTECODE is set (images of containers do), every process would
 	@# else compile torch and all else anew, 10 s of a core and more. A few files are templates and do not compile.
-	@$(BIN)/python -m compileall -qq -j 0 $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') || true
+	@$(BIN)/python -m compileall -qq -j 0 $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') 2>/dev/null || true
 	touch $(STAMP)
 
 demo: setup

@@ -100,7 +100,7 @@ def test_what_is_cut_or_out_of_proportion_is_as_the_worst() -> None:
     cfg = OnlineConfig(max_length_ratio=1.5)
     group = [said(2.0), said(2.2), said(3.4), said(1.3), said(2.1, "max_tokens")]
     assert demoted(group, cfg) == [False, False, True, True, True]
-    scores = [SimpleNamespace(reward=r) for r in (0.4, 0.9, 1.0, 0.8, 1.0)]
+    scores = [SimpleNamespace(reward=r, error_code=None) for r in (0.4, 0.9, 1.0, 0.8, 1.0)]
     assert _rewards(group, scores, cfg) == [0.4, 0.9, 0.4, 0.4, 0.4]  # type: ignore[arg-type]
     assert demoted(group, OnlineConfig()) == [False, False, False, False, True]
     scores[0].reward = None

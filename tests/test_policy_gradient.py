@@ -107,10 +107,10 @@ def test_a_ratio_of_a_sequence_leaves_each_step_its_own_advantage() -> None:
     """GSPO-token, eq. 13: the sequence's ratio by value, each step's gradient by its own advantage; 0 stays 0."""
     credit = [[0.0, 2.0, 0.0], [-1.0, 0.0], [0.0]]
     samples = batch(logps=padded(OLD).requires_grad_(True), advantages=padded(credit))
-    loss({"type": "gspo"}, samples).loss.backward()
+    loss({"type": "gspo", "loss_type": "dapo"}, samples).loss.backward()
     assert samples.logps.grad is not None and torch.allclose(samples.logps.grad, -padded(credit, 0.0) / 6)
     same = batch()  # where all steps have the same advantage it is d/dlogp of -r A, r the root of the product
-    loss({"type": "gspo", "epsilon": 0.9, "epsilon_high": 0.9}, same).loss.backward()
+    loss({"type": "gspo", "loss_type": "dapo", "epsilon": 0.9, "epsilon_high": 0.9}, same).loss.backward()
     r = padded([[0.75 ** (1 / 3)] * 3, [0.77 ** 0.5] * 2, [1.0]], 0.0)
     assert same.logps.grad is not None and torch.allclose(same.logps.grad, -r * padded(ADVANTAGES, 0.0) / 6)
 

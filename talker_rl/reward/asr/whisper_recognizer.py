@@ -76,7 +76,8 @@ class WhisperRecognizer(GuardedRecognizer):
     def fingerprint(self) -> str:
         """Changes with model files, settings and the version of transformers."""
         if self._hash is None:
-            self._hash = file_fingerprint("whisper, times by letters", self.folder, self.config.identity(path=False))
+            settings = self.config.identity(path=False) | {"times": "by letters"}
+            self._hash = file_fingerprint("whisper", self.folder, settings)
         return self._hash
 
     def _is_multilingual(self, generation: Any) -> bool:
