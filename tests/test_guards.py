@@ -104,7 +104,9 @@ def test_what_is_cut_or_out_of_proportion_is_as_the_worst() -> None:
     assert _rewards(group, scores, cfg) == [0.4, 0.9, 0.4, 0.4, 0.4]  # type: ignore[arg-type]
     assert demoted(group, OnlineConfig()) == [False, False, False, False, True]
     scores[0].reward = None
-    assert _rewards(group, scores, OnlineConfig()) == [0.8, 0.9, 1.0, 0.8, 0.8]  # type: ignore[arg-type]
+    for code, reward in (("empty", 0.8), ("recognizer_error", 0.9)):  # its own doing: as the worst; else as the mean
+        scores[0].error_code = code
+        assert _rewards(group, scores, OnlineConfig()) == [reward, 0.9, 1.0, 0.8, 0.8]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("loss", "learned"), [
