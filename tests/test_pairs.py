@@ -290,6 +290,8 @@ GOOD = {"prompt": "hello there.", "speaker": "anna", "chosen": [1, 2, EOS], "rej
         ({"rejected": [1, 2, EOS]}, "identical"),
         ({"chosen": [1, 2]}, "chosen_truncated"),
         ({"chosen_reward": "good"}, "bad_reward"),
+        ({"chosen_reward": True}, "bad_reward"),
+        ({"margin": float("nan")}, "bad_reward"),
     ],
 )
 def test_import_checks_each_row(tmp_path, change, reason):

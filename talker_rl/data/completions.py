@@ -33,6 +33,7 @@ REASONS: dict[str, str] = {
     "below_minimum": "no candidate reaches completions.min_reward",
     "unknown_prompt": "rows of the file whose text is not among the train prompts",
     "no_speaker": "rows of the file that name no speaker, where several train prompts have that text",
+    "several_prompts": "rows of the file without prompt_id, where several train prompts have that text and speaker",
     "duplicate": "rows of the file with the codes of an earlier row",
 }
 """Why a prompt (or a row of a file) gave no completion; for a prompt the first that applies, in this order."""
@@ -147,7 +148,9 @@ def _prompt_of(
         same = [prompt for prompt in same if prompt.speaker == speaker]
     if len(same) == 1:
         return same[0], ""
-    return None, "no_speaker" if same and speaker is None else "unknown_prompt"
+    if not same:
+        return None, "unknown_prompt"
+    return None, "no_speaker" if len({prompt.speaker for prompt in same}) > 1 else "several_prompts"
 
 
 def _completion(

@@ -8,6 +8,7 @@ holds `chosen` and `rejected`: lists of codec ids, the stop id last where the se
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from talker_rl.base.errors import DataError
 from talker_rl.base.seals import verified
 from talker_rl.base.text.characters import clean_text
 from talker_rl.base.text.files import text_lines
+from talker_rl.base.text.language import detect_lang
 from talker_rl.records.candidate import Candidate
 from talker_rl.records.checks import as_id
 from talker_rl.records.codec import Codec, codec_named
@@ -219,8 +221,11 @@ def _prompt_of(
     text = clean_text(text)
     if (text, speaker) in by_text:
         return by_text[text, speaker]
+    if row.get("messages"):
+        raise BadRow("unknown_prompt", "the row has messages of its own, and no known prompt_id",
+                     "give the prompts to import_pairs too, or leave `messages` out")
     # A foreign prompt_id cannot be kept: ids are content hashes, and the conditioning is stored under them.
-    return Prompt(text=text, speaker=speaker, lang=row.get("lang") or "en")
+    return Prompt(text=text, speaker=speaker, lang=row.get("lang") or detect_lang(text))
 
 
 def speech_in(row: dict[str, Any], side: str, append_stop: bool, codec: Codec | None = None) -> Speech:
@@ -272,12 +277,12 @@ def _pair_of(row: dict[str, Any], prompt: Prompt, append_stop: bool) -> Pair:
             f"end finished sequences with {chosen.codec.stop} (append_stop does it), leave cut ones out",
         )
     rewards = [row.get("chosen_reward"), row.get("rejected_reward")]
-    if any(value is not None and not isinstance(value, (int, float)) for value in rewards):
-        raise BadRow("bad_reward", "a reward is no number", "give numbers, or leave the rewards out")
+    margin = row.get("margin")
+    if any(value is not None and not _is_number(value) for value in (*rewards, margin)):
+        raise BadRow("bad_reward", "a reward or the margin is no number", "give numbers, or leave them out")
     # Without scores only the order is known: 1 against 0 says no more than that.
     chosen_reward = 1.0 if rewards[0] is None else float(rewards[0])
     rejected_reward = 0.0 if rewards[1] is None else float(rewards[1])
-    margin = row.get("margin")
     pair_id = pair_id_of(prompt.prompt_id, chosen.ids, rejected.ids)
     return Pair(
         prompt_id=prompt.prompt_id,
@@ -290,5 +295,9 @@ def _pair_of(row: dict[str, Any], prompt: Prompt, append_stop: bool) -> Pair:
         rejected=rejected,
         chosen_reward=chosen_reward,
         rejected_reward=rejected_reward,
-        margin=float(margin) if isinstance(margin, (int, float)) else chosen_reward - rejected_reward,
+        margin=chosen_reward - rejected_reward if margin is None else float(margin),
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

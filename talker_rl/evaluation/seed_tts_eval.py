@@ -12,8 +12,8 @@ The figures that papers quote as "seed-tts-eval WER" follow rules that differ fr
   more than N where a Chinese reference holds spaces: upstream's way, kept because its figures are compared.
 
 Upstream leaves out an utterance whose file is missing, so is one without a transcript here. Where this project's own
-recognizers listen (``talker-rl eval``), that includes what they refuse to transcribe: silence, and a transcript that
-no voice could have spoken. Upstream scores both, mostly as 100 % or more, so watch how many are left out. A reference
+recognizers listen (``talker-rl eval``), that includes a transcript that no voice could have spoken, which upstream
+scores, mostly as 100 % or more: watch how many are left out. Silence is scored, as nothing said. A reference
 without a word has no rate: it is refused, where upstream's jiwer stops.
 """
 

@@ -340,7 +340,8 @@ class ScoreClient:
         self._check_protocol(endpoint, scored.protocol)
         self._check_fingerprint(endpoint, scored.fingerprint)
         if [r.id for r in scored.items] != ids:
-            raise ServiceError("The answer is to other items than those asked", where=endpoint.url)
+            raise ServiceError("The answer is to other items than those asked", where=endpoint.url,
+                               fix="see that nothing between here and the service answers in its place (a cache)")
         endpoint.well()
         return scored.items
 

@@ -56,8 +56,8 @@ class ComponentError(Exception):
         super().__init__(message)
 
 
-def load_function(import_path: str) -> Callable[..., Any]:
-    """The function named by ``module:function``.
+def load_function(import_path: str, where: str = "reward.components") -> Callable[..., Any]:
+    """The function named by ``module:function``; ``where``: the setting that names it.
 
     Raises:
         ConfigError: it cannot be imported or called.
@@ -67,14 +67,14 @@ def load_function(import_path: str) -> Callable[..., Any]:
         target: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             target = getattr(target, part)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a module does as it is imported
         raise ConfigError(
-            f"{import_path!r} cannot be imported: {error}",
-            where="reward.components",
+            f"{import_path!r} cannot be imported: {type(error).__name__}: {error}",
+            where=where,
             fix="write `module:function` of a module on the Python path",
         ) from error
     if not callable(target):
-        raise ConfigError(f"{import_path!r} is not a function", where="reward.components")
+        raise ConfigError(f"{import_path!r} is not a function", where=where, fix="name a function of that module")
     return target
 
 

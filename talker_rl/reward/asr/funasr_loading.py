@@ -53,7 +53,8 @@ def open_model(folder: Path, device: str, threads: int) -> Opened:
     frontend = copy.deepcopy(auto.kwargs["frontend"])
     frontend.dither = 0.0  # 1.0 by default: scores would be random
     if frontend.fs != SAMPLE_RATE:
-        raise CheckpointError(f"the model wants {frontend.fs} Hz, it is fed {SAMPLE_RATE} Hz", where=str(folder))
+        raise CheckpointError(f"the model wants {frontend.fs} Hz, it is fed {SAMPLE_RATE} Hz", where=str(folder),
+                              fix="use a model for 16 kHz")
     upsample = getattr(getattr(auto.model, "predictor", None), "upsample_times", 3)
     stamp = frontend.lfr_n * frontend.frame_shift / 1000 / upsample
     return Opened(auto, type(auto.model).__name__, frontend, auto.kwargs["tokenizer"], stamp / _STAMP_SECONDS)

@@ -33,7 +33,7 @@ def build_recognizer(config: RecognizerSettings) -> Recognizer:
     if ":" in config.type:
         from talker_rl.reward.combine import load_function
 
-        return load_function(config.type)(config)
+        return load_function(config.type, "reward.recognizer.type")(config)
     raise ConfigError(
         f"unknown recognizer type {config.type!r}",
         where="reward.recognizer.type",

@@ -36,7 +36,8 @@ def read_token(config: ServiceConfig) -> str | None:
         try:
             token = (text_lines(Path(config.token_file).expanduser()) or [""])[0]
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"The token cannot be read: {error}", where="service.token_file") from error
+            raise ConfigError(f"The token cannot be read: {error}", where="service.token_file",
+                              fix="name a text file that this user may read") from error
     if token is not None:
         token = token.strip()
         if len(token) < 16 or not token.isascii() or not token.isprintable():
