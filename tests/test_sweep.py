@@ -22,7 +22,6 @@ from toy import digest
 from talker_rl import cli
 from talker_rl.base.disk import read_json
 from talker_rl.base.errors import ConfigError
-from talker_rl.config import load_config
 from talker_rl.evaluation.power import TYPICAL, smallest
 from talker_rl.report.sweep_table import text_table
 from talker_rl.stages import sweep
@@ -146,8 +145,8 @@ def test_shipped_sweeps_load_and_their_dry_run_counts(capsys: pytest.CaptureFixt
     assert f"in all: 8 trainings, {24 + 3 + 8 * (3 + 6)} utterances" in out
     assert not Path(run).exists()
     config = load_sweep([ROOT / "configs/sweeps/losses.yaml"])
-    assert config.seeds == [0, 1, 2] and len(config.variants) == 6
-    assert len(config.cells("biased")) == 18 and len(config.cells("natural")) == 6
+    assert config.seeds == [0, 1, 2] and len(config.variants) == 5
+    assert len(config.cells("biased")) == 15 and len(config.cells("natural")) == 6
     assert config.run.reward.recognizer.path != config.run.reward.evaluator.path
 
 
@@ -199,8 +198,7 @@ def test_what_it_can_find_is_of_texts_and_not_of_who_speaks_them(
     number = int(re.search(r"(\d+) eval utterances of base", told_all)[1])
     assert number in (320, 480, 640) and "arm biased: with 160 texts" in told_all
     file = tmp_path / "eval.jsonl"
-    speakers = load_config(ROOT / "configs/demo.yaml").prompts.speaker
-    file.write_text("".join(json.dumps({"text": f"the river {word}.", "speaker": speakers}) + "\n"
+    file.write_text("".join(json.dumps({"text": f"the river {word}."}) + "\n"
                             for word in ("runs", "stands", "runs", "stands", "sings", "sings")))
     assert "arm biased: with 3 texts and 3 seeds" in told(f"run.prompts.eval={file}", "run.prompts.limit.eval=null")
 
