@@ -113,9 +113,10 @@ class Judge:
 
     def _devices(self) -> str:
         """Kinds of the devices that speech is heard on, of every language and of the aligner: a comma between two."""
-        hearing = [*self.reward.recognizer.routes, *filter(None, [self.reward.pauses.aligner])]
-        kinds = {one.device.partition(":")[0] for one in hearing}
-        return ",".join(sorted(kinds)) or self.reward.recognizer.device
+        aligner = self.reward.pauses.aligner
+        devices = [route.device for route in self.reward.recognizer.routes] or [self.reward.recognizer.device]
+        devices += [aligner.device] if aligner else []
+        return ",".join(sorted({device.partition(":")[0] for device in devices}))
 
     def work(self, header: dict[str, Any], blobs: list[bytes]) -> frames.Frame:
         items: list[ScoreItem | Failure] = []
