@@ -156,6 +156,17 @@ def test_what_the_machinery_failed_to_judge_says_nothing() -> None:
         assert (abs(group.values[1]) < 1e-9) == (reward == 0.6)
 
 
+@pytest.mark.parametrize("credit", ["sequence", "what_differs", "words"])
+def test_what_cannot_be_heard_by_its_own_doing_is_to_blame_whatever_the_credit(credit: str) -> None:
+    group = judged([0.4, None, 0.8], code="hallucination", advantages={"credit": credit})
+    assert group.values[1] < 0 and set(group.advantages[1]) == {np.float32(group.values[1])}
+
+
+def test_no_word_is_heard_on_the_stop_though_its_time_lies_behind_the_sound() -> None:
+    found = places("one two three", [(0.1, 0.4), (0.5, 0.8), (2.06, 2.2)])
+    assert found["word", 2].ranges == [(99, 100)]
+
+
 def test_who_drags_is_to_blame_as_a_whole() -> None:
     group = judged([0.9, 1.0, 0.8], seconds=[1.0, 3.0, 1.0], max_length_ratio=1.5,
                    advantages={"credit": "what_differs"})

@@ -42,8 +42,9 @@ def slots(speech: Speech, heard: Heard) -> dict[Place, Slot]:
     steps, words = speech.steps, heard.words
 
     def put(place: Place, right: bool, start: float | None, end: float | None) -> None:
-        first = 0 if start is None else max(0, min(round(start * rate), steps - 1))
-        behind = steps if end is None else max(first + 1, min(round(end * rate), speech.frames))
+        limit = steps if end is None else speech.frames
+        first = 0 if start is None else max(0, min(round(start * rate), limit - 1))
+        behind = limit if end is None else max(first + 1, min(round(end * rate), limit))
         slot = found.setdefault(place, Slot(right))
         slot.right = slot.right and right
         slot.ranges.append((first, behind))

@@ -82,7 +82,7 @@ def value(groups: Sequence[Group], cfg: OnlineConfig, pauses: Pauses, running: f
         values = advantages([group.rewards for group in groups], how, running)
     for group, each in zip(groups, values, strict=True):
         group.values = each.tolist()
-        group.advantages = _credited(group, how, pauses, demoted(group.candidates, cfg))
+        group.advantages = _credited(group, how, pauses, _at_worst(group.candidates, group.scores, cfg))
 
 
 def classes_of(group: Group, pauses: Pauses) -> dict[str, list[int]]:
@@ -99,7 +99,7 @@ def classes_of(group: Group, pauses: Pauses) -> dict[str, list[int]]:
 
 
 def _credited(
-    group: Group, cfg: AdvantageConfig, pauses: Pauses, out_of_bounds: Sequence[bool]
+    group: Group, cfg: AdvantageConfig, pauses: Pauses, at_worst: Sequence[bool]
 ) -> list[np.ndarray]:
     steps = [c.speech.steps for c in group.candidates]
     if cfg.credit == "sequence":
@@ -114,7 +114,7 @@ def _credited(
     # not be decoded, is no word's doing: then all of it is to blame.
     whole = credit.of_sequences(group.values, steps)
     return [whole[k] if low and value < 0 and (group.candidates[k].end_reason != "max_tokens" or not places[k])
-            else found[k] for k, (low, value) in enumerate(zip(out_of_bounds, group.values, strict=True))]
+            else found[k] for k, (low, value) in enumerate(zip(at_worst, group.values, strict=True))]
 
 
 def _places(prompt: Prompt, candidate: Candidate, score: ScoreRow, pauses: Pauses) -> dict[Place, Slot]:
@@ -141,10 +141,16 @@ OWN_DOING = frozenset(("invalid_code", "empty", "too_long", "hallucination"))
 are the machinery's, and say nothing of it."""
 
 
+def _at_worst(candidates: Sequence[Candidate], scores: Sequence[ScoreRow], cfg: OnlineConfig) -> list[bool]:
+    """Which are as their group's worst: demoted, or failed by their own doing."""
+    return [low or score.error_code in OWN_DOING
+            for low, score in zip(demoted(candidates, cfg), scores, strict=True)]
+
+
 def _rewards(candidates: Sequence[Candidate], scores: Sequence[ScoreRow], cfg: OnlineConfig) -> list[float]:
     """Of a failure that is its own doing, and demoted, a candidate has its group's worst reward, and less than all
     others where these are alike. What the machinery failed to judge has their mean, so that nothing follows from it."""
-    low = [one or score.error_code in OWN_DOING for one, score in zip(demoted(candidates, cfg), scores, strict=True)]
+    low = _at_worst(candidates, scores, cfg)
     known = [s.reward for s in scores if s.reward is not None]
     judged = [s.reward for s, one in zip(scores, low, strict=True) if s.reward is not None and not one]
     worst = min(known, default=0.0)
@@ -162,7 +168,9 @@ def _components(group: Group, names: Mapping[str, float], cfg: OnlineConfig) -> 
     worst = {name: (min if weight > 0 else max)((v for row in table if (v := row[name]) is not None), default=0.0)
              for name, weight in names.items()}
     mean = {name: float(np.mean([v for row in table if (v := row[name]) is not None] or [0.0])) for name in names}
-    unjudged = [s.status != "ok" and s.error_code not in OWN_DOING for s in group.scores]
-    return [{name: worst[name] if low or (value is None and not lost) else mean[name] if value is None else value
-             for name, value in row.items()}
-            for low, lost, row in zip(demoted(group.candidates, cfg), unjudged, table, strict=True)]
+    found = []
+    for low, score, row in zip(_at_worst(group.candidates, group.scores, cfg), group.scores, table, strict=True):
+        missing = worst if low or score.status == "ok" else mean
+        found.append({name: worst[name] if low else missing[name] if value is None else value
+                      for name, value in row.items()})
+    return found
