@@ -78,7 +78,7 @@ def recognizer_faults(config: RunConfig, which: str, *, here: bool) -> Iterator[
     prompts' languages are known (:func:`check_heard`)."""
     for where, settings in _routes(config, which):
         if ":" in settings.type:
-            yield from _raised(_check_function, settings.type, f"{where}.type")
+            yield from _raised(load_function, settings.type, f"{where}.type")
         elif settings.type not in ("funasr", "whisper"):
             yield ConfigError(f"unknown recognizer type {settings.type!r}", where=f"{where}.type",
                               fix="use funasr, whisper, or the import path module:factory of one's own")
@@ -165,15 +165,6 @@ def _check_reward(config: RunConfig) -> None:
         Combiner(config.reward)
 
 
-def _check_function(import_path: str, where: str) -> None:
-    with _importing(where):
-        try:
-            load_function(import_path)
-        except ConfigError as error:  # which says that components were being imported
-            raise ConfigError(error.what, where=where, fix="write `module:factory` of a module on the Python path"
-                              ) from error
-
-
 def _check_loss(loss: dict[str, Any], where: str) -> None:
     from talker_rl.losses import build_loss
 
@@ -194,7 +185,7 @@ def _download(where: str, path: str, kind: str) -> Iterator[str]:
             yield f"{where}: {path} is not on this machine, and will be downloaded ({KNOWN[path].hub})"
 
 
-def _raised(check: Callable[..., None], *args: Any) -> Iterator[TalkerRLError]:
+def _raised(check: Callable[..., Any], *args: Any) -> Iterator[TalkerRLError]:
     """The error that a check raises, if any."""
     try:
         check(*args)

@@ -229,7 +229,7 @@ class Live:
             return self._groups[1]
         trained = {} if self._began is None else {"online/training_seconds": time.monotonic() - self._began}
         spent, at = self._before(number)
-        each = self.cfg.prompts_per_step * self.cfg.num_generations
+        each = self.cfg.decodes_per_sampling
         if spent + each > self.cfg.decodes:
             return None
         heard = self.check_ups.begin(number, policy) if first else None
@@ -295,8 +295,7 @@ class Live:
     @property
     def spent_all(self) -> bool:
         """Whether the decodes that are left are not enough for another sampling."""
-        each = self.cfg.prompts_per_step * self.cfg.num_generations
-        return self._before(self.number + 1)[0] + each > self.cfg.decodes
+        return self._before(self.number + 1)[0] + self.cfg.decodes_per_sampling > self.cfg.decodes
 
     def _before(self, number: int) -> tuple[int, int]:
         """Candidates of the samplings before, and prompts."""

@@ -111,7 +111,7 @@ class OnlineConfig(Settings):
         if self.mini_batches > self.prompts_per_step:
             raise ValueError(f"{self.mini_batches} optimizer steps cannot share {self.prompts_per_step} groups: lower "
                              "mini_batches")
-        if self.decodes < self.prompts_per_step * self.num_generations:
+        if self.decodes < self.decodes_per_sampling:
             raise ValueError(f"one sampling takes {self.prompts_per_step} x {self.num_generations} decodes, and there "
                              f"are {self.decodes}")
         if self.overlap and self.refill:
@@ -121,7 +121,12 @@ class OnlineConfig(Settings):
     @property
     def samplings(self) -> int:
         """Samplings that the decodes are enough for, where none is refilled."""
-        return self.decodes // (self.prompts_per_step * self.num_generations)
+        return self.decodes // self.decodes_per_sampling
+
+    @property
+    def decodes_per_sampling(self) -> int:
+        """Candidates of a sampling, where no group is refilled."""
+        return self.prompts_per_step * self.num_generations
 
     @property
     def steps_per_sampling(self) -> int:

@@ -117,8 +117,9 @@ def train_variant(
             on_progress=_reference_line(output_dir.name) if progress else None,
         )
 
-    check_classes(parse_loss(cfg.loss), [source.records, source.held_out_records])
-    loss = build_loss(filled(parse_loss(cfg.loss), code_rate=generator.codec.rate))
+    parsed = parse_loss(cfg.loss)
+    check_classes(parsed, [source.records, source.held_out_records])
+    loss = build_loss(filled(parsed, code_rate=generator.codec.rate))
     return _train(
         generator, source, PairObjective(loss), cfg, args, output_dir, settings, prepare,
         start_adapter=start_adapter, reference=reference_adapter, resume=resume, progress=progress,
@@ -150,7 +151,7 @@ def train_online(
     online = cfg.online
     assert online is not None
     size = int(cfg.args.get("per_device_train_batch_size", 8))
-    candidates = online.prompts_per_step * online.num_generations / online.mini_batches
+    candidates = online.decodes_per_sampling / online.mini_batches
     live.micro_batches = max(1, math.ceil(candidates / size))
     fixed = {"gradient_accumulation_steps": live.micro_batches, "ignore_data_skip": True, "max_steps": cfg.fixed_steps}
     args = _arguments(generator, cfg.model_copy(update={"args": {"logging_steps": 1, **cfg.args, **fixed}}), output_dir,
