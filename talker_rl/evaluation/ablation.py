@@ -21,7 +21,7 @@ from talker_rl.base.disk import read_json
 from talker_rl.base.figures import chance, changed, count, longer, relative
 from talker_rl.evaluation.bootstrap import bootstrap_ci, ratio_of_sums
 from talker_rl.evaluation.nested import Estimate, Measured, Statistic, holm, interval, measure, pooled, spreads
-from talker_rl.evaluation.summary import diff_ci, paired, per_text, variant_summary, word_errors
+from talker_rl.evaluation.summary import HEARD, corpus_wer, diff_ci, paired, per_text, variant_summary, word_errors
 
 Row = dict[str, Any]
 Interval = tuple[float, float] | None
@@ -29,9 +29,6 @@ Interval = tuple[float, float] | None
 KINDS = ("wer_diff_base", "wer_diff_baseline", "duration_ratio", "drift_vs_baseline")
 """What variants are compared by: each has an interval and p-values, and is corrected by itself."""
 _NULL = {"duration_ratio": 1.0}
-HEARD = 0.9
-"""Of the base's utterances, the share that must have been scored of a training: figures are of what was scored, and
-what fails (endless, silent, broken codes) is not just any."""
 SURE = 0.05
 """A claim holds below this p-value, after Holm's correction."""
 
@@ -216,8 +213,7 @@ def _row(
 
 def _one_wer_diff(before: Sequence[Row], after: Sequence[Row], resamples: int) -> tuple[float, Interval]:
     a, b = paired(before, after)
-    rates = [sum(map(word_errors, side)) / sum(row["ref_words"] for row in side) for side in (a, b)]
-    return rates[1] - rates[0], diff_ci(a, b, word_errors, lambda row: row["ref_words"], resamples, 0)
+    return corpus_wer(b) - corpus_wer(a), diff_ci(a, b, word_errors, lambda row: row["ref_words"], resamples, 0)
 
 
 def _durations(*sides: Sequence[Row]) -> list[Any]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from talker_rl.evaluation.curves import CurveRow
 from talker_rl.evaluation.nested import Estimate, Statistic, holm, interval, measure, spreads
+from talker_rl.evaluation.summary import HEARD
 
 Row = dict[str, Any]
 Axis = Literal["code", "utterance", "code_on_base"]
@@ -25,9 +26,6 @@ METRICS = ("wer", "duration_ratio", "reward", "pause_error")
 NULL = {"duration_ratio": 1.0}
 COMPARED = ("wer", "drift", "reward", "pause_error")
 """What differs from the baseline's: ``drift`` is |duration ratio - 1|."""
-_HEARD = 0.9
-"""Of the base's utterances, the share that each checkpoint must have: all are compared on what all have said, so that
-one that fails more often would take the others' texts away, and those are not just any."""
 _LOST = 0.02
 """Share of the resamples without a figure from which it is told: what is left out is not just any."""
 _BEYOND = 1.5
@@ -149,7 +147,7 @@ def _unfit(points: Points, base: Sequence[CurveRow]) -> str | None:
     if not any(row.kl for point in points.values() for row in point):
         return "it has not moved"
     step, fewest = min(((step, len(point)) for step, point in points.items()), key=lambda one: one[1])
-    if fewest < _HEARD * len(base):
+    if fewest < HEARD * len(base):  # all are compared on what all have said: it would take the others' texts away
         return f"of step {step} only {fewest} of {len(base)} utterances were scored"
     return None
 

@@ -22,6 +22,10 @@ from talker_rl.base.errors import DataError
 from talker_rl.evaluation.bootstrap import bootstrap_ci, diff_of_ratios, ratio_of_sums
 from talker_rl.records.evaluation import EvalRow
 
+HEARD = 0.9
+"""Of the base's utterances, the share that must have been scored of what is compared with it: figures are of what was
+scored, and what fails (endless, silent, broken codes) is not just any."""
+
 
 def _ok(rows: Iterable[EvalRow]) -> list[EvalRow]:
     return [r for r in rows if r["status"] == "ok"]
@@ -30,6 +34,11 @@ def _ok(rows: Iterable[EvalRow]) -> list[EvalRow]:
 def word_errors(row: EvalRow) -> float:
     """Substitutions, deletions and insertions."""
     return row["substitutions"] + row["deletions"] + row["insertions"]
+
+
+def corpus_wer(rows: Sequence[EvalRow]) -> float:
+    """All word errors over all words; 0 where there is no word."""
+    return sum(map(word_errors, rows)) / max(1, sum(row["ref_words"] for row in rows))
 
 
 def _mean(rows: Sequence[EvalRow], key: str) -> float | None:
@@ -150,7 +159,7 @@ def compare(
     right = variant_summary(trained, resamples=resamples, seed=seed)
     to_base = sum(r["duration"] for r in b) / max(1e-9, sum(r["duration"] for r in a))
     known = right["duration_ratio"] is not None
-    wer_before, wer_after = (sum(map(word_errors, side)) / max(1, sum(r["ref_words"] for r in side)) for side in (a, b))
+    wer_before, wer_after = corpus_wer(a), corpus_wer(b)
 
     def mean_ci(key: str) -> tuple[float, float] | None:
         both = [i for i, (x, y) in enumerate(zip(a, b, strict=True))
